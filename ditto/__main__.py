@@ -1,0 +1,5 @@
+"""`python -m ditto` is the command `ditto`."""
+
+from ditto.cli import main
+
+main()

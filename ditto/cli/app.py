@@ -1,0 +1,53 @@
+"""The typer application: its groups, its help, and how an error becomes an exit code."""
+
+import contextlib
+import signal
+from typing import Annotated, Any
+
+import typer
+
+import ditto
+from ditto.cli import bench, certs, cluster, demo, infer, model
+from ditto.cli.common import ErrorGroup, exit_codes_help
+from ditto.errors import Interrupted
+
+app = typer.Typer(
+    cls=ErrorGroup,
+    name="ditto",
+    help="Private inference of Transformers: two parties compute on secret shares, a dealer helps, nobody else learns.",
+    epilog=exit_codes_help(),
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+)
+app.add_typer(certs.app, name="certs")
+app.add_typer(cluster.app, name="cluster")
+app.add_typer(model.app, name="model")
+app.command("infer")(infer.infer)
+app.command("demo")(demo.demo)
+app.add_typer(bench.app, name="bench")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ditto {ditto.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _terminated(signum: int, frame: Any) -> None:
+    raise Interrupted("stopped by a signal")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    with contextlib.suppress(ValueError):  # only the main thread may set handlers
+        signal.signal(signal.SIGTERM, _terminated)  # so that an embedded cluster is stopped too
+    app()

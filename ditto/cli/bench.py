@@ -1,0 +1,74 @@
+"""`ditto bench`: measure a shape with random weights of realistic scale."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from ditto.cli.common import Json, emit, note, out, size
+from ditto.cli.report import print_costs
+from ditto.cli.run import Run, document, run_batch, watching
+from ditto.cluster import embedded
+
+app = typer.Typer(help="Measurements.", no_args_is_help=True)
+
+
+class Shape(StrEnum):
+    tiny = "bert-tiny"
+    base = "bert-base"
+    large = "bert-large"
+
+
+class Network(StrEnum):
+    loopback = "loopback"
+
+
+@app.callback()
+def _group() -> None:
+    pass
+
+
+@app.command()
+def model(
+    model: Annotated[Shape, typer.Option("--model", help="Which shape.")] = Shape.tiny,
+    seq: Annotated[int, typer.Option(min=2, max=512, help="Tokens.")] = 128,
+    layers: Annotated[int | None, typer.Option(min=1, help="Layers; default: the shape's.")] = None,
+    preset: Annotated[str, typer.Option(help="Which operation and type each layer uses.")] = "ditto",
+    network: Annotated[Network, typer.Option(help="The emulated network.")] = Network.loopback,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each server.")] = 1,
+    check: Annotated[bool, typer.Option("--check", help="Compute in plaintext too, and compare.")] = False,
+    repeat: Annotated[int, typer.Option(min=1, help="Inferences; the fastest online one is reported.")] = 1,
+    json: Json = False,
+) -> None:
+    """One inference of a shape on five processes: the fields of `infer --json`."""
+    import torch
+
+    from ditto.client import Client
+    from ditto.models import plain_float, random_model
+    from ditto.tokenizer import Batch
+
+    say = (lambda text: None) if json else note
+    say(f"{model.value}: random weights and their calibration")
+    spec, weights, checkpoint = random_model(model.value, layers, seq, preset)
+    ids = torch.randint(0, spec["config"]["vocab_size"], (1, seq), generator=torch.Generator().manual_seed(0))
+    batch = Batch(ids, torch.zeros_like(ids), torch.ones_like(ids))
+    runs = []
+    with embedded(threads=threads) as cluster, Client(cluster.client_config()) as client:
+        say("sharing the weights")
+        client.share_model(spec, weights)
+        with watching(json) as watcher:
+            for i in range(repeat):
+                watcher.job(f"{model.value} {i + 1}/{repeat}")
+                run_batch(client, spec, batch, watcher, run := Run())
+                runs.append(run)
+        memory = {p.role: p.peak_rss for p in cluster.status()}
+    best = min(runs, key=lambda run: float(run.report["online"]["seconds"]))
+    if check:
+        best.reference = plain_float(checkpoint.tensors, spec, batch)
+    summary = document(best, spec, network.value, checked=check) | {"threads": threads, "peak_rss_bytes": memory}
+    if json:
+        emit(summary)
+        return
+    print_costs(summary)
+    peaks = ", ".join(f"{role} {size(n)}" for role, n in memory.items() if n)
+    out.print(f"\nsequence {summary['seq']}, network {network.value}; peak memory: {peaks}")

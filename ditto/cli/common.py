@@ -1,0 +1,72 @@
+"""What every command shares: options, output, errors, the client of the configured cluster."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from typer.core import TyperGroup
+
+from ditto.cluster import Cluster, home
+from ditto.config import ClientConfig, load_config
+from ditto.errors import EXIT_CODES, ConfigError, DittoError, Interrupted
+
+if TYPE_CHECKING:  # the client imports torch; a command that does not need it starts quickly
+    from ditto.client import Client
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", envvar="DITTO_CONFIG", help="The client's YAML file; default: the local cluster's."),
+]
+
+out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+err = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+
+
+class ErrorGroup(TyperGroup):
+    """A group whose commands end with the exit code of the error they meet."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (DittoError, KeyboardInterrupt) as error:
+            known = error if isinstance(error, DittoError) else Interrupted("interrupted")
+            err.print(f"[bold red]error[/] ({known.code}): {escape(str(known))}")
+            raise typer.Exit(known.exit_code) from None
+
+
+def exit_codes_help() -> str:
+    lines = [f"  {code:>3}  {meaning}" for code, meaning in sorted(EXIT_CODES.items())]
+    return "\n".join(["\b\nExit codes:", *lines])
+
+
+def emit(document: Any) -> None:
+    """The one JSON document of a command."""
+    sys.stdout.write(json.dumps(document, indent=2) + "\n")
+
+
+def note(text: str) -> None:
+    """A line on what is happening, on stderr."""
+    err.print(text)
+
+
+def connect(config: Path | None) -> "Client":
+    from ditto.client import Client
+
+    path = config or Cluster(home()).config_path("client")
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file; run `ditto cluster up` or name a client configuration with --config")
+    return Client(load_config(path, ClientConfig))
+
+
+def size(n: float) -> str:
+    """Bytes for people, in powers of ten as networks count."""
+    for unit in ("B", "kB", "MB"):
+        if n < 999.5:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.2f} GB"

@@ -1,0 +1,84 @@
+"""`ditto infer`: ask a shared model."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ditto.cli import store
+from ditto.cli.common import ConfigFile, Json, connect, emit, out
+from ditto.cli.report import print_costs
+from ditto.cli.run import Run, document, encode_all, network_of, run_batch, watching
+from ditto.errors import EmptyText, UsageError
+
+
+def infer(
+    model: Annotated[str, typer.Option("--model", help="A model shared before.")],
+    text: Annotated[list[str] | None, typer.Option("--text", help="A sentence; repeatable.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="A file of sentences, one a line; - for stdin.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Compute in plaintext here too, and compare.")] = False,
+    config: ConfigFile = None,
+    json: Json = False,
+) -> None:
+    """Compute a model's answer on secret shares of the text."""
+    texts = _texts(text, file)
+    stored = store.load(model)
+    spec = stored.spec
+    batches = encode_all(stored.tokenizer(), texts, spec["max_length"])
+    table = None
+    if spec["embeddings"] == "public" or check:
+        checkpoint = stored.checkpoint
+    if spec["embeddings"] == "public":
+        from ditto.models import load_checkpoint, public_table
+
+        table = public_table(load_checkpoint(checkpoint))
+    run = Run()
+    with connect(config) as client, watching(json) as watcher:
+        for i, batch in enumerate(batches, 1):
+            watcher.job(model if len(batches) == 1 else f"{model} {i}/{len(batches)}")
+            run_batch(client, spec, batch, watcher, run, table)
+        network = network_of(client)
+    if check:
+        from ditto.models import plain_float
+
+        for batch in batches:
+            run.reference += plain_float(checkpoint, spec, batch)
+    summary = document(run, spec, network, checked=check)
+    if json:
+        emit(summary)
+    else:
+        _show(texts, summary, spec)
+
+
+def _texts(text: list[str] | None, file: Path | None) -> list[str]:
+    texts = list(text or [])
+    if file is not None:
+        if str(file) != "-" and not file.is_file():
+            raise UsageError(f"{file}: no such file")
+        content = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+        texts += content.splitlines()
+    if not texts:
+        raise UsageError("nothing to do: give --text or --file")
+    for i, line in enumerate(texts, 1):
+        if not line.strip():
+            raise EmptyText(f"text {i} of {len(texts)} is empty")
+    return texts
+
+
+def _show(texts: list[str], summary: dict[str, Any], spec: dict[str, Any]) -> None:
+    labels = spec["config"].get("id2label", {})
+    for text, result in zip(texts, summary["output"], strict=True):
+        out.print(text, style="bold", markup=False)
+        if spec["architecture"].endswith("ForSequenceClassification"):
+            best = max(range(len(result)), key=lambda i: result[i])
+            named = ", ".join(f"{labels.get(str(i), i)} {value:+.3f}" for i, value in enumerate(result))
+            out.print(f"  {labels.get(str(best), best)}  ({named})", markup=False)
+        else:
+            head = ", ".join(f"{value:+.4f}" for value in result[:6])
+            out.print(f"  [{head}, …]  {len(result)} numbers; --json prints them all", markup=False)
+    if "max_abs_error" in summary:
+        out.print(f"largest difference to the plaintext computation: {summary['max_abs_error']:.4f}")
+    out.print()
+    print_costs(summary)
+    out.print(f"\n{summary['texts']} text(s) padded to {summary['seq']} tokens, {summary['wall_seconds']:.2f} s in all")

@@ -1,0 +1,103 @@
+"""`ditto model`: import a checkpoint, share its weights between the parties, list."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from ditto.cli import store
+from ditto.cli.common import ConfigFile, Json, connect, emit, note, out, size
+from ditto.errors import DittoError, UsageError
+
+app = typer.Typer(help="Models: import, share, list.", no_args_is_help=True)
+
+COLUMNS = ("name", "architecture", "preset", "max_length")
+
+
+class Embeddings(StrEnum):
+    secret = "secret"
+    public = "public"
+
+
+@app.command("import")
+def import_(
+    dir: Annotated[Path, typer.Argument(help="A checkpoint: config.json, model.safetensors, tokenizer.json.")],
+    calibrate: Annotated[Path, typer.Option(help="A text file, one sentence a line, typical of later use.")],
+    name: Annotated[str | None, typer.Option(help="The model's name; default: the directory's.")] = None,
+    preset: Annotated[str, typer.Option(help="Which operation and type each layer uses.")] = "ditto",
+    embeddings: Annotated[
+        Embeddings, typer.Option(help="Is the word-embedding table a secret, or looked up by the client?")
+    ] = Embeddings.secret,
+    json: Json = False,
+) -> None:
+    """Calibrate and quantize a checkpoint; nothing leaves this machine yet."""
+    known = store.check_name(name or dir.resolve().name)
+    if not calibrate.is_file():
+        raise UsageError(f"{calibrate}: no such calibration file")
+    texts = [line.strip() for line in calibrate.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not texts:
+        raise UsageError(f"{calibrate}: no sentence in this file")
+    from ditto.models import import_model, load_checkpoint
+
+    checkpoint = load_checkpoint(dir)
+    if not json:
+        note(f"{dir}: {checkpoint.architecture}; calibrating on {len(texts)} texts")
+    spec, weights = import_model(checkpoint, known, texts, preset=preset, embeddings=embeddings.value)
+    model = store.save(spec, weights, dir)
+    summary = {key: spec[key] for key in COLUMNS} | {"embeddings": spec["embeddings"], "dir": str(model.dir)}
+    if json:
+        emit(summary)
+    else:
+        out.print(f"imported {known} ({spec['architecture']}, preset {spec['preset']}) into {model.dir}")
+        out.print(f"next: ditto cluster up && ditto model share {known}")
+
+
+@app.command()
+def share(
+    name: Annotated[str, typer.Argument(help="A model imported before.")],
+    config: ConfigFile = None,
+    json: Json = False,
+) -> None:
+    """Send each party its share of the weights."""
+    model = store.load(name)
+    spec, weights = model.spec, model.weights()
+    with connect(config) as client:
+        client.share_model(spec, weights)
+    elements = sum(w.numel() for w in weights.values())
+    if json:
+        emit({key: spec[key] for key in COLUMNS} | {"weights": elements, "shared": True})
+    else:
+        out.print(f"shared {name}: {elements:,} weights in {len(weights)} tensors ({size(elements * 4)} at 32 bits)")
+        out.print(f'next: ditto infer --model {name} --text "…"')
+
+
+@app.command("list")
+def list_(config: ConfigFile = None, json: Json = False) -> None:
+    """Show the models imported here and those the parties hold shares of."""
+    rows: dict[str, dict[str, Any]] = {}
+    for model in store.stored():
+        rows[model.dir.name] = {key: model.spec[key] for key in COLUMNS} | {"imported": True, "shared": False}
+    try:
+        with connect(config) as client:
+            for entry in client.list_models():
+                row = rows.setdefault(entry["name"], {key: entry.get(key) for key in COLUMNS} | {"imported": False})
+                row["shared"] = True
+    except DittoError as error:
+        if config is not None:
+            raise
+        note(f"the cluster cannot be asked, so this is what is imported here ({error})")
+        for row in rows.values():
+            row["shared"] = None
+    if json:
+        emit(list(rows.values()))
+        return
+    table = Table(*COLUMNS, "imported", "shared", box=None, pad_edge=False)
+    words = {True: "yes", False: "no", None: "?"}
+    for row in rows.values():
+        table.add_row(*(str(row[key]) for key in COLUMNS), words[row["imported"]], words[row["shared"]])
+    if rows:
+        out.print(table)
+    else:
+        out.print("no models yet; import one with: ditto model import DIR --calibrate FILE")

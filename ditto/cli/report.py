@@ -1,0 +1,54 @@
+"""What an inference cost: the fields of `--json`, sums over several jobs, tables for people."""
+
+from typing import Any
+
+from rich.table import Table
+
+from ditto.cli.common import out, size
+
+_KEYS = ("name", "layer", "operation", "phase")
+
+
+def merge(a: Any, b: Any) -> Any:
+    """The sum of two reports of one shape: numbers add up, rows of the same name fall together."""
+    if isinstance(a, dict):
+        return {k: a[k] if k in _KEYS else merge(a[k], b[k]) if k in b else a[k] for k in a}
+    if isinstance(a, list) and a and isinstance(a[0], dict):
+        rows = {_key(row): row for row in a}
+        for row in b:
+            rows[_key(row)] = merge(rows[_key(row)], row) if _key(row) in rows else row
+        return list(rows.values())
+    if isinstance(a, list):
+        return [merge(x, y) for x, y in zip(a, b, strict=True)]
+    return a + b if isinstance(a, int | float) else a
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row.get(k) for k in _KEYS)
+
+
+def max_abs_error(results: list[list[float]], reference: list[list[float]]) -> float:
+    return max(abs(x - y) for a, b in zip(results, reference, strict=True) for x, y in zip(a, b, strict=True))
+
+
+def print_costs(report: dict[str, Any], by_layer: bool = True) -> None:
+    """One row a layer: seconds, rounds and bytes, offline and online."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("layer")
+    for heading in ("offline s", "from dealer", "online s", "rounds", "sent by P0", "sent by P1"):
+        table.add_column(heading, justify="right")
+    for row in report["layers"] if by_layer else []:
+        table.add_row(str(row["name"]), *_cells(row))
+    table.add_row("[bold]all[/]", *(f"[bold]{cell}[/]" for cell in _cells(report)))
+    out.print(table)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    offline, online = row["offline"], row["online"]
+    return [
+        f"{offline['seconds']:.2f}",
+        size(sum(offline["bytes_to_party"])),
+        f"{online['seconds']:.2f}",
+        str(online["rounds"]),
+        *(size(n) for n in online["bytes_sent"]),
+    ]

@@ -1,0 +1,131 @@
+"""Jobs from the client's side: encode, run, decode, with progress on the way."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from ditto.cli.common import err, note
+from ditto.cli.report import merge
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ditto.client import Client
+    from ditto.program import Program
+    from ditto.tokenizer import Batch, Tokenizer
+
+BATCH = 8  # sentences in one job
+
+
+class Watcher:
+    """Progress by layer: a bar on a terminal, lines elsewhere, nothing when quiet."""
+
+    def __init__(self, bar: Progress | None, quiet: bool) -> None:
+        self._bar, self._quiet = bar, quiet
+        self._task: TaskID | None = None
+        self._label = ""
+
+    def job(self, label: str) -> None:
+        self._label = label
+        if self._bar and self._task is not None:
+            self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(f"{label}: inputs", total=None) if self._bar else None
+
+    def program(self, program: "Program") -> None:
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, total=2 * len(program.layers))
+
+    def event(self, event: dict[str, Any]) -> None:
+        if self._quiet or "phase" not in event:
+            return
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, advance=1, description=f"{self._label}: {event['name']} {event['phase']}")
+        elif event["phase"] == "online":
+            note(f"{self._label}: {event['name']} {event['seconds']:.2f} s")
+
+
+@contextmanager
+def watching(quiet: bool) -> Iterator[Watcher]:
+    if quiet or not err.is_terminal:
+        yield Watcher(None, quiet)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        yield Watcher(bar, quiet)
+
+
+@dataclass
+class Run:
+    """Results of some jobs, one a text, and what they cost together."""
+
+    results: list[list[float]] = field(default_factory=list)
+    reference: list[list[float]] = field(default_factory=list)
+    report: dict[str, Any] = field(default_factory=dict)
+    seq: int = 0
+    wall_seconds: float = 0
+
+    def add(self, results: list[list[float]], report: dict[str, Any], seq: int, wall: float) -> None:
+        self.results += results
+        self.report = merge(self.report, report) if self.report else report
+        self.seq = max(self.seq, seq)
+        self.wall_seconds += wall
+
+
+def run_batch(
+    client: "Client", spec: dict[str, Any], batch: "Batch", watcher: Watcher, run: Run, table: "Tensor | None" = None
+) -> None:
+    """One job; its results and costs are added to `run`."""
+    from ditto.models import decode_outputs, encode_inputs
+
+    programs: list[Program] = []
+
+    def inputs(program: "Program") -> "dict[str, Tensor]":
+        programs.append(program)
+        watcher.program(program)
+        return encode_inputs(spec, program, batch, public_table=table)
+
+    count, seq = batch.ids.shape
+    began = time.perf_counter()
+    answer = client.infer(spec["name"], inputs, count, seq, watcher.event)
+    wall = time.perf_counter() - began
+    run.add(decode_outputs(spec, programs[0], answer.outputs, batch), answer.report, seq, wall)
+
+
+def encode_all(tokenizer: "Tokenizer", texts: list[str], max_length: int) -> "list[Batch]":
+    """All texts in jobs of at most 8; a text that does not fit is found before the first job starts."""
+    return [tokenizer.encode(texts[i : i + BATCH], max_length) for i in range(0, len(texts), BATCH)]
+
+
+def document(run: Run, spec: dict[str, Any], network: str, *, checked: bool) -> dict[str, Any]:
+    """The fields that `infer --json`, `bench model --json` and `demo --json` share."""
+    from ditto.cli.report import max_abs_error
+
+    result: dict[str, Any] = {
+        "model": spec["name"],
+        "architecture": spec["architecture"],
+        "preset": spec["preset"],
+        "embeddings": spec["embeddings"],
+        "network": network,
+        "texts": len(run.results),
+        "seq": run.seq,
+        "output": run.results,
+    }
+    if checked:
+        result["plaintext_output"] = run.reference
+        result["max_abs_error"] = max_abs_error(run.results, run.reference)
+    return (
+        result
+        | {key: run.report[key] for key in ("online", "offline", "layers", "operations")}
+        | {"wall_seconds": run.wall_seconds}
+    )
+
+
+def network_of(client: "Client") -> str:
+    """`loopback` when every server is on this machine."""
+    peers = client.config.peers
+    hosts = {peers.of(role).rsplit(":", 1)[0] for role in ("coordinator", "party0", "party1", "dealer")}
+    return "loopback" if hosts <= {"127.0.0.1", "localhost", "[::1]"} else "remote"

@@ -1,0 +1,91 @@
+"""The client's own models: $DITTO_HOME/models/NAME, with what an inference needs on the client's side."""
+
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ditto.cluster import home
+from ditto.errors import BadCheckpoint, UnknownModel, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ditto.tokenizer import Tokenizer
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json", "config.json")
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """spec.json (public), weights.safetensors (fixed-point integers, the owner's secret), tokenizer files."""
+
+    dir: Path
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        spec: dict[str, Any] = json.loads((self.dir / "spec.json").read_text())
+        return spec
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the floating-point checkpoint was; needed for --check and for public embeddings only."""
+        path = Path(json.loads((self.dir / "origin.json").read_text())["checkpoint"])
+        if not (path / "model.safetensors").exists():
+            raise BadCheckpoint(f"{path}: the checkpoint this model was imported from is gone; import it again")
+        return path
+
+    def weights(self) -> "dict[str, Tensor]":
+        from safetensors.torch import load_file
+
+        return load_file(self.dir / "weights.safetensors")
+
+    def tokenizer(self) -> "Tokenizer":
+        from ditto.tokenizer import Tokenizer
+
+        return Tokenizer.load(self.dir / "tokenizer")
+
+
+def models_dir() -> Path:
+    return home() / "models"
+
+
+def save(spec: dict[str, Any], weights: "dict[str, Tensor]", checkpoint: Path) -> StoredModel:
+    from safetensors.torch import save_file
+
+    target = models_dir() / check_name(spec["name"])
+    fresh = target.with_name(f".{target.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    (fresh / "tokenizer").mkdir(parents=True, mode=0o700)
+    fresh.chmod(0o700)
+    (fresh / "spec.json").write_text(json.dumps(spec))
+    (fresh / "origin.json").write_text(json.dumps({"checkpoint": str(checkpoint.resolve())}))
+    save_file({name: w.contiguous() for name, w in weights.items()}, fresh / "weights.safetensors")
+    (fresh / "weights.safetensors").chmod(0o600)
+    for name in TOKENIZER_FILES:
+        if (checkpoint / name).exists():
+            shutil.copyfile(checkpoint / name, fresh / "tokenizer" / name)
+    shutil.rmtree(target, ignore_errors=True)
+    fresh.rename(target)
+    return StoredModel(target)
+
+
+def load(name: str) -> StoredModel:
+    model = StoredModel(models_dir() / check_name(name))
+    if not (model.dir / "spec.json").exists():
+        known = ", ".join(m.dir.name for m in stored()) or "none"
+        raise UnknownModel(f"no model named {name!r} here; import it with `ditto model import` (known: {known})")
+    return model
+
+
+def stored() -> list[StoredModel]:
+    return [StoredModel(path.parent) for path in sorted(models_dir().glob("[!.]*/spec.json"))]
+
+
+def check_name(name: str) -> str:
+    """A model's name is also a directory's, here and at the parties."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        raise UsageError(f"{name!r} is no model name: letters, digits, '.', '_' and '-', at most 64, a letter first")
+    return name

@@ -1,0 +1,139 @@
+"""The command line without a cluster: output, exit codes, the local store, sums of reports."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from ditto.cli import app, report, store
+from ditto.cli.demo import calibration_texts
+from ditto.errors import EXIT_CODES, UnknownModel, UsageError
+
+SPEC: dict[str, Any] = {
+    "name": "tiny", "architecture": "BertModel", "preset": "ditto", "max_length": 64, "embeddings": "secret", "config": {},
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DITTO_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("DITTO_CONFIG", raising=False)
+
+
+def run(*args: str, code: int = 0) -> tuple[str, str]:
+    result = CliRunner().invoke(app, list(args))
+    assert result.exit_code == code, result.output
+    return result.stdout, result.stderr
+
+
+def save_tiny(tmp_path: Path) -> store.StoredModel:
+    source = tmp_path / "checkpoint"
+    source.mkdir()
+    (source / "vocab.txt").write_text("[PAD]\n")
+    return store.save(SPEC, {"w": torch.arange(6, dtype=torch.int64).reshape(2, 3)}, source)
+
+
+def test_help_lists_every_exit_code() -> None:
+    stdout, _ = run("--help")
+    for code, meaning in EXIT_CODES.items():
+        assert str(code) in stdout and meaning.split()[0] in stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (["infer", "--text", "hi"], 2),
+        (["nonsense"], 2),
+        (["infer", "--model", "absent", "--text", "hi"], 12),
+        (["infer", "--model", "tiny"], 2),
+        (["infer", "--model", "tiny", "--file", "/nowhere"], 2),
+        (["infer", "--model", "tiny", "--text", "fine", "--text", " "], 11),
+        (["infer", "--model", "../escape", "--text", "hi"], 2),
+        (["model", "import", ".", "--calibrate", "/nowhere"], 2),
+        (["model", "share", "absent"], 12),
+        (["model", "list", "--config", "/nowhere.yaml"], 22),
+    ],
+)
+def test_errors_have_their_own_exit_codes(args: list[str], code: int) -> None:
+    stdout, stderr = run(*args, code=code)
+    assert stdout == "" and stderr.strip()
+    assert "Traceback" not in stderr
+
+
+def test_certs_init() -> None:
+    stdout, _ = run("certs", "init", "--host", "a.example", "--json")
+    made = json.loads(stdout)
+    assert made["hosts"] == ["localhost", "127.0.0.1", "a.example"]
+    before = (Path(made["dir"]) / "ca.pem").read_bytes()
+    run("certs", "init", code=2)
+    assert (Path(made["dir"]) / "ca.pem").read_bytes() == before
+    run("certs", "init", "--force")
+    assert (Path(made["dir"]) / "ca.pem").read_bytes() != before
+
+
+def test_cluster_status_and_down_when_nothing_runs() -> None:
+    status = json.loads(run("cluster", "status", "--json")[0])
+    assert not status["serving"]
+    assert [p["state"] for p in status["processes"]] == ["stopped"] * 4
+    assert json.loads(run("cluster", "down", "--json")[0])["stopped"] == []
+
+
+def test_store_and_list(tmp_path: Path) -> None:
+    model = save_tiny(tmp_path)
+    assert (model.dir / "weights.safetensors").stat().st_mode & 0o777 == 0o600
+    assert store.load("tiny").spec == SPEC
+    assert torch.equal(store.load("tiny").weights()["w"], torch.arange(6).reshape(2, 3))
+    (row,) = json.loads(run("model", "list", "--json")[0])
+    assert {key: row[key] for key in ("name", "architecture", "preset", "max_length")} == {
+        key: SPEC[key] for key in ("name", "architecture", "preset", "max_length")
+    }
+    with pytest.raises(UnknownModel, match="tiny"):
+        store.load("other")
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden", "x" * 65, "a\n"])
+def test_names_are_not_paths(name: str) -> None:
+    with pytest.raises(UsageError):
+        store.check_name(name)
+
+
+def row(name: str, seconds: float, rounds: int, sent: list[int]) -> dict[str, Any]:
+    return {"name": name, "layer": 3, "online": {"seconds": seconds, "rounds": rounds, "bytes_sent": sent}}
+
+
+def test_reports_add_up() -> None:
+    a = {"layers": [row("x", 1.0, 2, [3, 4]), row("y", 1.0, 1, [1, 1])]}
+    b = {"layers": [row("y", 0.5, 1, [2, 2]), row("x", 0.5, 2, [1, 0]), row("z", 1.0, 1, [0, 0])]}
+    assert report.merge(a, b) == {
+        "layers": [row("x", 1.5, 4, [4, 4]), row("y", 1.5, 2, [3, 3]), row("z", 1.0, 1, [0, 0])]
+    }
+
+
+def test_calibration_texts_are_varied() -> None:
+    texts = calibration_texts()
+    assert len(texts) >= 36 and len(set(texts)) == len(texts)
+    assert min(len(t.split()) for t in texts) == 1 and max(len(t.split()) for t in texts) > 20
+
+
+def test_a_taken_port_is_named(tmp_path: Path) -> None:
+    run("cluster", "status")
+    from ditto.cluster import Cluster, _free_ports, home
+
+    ports = _free_ports()
+    Cluster(home()).configure(ports=ports)
+    with socket.create_server(("127.0.0.1", ports["dealer"])):
+        _, stderr = run("cluster", "up", code=24)
+    assert str(ports["dealer"]) in stderr
+
+
+def test_commands_start_quickly_without_torch() -> None:
+    """`ditto --help` and the cluster commands must not pay for importing torch."""
+    check = "import ditto.cli, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", check], check=True, env=os.environ | {"PYTHONPATH": os.getcwd()}, timeout=60)
