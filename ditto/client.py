@@ -1,0 +1,280 @@
+"""The client's side: share a model, ask a question on shares, put the answer together."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+import torch
+
+from ditto.config import ClientConfig
+from ditto.errors import BadCheckpoint, BadShare, DittoError
+from ditto.prg import Prg, derive, new_seed
+from ditto.program import Program, Wire
+from ditto.ring import pack, signed, unpack
+from ditto.service.programs import program_for, weights_of
+from ditto.transport import CHUNK, connect, from_rpc_error, open_channel
+from ditto.wire import control_pb2, control_pb2_grpc, party_pb2, party_pb2_grpc
+
+PARTIES = ("party0", "party1")
+
+
+@dataclass
+class InferResult:
+    """Reconstructed outputs as signed int64, and what the job cost, in all, by layer and by operation."""
+
+    outputs: dict[str, torch.Tensor]
+    report: dict[str, Any]
+
+
+def split(name: str, x: torch.Tensor, wire: Wire, seed: bytes) -> torch.Tensor:
+    """Party 1's share of x; party 0 expands its own from the seed."""
+    if tuple(x.shape) != tuple(wire.shape):
+        raise BadShare(f"{name}: shape {tuple(x.shape)}, expected {tuple(wire.shape)}")
+    share = Prg(derive(seed, name)).ring(tuple(wire.shape), wire.ring)
+    return x.to(share.dtype) - share
+
+
+@contextlib.contextmanager
+def _calling(peer: str, running: bool = False) -> Iterator[None]:
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise from_rpc_error(error, peer, running) from None
+
+
+def _chunks(name: str, wire: Wire, share: torch.Tensor) -> Iterator[party_pb2.TensorChunk]:
+    data = pack(share, wire.ring)
+    for offset in range(0, len(data) or 1, CHUNK):
+        yield party_pb2.TensorChunk(
+            name=name, ring=wire.ring, shape=list(wire.shape), offset=offset, total=len(data),
+            data=data[offset : offset + CHUNK],
+        )  # fmt: skip
+
+
+class Client:
+    """Talks to the coordinator (control) and to both parties (shares). Use it as a context manager."""
+
+    def __init__(self, config: ClientConfig) -> None:
+        self._config = config
+        self._channels = {
+            role: open_channel(config.peers.of(role), role, config.tls, config.role, config.max_message_mb)
+            for role in ("coordinator", *PARTIES)
+        }
+        self._control = control_pb2_grpc.CoordinatorStub(self._channels["coordinator"])
+        self._parties = [party_pb2_grpc.PartyStub(self._channels[role]) for role in PARTIES]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for channel in self._channels.values():
+            channel.close()
+
+    def _connect(self, *roles: str) -> None:
+        for role in roles:
+            connect(self._channels[role], role, self._config.connect_timeout_s)
+
+    # Models -------------------------------------------------------------------------------------
+
+    def list_models(self) -> list[dict[str, Any]]:
+        """The public specs of the shared models."""
+        self._connect("coordinator")
+        with _calling("coordinator"):
+            reply = self._control.ListModels(control_pb2.ListModelsRequest(), timeout=30)
+        return [json.loads(m.spec_json) | {"name": m.model} for m in reply.models]
+
+    def get_model(self, name: str) -> dict[str, Any]:
+        """The public spec of one shared model. Raises UnknownModel."""
+        spec: dict[str, Any] = json.loads(self._model(name).spec_json)
+        return spec
+
+    def _model(self, name: str) -> control_pb2.Model:
+        self._connect("coordinator")
+        with _calling("coordinator"):
+            return self._control.GetModel(control_pb2.GetModelRequest(model=name), timeout=30)
+
+    def share_model(self, spec: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
+        """Split the encoded weights between the parties; a model of the same name is replaced."""
+        spec_json, name = json.dumps(spec, sort_keys=True), str(spec["name"])
+        wires = weights_of(spec_json)
+        for key, wire in wires.items():
+            if key not in weights or tuple(weights[key].shape) != tuple(wire.shape):
+                raise BadCheckpoint(f"weight {key} of shape {tuple(wire.shape)} is missing or misshapen")
+        share_id, seed = secrets.token_hex(16), new_seed()
+        header = party_pb2.ModelHeader(model=name, share_id=share_id, spec_json=spec_json)
+
+        def seeded() -> Iterator[party_pb2.PutModelRequest]:
+            only = party_pb2.ModelHeader()
+            only.CopyFrom(header)
+            only.seed = seed
+            yield party_pb2.PutModelRequest(header=only)
+
+        def packed() -> Iterator[party_pb2.PutModelRequest]:
+            yield party_pb2.PutModelRequest(header=header)
+            for key, wire in wires.items():
+                for chunk in _chunks(key, wire, split(key, weights[key], wire, seed)):
+                    yield party_pb2.PutModelRequest(chunk=chunk)
+
+        self._connect("coordinator", *PARTIES)
+        for role, stub, requests in zip(PARTIES, self._parties, (seeded, packed), strict=True):
+            with _calling(role):
+                stub.PutModel(requests(), timeout=1800)
+        model = control_pb2.Model(model=name, share_id=share_id, spec_json=spec_json)
+        with _calling("coordinator"):
+            self._control.RegisterModel(control_pb2.RegisterModelRequest(model=model), timeout=1800)
+
+    def status(self) -> dict[str, Any]:
+        self._connect("coordinator")
+        with _calling("coordinator"):
+            reply = self._control.Status(control_pb2.StatusRequest(), timeout=30)
+        processes = [
+            {"role": p.role, "address": p.address, "serving": p.serving, "error": p.error} for p in reply.processes
+        ]
+        return {"processes": processes, "queued": reply.queued, "running": reply.running}
+
+    # Inference ----------------------------------------------------------------------------------
+
+    def infer(
+        self,
+        model: str,
+        inputs: Callable[[Program], dict[str, torch.Tensor]],
+        batch: int,
+        seq: int,
+        on_event: Callable[[dict[str, Any]], None] | None = None,
+    ) -> InferResult:
+        """Run one job. `inputs` encodes the question for the compiled program; `on_event` follows the layers."""
+        found = self._model(model)
+        program = program_for(found.spec_json, batch, seq)
+        encoded = inputs(program)
+        self._connect(*PARTIES)
+        started = time.perf_counter()
+        request = control_pb2.RunJobRequest(
+            model=model, share_id=found.share_id, batch=batch, seq=seq, fingerprint=program.fingerprint
+        )
+        call = self._control.RunJob(request)
+        report, job = Report(program), ""
+        try:
+            with _calling("coordinator", running=True):
+                for message in call:
+                    kind = message.WhichOneof("event")
+                    event: dict[str, Any] = {"event": kind}
+                    if kind == "accepted":
+                        job = message.accepted.job
+                        event |= {"job": job, "layers": list(message.accepted.layers)}
+                        self._upload(job, program, encoded)
+                        self._control.StartJob(control_pb2.StartJobRequest(job=job), timeout=30)
+                    elif kind == "queued":
+                        event["position"] = message.queued.position
+                    elif kind == "layer":
+                        event |= report.add(message.layer)
+                    elif kind == "done":
+                        event["seconds"] = report.seconds = message.done.seconds
+                    if on_event is not None:
+                        on_event(event)
+            outputs = self._fetch(job, program)
+        finally:
+            call.cancel()
+        result = report.to_json()
+        result |= {"job": job, "wall_seconds": time.perf_counter() - started}
+        return InferResult(outputs, result)
+
+    def _upload(self, job: str, program: Program, inputs: dict[str, torch.Tensor]) -> None:
+        missing = program.inputs.keys() ^ inputs.keys()
+        if missing:
+            raise BadShare(f"inputs do not match the program: {', '.join(sorted(missing))}")
+        seed = new_seed()
+
+        def requests(party: int, name: str, wire: Wire) -> Iterator[party_pb2.PutInputRequest]:
+            header = party_pb2.InputHeader(job=job, name=name, ring=wire.ring, shape=list(wire.shape))
+            if party == 0:
+                header.seed = derive(seed, job)
+            yield party_pb2.PutInputRequest(header=header)
+            if party == 1:
+                for chunk in _chunks(name, wire, split(name, inputs[name], wire, derive(seed, job))):
+                    yield party_pb2.PutInputRequest(chunk=chunk)
+
+        def send(party: int) -> None:
+            for name, wire in program.inputs.items():
+                with _calling(PARTIES[party], running=True):
+                    self._parties[party].PutInput(requests(party, name, wire), timeout=120)
+
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(send, (0, 1)))
+
+    def _fetch(self, job: str, program: Program) -> dict[str, torch.Tensor]:
+        def fetch(party: int, name: str, wire: Wire) -> torch.Tensor:
+            with _calling(PARTIES[party], running=True):
+                request = party_pb2.FetchOutputRequest(job=job, name=name)
+                data = b"".join(chunk.data for chunk in self._parties[party].FetchOutput(request, timeout=120))
+            size = math.prod(wire.shape) * -(-wire.ring // 8)
+            if len(data) != size:
+                raise DittoError(f"{PARTIES[party]} sent {len(data)} bytes of {name}, expected {size}")
+            return unpack(data, wire.ring, tuple(wire.shape))
+
+        outputs = {}
+        for name, wire in program.outputs.items():
+            zero, one = (fetch(party, name, wire).to(torch.int64) for party in (0, 1))
+            outputs[name] = signed(zero + one, wire.ring)
+        return outputs
+
+
+def _phase() -> dict[str, Any]:
+    return {
+        "online": {"seconds": 0.0, "rounds": 0, "bytes_sent": [0, 0]},
+        "offline": {"seconds": 0.0, "bytes_to_party": [0, 0]},
+    }
+
+
+@dataclass
+class Report:
+    """Adds up the ledgers of both parties. Seconds are the slower party's; rounds are the same on both sides."""
+
+    program: Program
+    seconds: float = 0.0
+    total: dict[str, Any] = field(default_factory=_phase)
+    layers: dict[int, dict[str, Any]] = field(default_factory=dict)
+    operations: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def add(self, done: control_pb2.LayerDone) -> dict[str, Any]:
+        layer = self.layers.setdefault(done.layer, {"layer": done.layer, "name": done.name} | _phase())
+        ledgers = [json.loads(text) for text in done.ledgers]
+        for account in (self.total, layer):
+            account[done.phase]["seconds"] += done.seconds
+        for operation in dict.fromkeys(row["operation"] for rows in ledgers for row in rows):
+            pair: list[dict[str, Any]] = [next((r for r in rows if r["operation"] == operation), {}) for rows in ledgers]
+            by_operation = self.operations.setdefault(operation, {"operation": operation} | _phase())
+            by_operation[done.phase]["seconds"] += max(r.get("seconds", 0.0) for r in pair)
+            for account in (self.total, layer, by_operation):
+                figures = account[done.phase]
+                if done.phase == "online":
+                    figures["rounds"] += max(r.get("rounds", 0) for r in pair)
+                for party, row in enumerate(pair):
+                    if done.phase == "online":
+                        figures["bytes_sent"][party] += row.get("bytes_sent", 0)
+                    else:
+                        figures["bytes_to_party"][party] += row.get("bytes_from_dealer", 0)
+        return {
+            "layer": done.layer, "name": done.name, "phase": done.phase, "seconds": done.seconds, "parties": ledgers,
+            **layer[done.phase],
+        }  # fmt: skip
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **self.total, "seconds": self.seconds, "layers": list(self.layers.values()),
+            "operations": list(self.operations.values()),
+        }  # fmt: skip

@@ -1,0 +1,108 @@
+"""One YAML file configures one process; unknown keys are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from ditto.errors import ConfigError
+
+DEFAULT_PORTS = {"coordinator": 50050, "party0": 50051, "party1": 50052, "dealer": 50053}
+Address = Annotated[str, StringConstraints(pattern=r"^[^\s:/]+:\d{1,5}$|^\[[0-9a-fA-F:]+\]:\d{1,5}$")]
+Role = Literal["party0", "party1", "dealer", "coordinator", "client"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Tls(_Strict):
+    """PEM files; relative paths are relative to the YAML file."""
+
+    ca: Path
+    cert: Path
+    key: Path
+
+
+class Peers(_Strict):
+    coordinator: Address = "127.0.0.1:50050"
+    party0: Address = "127.0.0.1:50051"
+    party1: Address = "127.0.0.1:50052"
+    dealer: Address = "127.0.0.1:50053"
+
+    def of(self, role: str) -> str:
+        return str(getattr(self, role))
+
+
+class _Common(_Strict):
+    role: Role
+    peers: Peers = Peers()
+    tls: Tls
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    max_message_mb: int = Field(default=4, ge=2, le=64)
+    connect_timeout_s: float = Field(default=5.0, gt=0)
+
+
+class _Server(_Common):
+    listen: Address
+    data_dir: Path
+    threads: int = Field(default=1, ge=1)
+    step_timeout_s: float = Field(default=600.0, gt=0)  # one layer, or the activation of a model
+    idle_timeout_s: float = Field(default=120.0, gt=0)  # a job on which nothing happens
+
+
+class PartyConfig(_Server):
+    role: Literal["party0", "party1"]
+
+    @property
+    def index(self) -> int:
+        return int(self.role[-1])
+
+    @property
+    def peer(self) -> str:
+        return f"party{1 - self.index}"
+
+
+class DealerConfig(_Server):
+    role: Literal["dealer"] = "dealer"
+    ahead_mb: int = Field(default=32, ge=2)  # correlations held for each party before they are sent
+
+
+class CoordinatorConfig(_Server):
+    role: Literal["coordinator"] = "coordinator"
+    queue_limit: int = Field(default=64, ge=1)
+
+
+class ClientConfig(_Common):
+    role: Literal["client"] = "client"
+    data_dir: Path | None = None
+    threads: int = Field(default=1, ge=1)
+
+
+AnyConfig = PartyConfig | DealerConfig | CoordinatorConfig | ClientConfig
+C = TypeVar("C", PartyConfig, DealerConfig, CoordinatorConfig, ClientConfig)
+
+
+def load_config(path: Path, kind: type[C]) -> C:
+    """Read one YAML file; paths in it become absolute. ConfigError says what is wrong and where."""
+    try:
+        raw: Any = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} is not a mapping")
+    try:
+        config = kind.model_validate(raw)
+    except ValidationError as error:
+        lines = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ConfigError(f"{path}: " + "; ".join(lines)) from None
+    base = path.resolve().parent
+    changes: dict[str, Any] = {"tls": Tls(**{k: base / v for k, v in dict(config.tls).items()})}
+    if config.data_dir is not None:
+        changes["data_dir"] = base / config.data_dir
+    return config.model_copy(update=changes)

@@ -1,0 +1,94 @@
+"""Every error that a user can meet: one class, one code on the wire, one exit code."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class DittoError(Exception):
+    """Base class. `peer` names the process that an error is about, where there is one."""
+
+    exit_code: ClassVar[int] = 1
+    code: ClassVar[str] = "INTERNAL"
+    help: ClassVar[str] = "unexpected internal error"
+
+    def __init__(self, message: str = "", peer: str | None = None) -> None:
+        super().__init__(message or self.help)
+        self.peer = peer
+
+
+class UsageError(DittoError):
+    exit_code, code, help = 2, "USAGE", "wrong command line"
+
+
+class TextTooLong(DittoError):
+    exit_code, code, help = 10, "TEXT_TOO_LONG", "text over the model's length limit"
+
+
+class EmptyText(DittoError):
+    exit_code, code, help = 11, "EMPTY_TEXT", "empty text"
+
+
+class UnknownModel(DittoError):
+    exit_code, code, help = 12, "UNKNOWN_MODEL", "no model of this name"
+
+
+class BadCheckpoint(DittoError):
+    exit_code, code, help = 13, "BAD_CHECKPOINT", "checkpoint with a missing or misshapen tensor"
+
+
+class UnsupportedArchitecture(DittoError):
+    exit_code, code, help = 14, "UNSUPPORTED_ARCHITECTURE", "checkpoint of an unsupported architecture"
+
+
+class CertificateError(DittoError):
+    exit_code, code, help = 15, "CERTIFICATE", "certificate missing, of another CA, or of a role that may not do this"
+
+
+class PeerAbsent(DittoError):
+    exit_code, code, help = 16, "PEER_ABSENT", "a process does not answer"
+
+
+class VersionMismatch(DittoError):
+    exit_code, code, help = 17, "VERSION", "a peer of another version"
+
+
+class BadShare(DittoError):
+    exit_code, code, help = 18, "BAD_SHARE", "a share of the wrong shape or ring"
+
+
+class ReplayedJob(DittoError):
+    exit_code, code, help = 19, "REPLAYED_JOB", "a job identifier was used before"
+
+
+class MessageTooLarge(DittoError):
+    exit_code, code, help = 20, "MESSAGE_TOO_LARGE", "a message over the size limit"
+
+
+class PeerLost(DittoError):
+    exit_code, code, help = 21, "PEER_LOST", "a process was lost during a job"
+
+
+class ConfigError(DittoError):
+    exit_code, code, help = 22, "CONFIG", "configuration missing or wrong"
+
+
+class RangeError(DittoError):
+    exit_code, code, help = 23, "RANGE", "a bound does not fit its ring"
+
+
+class ClusterError(DittoError):
+    exit_code, code, help = 24, "CLUSTER", "the cluster is not in a state for this"
+
+
+class ReuseError(DittoError):
+    exit_code, code, help = 25, "REUSE", "a correlation was about to be used twice"
+
+
+class Interrupted(DittoError):
+    exit_code, code, help = 130, "INTERRUPTED", "interrupted"
+
+
+_ALL: tuple[type[DittoError], ...] = (DittoError, *DittoError.__subclasses__())
+BY_CODE: dict[str, type[DittoError]] = {cls.code: cls for cls in _ALL}
+EXIT_CODES: dict[int, str] = {0: "success", **{cls.exit_code: cls.help for cls in _ALL}}

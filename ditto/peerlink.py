@@ -1,0 +1,241 @@
+"""The link between the two parties: one bidirectional stream, many labelled rounds.
+
+Party 1 opens the stream and opens it again when it breaks; party 0 serves it. A `LinkChannel` is one job's view
+of the link: `exchange` queues its own frames and only then waits for the peer's, so large payloads flow both ways
+at once. A broken link fails every open channel at once and names the peer; the process goes on.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import grpc
+import structlog
+
+from ditto.errors import CertificateError, ClusterError, DittoError, PeerAbsent, PeerLost, VersionMismatch
+from ditto.transport import CHUNK, from_rpc_error
+from ditto.wire import party_pb2, party_pb2_grpc
+
+log = structlog.get_logger()
+Frame = party_pb2.Frame
+FRAME_OVERHEAD = 4 + 5 + 9  # data field header, gRPC message prefix, one HTTP/2 frame header
+MAX_PAYLOAD = 1 << 31
+MAX_EARLY = 64  # jobs that the peer may have begun before this party opened them
+Queue = queue.SimpleQueue[party_pb2.Frame | None]
+
+
+@dataclass
+class _Mailbox:
+    """What the peer sent for one job: whole messages by round, and the pieces of the one under way."""
+
+    messages: dict[int, tuple[str, bytes]] = field(default_factory=dict)
+    pieces: list[bytes] = field(default_factory=list)
+    received: int = 0
+    error: DittoError | None = None
+    opened: bool = False
+
+
+class PeerLink:
+    """Both ends of the link. `me` and `peer` are roles; every state change happens under one condition."""
+
+    def __init__(self, me: str, peer: str, connect_timeout: float = 5.0, message_timeout: float = 600.0) -> None:
+        self.me, self.peer = me, peer
+        self.connect_timeout, self.message_timeout = connect_timeout, message_timeout
+        self.changed = threading.Condition()
+        self._boxes: dict[str, _Mailbox] = {}
+        self._closed: dict[str, None] = {}  # finished jobs, oldest first: their late frames are dropped
+        self._out: Queue | None = None
+        self._trouble: DittoError | None = None
+        self._stopping = threading.Event()
+
+    @property
+    def up(self) -> bool:
+        return self._out is not None
+
+    # The stream ---------------------------------------------------------------------------------
+
+    def serve(self, frames: Iterator[party_pb2.Frame], context: grpc.ServicerContext) -> Iterator[party_pb2.Frame]:
+        """Party 0's end: the handler of PeerLink.Exchange. A new stream replaces an older one."""
+        out: Queue = queue.SimpleQueue()
+        self._attach(out)
+        context.add_callback(lambda: self._detach(out, None))
+        context.send_initial_metadata(())
+        threading.Thread(target=self._pump, args=(frames, out), name="peer-in", daemon=True).start()
+        yield from iter(out.get, None)
+
+    def dial(self, stub: party_pb2_grpc.PeerLinkStub) -> None:
+        """Party 1's end: keep the stream open until `stop`."""
+
+        def loop() -> None:
+            while not self._stopping.is_set():
+                self._dial_once(stub)
+                self._stopping.wait(0.2)
+
+        threading.Thread(target=loop, name="peer-dial", daemon=True).start()
+
+    def _dial_once(self, stub: party_pb2_grpc.PeerLinkStub) -> None:
+        out: Queue = queue.SimpleQueue()
+        call = stub.Exchange(iter(out.get, None))
+        try:
+            call.initial_metadata()  # arrives when the peer serves the stream; raises nothing, ends on failure
+            if call.is_active():
+                self._attach(out)
+            self._pump(call, out)
+        finally:
+            out.put(None)
+            call.cancel()
+
+    def _pump(self, frames: Iterator[party_pb2.Frame], out: Queue) -> None:
+        trouble: DittoError | None = None
+        try:
+            for frame in frames:
+                self._receive(frame, out)
+        except grpc.RpcError as error:
+            trouble = from_rpc_error(error, self.peer)
+        except Exception as error:  # the server side raises a bare Exception when the client goes
+            trouble = error if isinstance(error, DittoError) else None
+        self._detach(out, trouble)
+
+    def _attach(self, out: Queue) -> None:
+        with self.changed:
+            old, self._out, self._trouble = self._out, out, None
+            if old is not None:
+                self._fail_all()
+                old.put(None)
+            self.changed.notify_all()
+        log.info("peer link up", peer=self.peer)
+
+    def _detach(self, out: Queue, trouble: DittoError | None) -> None:
+        out.put(None)
+        with self.changed:
+            if self._out is out:
+                self._out = None
+                self._fail_all()
+                log.warning("peer link down", peer=self.peer)
+            if self._out is None:
+                self._trouble = trouble or self._trouble
+            self.changed.notify_all()
+
+    def _fail_all(self) -> None:
+        self._boxes = {job: box for job, box in self._boxes.items() if box.opened}
+        for box in self._boxes.values():
+            box.error = box.error or PeerLost(f"{self.peer} was lost during the job", peer=self.peer)
+
+    def stop(self) -> None:
+        self._stopping.set()
+        with self.changed:
+            out = self._out
+        if out is not None:
+            self._detach(out, None)
+
+    # Frames -------------------------------------------------------------------------------------
+
+    def _receive(self, frame: party_pb2.Frame, out: Queue) -> None:
+        with self.changed:
+            if self._out is not out or frame.job in self._closed:
+                return
+            box = self._boxes.get(frame.job)
+            if box is None:
+                if sum(not b.opened for b in self._boxes.values()) >= MAX_EARLY:
+                    del self._boxes[next(j for j, b in self._boxes.items() if not b.opened)]
+                box = self._boxes[frame.job] = _Mailbox()
+            if frame.abort:
+                box.error = box.error or ClusterError(f"{self.peer} ended the job: {frame.abort}", peer=self.peer)
+                self.changed.notify_all()
+                return
+            if frame.total > MAX_PAYLOAD or frame.offset != box.received:
+                box.error = DittoError(f"{self.peer} sent a broken frame for {frame.label!r}", peer=self.peer)
+                self.changed.notify_all()
+                return
+            box.pieces.append(frame.data)
+            box.received += len(frame.data)
+            if box.received >= frame.total:
+                whole = box.pieces[0] if len(box.pieces) == 1 else b"".join(box.pieces)
+                box.messages[frame.sequence] = (frame.label, whole)
+                box.pieces, box.received = [], 0
+                self.changed.notify_all()
+
+    def send(self, job: str, sequence: int, label: str, payload: bytes) -> int:
+        """Queue the frames of one message; returns the bytes that framing adds."""
+        out, total, extra = self._out, len(payload), 0
+        if out is None:
+            raise PeerLost(f"{self.peer} was lost during the job", peer=self.peer)
+        for offset in range(0, total or 1, CHUNK):
+            data = payload if total <= CHUNK else payload[offset : offset + CHUNK]
+            frame = Frame(job=job, sequence=sequence, label=label, offset=offset, total=total)
+            extra += frame.ByteSize() + FRAME_OVERHEAD  # before the data: ByteSize would copy it
+            frame.data = data
+            out.put(frame)
+        return extra
+
+    def receive(self, box: _Mailbox, sequence: int) -> tuple[str, bytes]:
+        deadline = time.monotonic() + self.message_timeout
+        with self.changed:
+            while sequence not in box.messages:
+                if box.error is not None:
+                    raise box.error
+                if time.monotonic() > deadline:
+                    raise PeerLost(f"{self.peer} sent nothing in time", peer=self.peer)
+                self.changed.wait(0.5)
+            return box.messages.pop(sequence)
+
+    # Jobs ---------------------------------------------------------------------------------------
+
+    def open(self, job: str) -> LinkChannel:
+        """This party's channel of one job. Waits for the link; raises PeerAbsent when it stays down."""
+        deadline = time.monotonic() + self.connect_timeout
+        with self.changed:
+            while self._out is None:
+                if isinstance(self._trouble, (VersionMismatch, CertificateError)):
+                    raise self._trouble
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise PeerAbsent(f"{self.peer} does not answer", peer=self.peer)
+                self.changed.wait(left)
+            box = self._boxes.setdefault(job, _Mailbox())
+            box.opened = True
+        return LinkChannel(self, job, box)
+
+    def close(self, job: str, reason: str = "") -> None:
+        """Forget a job; with a reason, tell the peer and fail whoever waits for it here."""
+        with self.changed:
+            box = self._boxes.pop(job, None)
+            self._closed[job] = None
+            if len(self._closed) > 4096:
+                del self._closed[next(iter(self._closed))]
+            if box is not None and reason:
+                box.error = box.error or ClusterError(f"the job was closed: {reason}")
+            out = self._out
+            self.changed.notify_all()
+        if reason and out is not None:
+            out.put(Frame(job=job, abort=reason))
+
+
+class LinkChannel:
+    """One job's labelled rounds over the link (ditto.channel.Channel), counted at the frame."""
+
+    def __init__(self, link: PeerLink, job: str, box: _Mailbox) -> None:
+        self._link, self._job, self._box, self._sequence = link, job, box, 0
+        self.payload_sent = 0
+        self.framing_sent = 0
+
+    def exchange(self, label: str, payload: bytes) -> bytes:
+        """Send `payload`, return the peer's payload of the same round. Both must use the same label."""
+        if self._box.error is not None:
+            raise self._box.error
+        sequence, self._sequence = self._sequence, self._sequence + 1
+        self.framing_sent += self._link.send(self._job, sequence, label, payload)
+        self.payload_sent += len(payload)
+        theirs, data = self._link.receive(self._box, sequence)
+        if theirs != label:
+            raise DittoError(f"round {sequence}: this party opens {label!r}, {self._link.peer} opens {theirs!r}")
+        return data
+
+    def close(self, reason: str = "") -> None:
+        self._link.close(self._job, reason)
+
+

@@ -1,0 +1,203 @@
+"""The coordinator: registers models, queues jobs, drives both parties layer by layer, reports what each layer cost."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+
+import grpc
+import structlog
+
+from ditto.config import CoordinatorConfig
+from ditto.errors import ClusterError, DittoError, UnknownModel, UsageError
+from ditto.program import Program
+from ditto.service.files import write_secret
+from ditto.service.job_run import Fifo, JobRun
+from ditto.service.programs import check_id, check_name, program_for
+from ditto.transport import Roles, connect, open_channel
+from ditto.wire import control_pb2, control_pb2_grpc, party_pb2, party_pb2_grpc
+
+log = structlog.get_logger()
+_METHODS = ("RegisterModel", "ListModels", "GetModel", "Status", "RunJob", "StartJob")
+ROLES: Roles = {name: frozenset({"client"}) for name in _METHODS}
+PARTIES = ("party0", "party1")
+
+
+class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
+    def __init__(self, config: CoordinatorConfig) -> None:
+        self._config = config
+        self._channels = {
+            role: open_channel(config.peers.of(role), role, config.tls, config.role, config.max_message_mb)
+            for role in (*PARTIES, "dealer")
+        }
+        self._stubs = {role: party_pb2_grpc.PartyStub(self._channels[role]) for role in PARTIES}
+        self._queue = Fifo(config.queue_limit)
+        self._lock = threading.Lock()
+        self._runs: dict[str, JobRun] = {}
+        config.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._file = config.data_dir / "models.json"
+        self._models: dict[str, dict[str, str]] = {}
+        if self._file.exists():
+            self._models = json.loads(self._file.read_text())
+
+    # Models -------------------------------------------------------------------------------------
+
+    def _model(self, name: str) -> control_pb2.Model:
+        with self._lock:
+            entry = self._models.get(name)
+            known = ", ".join(sorted(self._models)) or "none"
+        if entry is None:
+            raise UnknownModel(f"no model {name[:100]!r} is shared; shared models: {known}")
+        return control_pb2.Model(model=name, share_id=entry["share_id"], spec_json=entry["spec"])
+
+    def GetModel(self, request: control_pb2.GetModelRequest, context: grpc.ServicerContext) -> control_pb2.Model:
+        return self._model(request.model)
+
+    def ListModels(
+        self, request: control_pb2.ListModelsRequest, context: grpc.ServicerContext
+    ) -> control_pb2.ListModelsReply:
+        with self._lock:
+            names = sorted(self._models)
+        return control_pb2.ListModelsReply(models=[self._model(name) for name in names])
+
+    def RegisterModel(
+        self, request: control_pb2.RegisterModelRequest, context: grpc.ServicerContext
+    ) -> control_pb2.RegisterModelReply:
+        model = request.model
+        name, share_id = check_name(model.model), check_id(model.share_id)
+        attempt = secrets.token_hex(16)
+        run = JobRun(attempt, self._stubs, self._config.step_timeout_s)
+        context.add_callback(run.cancel)
+        self._queue.enter(attempt)
+        try:
+            self._wait_turn(attempt, run)
+            self._connect_all()
+            ask = party_pb2.ActivateModelRequest(model=name, share_id=share_id, attempt=attempt)
+            run.both(lambda stub, timeout: stub.ActivateModel.future(ask, timeout=timeout))
+            run.done = True
+        except DittoError:
+            run.close("activation failed")
+            raise
+        finally:
+            self._queue.leave(attempt)
+        with self._lock:
+            old = self._models.get(name)
+            self._models[name] = {"share_id": share_id, "spec": model.spec_json}
+            write_secret(self._file, json.dumps(self._models).encode())
+        if old is not None:
+            drop = party_pb2.DropModelRequest(share_id=old["share_id"])
+            for call in [stub.DropModel.future(drop, timeout=5.0) for stub in self._stubs.values()]:
+                call.exception()
+        log.info("model registered", model=name, share=share_id)
+        return control_pb2.RegisterModelReply()
+
+    def Status(self, request: control_pb2.StatusRequest, context: grpc.ServicerContext) -> control_pb2.StatusReply:
+        running, queued = self._queue.state()
+        processes = [
+            control_pb2.ProcessStatus(role="coordinator", address=self._config.peers.coordinator, serving=True)
+        ]
+        for role, channel in self._channels.items():
+            status = control_pb2.ProcessStatus(role=role, address=self._config.peers.of(role), serving=True)
+            try:
+                connect(channel, role, 1.0)
+            except DittoError as error:
+                status.serving, status.error = False, str(error)
+            processes.append(status)
+        return control_pb2.StatusReply(processes=processes, queued=queued, running=running)
+
+    # Jobs ---------------------------------------------------------------------------------------
+
+    def _connect_all(self) -> None:
+        for role, channel in self._channels.items():
+            connect(channel, role, self._config.connect_timeout_s)
+
+    def _wait_turn(self, name: str, run: JobRun) -> None:
+        while self._queue.place(name, 0.2):
+            run.check()
+
+    def StartJob(
+        self, request: control_pb2.StartJobRequest, context: grpc.ServicerContext
+    ) -> control_pb2.StartJobReply:
+        with self._lock:
+            run = self._runs.get(request.job)
+        if run is None:
+            raise ClusterError("no such job waits for its inputs")
+        run.started.set()
+        return control_pb2.StartJobReply()
+
+    def RunJob(
+        self, request: control_pb2.RunJobRequest, context: grpc.ServicerContext
+    ) -> Iterator[control_pb2.JobEvent]:
+        model = self._model(request.model)
+        if model.share_id != request.share_id:
+            raise ClusterError(f"model {request.model} was shared again meanwhile; try again")
+        if not (1 <= request.batch <= 4096 and 1 <= request.seq <= 65536):
+            raise UsageError("batch or sequence length out of range")
+        program = program_for(model.spec_json, request.batch, request.seq, request.fingerprint)
+        run = JobRun(secrets.token_hex(16), self._stubs, self._config.step_timeout_s)
+        reason = "the client ended the job"
+        with self._lock:
+            self._runs[run.name] = run
+        try:
+            self._queue.enter(run.name)
+            if not context.add_callback(run.cancel):
+                run.cancel()
+            yield from self._events(run, model, program, request)
+            run.done = True
+            log.info("job done", job=run.name, model=request.model)
+        except DittoError as error:
+            reason = str(error)
+            raise
+        finally:
+            if not run.done:
+                run.done = True
+                run.close(reason)
+            self._queue.leave(run.name)
+            with self._lock:
+                self._runs.pop(run.name, None)
+
+    def _events(
+        self, run: JobRun, model: control_pb2.Model, program: Program, request: control_pb2.RunJobRequest
+    ) -> Iterator[control_pb2.JobEvent]:
+        place = self._queue.place(run.name)
+        while place:
+            yield control_pb2.JobEvent(queued=control_pb2.Queued(position=place))
+            before = place
+            while place == before:
+                place = self._queue.place(run.name, 0.2)
+                run.check()
+        self._connect_all()
+        ask = party_pb2.OpenJobRequest(
+            job=run.name, model=model.model, share_id=model.share_id,
+            batch=request.batch, seq=request.seq, fingerprint=program.fingerprint,
+        )  # fmt: skip
+        run.both(lambda stub, timeout: stub.OpenJob.future(ask, timeout=timeout))
+        run.begun = True
+        yield control_pb2.JobEvent(accepted=control_pb2.Accepted(job=run.name, layers=program.layers))
+        if not run.started.wait(self._config.idle_timeout_s):
+            raise ClusterError("the client's inputs did not arrive in time")
+        start = time.perf_counter()
+        for layer, name in enumerate(program.layers):
+            step = party_pb2.StepRequest(job=run.name, layer=layer)
+            for phase in ("offline", "online"):
+                if phase == "offline":
+                    replies = run.both(lambda stub, t, s=step: stub.Prepare.future(s, timeout=t))  # type: ignore[misc]
+                else:
+                    replies = run.both(lambda stub, t, s=step: stub.Run.future(s, timeout=t))  # type: ignore[misc]
+                done = control_pb2.LayerDone(
+                    layer=layer, name=name, phase=phase, seconds=max(r.seconds for r in replies),
+                    ledgers=[r.ledger_json for r in replies],
+                )  # fmt: skip
+                yield control_pb2.JobEvent(layer=done)
+        yield control_pb2.JobEvent(done=control_pb2.Done(seconds=time.perf_counter() - start))
+
+    def close(self) -> None:
+        with self._lock:
+            runs = list(self._runs.values())
+        for run in runs:
+            run.cancel()
+        for channel in self._channels.values():
+            channel.close()

@@ -1,0 +1,224 @@
+"""The dealer's process: mask seeds of models, and one stream of correlations for each party and job."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import structlog
+
+from ditto.config import DealerConfig
+from ditto.errors import ClusterError, DittoError, ReplayedJob, UnknownModel, UsageError
+from ditto.prg import derive, new_seed
+from ditto.program import Program
+from ditto.runtime import DealerJob, DealerWeights
+from ditto.service.files import write_secret
+from ditto.service.programs import check_id, check_name, program_for
+from ditto.transport import CHUNK, Roles, caller
+from ditto.wire import dealer_pb2, dealer_pb2_grpc
+
+log = structlog.get_logger()
+PARTIES = frozenset({"party0", "party1"})
+ROLES: Roles = {"ModelSeed": PARTIES, "Correlations": PARTIES}
+
+
+def _pair(master: bytes) -> tuple[bytes, bytes]:
+    return derive(master, "party", 0), derive(master, "party", 1)
+
+
+class _Feed:
+    """One party's bounded queue of chunks. The limit counts bytes; `unblocked` puts may pass it by one chunk."""
+
+    def __init__(self, limit: int) -> None:
+        self.changed = threading.Condition()
+        self._chunks: deque[bytes] = deque()
+        self._held, self._limit = 0, limit
+        self._small: list[bytes] = []
+        self._small_bytes = 0
+        self.ended = False
+        self.error: DittoError | None = None
+
+    def add(self, data: bytes, other: _Feed) -> None:
+        """Queue `data` in chunks of about 1 MB, waiting while full. What `other` still gathers goes out first:
+        its party may need it before this one makes room."""
+        if len(data) < CHUNK:
+            self._small.append(data)
+            self._small_bytes += len(data)
+            if self._small_bytes < CHUNK:
+                return
+            self.flush(wait_with=other)
+            return
+        self.flush()
+        view = memoryview(data)
+        for start in range(0, len(data), CHUNK):
+            self._put(bytes(view[start : start + CHUNK]), other)
+
+    def flush(self, wait_with: _Feed | None = None) -> None:
+        if self._small:
+            whole = self._small[0] if len(self._small) == 1 else b"".join(self._small)
+            self._small, self._small_bytes = [], 0
+            self._put(whole, wait_with)
+
+    def _put(self, chunk: bytes, wait_with: _Feed | None) -> None:
+        with self.changed:
+            full = self._held >= self._limit and wait_with is not None
+        if full and wait_with is not None:
+            wait_with.flush()
+        with self.changed:
+            if full:
+                self.changed.wait_for(lambda: self._held < self._limit or self.ended)
+            if self.ended:
+                raise ClusterError("the job was dropped")
+            self._chunks.append(chunk)
+            self._held += len(chunk)
+            self.changed.notify_all()
+
+    def end(self, error: DittoError | None = None) -> None:
+        with self.changed:
+            if error is not None:
+                self.error = self.error or error
+                self._chunks.clear()
+            self.ended = True
+            self.changed.notify_all()
+
+    def drain(self) -> Iterator[bytes]:
+        while True:
+            with self.changed:
+                self.changed.wait_for(lambda: bool(self._chunks) or self.ended)
+                if self.error is not None:
+                    raise self.error
+                if not self._chunks:
+                    return
+                chunk = self._chunks.popleft()
+                self._held -= len(chunk)
+                self.changed.notify_all()
+            yield chunk
+
+
+class _Job:
+    """Both parties' feeds of one job and the thread that fills them."""
+
+    def __init__(self, request: dealer_pb2.CorrelationsRequest, program: Program, limit: int) -> None:
+        self.key = (request.share_id, request.batch, request.seq)
+        self.name, self.program = request.job, program
+        self.seeds = _pair(new_seed())
+        self.feeds = (_Feed(limit), _Feed(limit))
+        self.joined: set[int] = set()
+        self.finished: set[int] = set()
+
+    def deal(self, service: DealerService) -> None:
+        try:
+            masks = service.weights(self.key[0], self.program)
+            for party, data in DealerJob(self.program, self.name, self.seeds, masks).deal():
+                self.feeds[party].add(data, self.feeds[1 - party])
+            for feed in self.feeds:
+                feed.flush()
+                feed.end()
+        except DittoError as error:
+            self.drop(error)
+        except Exception as error:
+            log.error("dealing failed", job=self.name, exc_info=error)
+            self.drop(DittoError(f"dealer: internal error: {type(error).__name__}", peer="dealer"))
+
+    def drop(self, error: DittoError) -> None:
+        for feed in self.feeds:
+            feed.end(error)
+
+
+class DealerService(dealer_pb2_grpc.DealerServicer):
+    def __init__(self, config: DealerConfig) -> None:
+        self._config = config
+        self._dir: Path = config.data_dir / "models"
+        self._dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = threading.Lock()
+        self._weights_lock = threading.Lock()
+        self._jobs: dict[str, _Job] = {}
+        self._used: set[str] = set()
+        self._weights: OrderedDict[str, DealerWeights] = OrderedDict()
+
+    def _model(self, share_id: str) -> tuple[str, str, bytes]:
+        """(name, spec, master seed) of a registered sharing."""
+        try:
+            entry = json.loads((self._dir / f"{check_id(share_id)}.json").read_text())
+        except FileNotFoundError:
+            raise UnknownModel("the dealer does not know this sharing of the model", peer="dealer") from None
+        return entry["model"], entry["spec"], bytes.fromhex(entry["master"])
+
+    def weights(self, share_id: str, program: Program) -> DealerWeights:
+        """The masks of the last two models stay expanded."""
+        with self._weights_lock:
+            if share_id not in self._weights:
+                while len(self._weights) >= 2:
+                    self._weights.popitem(last=False)
+                self._weights[share_id] = DealerWeights(program.weights, _pair(self._model(share_id)[2]))
+            self._weights.move_to_end(share_id)
+            return self._weights[share_id]
+
+    def ModelSeed(
+        self, request: dealer_pb2.ModelSeedRequest, context: grpc.ServicerContext
+    ) -> dealer_pb2.ModelSeedReply:
+        path = self._dir / f"{check_id(request.share_id)}.json"
+        with self._lock:
+            if not path.exists():
+                entry = {"model": check_name(request.model), "spec": request.spec_json, "master": new_seed().hex()}
+                write_secret(path, json.dumps(entry).encode())
+                log.info("model registered", model=request.model, share=request.share_id)
+            name, spec, master = self._model(request.share_id)
+        if (name, spec) != (request.model, request.spec_json):
+            raise ClusterError("the parties registered different models under one sharing", peer="dealer")
+        return dealer_pb2.ModelSeedReply(seed=_pair(master)[int(caller(context)[-1])])
+
+    def Correlations(
+        self, request: dealer_pb2.CorrelationsRequest, context: grpc.ServicerContext
+    ) -> Iterator[dealer_pb2.CorrelationsReply]:
+        party = int(caller(context)[-1])
+        job = self._join(request, party)
+
+        def left() -> None:
+            with self._lock:
+                if party in job.finished:
+                    return
+                self._jobs.pop(request.job, None)
+            job.drop(ClusterError(f"party{party} left the job", peer=f"party{party}"))
+
+        if not context.add_callback(left):
+            left()
+        yield dealer_pb2.CorrelationsReply(seed=job.seeds[party])
+        for chunk in job.feeds[party].drain():
+            yield dealer_pb2.CorrelationsReply(data=chunk)
+        with self._lock:
+            job.finished.add(party)
+            if len(job.finished) == 2:
+                self._jobs.pop(request.job, None)
+                log.info("job dealt", job=request.job)
+
+    def _join(self, request: dealer_pb2.CorrelationsRequest, party: int) -> _Job:
+        check_id(request.job)
+        spec = self._model(request.share_id)[1]
+        program = program_for(spec, request.batch, request.seq, request.fingerprint)
+        with self._lock:
+            job = self._jobs.get(request.job)
+            if job is None:
+                if request.job in self._used:
+                    raise ReplayedJob(f"job {request.job} was dealt before", peer="dealer")
+                self._used.add(request.job)
+                job = self._jobs[request.job] = _Job(request, program, self._config.ahead_mb << 20)
+                threading.Thread(target=job.deal, args=(self,), name="deal", daemon=True).start()
+            if party in job.joined:
+                raise ReplayedJob(f"job {request.job} was dealt before", peer="dealer")
+            if job.key != (request.share_id, request.batch, request.seq):
+                raise UsageError("the parties opened one job with different sizes", peer="dealer")
+            job.joined.add(party)
+            return job
+
+    def close(self) -> None:
+        with self._lock:
+            jobs = list(self._jobs.values())
+        for job in jobs:
+            job.drop(ClusterError("the dealer stops", peer="dealer"))
+
+

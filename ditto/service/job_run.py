@@ -1,0 +1,128 @@
+"""One job as the coordinator drives it: both parties in step, one cancellation for everything under way."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+
+from ditto.errors import ClusterError, DittoError, PeerLost
+from ditto.transport import from_rpc_error
+from ditto.wire import party_pb2, party_pb2_grpc
+
+Stubs = dict[str, party_pb2_grpc.PartyStub]
+PATIENCE = 1.0  # how long the second party may take to say what it knows, once the first one failed
+
+
+class Fifo:
+    """A lock that is granted in the order of asking; waiters can see their place and can leave."""
+
+    def __init__(self, limit: int) -> None:
+        self._changed = threading.Condition()
+        self._line: list[str] = []
+        self._limit = limit
+
+    def enter(self, name: str) -> None:
+        with self._changed:
+            if len(self._line) > self._limit:
+                raise ClusterError("the coordinator's queue is full; try again later", peer="coordinator")
+            self._line.append(name)
+
+    def place(self, name: str, timeout: float = 0.0) -> int:
+        """How many are in front; waits up to `timeout` for none to be."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._line[0] == name, timeout)
+            return self._line.index(name)
+
+    def leave(self, name: str) -> None:
+        with self._changed:
+            if name in self._line:
+                self._line.remove(name)
+            self._changed.notify_all()
+
+    def state(self) -> tuple[str, int]:
+        with self._changed:
+            return (self._line[0], len(self._line) - 1) if self._line else ("", 0)
+
+
+class JobRun:
+    """Calls to both parties on behalf of one job."""
+
+    def __init__(self, name: str, stubs: Stubs, step_timeout: float) -> None:
+        self.name, self._stubs, self._timeout = name, stubs, step_timeout
+        self.started = threading.Event()
+        self.cancelled = threading.Event()
+        self.done = False
+        self.begun = False  # from here on a silent process is lost, not absent
+        self._lock = threading.Lock()
+        self._flying: list[Any] = []
+
+    def cancel(self) -> None:
+        """The client went away: stop what is under way. Harmless after the end."""
+        if self.done:
+            return
+        self.cancelled.set()
+        self.started.set()
+        with self._lock:
+            flying = list(self._flying)
+        for call in flying:
+            call.cancel()
+
+    def check(self) -> None:
+        if self.cancelled.is_set():
+            raise ClusterError("the client ended the job")
+
+    def both(self, call: Callable[[party_pb2_grpc.PartyStub, float], Any]) -> list[Any]:
+        """Run one RPC at both parties at once. A failure of either is raised, the more telling one first."""
+        self.check()
+        changed = threading.Event()
+        flying = {role: call(stub, self._timeout) for role, stub in self._stubs.items()}
+        with self._lock:
+            self._flying = list(flying.values())
+        for future in flying.values():
+            future.add_done_callback(lambda _: changed.set())
+        errors: dict[str, DittoError] = {}
+        give_up = float("inf")
+        while True:
+            pending = [role for role, future in flying.items() if not future.done()]
+            for role, future in flying.items():
+                if role not in pending and role not in errors and (error := self._error(future, role)):
+                    errors[role] = error
+                    give_up = min(give_up, time.monotonic() + PATIENCE)
+            if not pending or time.monotonic() > give_up:
+                break
+            changed.wait(0.2 if errors else 5.0)
+            changed.clear()
+        self.check()
+        if errors:
+            for role in pending:
+                flying[role].cancel()
+            raise min(errors.values(), key=_vagueness)
+        return [future.result() for future in flying.values()]
+
+    def _error(self, future: Any, role: str) -> DittoError | None:
+        if future.cancelled():
+            return ClusterError("the call was cancelled")
+        error = future.exception()
+        if error is None:
+            return None
+        return from_rpc_error(error, role, running=self.begun) if isinstance(error, grpc.RpcError) else DittoError(
+            f"{role}: {error}", peer=role
+        )  # fmt: skip
+
+    def close(self, reason: str) -> None:
+        """Best effort at both parties; a dead one is not waited for."""
+        calls = [
+            stub.CloseJob.future(party_pb2.CloseJobRequest(job=self.name, reason=reason), timeout=2.0)
+            for stub in self._stubs.values()
+        ]
+        for call in calls:
+            call.exception()
+
+
+def _vagueness(error: DittoError) -> int:
+    """A party that is gone says more than the other party's "the job was closed"."""
+    return 0 if isinstance(error, PeerLost) else 2 if isinstance(error, ClusterError) else 1

@@ -1,0 +1,173 @@
+"""The RPCs of a compute party."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import grpc
+import structlog
+
+from ditto.config import PartyConfig
+from ditto.errors import BadShare, ClusterError, DittoError
+from ditto.peerlink import PeerLink
+from ditto.ring import pack
+from ditto.service.model_store import Assembly, ModelStore
+from ditto.service.party_jobs import Jobs
+from ditto.service.programs import check_id
+from ditto.transport import CHUNK, Roles, connect, from_rpc_error, open_channel
+from ditto.wire import dealer_pb2, dealer_pb2_grpc, party_pb2, party_pb2_grpc
+
+log = structlog.get_logger()
+_CLIENT, _CONTROL = frozenset({"client"}), frozenset({"coordinator"})
+
+
+def roles(config: PartyConfig) -> Roles:
+    table = {name: _CONTROL for name in ("ActivateModel", "DropModel", "OpenJob", "Prepare", "Run", "CloseJob")}
+    table |= {name: _CLIENT for name in ("PutModel", "PutInput", "FetchOutput")}
+    table["ListModels"] = _CLIENT | _CONTROL
+    if config.index == 0:
+        table["Exchange"] = frozenset({"party1"})
+    return table
+
+
+class LinkService(party_pb2_grpc.PeerLinkServicer):
+    """Party 0's end of the peer link."""
+
+    def __init__(self, link: PeerLink) -> None:
+        self._link = link
+
+    def Exchange(
+        self, request_iterator: Iterator[party_pb2.Frame], context: grpc.ServicerContext
+    ) -> Iterator[party_pb2.Frame]:
+        return self._link.serve(request_iterator, context)
+
+
+class PartyService(party_pb2_grpc.PartyServicer):
+    def __init__(self, config: PartyConfig) -> None:
+        self._config = config
+        self._store = ModelStore(config.data_dir, config.index)
+        self.link = PeerLink(config.role, config.peer, config.connect_timeout_s, config.step_timeout_s)
+        self._dealer_channel = open_channel(
+            config.peers.dealer, "dealer", config.tls, config.role, config.max_message_mb
+        )
+        self._dealer = dealer_pb2_grpc.DealerStub(self._dealer_channel)
+        self._jobs = Jobs(config, self._store, self.link, self._dealer)
+        self._peer_channel: grpc.Channel | None = None
+        if config.index == 1:
+            address = config.peers.of(config.peer)
+            self._peer_channel = open_channel(address, config.peer, config.tls, config.role, config.max_message_mb)
+            self.link.dial(party_pb2_grpc.PeerLinkStub(self._peer_channel))
+
+    # Models -------------------------------------------------------------------------------------
+
+    def PutModel(
+        self, request_iterator: Iterator[party_pb2.PutModelRequest], context: grpc.ServicerContext
+    ) -> party_pb2.PutModelReply:
+        entry = self._store.put(request_iterator)
+        log.info("model put", model=entry.model, share=entry.share_id)
+        return party_pb2.PutModelReply()
+
+    def ActivateModel(
+        self, request: party_pb2.ActivateModelRequest, context: grpc.ServicerContext
+    ) -> party_pb2.ActivateModelReply:
+        entry = self._store.entry(request.share_id)
+        if entry.active:
+            raise ClusterError("this sharing is active already", peer=self._config.role)
+        connect(self._dealer_channel, "dealer", self._config.connect_timeout_s)
+        ask = dealer_pb2.ModelSeedRequest(model=entry.model, share_id=entry.share_id, spec_json=entry.spec)
+        try:
+            seed = self._dealer.ModelSeed(ask, timeout=60).seed
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, "dealer") from None
+        channel = self.link.open(check_id(request.attempt))
+        reason = "activation failed"
+        context.add_callback(lambda: channel.close(reason))
+        try:
+            self._store.activate(entry, seed, channel)
+            reason = ""
+        finally:
+            channel.close(reason)
+        log.info("model active", model=entry.model, share=entry.share_id, bytes_sent=channel.payload_sent)
+        return party_pb2.ActivateModelReply()
+
+    def DropModel(self, request: party_pb2.DropModelRequest, context: grpc.ServicerContext) -> party_pb2.DropModelReply:
+        self._store.drop(request.share_id)
+        return party_pb2.DropModelReply()
+
+    def ListModels(
+        self, request: party_pb2.PartyModelsRequest, context: grpc.ServicerContext
+    ) -> party_pb2.PartyModelsReply:
+        models = [
+            party_pb2.PartyModel(model=e.model, share_id=e.share_id, active=e.active) for e in self._store.entries()
+        ]
+        return party_pb2.PartyModelsReply(models=models, peer_link=self.link.up)
+
+    # Jobs ---------------------------------------------------------------------------------------
+
+    def OpenJob(self, request: party_pb2.OpenJobRequest, context: grpc.ServicerContext) -> party_pb2.OpenJobReply:
+        connect(self._dealer_channel, "dealer", self._config.connect_timeout_s)
+        self._jobs.open(request)
+        return party_pb2.OpenJobReply()
+
+    def Prepare(self, request: party_pb2.StepRequest, context: grpc.ServicerContext) -> party_pb2.StepReply:
+        return self._step("offline", request)
+
+    def Run(self, request: party_pb2.StepRequest, context: grpc.ServicerContext) -> party_pb2.StepReply:
+        return self._step("online", request)
+
+    def _step(self, phase: str, request: party_pb2.StepRequest) -> party_pb2.StepReply:
+        job = self._jobs.get(request.job)
+        try:
+            seconds, rows = job.step(phase, request.layer)
+        except Exception as error:
+            code = error.code if isinstance(error, DittoError) else type(error).__name__
+            self._jobs.close(request.job, f"{phase} work failed ({code})")
+            raise
+        return party_pb2.StepReply(seconds=seconds, ledger_json=json.dumps(rows))
+
+    def CloseJob(self, request: party_pb2.CloseJobRequest, context: grpc.ServicerContext) -> party_pb2.CloseJobReply:
+        self._jobs.close(request.job, request.reason)
+        return party_pb2.CloseJobReply()
+
+    # The client's shares ------------------------------------------------------------------------
+
+    def PutInput(
+        self, request_iterator: Iterator[party_pb2.PutInputRequest], context: grpc.ServicerContext
+    ) -> party_pb2.PutInputReply:
+        header = next(request_iterator, party_pb2.PutInputRequest()).header
+        job = self._jobs.get(header.job)
+        assembly: Assembly | None = job.input(header)
+        for request in request_iterator:
+            if assembly is None:
+                raise BadShare(f"{header.name}: chunks after a seed")
+            assembly.add(request.chunk.offset, request.chunk.data)
+        if assembly is not None:
+            job.set_input(header.name, assembly.tensor())
+        return party_pb2.PutInputReply()
+
+    def FetchOutput(
+        self, request: party_pb2.FetchOutputRequest, context: grpc.ServicerContext
+    ) -> Iterator[party_pb2.TensorChunk]:
+        job = self._jobs.get(request.job)
+        wire = job.program.outputs.get(request.name)
+        if job.outputs is None:
+            raise ClusterError(f"job {job.name} has no answer yet", peer=self._config.role)
+        if wire is None:
+            raise BadShare(f"{request.name!r} is no output of this program", peer=self._config.role)
+        data = pack(job.outputs[request.name], wire.ring)
+        for offset in range(0, len(data) or 1, CHUNK):
+            yield party_pb2.TensorChunk(
+                name=request.name, ring=wire.ring, shape=list(wire.shape), offset=offset, total=len(data),
+                data=data[offset : offset + CHUNK],
+            )  # fmt: skip
+        job.fetched.add(request.name)
+        if job.fetched >= job.program.outputs.keys():
+            self._jobs.close(request.job)
+
+    def close(self) -> None:
+        self._jobs.close_all()
+        self.link.stop()
+        self._dealer_channel.close()
+        if self._peer_channel is not None:
+            self._peer_channel.close()

@@ -1,0 +1,78 @@
+"""What the three mains share: configuration, JSON logs, a server, an orderly end."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import grpc
+import structlog
+import torch
+
+from ditto.config import CoordinatorConfig, DealerConfig, PartyConfig, load_config
+from ditto.errors import DittoError
+from ditto.transport import build_server
+
+C = TypeVar("C", PartyConfig, DealerConfig, CoordinatorConfig)
+
+
+class Service(Protocol):
+    def close(self) -> None: ...
+
+
+def setup_logs(level: str, role: str) -> None:
+    """One JSON object a line on standard error. Only names, sizes and times are ever logged."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def main(kind: type[C], start: Callable[[C], tuple[grpc.Server, int, Service]]) -> int:
+    """Run one process until SIGTERM or SIGINT; returns its exit code."""
+    parser = argparse.ArgumentParser(description="One process of a Ditto cluster.")
+    parser.add_argument("config_file", nargs="?", type=Path, help="YAML configuration")
+    parser.add_argument("--config", type=Path, help="the same, as an option")
+    args = parser.parse_args()
+    path = args.config or args.config_file
+    if path is None:
+        parser.error("a configuration file is needed")
+    os.umask(0o077)
+    try:
+        config = load_config(path, kind)
+        setup_logs(config.log_level, config.role)
+        torch.set_num_threads(config.threads)
+        server, port, service = start(config)
+    except DittoError as error:
+        sys.stderr.write(f"{path}: {error}\n")
+        return error.exit_code
+    log = structlog.get_logger()
+    stop = threading.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda *_: stop.set())
+    server.start()
+    log.info("serving", role=config.role, port=port)
+    stop.wait()
+    log.info("stopping", role=config.role)
+    ended = server.stop(grace=1.0)
+    service.close()
+    ended.wait(3.0)
+    return 0
+
+
+__all__ = ["build_server", "main", "setup_logs"]

@@ -1,0 +1,47 @@
+"""Compiled programs, shared by everything in one process: the same public spec gives every process the same program."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import lru_cache
+
+from ditto.errors import DittoError, UsageError, VersionMismatch
+from ditto.models import compile_model
+from ditto.program import Program, Wire
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_ID = re.compile(r"[0-9a-f]{32}")
+
+
+def check_name(name: str) -> str:
+    """A model name is a plain file name."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"bad model name {name[:100]!r}: letters, digits, '.', '_' and '-' only")
+    return name
+
+
+def check_id(value: str) -> str:
+    """Jobs and sharings are named by 32 hexadecimal digits."""
+    if not _ID.fullmatch(value):
+        raise UsageError("bad identifier: 32 hexadecimal digits expected")
+    return value
+
+
+@lru_cache(maxsize=8)
+def program_for(spec_json: str, batch: int, seq: int, fingerprint: str = "") -> Program:
+    """The program of a model for one public input size; with a fingerprint, it must be that program."""
+    try:
+        program = compile_model(json.loads(spec_json), batch, seq)
+    except DittoError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"bad model description: {type(error).__name__}: {error}") from error
+    if fingerprint and program.fingerprint != fingerprint:
+        raise VersionMismatch("the processes compile this model to different programs: same version everywhere?")
+    return program
+
+
+def weights_of(spec_json: str) -> dict[str, Wire]:
+    """The weight tensors of a model; they do not depend on the input size."""
+    return program_for(spec_json, 1, 8).weights

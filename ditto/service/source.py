@@ -1,0 +1,106 @@
+"""A party's end of the dealer's stream: correlation bytes, a bounded piece ahead of their use."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+import grpc
+
+from ditto.errors import ClusterError, DittoError, PeerLost
+from ditto.prg import SEED_BYTES
+from ditto.transport import from_rpc_error
+from ditto.wire import dealer_pb2, dealer_pb2_grpc
+
+AHEAD = 32 << 20
+
+
+class DealerSource:
+    """Reads one job's correlations in a thread of its own and hands them out strictly in order (runtime.Source)."""
+
+    def __init__(
+        self, stub: dealer_pb2_grpc.DealerStub, request: dealer_pb2.CorrelationsRequest, timeout: float
+    ) -> None:
+        self._changed = threading.Condition()
+        self._chunks: deque[memoryview] = deque()
+        self._held = 0
+        self._ended = False
+        self._error: DittoError | None = None
+        self._seed: bytes | None = None
+        self._timeout = timeout
+        self.received = 0
+        self._call = stub.Correlations(request)
+        threading.Thread(target=self._read, name="dealer-in", daemon=True).start()
+
+    def _read(self) -> None:
+        try:
+            for reply in self._call:
+                with self._changed:
+                    if self._seed is None:
+                        self._seed = reply.seed
+                    data = reply.data
+                    if data:
+                        self._chunks.append(memoryview(data))
+                        self._held += len(data)
+                        self.received += len(data)
+                    self._changed.notify_all()
+                    self._changed.wait_for(lambda: self._held < AHEAD or self._ended)
+        except grpc.RpcError as error:
+            self._fail(from_rpc_error(error, "dealer", running=self._seed is not None))
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def _fail(self, error: DittoError) -> None:
+        with self._changed:
+            self._error = self._error or error
+            self._ended = True
+            self._changed.notify_all()
+
+    def seed(self) -> bytes:
+        """This party's job seed: the first thing that the dealer sends."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._seed is not None or self._ended, self._timeout):
+                raise PeerLost("dealer sent no seed in time", peer="dealer")
+            if self._seed is None:
+                raise self._error or PeerLost("dealer closed the stream", peer="dealer")
+            if len(self._seed) != SEED_BYTES:
+                raise DittoError("the dealer's seed has a wrong length", peer="dealer")
+            return self._seed
+
+    def take(self, nbytes: int) -> memoryview:
+        """The next `nbytes` bytes; waits for them."""
+        with self._changed:
+            if nbytes and self._chunks and len(self._chunks[0]) >= nbytes:
+                return self._cut(nbytes)
+            whole = bytearray(nbytes)
+            filled = 0
+            while filled < nbytes:
+                if not self._chunks:
+                    self._wait()
+                piece = self._cut(min(len(self._chunks[0]), nbytes - filled))
+                whole[filled : filled + len(piece)] = piece
+                filled += len(piece)
+            return memoryview(whole)
+
+    def _wait(self) -> None:
+        if not self._changed.wait_for(lambda: bool(self._chunks) or self._ended, self._timeout):
+            raise PeerLost("dealer sent nothing in time", peer="dealer")
+        if not self._chunks:
+            raise self._error or DittoError("the dealer sent fewer correlations than the program needs", peer="dealer")
+
+    def _cut(self, n: int) -> memoryview:
+        head = self._chunks[0]
+        if len(head) == n:
+            self._chunks.popleft()
+        else:
+            self._chunks[0] = head[n:]
+        full = self._held >= AHEAD
+        self._held -= n
+        if full and self._held < AHEAD:
+            self._changed.notify_all()
+        return head[:n]
+
+    def close(self, reason: str = "the job was closed") -> None:
+        self._fail(ClusterError(reason))
+        self._call.cancel()

@@ -1,0 +1,293 @@
+"""gRPC channels and servers: mutual TLS, one role and version check, one mapping of errors.
+
+Every call carries the protocol version in its metadata. A server knows its caller by the common name of
+the client certificate; a client knows its server by the role in the certificate's names, so a stolen
+party certificate cannot stand in for the dealer's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from concurrent import futures
+from pathlib import Path
+from typing import Any, NoReturn
+
+import grpc
+import structlog
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
+from ditto.config import Tls
+from ditto.errors import (
+    BY_CODE,
+    BadShare,
+    CertificateError,
+    ConfigError,
+    DittoError,
+    MessageTooLarge,
+    PeerAbsent,
+    PeerLost,
+    ReplayedJob,
+    UnknownModel,
+    VersionMismatch,
+)
+
+PROTOCOL_VERSION = 1
+CHUNK = 1 << 20
+VERSION_KEY, CODE_KEY, PEER_KEY = "ditto-protocol", "ditto-code", "ditto-peer"
+log = structlog.get_logger()
+
+Roles = Mapping[str, frozenset[str]]  # method name -> roles that may call it
+
+_STATUS = {
+    CertificateError: grpc.StatusCode.PERMISSION_DENIED,
+    VersionMismatch: grpc.StatusCode.FAILED_PRECONDITION,
+    ReplayedJob: grpc.StatusCode.ALREADY_EXISTS,
+    UnknownModel: grpc.StatusCode.NOT_FOUND,
+    BadShare: grpc.StatusCode.INVALID_ARGUMENT,
+    MessageTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    PeerAbsent: grpc.StatusCode.ABORTED,
+    PeerLost: grpc.StatusCode.ABORTED,
+}
+
+
+def options(max_message_mb: int) -> list[tuple[str, int]]:
+    """Channel and server options. A dead peer shows within about four seconds; bdp probes stay on."""
+    limit = max_message_mb << 20
+    return [
+        ("grpc.max_send_message_length", limit),
+        ("grpc.max_receive_message_length", limit),
+        ("grpc.keepalive_time_ms", 2000),
+        ("grpc.keepalive_timeout_ms", 2000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.http2.max_ping_strikes", 0),
+        ("grpc.http2.min_ping_interval_without_data_ms", 1000),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 1000),
+        ("grpc.max_reconnect_backoff_ms", 1000),
+        ("grpc.so_reuseport", 0),
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+
+
+# Certificates ------------------------------------------------------------------------------------
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CertificateError(f"cannot read {path}: {error.strerror} (run `ditto certs init`)") from None
+
+
+def load_tls(tls: Tls, role: str) -> tuple[bytes, bytes, bytes]:
+    """The PEM bytes (ca, key, cert), after checking that this CA signed this certificate for this role."""
+    ca, key, cert = _read(tls.ca), _read(tls.key), _read(tls.cert)
+    try:
+        own, root = x509.load_pem_x509_certificate(cert), x509.load_pem_x509_certificate(ca)
+    except ValueError:
+        raise CertificateError(f"{tls.cert} or {tls.ca} is not a PEM certificate") from None
+    try:
+        own.verify_directly_issued_by(root)
+    except Exception:  # signature or issuer, of several classes
+        raise CertificateError(f"{tls.cert} was not signed by the CA in {tls.ca}") from None
+    names = [a.value for a in own.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    if names != [role]:
+        raise CertificateError(f"{tls.cert} is for {names}, not for {role}")
+    return ca, key, cert
+
+
+def _named_by_role(cert: bytes, role: str) -> bool:
+    """Whether this CA writes the role into a certificate's names, so that a server's can be checked."""
+    try:
+        names = x509.load_pem_x509_certificate(cert).extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except x509.ExtensionNotFound:
+        return False
+    return role in names.value.get_values_for_type(x509.DNSName)
+
+
+# Client side -------------------------------------------------------------------------------------
+
+
+class _Stamp(
+    grpc.UnaryUnaryClientInterceptor,
+    grpc.UnaryStreamClientInterceptor,
+    grpc.StreamUnaryClientInterceptor,
+    grpc.StreamStreamClientInterceptor,
+):
+    """Adds the protocol version to the metadata of every call."""
+
+    def __init__(self, version: int) -> None:
+        self._pair = (VERSION_KEY, str(version))
+
+    def _call(self, continuation: Callable[..., Any], details: Any, request: Any) -> Any:
+        details = details._replace(metadata=[*(details.metadata or ()), self._pair])
+        return continuation(details, request)
+
+    intercept_unary_unary = intercept_unary_stream = _call  # type: ignore[assignment]
+    intercept_stream_unary = intercept_stream_stream = _call  # type: ignore[assignment]
+
+
+def open_channel(
+    address: str, peer: str, tls: Tls, role: str, max_message_mb: int = 4, version: int = PROTOCOL_VERSION
+) -> grpc.Channel:
+    """A lazy channel to `peer`; nothing is sent before the first call."""
+    ca, key, cert = load_tls(tls, role)
+    credentials = grpc.ssl_channel_credentials(root_certificates=ca, private_key=key, certificate_chain=cert)
+    args: list[tuple[str, Any]] = [*options(max_message_mb)]
+    if _named_by_role(cert, role):
+        args.append(("grpc.ssl_target_name_override", peer))
+    return grpc.intercept_channel(grpc.secure_channel(address, credentials, options=args), _Stamp(version))
+
+
+def connect(channel: grpc.Channel, peer: str, timeout: float) -> None:
+    """Wait until `peer` answers its health check. The only place where a call is tried again."""
+    stub = health_pb2_grpc.HealthStub(channel)
+
+    def check() -> None:
+        try:
+            stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, peer) from None
+
+    retrying = Retrying(
+        stop=stop_after_delay(timeout), wait=wait_fixed(0.1), retry=retry_if_exception_type(PeerAbsent), reraise=True
+    )
+    retrying(check)
+
+
+_TLS_TROUBLE = re.compile(r"certificate|handshake|ssl_error|tsi_|peer name|hostname", re.IGNORECASE)
+
+
+def from_rpc_error(error: grpc.RpcError, peer: str, running: bool = False) -> DittoError:
+    """The DittoError behind a failed call to `peer`; `running` says that a job was under way."""
+    trailing = {k: v for k, v in (getattr(error, "trailing_metadata", lambda: ())() or ())}
+    code: grpc.StatusCode = getattr(error, "code", lambda: grpc.StatusCode.UNKNOWN)()
+    details: str = getattr(error, "details", lambda: "")() or code.name
+    known = BY_CODE.get(str(trailing.get(CODE_KEY, "")))
+    if known is not None:
+        return known(details, peer=str(trailing.get(PEER_KEY) or peer))
+    if code is grpc.StatusCode.UNAVAILABLE:
+        if _TLS_TROUBLE.search(details):
+            return CertificateError(f"{peer}: the TLS handshake failed: wrong certificate or CA", peer=peer)
+        if running:
+            return PeerLost(f"{peer} was lost during the job", peer=peer)
+        return PeerAbsent(f"{peer} does not answer", peer=peer)
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        kind = PeerLost if running else PeerAbsent
+        return kind(f"{peer} did not answer in time", peer=peer)
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return MessageTooLarge(f"{peer}: {details}", peer=peer)
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return VersionMismatch(f"{peer} does not know this call: it runs another version", peer=peer)
+    return DittoError(f"{peer}: {code.name}: {details}", peer=peer)
+
+
+# Server side -------------------------------------------------------------------------------------
+
+
+def caller(context: grpc.ServicerContext) -> str:
+    """The role in the caller's certificate."""
+    names = context.auth_context().get("x509_common_name") or [b""]
+    name = next(iter(names))
+    return name.decode() if isinstance(name, bytes) else str(name)
+
+
+def abort(context: grpc.ServicerContext, error: DittoError) -> NoReturn:
+    status = _STATUS.get(type(error), grpc.StatusCode.FAILED_PRECONDITION)
+    if type(error) is DittoError:
+        status = grpc.StatusCode.INTERNAL
+    context.set_trailing_metadata(((CODE_KEY, error.code), (PEER_KEY, error.peer or "")))
+    context.abort(status, str(error))
+    raise AssertionError("abort returns never")
+
+
+class _Guard(grpc.ServerInterceptor):
+    """Checks role and version before a handler runs, and turns its exceptions into rich statuses."""
+
+    def __init__(self, me: str, roles: Roles) -> None:
+        self._me, self._roles = me, roles
+
+    def _check(self, method: str, context: grpc.ServicerContext) -> None:
+        allowed, role = self._roles.get(method, frozenset()), caller(context)
+        if role not in allowed:
+            raise CertificateError(f"{self._me}: {role or 'nobody'} may not call {method}", peer=self._me)
+        version = dict(context.invocation_metadata()).get(VERSION_KEY)
+        if version != str(PROTOCOL_VERSION):
+            raise VersionMismatch(
+                f"{self._me} speaks protocol {PROTOCOL_VERSION}, {role} speaks {version!r}", peer=self._me
+            )
+
+    def _fail(self, method: str, context: grpc.ServicerContext, error: Exception) -> NoReturn:
+        if not isinstance(error, DittoError):
+            if not context.is_active() or isinstance(error, grpc.RpcError):
+                log.info("call ended early", method=method)
+            else:
+                log.error("handler failed", method=method, exc_info=error)
+            error = DittoError(f"{self._me}: internal error in {method}: {type(error).__name__}", peer=self._me)
+        else:
+            log.warning("call refused", method=method, code=error.code, peer=error.peer, reason=str(error))
+        abort(context, error)
+
+    def intercept_service(
+        self, continuation: Callable[[Any], Any], handler_call_details: grpc.HandlerCallDetails
+    ) -> Any:
+        handler = continuation(handler_call_details)
+        service, _, method = handler_call_details.method.rpartition("/")
+        if handler is None or service == "/grpc.health.v1.Health":
+            return handler
+
+        def unary(inner: Callable[..., Any]) -> Callable[..., Any]:
+            def call(request: Any, context: grpc.ServicerContext) -> Any:
+                try:
+                    self._check(method, context)
+                    return inner(request, context)
+                except Exception as error:
+                    self._fail(method, context, error)
+
+            return call
+
+        def stream(inner: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+            def call(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+                try:
+                    self._check(method, context)
+                    yield from inner(request, context)
+                except Exception as error:
+                    self._fail(method, context, error)
+
+            return call
+
+        codec = {
+            "request_deserializer": handler.request_deserializer,
+            "response_serializer": handler.response_serializer,
+        }
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(unary(handler.unary_unary), **codec)
+        if handler.stream_unary:
+            return grpc.stream_unary_rpc_method_handler(unary(handler.stream_unary), **codec)
+        if handler.unary_stream:
+            return grpc.unary_stream_rpc_method_handler(stream(handler.unary_stream), **codec)
+        return grpc.stream_stream_rpc_method_handler(stream(handler.stream_stream), **codec)
+
+
+def build_server(listen: str, tls: Tls, me: str, roles: Roles, max_message_mb: int = 4) -> tuple[grpc.Server, int]:
+    """A server with mutual TLS and a health service, not started yet, and the port that it is bound to."""
+    ca, key, cert = load_tls(tls, me)
+    credentials = grpc.ssl_server_credentials([(key, cert)], root_certificates=ca, require_client_auth=True)
+    pool = futures.ThreadPoolExecutor(max_workers=32, thread_name_prefix="rpc")
+    server = grpc.server(pool, interceptors=[_Guard(me, roles)], options=options(max_message_mb))
+    checks = health.HealthServicer()
+    checks.set("", health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    try:
+        port = server.add_secure_port(listen, credentials)
+    except RuntimeError:
+        port = 0
+    if port == 0:
+        raise ConfigError(f"{me} cannot listen on {listen}: address in use?")
+    return server, port

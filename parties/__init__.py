@@ -1,0 +1,1 @@
+"""Thin mains of the processes; everything else is in `ditto`."""

@@ -1,0 +1,24 @@
+"""`python -m parties.dealer --config FILE`: the dealer."""
+
+from __future__ import annotations
+
+import sys
+
+import grpc
+
+from ditto.config import DealerConfig
+from ditto.service.dealer_service import ROLES, DealerService
+from ditto.service.process import main
+from ditto.transport import build_server
+from ditto.wire import dealer_pb2_grpc
+
+
+def start(config: DealerConfig) -> tuple[grpc.Server, int, DealerService]:
+    server, port = build_server(config.listen, config.tls, config.role, ROLES, config.max_message_mb)
+    service = DealerService(config)
+    dealer_pb2_grpc.add_DealerServicer_to_server(service, server)
+    return server, port, service
+
+
+if __name__ == "__main__":
+    sys.exit(main(DealerConfig, start))
