@@ -17,8 +17,13 @@ from ditto.cli.demo import calibration_texts
 from ditto.errors import EXIT_CODES, UnknownModel, UsageError
 
 SPEC: dict[str, Any] = {
-    "name": "tiny", "architecture": "BertModel", "preset": "ditto", "max_length": 64, "embeddings": "secret", "config": {},
-}  # fmt: skip
+    "name": "tiny",
+    "architecture": "BertModel",
+    "preset": "ditto",
+    "max_length": 64,
+    "embeddings": "secret",
+    "config": {},
+}
 
 
 @pytest.fixture(autouse=True)

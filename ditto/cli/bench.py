@@ -41,17 +41,14 @@ def model(
     json: Json = False,
 ) -> None:
     """One inference of a shape on five processes: the fields of `infer --json`."""
-    import torch
-
     from ditto.client import Client
     from ditto.models import plain_float, random_model
-    from ditto.tokenizer import Batch
+    from ditto.models.importer import random_batch
 
     say = (lambda text: None) if json else note
     say(f"{model.value}: random weights and their calibration")
     spec, weights, checkpoint = random_model(model.value, layers, seq, preset)
-    ids = torch.randint(0, spec["config"]["vocab_size"], (1, seq), generator=torch.Generator().manual_seed(0))
-    batch = Batch(ids, torch.zeros_like(ids), torch.ones_like(ids))
+    batch = random_batch(1, seq)
     runs = []
     with embedded(threads=threads) as cluster, Client(cluster.client_config()) as client:
         say("sharing the weights")

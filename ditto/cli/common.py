@@ -54,13 +54,17 @@ def note(text: str) -> None:
     err.print(text)
 
 
+def client_config(path: Path | None) -> ClientConfig:
+    path = path or Cluster(home()).config_path("client")
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file; run `ditto cluster up` or name a client configuration with --config")
+    return load_config(path, ClientConfig)
+
+
 def connect(config: Path | None) -> "Client":
     from ditto.client import Client
 
-    path = config or Cluster(home()).config_path("client")
-    if not path.exists():
-        raise ConfigError(f"{path}: no such file; run `ditto cluster up` or name a client configuration with --config")
-    return Client(load_config(path, ClientConfig))
+    return Client(client_config(config))
 
 
 def size(n: float) -> str:

@@ -63,9 +63,9 @@ def demo(
                 watcher.job("under MPC")
                 run_batch(client, spec, batch, watcher, run)
         memory = {p.role: p.peak_rss for p in cluster.status()}
-        network = network_of(client)
+        network = network_of(cluster.client_config())
     for batch in batches:
-        run.reference += plain_float(where, spec, batch)
+        run.reference += plain_float(loaded.tensors, spec, batch)
     pairs = [
         {
             "a": a,

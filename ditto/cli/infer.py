@@ -2,15 +2,18 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ditto.cli import store
-from ditto.cli.common import ConfigFile, Json, connect, emit, out
+from ditto.cli.common import ConfigFile, Json, client_config, connect, emit, out
 from ditto.cli.report import print_costs
 from ditto.cli.run import Run, document, encode_all, network_of, run_batch, watching
 from ditto.errors import EmptyText, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def infer(
@@ -26,24 +29,22 @@ def infer(
     stored = store.load(model)
     spec = stored.spec
     batches = encode_all(stored.tokenizer(), texts, spec["max_length"])
-    table = None
-    if spec["embeddings"] == "public" or check:
-        checkpoint = stored.checkpoint
-    if spec["embeddings"] == "public":
-        from ditto.models import load_checkpoint, public_table
+    tensors: dict[str, Tensor] = {}  # in plaintext, at the client: only for what needs them
+    if check or spec["embeddings"] == "public":
+        from ditto.models import load_checkpoint
 
-        table = public_table(load_checkpoint(checkpoint))
+        tensors = load_checkpoint(stored.checkpoint).tensors
     run = Run()
+    network = network_of(client_config(config))
     with connect(config) as client, watching(json) as watcher:
         for i, batch in enumerate(batches, 1):
             watcher.job(model if len(batches) == 1 else f"{model} {i}/{len(batches)}")
-            run_batch(client, spec, batch, watcher, run, table)
-        network = network_of(client)
+            run_batch(client, spec, batch, watcher, run, tensors)
     if check:
         from ditto.models import plain_float
 
         for batch in batches:
-            run.reference += plain_float(checkpoint, spec, batch)
+            run.reference += plain_float(tensors, spec, batch)
     summary = document(run, spec, network, checked=check)
     if json:
         emit(summary)

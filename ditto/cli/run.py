@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from ditto.cli.common import err, note
-from ditto.cli.report import merge
+from ditto.cli.report import max_abs_error, merge
+from ditto.config import DEFAULT_PORTS, ClientConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,9 +77,14 @@ class Run:
 
 
 def run_batch(
-    client: "Client", spec: dict[str, Any], batch: "Batch", watcher: Watcher, run: Run, table: "Tensor | None" = None
+    client: "Client",
+    spec: dict[str, Any],
+    batch: "Batch",
+    watcher: Watcher,
+    run: Run,
+    tensors: "dict[str, Tensor] | None" = None,
 ) -> None:
-    """One job; its results and costs are added to `run`."""
+    """One job; its results and costs are added to `run`. Public embeddings are looked up in `tensors`."""
     from ditto.models import decode_outputs, encode_inputs
 
     programs: list[Program] = []
@@ -86,9 +92,9 @@ def run_batch(
     def inputs(program: "Program") -> "dict[str, Tensor]":
         programs.append(program)
         watcher.program(program)
-        return encode_inputs(spec, program, batch, public_table=table)
+        return encode_inputs(spec, program, batch, public_table=tensors)
 
-    count, seq = batch.ids.shape
+    count, seq = batch.shape
     began = time.perf_counter()
     answer = client.infer(spec["name"], inputs, count, seq, watcher.event)
     wall = time.perf_counter() - began
@@ -102,8 +108,6 @@ def encode_all(tokenizer: "Tokenizer", texts: list[str], max_length: int) -> "li
 
 def document(run: Run, spec: dict[str, Any], network: str, *, checked: bool) -> dict[str, Any]:
     """The fields that `infer --json`, `bench model --json` and `demo --json` share."""
-    from ditto.cli.report import max_abs_error
-
     result: dict[str, Any] = {
         "model": spec["name"],
         "architecture": spec["architecture"],
@@ -124,8 +128,7 @@ def document(run: Run, spec: dict[str, Any], network: str, *, checked: bool) -> 
     )
 
 
-def network_of(client: "Client") -> str:
+def network_of(config: ClientConfig) -> str:
     """`loopback` when every server is on this machine."""
-    peers = client.config.peers
-    hosts = {peers.of(role).rsplit(":", 1)[0] for role in ("coordinator", "party0", "party1", "dealer")}
+    hosts = {config.peers.of(role).rsplit(":", 1)[0] for role in DEFAULT_PORTS}
     return "loopback" if hosts <= {"127.0.0.1", "localhost", "[::1]"} else "remote"

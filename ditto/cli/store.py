@@ -33,7 +33,7 @@ class StoredModel:
     def checkpoint(self) -> Path:
         """Where the floating-point checkpoint was; needed for --check and for public embeddings only."""
         path = Path(json.loads((self.dir / "origin.json").read_text())["checkpoint"])
-        if not (path / "model.safetensors").exists():
+        if not path.is_dir():
             raise BadCheckpoint(f"{path}: the checkpoint this model was imported from is gone; import it again")
         return path
 
