@@ -1,0 +1,65 @@
+"""LayerNorm: one opening of the centred row serves the square and the final product."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ditto.functions.power import inverse_power
+from ditto.ops import Square, TruncatePair
+from ditto.program import Builder, Wire
+
+OUT_FRAC = 8
+
+
+@dataclass(frozen=True)
+class NormType:
+    """Fraction bits of a LayerNorm over [lo, hi] (the range of its scaled variance), as `types` picks them."""
+
+    k: int  # the sum of squares is divided by 2^k; gamma absorbs sqrt(H / 2^k)
+    v: int
+    y: int
+    gamma: int
+
+
+def types(width: int, lo: float, hi: float, frac: int = 12) -> NormType:
+    """Precision from the range: p bits for the smallest variance and the smallest result.
+
+    The product v y^3 must fit 64 bits, y the 24 that its truncation leaves, and c y gamma 40 fraction bits.
+    """
+    octaves = math.ceil(math.log2(hi / lo))
+    p = min(11, (40 - octaves) // 3, (60 - 3 * octaves // 2) // 4)
+    v, y = max(0, p - math.floor(math.log2(lo))), max(1, p + math.ceil(math.log2(hi) / 2))
+    return NormType(round(math.log2(width)), v, y, min(12, 40 - frac - y - 1))
+
+
+def layernorm(b: Builder, x: Wire, name: str, lo: float, hi: float, eps: float, bound: float) -> Wire:
+    """[x] (l, 12), shape [rows, H] -> [(x - mean) / sqrt(var + eps) gamma + beta] on (32, 8). 7 to 8 rounds.
+
+    1. Open x, extend to 64 bits; mean = sum / H through a truncation pair (one round).
+    2. Open c = x - mean (64, 12) once: it serves the square and the last product.
+    3. v = sum c^2 / 2^k; y = 1/sqrt(v) by `inverse_power` on one number a row.
+    4. c y gamma' in one product of three opened factors; gamma' = gamma sqrt(H / 2^k) has a fixed mask.
+    lo, hi: range of var in calibration. (PUMA section 4.3 for the order of steps; openings as DESIGN section 4.)
+    """
+    rows, width = x.shape
+    scale = width / 2.0 ** round(math.log2(width))
+    kind = types(width, lo * scale, hi * scale)
+    (narrow,) = b.open(x)
+    wide = b.extend(narrow, 64)
+    total = b.affine(b.sum(wide, 1), 2.0**-20 * round(2.0**20 / width), 0, x.frac + 20, bound=x.bound)
+    (total,) = b.open(total)
+    (mean,) = b.emit(TruncatePair(total.shape, 64, 20), [total], [(64, x.frac, total.shape, x.bound)])
+    (c,) = b.open(b.add(wide, b.affine(mean, -1, 0, x.frac), bound=2 * x.bound))
+    (square,) = b.emit(Square(c.shape, 64), [c], [(64, 2 * x.frac, c.shape, c.bound**2)])
+    v = b.retype(b.sum(square, 1, bound=hi * width), frac=2 * x.frac + kind.k, bound=hi * scale)
+    v = b.affine(v, 1, eps * scale, v.frac)
+    v = b.truncate(v, v.frac - kind.v)
+    y, _ = inverse_power(b, v, lo * scale, hi * scale, root=True, frac=kind.y, index_bits=10)
+    (narrow,) = b.open(y)
+    (y_open,) = b.open(b.extend(narrow, 64))
+    gamma = b.weight(f"{name}.gamma", 64, kind.gamma, (width,), "masked", bound=0.0)
+    frac = c.frac + y_open.frac + kind.gamma
+    beta = b.weight(f"{name}.beta", 64, frac, (width,), "share")
+    z = b.add(b.product3(c, y_open, gamma, bound), beta, bound=bound)
+    return b.truncate(z, frac - OUT_FRAC, 32)

@@ -1,0 +1,90 @@
+"""Softmax: an approximate maximum from a histogram, a windowed exponential, one reciprocal a row."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ditto.functions.power import inverse_power
+from ditto.ops import Affine, Exponential, Lookup, OneHot, SuffixSum
+from ditto.program import Builder, Wire
+
+WINDOW = 16.0  # exp(-16) is below every resolution used here
+
+
+@dataclass(frozen=True)
+class ScoreType:
+    """How scores in [-bound, bound] lie on a circle of 2^16 steps: range T = 2^(16 - frac), buckets of `width`."""
+
+    bound: float
+    log_range: int
+    log_width: int
+
+    @classmethod
+    def of(cls, bound: float) -> ScoreType:
+        """Room for masked scores (three bounds down), the window and two buckets of slack."""
+        for log_range in range(5, 11):
+            log_width = 1 if log_range >= 8 else 0
+            if 4 * bound + WINDOW + 5 * 2.0**log_width <= 2.0**log_range:
+                return cls(bound, log_range, log_width)
+        raise ValueError(f"attention scores up to {bound:.4g}")
+
+    @property
+    def frac(self) -> int:
+        return 16 - self.log_range
+
+    @property
+    def width(self) -> float:
+        return 2.0**self.log_width
+
+    @property
+    def mask(self) -> float:
+        """What the client adds to the scores of padding."""
+        return -(2 * self.bound + WINDOW + 2 * self.width)
+
+    @property
+    def offset(self) -> float:
+        """Moves the lowest masked score one bucket above zero, on a whole bucket."""
+        return math.ceil((3 * self.bound + WINDOW + 3 * self.width) / self.width) * self.width
+
+
+def softmax_numerator(b: Builder, scores: Wire, kind: ScoreType) -> tuple[Wire, Wire, tuple[float, float]]:
+    """[scores] (16, f) in `kind`, shape [..., N] -> [E] (40, 13) = exp(scores - M), [sum E], its range. 3 rounds.
+
+    M is within a bucket of the row's maximum: M <= max + width, M > max - width.
+    1. Bucket ids by truncate-reduce (stochastic: the id or the id plus one); open; one-hot; sum over the row.
+    2. Suffix sums count the scores at or above a bucket; open; "is it used?" by table; their sum is M's id,
+       which scales onto the scores' circle without a conversion (buckets * width = T).
+    3. Open scores - M; windowed exponential: 0 for what lies more than 12 below.
+    """
+    buckets = kind.log_range - kind.log_width
+    count_bits = max(8, (scores.shape[-1]).bit_length())
+    lifted = b.affine(scores, 1, kind.offset, scores.frac, bound=kind.bound)
+    index = b.truncate(lifted, scores.frac + kind.log_width, buckets, bound=0.0)
+    (opened,) = b.open(index)
+    shape = (*scores.shape, 1 << buckets)
+    (hot,) = b.emit(OneHot(scores.shape, buckets, count_bits), [opened], [(count_bits, 0, shape, 0.0)])
+    counts = b.view(b.sum(hot, -2), shape=(*scores.shape[:-1], 1 << buckets))
+    (suffix,) = b.emit(SuffixSum(count_bits), [counts], [(count_bits, 0, counts.shape, 0.0)])
+    (suffix,) = b.open(b.view(suffix, slices=((len(counts.shape) - 1, 1, 1 << buckets),)))
+    used = Lookup(suffix.shape, count_bits, 8, tuple(int(i > 0) for i in range(1 << count_bits)))
+    (marks,) = b.emit(used, [suffix], [(8, 0, suffix.shape, 0.0)])
+    top = b.sum(marks, -1)
+    # ids scaled by width 2^f: a multiplication by 2^(16 - buckets) takes Z_2^buckets onto Z_2^16
+    (wide,) = b.emit(Affine(16, -(1 << (16 - buckets))), [top], [(16, scores.frac, top.shape, 0.0)])
+    (d,) = b.open(b.add(lifted, wide, bound=kind.bound))
+    op = Exponential(d.shape, 16, scores.frac, scores.frac + 2, -3, 0, 56, 10, 19)
+    (e,) = b.emit(op, [d], [(56, 29, d.shape, math.exp(kind.width))])
+    e = b.truncate(e, 16, 40)
+    n = scores.shape[-1]
+    return e, b.sum(e, -1), (0.9 * math.exp(-kind.width), 1.1 * n * math.exp(kind.width))
+
+
+def reciprocal_of_sum(b: Builder, total: Wire, limits: tuple[float, float]) -> Wire:
+    """[1 / sum E] on (32, f_y), one number a row, by `inverse_power` with a second Newton step."""
+    lo, hi = limits
+    p = min(12, (32 - math.ceil(math.log2(hi / lo))) // 2)
+    v = b.truncate(total, max(0, total.frac - (p - math.floor(math.log2(lo)))), 32)
+    frac = 32 - v.frac
+    y, _ = inverse_power(b, v, lo, hi, root=False, frac=min(frac, p + math.ceil(math.log2(hi))), second=True)
+    return y

@@ -1,0 +1,59 @@
+"""What an inference cost: rounds, bytes and seconds by phase, layer and operation."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class Row:
+    """Sums for one (phase, layer, operation). Bytes are payload, as counted at the channel."""
+
+    seconds: float = 0.0
+    rounds: int = 0
+    bytes_sent: int = 0
+    bytes_from_dealer: int = 0
+
+
+class Ledger:
+    """One party's account of one job."""
+
+    def __init__(self) -> None:
+        self.rows: defaultdict[tuple[str, int, str], Row] = defaultdict(Row)
+
+    def add(
+        self,
+        phase: str,
+        layer: int,
+        operation: str,
+        *,
+        seconds: float = 0.0,
+        rounds: int = 0,
+        bytes_sent: int = 0,
+        bytes_from_dealer: int = 0,
+    ) -> None:
+        row = self.rows[phase, layer, operation]
+        row.seconds += seconds
+        row.rounds += rounds
+        row.bytes_sent += bytes_sent
+        row.bytes_from_dealer += bytes_from_dealer
+
+    def to_json(self, phase: str | None = None, layer: int | None = None) -> list[dict[str, Any]]:
+        """Rows as dictionaries, optionally of one phase and layer."""
+        return [
+            {"phase": p, "layer": at, "operation": operation, **vars(row)}
+            for (p, at, operation), row in self.rows.items()
+            if phase in (None, p) and layer in (None, at)
+        ]
+
+    def total(self, phase: str) -> Row:
+        total = Row()
+        for (p, _, _), row in self.rows.items():
+            if p == phase:
+                total.seconds += row.seconds
+                total.rounds += row.rounds
+                total.bytes_sent += row.bytes_sent
+                total.bytes_from_dealer += row.bytes_from_dealer
+        return total

@@ -1,0 +1,107 @@
+"""Ring matrix products through int8 digits, with a measured choice of engine.
+
+x in Z_2^l is written in balanced base 256, x = sum_a x_a 256^a with x_a in [-128, 127]; then
+x w = sum_s 256^s sum_{a+b=s} x_a w_b, and only s < l/8 matters. The digit pairs of equal weight are
+concatenated along K, so a product takes l/8 int8 products. `torch._int_mm` accumulates in int32: for
+l <= 32 its wrap-around is harmless; for l > 32 the sums are kept exact by blocks of K.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+
+import torch
+
+Tensor = torch.Tensor
+_EXACT_K = 8192  # 8 digit pairs * 8192 * 2^14 = 2^30 < 2^31: int32 sums stay exact
+
+
+def split_digits(x: Tensor, bits: int) -> list[Tensor]:
+    """Balanced base-256 digits of x, least significant first: ceil(bits/8) int8 tensors of x's shape."""
+    digits = []
+    for _ in range(-(-bits // 8)):
+        low = x.to(torch.int8)
+        digits.append(low)
+        if x.element_size() == 1:
+            break
+        # x - low is a multiple of 256; the arithmetic shift keeps it exact modulo the ring
+        x = (x - low.to(x.dtype)) >> 8
+    return digits
+
+
+def _int_mm(a: Tensor, b: Tensor) -> Tensor:
+    product: Tensor = torch._int_mm(a, b)
+    return product
+
+
+def _float_mm(a: Tensor, b: Tensor) -> Tensor:
+    """int8 product by float64 (exact: |sum| < 2^53), wrapped to int32 as the int8 kernels do."""
+    return torch.matmul(a.double(), b.double()).to(torch.int64).to(torch.int32)
+
+
+def _long_mm(a: Tensor, b: Tensor) -> Tensor:
+    return torch.matmul(a.to(torch.int32), b.to(torch.int32))
+
+
+ENGINES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"int8": _int_mm, "float64": _float_mm, "int32": _long_mm}
+
+
+@functools.cache
+def engine() -> str:
+    """Pick the fastest engine that is exact on this machine (kernels without VNNI may saturate)."""
+    a = torch.full((64, 1024), -128, dtype=torch.int8)
+    a[::3] = 127
+    b = torch.full((1024, 256), -128, dtype=torch.int8)
+    b[:, ::2] = 127
+    reference = torch.matmul(a.to(torch.int64), b.to(torch.int64)).to(torch.int32)
+    best, best_seconds = "int32", float("inf")
+    for name, product in ENGINES.items():
+        try:
+            if not torch.equal(product(a, b), reference):
+                continue
+        except RuntimeError:  # not built for this processor
+            continue
+        seconds = []
+        for _ in range(3):
+            start = time.perf_counter()
+            product(a, b)
+            seconds.append(time.perf_counter() - start)
+        if min(seconds) < best_seconds:
+            best, best_seconds = name, min(seconds)
+    return best
+
+
+class DigitMatrix:
+    """A right-hand matrix W [K, N] over Z_2^bits, split into digits once.
+
+    Stored [w_top; ...; w_1; w_0] along K, so that the digits needed for weight s are one slice of rows.
+    """
+
+    def __init__(self, w: Tensor, bits: int) -> None:
+        self.bits = bits
+        self.rows, self.columns = w.shape
+        # column-major storage (W^T contiguous): the layout that the int8 kernels read fastest
+        self._packed = torch.cat(split_digits(w, bits)[::-1]).t().contiguous().t()
+        self._count = -(-bits // 8)
+
+    def block(self, s: int) -> Tensor:
+        """Digits s, s-1, ..., 0 stacked along K."""
+        return self._packed[(self._count - 1 - s) * self.rows :]
+
+
+def digits_matmul(x: Tensor, w: DigitMatrix) -> Tensor:
+    """Exact x W over Z_2^bits: x [M, K] ring integers, W [K, N]; returns [M, N] in int32 or int64."""
+    bits = w.bits
+    product = ENGINES[engine()]
+    if bits > 32 and w.rows > _EXACT_K:
+        raise ValueError(f"K = {w.rows} over {bits} bits: at most {_EXACT_K}")
+    digits = split_digits(x, bits)
+    accumulator = torch.int32 if bits <= 32 else torch.int64
+    stacked = torch.cat(digits, dim=1)
+    out = torch.zeros((x.shape[0], w.columns), dtype=accumulator)
+    for s in range(len(digits)):
+        part = product(stacked[:, : (s + 1) * w.rows], w.block(s))
+        out += part.to(accumulator) << (8 * s)
+    return out

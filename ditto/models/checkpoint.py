@@ -1,0 +1,96 @@
+"""Loading Hugging Face checkpoints: config.json + model.safetensors + tokenizer files. No pickle."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from ditto.errors import BadCheckpoint, UnsupportedArchitecture
+from ditto.tokenizer import Tokenizer
+
+ARCHITECTURES = ("BertModel", "BertForSequenceClassification")
+LAYER = {
+    "attention.self.query": ("hidden", "hidden"),
+    "attention.self.key": ("hidden", "hidden"),
+    "attention.self.value": ("hidden", "hidden"),
+    "attention.output.dense": ("hidden", "hidden"),
+    "intermediate.dense": ("inner", "hidden"),
+    "output.dense": ("hidden", "inner"),
+    "attention.output.LayerNorm": ("hidden",),
+    "output.LayerNorm": ("hidden",),
+}
+
+
+@dataclass
+class Checkpoint:
+    """A model in plaintext, at its owner: tensors by their names below `bert.`, config, where it came from."""
+
+    architecture: str
+    config: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+    directory: Path | None = None
+
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer (tokenizer.json or vocab.txt)."""
+        if self.directory is None:
+            raise BadCheckpoint("a model with random weights has no tokenizer")
+        return Tokenizer.load(self.directory)
+
+
+def expected(config: dict[str, Any], architecture: str) -> dict[str, tuple[int, ...]]:
+    """Names (below `bert.`) and shapes of the tensors that an architecture needs."""
+    sizes = {"hidden": config["hidden_size"], "inner": config["intermediate_size"]}
+    hidden = sizes["hidden"]
+    need: dict[str, tuple[int, ...]] = {
+        "embeddings.word_embeddings.weight": (config["vocab_size"], hidden),
+        "embeddings.position_embeddings.weight": (config["max_position_embeddings"], hidden),
+        "embeddings.token_type_embeddings.weight": (config.get("type_vocab_size", 2), hidden),
+        "embeddings.LayerNorm.weight": (hidden,),
+        "embeddings.LayerNorm.bias": (hidden,),
+    }
+    for i in range(config["num_hidden_layers"]):
+        for part, names in LAYER.items():
+            shape = tuple(sizes[n] for n in names)
+            need[f"encoder.layer.{i}.{part}.weight"] = shape
+            need[f"encoder.layer.{i}.{part}.bias"] = shape[:1]
+    if architecture == "BertForSequenceClassification":
+        labels = len(config.get("id2label") or {0: "", 1: ""})
+        need |= {"pooler.dense.weight": (hidden, hidden), "pooler.dense.bias": (hidden,)}
+        need |= {"classifier.weight": (labels, hidden), "classifier.bias": (labels,)}
+    return need
+
+
+def load_checkpoint(directory: Path) -> Checkpoint:
+    """Load and check a checkpoint. Raises BadCheckpoint naming the file or tensor, or UnsupportedArchitecture."""
+    directory = Path(directory)
+    try:
+        config = json.loads((directory / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise BadCheckpoint(f"{directory / 'config.json'}: {error}") from error
+    names = config.get("architectures") or []
+    architecture = names[0] if names else ""
+    if architecture not in ARCHITECTURES:
+        raise UnsupportedArchitecture(f"{architecture or 'no architecture'}: supported are {', '.join(ARCHITECTURES)}")
+    if config.get("hidden_act", "gelu") != "gelu" or config.get("position_embedding_type", "absolute") != "absolute":
+        raise UnsupportedArchitecture("only GELU activations and absolute positions are supported")
+    try:
+        raw = load_file(directory / "model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise BadCheckpoint(f"{directory / 'model.safetensors'}: {error}") from error
+    raw = {name.removeprefix("bert."): tensor for name, tensor in raw.items()}
+    try:
+        need = expected(config, architecture)
+    except KeyError as error:
+        raise BadCheckpoint(f"config.json: {error} is missing") from error
+    for name, shape in need.items():
+        if name not in raw:
+            raise BadCheckpoint(f"tensor {name} is missing")
+        if tuple(raw[name].shape) != shape:
+            raise BadCheckpoint(f"tensor {name}: shape {tuple(raw[name].shape)}, expected {shape}")
+    return Checkpoint(architecture, config, {n: raw[n].float() for n in need}, directory)

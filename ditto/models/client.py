@@ -1,0 +1,77 @@
+"""What a client does in plaintext: encode a batch, decode the outputs, compute the answer to compare with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ditto.errors import UsageError
+from ditto.fixedpoint import decode, encode
+from ditto.models.bert import EMBEDDING_FRAC, EMBEDDING_RING, score_type
+from ditto.models.bert_float import classify, forward
+from ditto.program import Program
+from ditto.tokenizer import Batch
+
+Tensor = torch.Tensor
+
+
+def encode_inputs(
+    spec: dict[str, Any], program: Program, batch: Batch, public_table: dict[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Ring integers of the program's inputs: one-hot rows (or looked-up embeddings) and the padding mask.
+
+    With public embeddings, `public_table` holds the word and token-type tables (fp32). Raises UsageError without.
+    """
+    kind = score_type(spec)
+    size, n = batch.shape
+    padding = (1 - batch.mask).double() * kind.mask
+    inputs = {"mask": encode(_on_circle(padding, kind.log_range), 16, kind.frac).reshape(size, 1, 1, n)}
+    ids, types = batch.ids.reshape(-1), batch.types.reshape(-1)
+    if spec["embeddings"] == "public":
+        if public_table is None:
+            raise UsageError("this model's embeddings are public: the client needs its tables")
+        words = public_table["embeddings.word_embeddings.weight"][ids]
+        x = words + public_table["embeddings.token_type_embeddings.weight"][types]
+        inputs["embeddings"] = encode(x, EMBEDDING_RING, EMBEDDING_FRAC)
+    else:
+        onehot = torch.zeros(program.inputs["onehot"].shape, dtype=torch.int16)
+        rows = torch.arange(len(ids))
+        onehot[rows, ids] = 1
+        onehot[rows, spec["config"]["vocab_size"] + types] = 1
+        inputs["onehot"] = onehot
+    return inputs
+
+
+def _on_circle(x: Tensor, log_range: int) -> Tensor:
+    """The representative in [-T/2, T/2): masked scores go round the circle."""
+    period = 2.0**log_range
+    return torch.remainder(x + period / 2, period) - period / 2
+
+
+def decode_outputs(
+    spec: dict[str, Any], program: Program, outputs: dict[str, Tensor], batch: Batch
+) -> list[list[float]]:
+    """One vector a text: logits, or the mean of the hidden states over its tokens."""
+    size, n = batch.shape
+    values = {name: decode(outputs[name], w.ring, w.frac) for name, w in program.outputs.items()}
+    if "logits" in values:
+        logits: list[list[float]] = values["logits"].tolist()
+        return logits
+    return _pool(values["hidden"].reshape(size, n, -1), batch)
+
+
+def _pool(hidden: Tensor, batch: Batch) -> list[list[float]]:
+    weights = batch.mask[..., None].to(hidden.dtype)
+    pooled: list[list[float]] = ((hidden * weights).sum(1) / weights.sum(1)).tolist()
+    return pooled
+
+
+def plain_float(tensors: dict[str, Tensor], spec: dict[str, Any], batch: Batch) -> list[list[float]]:
+    """The same answer by the plaintext model in fp32."""
+    with torch.inference_mode():
+        hidden = forward(tensors, spec["config"], batch.ids, batch.types, batch.mask)
+        if spec["architecture"] == "BertForSequenceClassification":
+            logits: list[list[float]] = classify(tensors, hidden).tolist()
+            return logits
+        return _pool(hidden, batch)

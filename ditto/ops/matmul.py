@@ -1,0 +1,99 @@
+"""Matrix products: a weight under a fixed mask, and two activations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ditto.matmul import DigitMatrix, digits_matmul
+from ditto.ops.base import Cost, Dealer, Op, Party, Shape, Tensor, dealt_bytes, need, register
+from ditto.ops.product import broadcast
+from ditto.ring import carrier, cast, matmul, signed
+
+
+@dataclass
+class WeightShare:
+    """One party's view of a weight W under a fixed mask B: F = W + B is public to both parties.
+
+    `share` is d_i F - [B]_i, an additive share of W (d_0 = 1, d_1 = 0); `masked` is F. Both split once.
+    """
+
+    share: DigitMatrix
+    masked: DigitMatrix
+
+
+@register
+@dataclass(frozen=True)
+class MatmulWeight(Op):
+    """Opened X = M - A [rows, K] times a weight W = F - B [K, N] whose mask B is fixed for the model.
+
+    F was opened once per model. XW = M W - A F + A B.
+    1. Offline: the dealer shares C = A B; each party computes [A]_i F - [C]_i.
+    2. Online: [XW]_i = M (d_i F - [B]_i) - ([A]_i F - [C]_i), d_0 = 1, d_1 = 0.
+    No round beyond the opening of X; exact. B is reused with a fresh A in every inference, so nothing but the
+    uniform F and M is ever seen. (Beaver 1991; a fixed operand as in SecureML section 4.1.)
+    """
+
+    rows: int
+    inner: int
+    columns: int
+    bits: int
+
+    def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
+        w = x[1] if isinstance(x[1], DigitMatrix) else DigitMatrix(cast(x[1], self.bits), self.bits)
+        return (signed(digits_matmul(cast(x[0], self.bits), w), self.bits),)
+
+    def deal(self, d: Dealer, *masks: Any) -> tuple[Tensor | None, ...]:
+        d.share(digits_matmul(cast(need(masks[0]), self.bits), masks[1]), self.bits)
+        return (None,)
+
+    def prepare(self, p: Party, *masks: Any) -> Any:
+        weight: WeightShare = masks[1]
+        c = p.dealt((self.rows, self.columns), self.bits)
+        return digits_matmul(cast(masks[0], self.bits), weight.masked) - c
+
+    def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
+        weight: WeightShare = x[1]
+        y = digits_matmul(cast(x[0].value, self.bits), weight.share) - k
+        return (y.to(carrier(self.bits)),)
+
+    def cost(self) -> Cost:
+        return Cost(0, 0, dealt_bytes((self.rows, self.columns), self.bits))
+
+
+@register
+@dataclass(frozen=True)
+class Matmul(Op):
+    """Opened X = M - A [..., m, k] times opened Y = N - B [..., k, n]: MN - M [B] - [A] N + [AB].
+
+    No round beyond the openings; exact. (Beaver triple for matrices, SecureML section 4.1.)
+    """
+
+    left: Shape
+    right: Shape
+    bits: int
+
+    @property
+    def shape(self) -> Shape:
+        return (*broadcast(self.left[:-2], self.right[:-2]), self.left[-2], self.right[-1])
+
+    def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
+        return (signed(matmul(x[0], x[1], self.bits), self.bits),)
+
+    def deal(self, d: Dealer, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
+        d.share(matmul(need(masks[0]), need(masks[1]), self.bits), self.bits)
+        return (None,)
+
+    def prepare(self, p: Party, *masks: Tensor | None) -> Any:
+        return p.dealt(self.shape, self.bits)
+
+    def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
+        m, n = x
+        b = cast(n.mask, self.bits)
+        if p.party == 0:
+            b = b - cast(n.value, self.bits)
+        y = k - matmul(m.value, b, self.bits) - matmul(m.mask, n.value, self.bits)
+        return (y,)
+
+    def cost(self) -> Cost:
+        return Cost(0, 0, dealt_bytes(self.shape, self.bits))

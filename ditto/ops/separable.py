@@ -1,0 +1,217 @@
+"""Separable functions: g(m - r) = sum_j u_j(m) v_j(r), one opening, no comparison, no iteration."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from ditto.ops.base import Cost, Dealer, Op, Party, Shape, Tensor, dealt_bytes, need, register
+from ditto.ring import carrier, cast, signed, unsigned
+
+CHUNK = 1 << 15  # elements at a time: the rank-wide temporaries stay in cache
+
+
+@register
+@dataclass(frozen=True)
+class Harmonic(Op):
+    """g(x) = c_0 + sum_k (a_k cos(w_k x) + b_k sin(w_k x)), w_k = 2 pi k / 2^n, of an opened x in Z_2^n.
+
+    Periodic for free on Z_2^n: cos(w(m - r)) = cos(wm) cos(wr) + sin(wm) sin(wr), sin likewise.
+    1. The dealer shares cos(w_k r), sin(w_k r) on Z_2^l with fv fraction bits.
+    2. [g] = sum_k u_k(m) [cos w_k r] + t_k(m) [sin w_k r], with u, t public, fu fraction bits; result fu + fv.
+    No round beyond the opening (DESIGN section 4; harmonics as in Zheng et al. 2023 for sine). Where a half is
+    absent from the function (even: b = 0), both cos and sin of the mask are still needed.
+    """
+
+    shape: Shape
+    n: int
+    bits: int
+    fu: int
+    fv: int
+    c0: float
+    cos: tuple[float, ...]
+    sin: tuple[float, ...]
+
+    @cached_property
+    def _waves(self) -> tuple[Tensor, Tensor]:
+        """cos and sin of w_k x for every x in Z_2^n: [2^n, H] each."""
+        x = torch.arange(1 << self.n, dtype=torch.float64)
+        k = torch.arange(1, len(self.cos) + 1, dtype=torch.float64)
+        angle = torch.outer(x, k) % (1 << self.n) * (2 * math.pi / (1 << self.n))
+        return angle.cos(), angle.sin()
+
+    @cached_property
+    def _public(self) -> Tensor:
+        """u(m): [2^n, 2H] ring integers with fu fraction bits."""
+        c, s = self._waves
+        a, b = (torch.tensor(v, dtype=torch.float64) for v in (self.cos, self.sin))
+        u = torch.cat([a * c + b * s, a * s - b * c], dim=1)
+        return torch.floor(u * 2.0**self.fu + 0.5).to(carrier(self.bits))
+
+    @cached_property
+    def _private(self) -> Tensor:
+        """v(r): [2^n, 2H] ring integers with fv fraction bits."""
+        return torch.floor(torch.cat(self._waves, dim=1) * 2.0**self.fv + 0.5).to(carrier(self.bits))
+
+    @property
+    def _constant(self) -> int:
+        return round(self.c0 * 2 ** (self.fu + self.fv))
+
+    @cached_property
+    def table(self) -> Tensor:
+        """g on Z_2^n, exact to half a unit: int64 [2^n]."""
+        c, s = self._waves
+        a, b = (torch.tensor(v, dtype=torch.float64) for v in (self.cos, self.sin))
+        return torch.floor((c @ a + s @ b + self.c0) * 2.0 ** (self.fu + self.fv) + 0.5).to(torch.int64)
+
+    def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
+        return (signed(self.table[unsigned(x[0], self.n)], self.bits),)
+
+    def deal(self, d: Dealer, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
+        d.share(self._private[unsigned(need(masks[0]), self.n).reshape(-1)], self.bits)
+        return (None,)
+
+    def prepare(self, p: Party, *masks: Tensor | None) -> Any:
+        return p.dealt((math.prod(self.shape), 2 * len(self.cos)), self.bits)
+
+    def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
+        m = unsigned(x[0].value, self.n).reshape(-1)
+        y = torch.empty(m.shape, dtype=carrier(self.bits))
+        for start in range(0, len(m), CHUNK):
+            rows = slice(start, start + CHUNK)
+            y[rows] = (self._public[m[rows]] * k[rows]).sum(1, dtype=y.dtype)
+        return ((y + self._constant if p.party == 0 else y).reshape(self.shape),)
+
+    def cost(self) -> Cost:
+        return Cost(0, 0, dealt_bytes((*self.shape, 2 * len(self.cos)), self.bits))
+
+    def ulp(self) -> float:
+        """Each u is off by half a 2^-fu, each v by half a 2^-fv, |v| <= 1."""
+        size_u = sum(abs(a) + abs(b) for a, b in zip(self.cos, self.sin, strict=True)) * 2
+        half_v, half_u = 2.0 ** (self.fu - 1), 2.0 ** (self.fv - 1)
+        return size_u * half_v + 2 * len(self.cos) * half_u + len(self.cos) + 2
+
+
+@register
+@dataclass(frozen=True)
+class Polynomial(Op):
+    """g(x) = sum_d c_d x^d of an opened x in Z_2^l: powers of the mask. Exact for the integer coefficients c_d.
+
+    1. The dealer shares r^2, ..., r^D (r itself is shared by the opening).
+    2. (m - r)^d = sum_j binom(d, j) m^(d-j) (-1)^j r^j: the parties weigh the shares with public powers of m.
+    """
+
+    shape: Shape
+    bits: int
+    coefficients: tuple[int, ...]  # c_0, c_1, ...: fixed-point integers, scaled by the caller
+
+    def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
+        y = torch.zeros_like(x[0])
+        for c in reversed(self.coefficients):
+            y = y * x[0] + c
+        return (signed(y, self.bits),)
+
+    def deal(self, d: Dealer, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
+        r = cast(need(masks[0]), self.bits)
+        power = r
+        for _ in range(2, len(self.coefficients)):
+            power = power * r
+            d.share(power, self.bits)
+        return (None,)
+
+    def prepare(self, p: Party, *masks: Tensor | None) -> Any:
+        return [p.dealt(self.shape, self.bits) for _ in range(2, len(self.coefficients))]
+
+    def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
+        m = cast(x[0].value, self.bits)
+        ones = torch.full_like(m, 1 if p.party == 0 else 0)
+        powers = [ones, cast(x[0].mask, self.bits), *k]
+        y = torch.zeros_like(m)
+        for j, r_j in enumerate(powers[: len(self.coefficients)]):
+            weight = torch.zeros_like(m)
+            for degree in range(len(self.coefficients) - 1, j - 1, -1):
+                weight = weight * m + self.coefficients[degree] * math.comb(degree, j)
+            y = y + (-weight if j % 2 else weight) * r_j
+        return (y,)
+
+    def cost(self) -> Cost:
+        return Cost(0, 0, max(0, len(self.coefficients) - 2) * dealt_bytes(self.shape, self.bits))
+
+
+@register
+@dataclass(frozen=True)
+class Exponential(Op):
+    """exp(x) on a window, zero below it, of an opened x in Z_2^n with `frac` fraction bits.
+
+    With low = the `low` low bits and high = the rest, e^(x) = e^(m_low) * e^(-r_low) G(m_high - r_high), where
+    G(j) = e^(2^low j) inside the window and 0 outside: the borrow between low and high cancels in the exponents.
+    1. The dealer shares, for every i in Z_2^(n-low), V_i = e^(-r_low) G(i - r_high), fv fraction bits, on Z_2^l.
+    2. The parties take V at m_high and weigh it with the public e^(m_low), fu fraction bits; result fu + fv.
+    The window is j in [floor, top] (units of 2^low steps); below it gives 0; one unit above it is reserved for the
+    borrow; further above gives 0 as well, which a caller must not reach. No round beyond the opening.
+    """
+
+    shape: Shape
+    n: int
+    frac: int
+    low: int
+    floor: int
+    top: int
+    bits: int
+    fu: int
+    fv: int
+
+    @property
+    def entries(self) -> int:
+        return 1 << (self.n - self.low)
+
+    @cached_property
+    def _public(self) -> Tensor:
+        x = torch.arange(1 << self.low, dtype=torch.float64) / 2.0**self.frac
+        return torch.floor(x.exp() * 2.0**self.fu + 0.5).to(carrier(self.bits))
+
+    @cached_property
+    def _window(self) -> Tensor:
+        """G(j) for j in Z_2^(n-low), as float64."""
+        j = torch.arange(self.entries)
+        j = torch.where(j >= self.entries // 2, j - self.entries, j)
+        g = (j.to(torch.float64) * 2.0 ** (self.low - self.frac)).exp()
+        return torch.where((j >= self.floor) & (j <= self.top + 1), g, torch.zeros_like(g))
+
+    def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
+        v = unsigned(x[0], self.n)
+        g = self._window[v >> self.low]
+        y = g * 2.0**self.fv * self._public[v & ((1 << self.low) - 1)].to(torch.float64)
+        return (signed(torch.floor(y + 0.5).to(torch.int64), self.bits),)
+
+    def deal(self, d: Dealer, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
+        r = unsigned(need(masks[0]), self.n).reshape(-1)
+        low, high = r & ((1 << self.low) - 1), r >> self.low
+        i = torch.arange(self.entries)
+        # G rotated by every r_high once, then one row picked for each element
+        rotated = self._window[(i[None, :] - i[:, None]) % self.entries]
+        shrink = (-low.to(torch.float64) / 2.0**self.frac).exp() * 2.0**self.fv
+        d.share(torch.floor(rotated[high] * shrink[:, None] + 0.5).to(carrier(self.bits)), self.bits)
+        return (None,)
+
+    def prepare(self, p: Party, *masks: Tensor | None) -> Any:
+        return p.dealt((math.prod(self.shape), self.entries), self.bits)
+
+    def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
+        m = unsigned(x[0].value, self.n).reshape(-1)
+        v = k.gather(1, (m >> self.low)[:, None])[:, 0]
+        return ((v * self._public[m & ((1 << self.low) - 1)]).reshape(self.shape),)
+
+    def cost(self) -> Cost:
+        return Cost(0, 0, dealt_bytes((*self.shape, self.entries), self.bits))
+
+    def ulp(self) -> float:
+        """V is off by half a unit times e^(m_low); e^(m_low) by half a 2^-fu times V; two rows meet at a borrow."""
+        step = math.exp(2.0 ** (self.low - self.frac))
+        top = math.exp((self.top + 2) * 2.0 ** (self.low - self.frac))
+        edge = math.exp(self.floor * 2.0 ** (self.low - self.frac)) * 2.0 ** (self.fu + self.fv)
+        return step * 2.0**self.fu + top * 2.0**self.fv + edge + 2

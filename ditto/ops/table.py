@@ -1,0 +1,112 @@
+"""Tables on few bits: a rotated table, and the one-hot vector."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ditto.ops.base import Cost, Dealer, Op, Party, Shape, Tensor, dealt_bytes, need, register
+from ditto.ring import carrier, signed, unsigned
+
+CHUNK = 1 << 20  # entries gathered at a time
+
+
+@register
+@dataclass(frozen=True)
+class Lookup(Op):
+    """table[x] of an opened x in Z_2^n, any public table of 2^n ring integers on Z_2^l. Exact.
+
+    1. The dealer shares the table rotated by the mask: T_i = table[i - r].
+    2. The parties take [T] at m. No round beyond the opening. (One-time truth tables, Ishai et al. 2013.)
+    """
+
+    shape: Shape
+    n: int
+    bits: int
+    table: tuple[int, ...]
+
+    def _table(self) -> Tensor:
+        return torch.tensor(self.table, dtype=torch.int64).to(carrier(self.bits))
+
+    def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
+        return (signed(self._table()[unsigned(x[0], self.n)], self.bits),)
+
+    def deal(self, d: Dealer, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
+        r = unsigned(need(masks[0]), self.n).reshape(-1)
+        i = torch.arange(1 << self.n)
+        rotations = self._table()[(i[None, :] - i[:, None]) % (1 << self.n)] if self.n <= 10 else None
+        if rotations is not None:
+            d.share(rotations[r], self.bits)
+        else:
+            d.share(self._table()[(i[None, :] - r[:, None]) % (1 << self.n)], self.bits)
+        return (None,)
+
+    def prepare(self, p: Party, *masks: Tensor | None) -> Any:
+        return p.dealt((math.prod(self.shape), 1 << self.n), self.bits)
+
+    def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
+        m = unsigned(x[0].value, self.n).reshape(-1, 1)
+        return (k.gather(1, m)[:, 0].reshape(self.shape),)
+
+    def cost(self) -> Cost:
+        return Cost(0, 0, dealt_bytes((*self.shape, 1 << self.n), self.bits))
+
+
+@register
+@dataclass(frozen=True)
+class OneHot(Op):
+    """The one-hot vector of an opened x in Z_2^n: [..., 2^n] on Z_2^l. Exact.
+
+    1. The dealer shares the one-hot of the mask, e_r.
+    2. x = j exactly where r = m - j: [e_x]_j = [e_r]_(m - j). No round beyond the opening.
+    """
+
+    shape: Shape
+    n: int
+    bits: int
+
+    def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
+        hot = torch.nn.functional.one_hot(unsigned(x[0], self.n), 1 << self.n)
+        return (signed(hot, self.bits),)
+
+    def deal(self, d: Dealer, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
+        eye = torch.eye(1 << self.n, dtype=carrier(self.bits))
+        d.share(eye[unsigned(need(masks[0]), self.n).reshape(-1)], self.bits)
+        return (None,)
+
+    def prepare(self, p: Party, *masks: Tensor | None) -> Any:
+        return p.dealt((math.prod(self.shape), 1 << self.n), self.bits)
+
+    def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
+        count = 1 << self.n
+        m = unsigned(x[0].value, self.n).reshape(-1, 1)
+        j = torch.arange(count)
+        y = torch.empty_like(k)
+        step = max(1, CHUNK // count)
+        for start in range(0, len(m), step):
+            rows = slice(start, start + step)
+            torch.gather(k[rows], 1, (m[rows] - j) & (count - 1), out=y[rows])
+        return (y.reshape(*self.shape, count),)
+
+    def cost(self) -> Cost:
+        return Cost(0, 0, dealt_bytes((*self.shape, 1 << self.n), self.bits))
+
+
+@register
+@dataclass(frozen=True)
+class Combine(Op):
+    """A public table applied to a shared one-hot vector: sum_j e_j table_j. Local; exact."""
+
+    bits: int
+    table: tuple[int, ...]
+
+    def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
+        weights = torch.tensor(self.table, dtype=torch.int64).to(carrier(self.bits)).to(torch.int64)
+        return (signed((x[0] * weights).sum(-1), self.bits),)
+
+    def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
+        weights = torch.tensor(self.table, dtype=torch.int64).to(carrier(self.bits))
+        return ((x[0].to(weights.dtype) * weights).sum(-1, dtype=weights.dtype),)

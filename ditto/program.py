@@ -1,0 +1,179 @@
+"""A model as a typed list of steps by layer, compiled once; dealer, parties and the plain interpreter run it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, field, replace
+
+from ditto.errors import RangeError
+from ditto.ops import Add, Affine, Cost, Extend, Op, Open, Product, Product3, Sum, TruncateReduce, View
+from ditto.ops.base import Shape
+from ditto.ops.product import broadcast
+
+
+@dataclass(frozen=True)
+class Wire:
+    """A secret tensor: ring bits, fraction bits, shape and a static bound on |x| (as a real number).
+
+    `kind` says how a weight is held: "matrix" (right-hand side of products, fixed mask), "masked" (fixed mask,
+    elementwise) or "share" (additive share only).
+    """
+
+    name: str
+    ring: int
+    frac: int
+    shape: Shape
+    bound: float
+    kind: str = ""
+
+    @property
+    def rank(self) -> int:
+        return len(self.shape)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation at its place: layer id, operation label for the ledger, names of the wires."""
+
+    op: Op
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    layer: int
+    label: str
+
+
+@dataclass
+class Program:
+    """Steps in order, and the typed wires that enter and leave."""
+
+    layers: list[str] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    inputs: dict[str, Wire] = field(default_factory=dict)
+    outputs: dict[str, Wire] = field(default_factory=dict)
+    weights: dict[str, Wire] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything that the parties and the dealer must agree on."""
+        text = repr((self.layers, self.steps, sorted(self.inputs.items()), sorted(self.weights.items())))
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def cost(self, layer: int | None = None) -> Cost:
+        """What the program states that it costs, in all or for one layer."""
+        return sum((s.op.cost() for s in self.steps if layer in (None, s.layer)), Cost())
+
+    def last_use(self) -> dict[str, int]:
+        """Index of the last step that reads each wire."""
+        return {name: i for i, step in enumerate(self.steps) for name in step.inputs}
+
+
+class Builder:
+    """Adds typed steps to a program and refuses bounds that do not fit their ring."""
+
+    def __init__(self) -> None:
+        self.program = Program()
+        self._label = ""
+        self._count = 0
+
+    def layer(self, name: str) -> None:
+        self.program.layers.append(name)
+
+    def label(self, name: str) -> None:
+        """Name the operation that the following steps belong to in the ledger."""
+        self._label = name
+
+    def input(self, name: str, ring: int, frac: int, shape: Shape, bound: float) -> Wire:
+        wire = self.program.inputs[name] = Wire(name, ring, frac, shape, bound)
+        return wire
+
+    def weight(self, name: str, ring: int, frac: int, shape: Shape, kind: str, bound: float = 0.0) -> Wire:
+        wire = self.program.weights[name] = Wire(name, ring, frac, shape, bound, kind)
+        return wire
+
+    def output(self, name: str, wire: Wire) -> None:
+        self.program.outputs[name] = wire
+
+    def emit(self, op: Op, inputs: list[Wire], outputs: list[tuple[int, int, Shape, float]]) -> list[Wire]:
+        """Append a step; outputs are (ring, frac, shape, bound). Raises RangeError for a bound that cannot fit."""
+        wires = []
+        for ring, frac, shape, bound in outputs:
+            self._count += 1
+            wires.append(Wire(f"w{self._count}", ring, frac, tuple(shape), bound))
+        for wire in wires:
+            self.fits(wire, 1)
+        layer = len(self.program.layers) - 1
+        names = tuple(w.name for w in inputs), tuple(w.name for w in wires)
+        self.program.steps.append(Step(op, *names, layer, self._label))
+        return wires
+
+    def fits(self, wire: Wire, headroom: int) -> None:
+        """Require |x| < 2^(ring - headroom)."""
+        if wire.bound * 2.0**wire.frac > 2.0 ** (wire.ring - headroom):
+            where = f"{self.program.layers[-1] if self.program.layers else 'inputs'}, {self._label or 'input'}"
+            raise RangeError(
+                f"{where}: |x| up to {wire.bound:.4g} with {wire.frac} fraction bits does not fit a ring of "
+                f"{wire.ring} bits with {headroom} bit(s) of headroom; calibrate on text nearer to yours, or widen the type"
+            )
+
+    # the operations that every program uses, typed
+
+    def open(self, *wires: Wire) -> list[Wire]:
+        op = Open(tuple((w.shape, w.ring) for w in wires))
+        return self.emit(op, list(wires), [(w.ring, w.frac, w.shape, w.bound) for w in wires])
+
+    def view(self, x: Wire, slices: tuple[tuple[int, int, int], ...] = (), shape: Shape = (), dims: Shape = ()) -> Wire:
+        sliced = list(x.shape)
+        for dim, start, stop in slices:
+            sliced[dim] = stop - start
+        new = tuple(shape) or tuple(sliced)
+        if math.prod(new) != math.prod(sliced):
+            raise ValueError(f"view of {x.shape} as {new}")
+        out = tuple(new[d] for d in dims) if dims else new
+        return self.emit(View(slices, tuple(shape), tuple(dims)), [x], [(x.ring, x.frac, out, x.bound)])[0]
+
+    def add(self, *wires: Wire, ring: int = 0, bound: float = 0.0) -> Wire:
+        """Sum on the smallest ring of the inputs (or `ring`), at the largest number of fraction bits."""
+        bits = ring or min(w.ring for w in wires)
+        frac = max(w.frac for w in wires)
+        op = Add(bits, tuple(frac - w.frac for w in wires))
+        limit = bound or sum(w.bound for w in wires)
+        return self.emit(op, list(wires), [(bits, frac, broadcast(*(w.shape for w in wires)), limit)])[0]
+
+    def affine(self, x: Wire, a: float, b: float, frac: int, bound: float = 0.0) -> Wire:
+        """a x + b with a encoded at frac - x.frac fraction bits."""
+        scale = round(a * 2 ** (frac - x.frac))
+        op = Affine(x.ring, scale, round(b * 2**frac))
+        return self.emit(op, [x], [(x.ring, frac, x.shape, bound or abs(a) * x.bound + abs(b))])[0]
+
+    def sum(self, x: Wire, dim: int, bound: float = 0.0) -> Wire:
+        shape = list(x.shape)
+        shape[dim] = 1
+        limit = bound or x.bound * x.shape[dim]
+        return self.emit(Sum(x.ring, dim), [x], [(x.ring, x.frac, tuple(shape), limit)])[0]
+
+    def truncate(self, x: Wire, t: int, ring: int = 0, bound: float = 0.0) -> Wire:
+        """Truncate-reduce by t; the ring defaults to the largest multiple of 8 that is left."""
+        out = ring or (x.ring - t) // 8 * 8
+        return self.emit(TruncateReduce(x.ring, t, out), [x], [(out, x.frac - t, x.shape, bound or x.bound)])[0]
+
+    def extend(self, opened: Wire, ring: int) -> Wire:
+        self.fits(opened, 2)
+        op = Extend(opened.shape, opened.ring, ring)
+        return self.emit(op, [opened], [(ring, opened.frac, opened.shape, opened.bound)])[0]
+
+    def product(self, x: Wire, y: Wire, bound: float = 0.0) -> Wire:
+        bits = min(x.ring, y.ring)
+        op = Product((x.shape, y.shape), bits)
+        shape, frac = broadcast(x.shape, y.shape), x.frac + y.frac
+        return self.emit(op, [x, y], [(bits, frac, shape, bound or x.bound * y.bound)])[0]
+
+    def product3(self, x: Wire, y: Wire, z: Wire, bound: float) -> Wire:
+        bits = min(x.ring, y.ring, z.ring)
+        op = Product3((x.shape, y.shape, z.shape), bits)
+        shape, frac = broadcast(x.shape, y.shape, z.shape), x.frac + y.frac + z.frac
+        return self.emit(op, [x, y, z], [(bits, frac, shape, bound)])[0]
+
+    def retype(self, x: Wire, **changes: int | float) -> Wire:
+        """The same integers read as another type (a scale by a power of two, a tighter bound)."""
+        return replace(x, **changes)  # type: ignore[arg-type]

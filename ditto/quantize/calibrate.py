@@ -1,0 +1,78 @@
+"""Calibration: run the plaintext model over texts and record the ranges that fix types and bounds.
+
+Bounds are maxima over everything seen, outlier channels included: nothing is clipped. Margins leave room
+for what calibration did not see; a value beyond them wraps, which the plain interpreter reproduces.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ditto.models.bert_float import classify, forward
+from ditto.tokenizer import Batch
+
+ACTIVATION_MARGIN, SCORE_MARGIN, VARIANCE_MARGIN = 1.5, 1.2, 2.0
+
+
+class Ranges:
+    """Maxima of |x|, and minima and maxima of row variances, by (layer, name)."""
+
+    def __init__(self) -> None:
+        self.most: dict[tuple[int, str], float] = {}
+        self.variance: dict[tuple[int, str], tuple[float, float]] = {}
+        self._mask = torch.ones(1, 1)
+
+    def __call__(self, layer: int, name: str, x: torch.Tensor) -> None:
+        key = (layer, name)
+        self.most[key] = max(self.most.get(key, 0.0), float(x.abs().max()))
+        if name.endswith(".in"):
+            var = x.var(-1, unbiased=False)
+            lo, hi = self.variance.get(key, (float("inf"), 0.0))
+            self.variance[key] = min(lo, float(var.min())), max(hi, float(var.max()))
+
+    def norm(self, layer: int, name: str) -> dict[str, Any]:
+        lo, hi = self.variance[layer, f"{name}.in"]
+        return {
+            "in": self.most[layer, f"{name}.in"] * ACTIVATION_MARGIN,
+            "out": self.most[layer, f"{name}.out"] * ACTIVATION_MARGIN,
+            "var": [lo / VARIANCE_MARGIN, hi * VARIANCE_MARGIN],
+        }
+
+
+def calibrate(tensors: dict[str, torch.Tensor], config: dict[str, Any], batches: list[Batch]) -> dict[str, Any]:
+    """Return the calibration part of a model's description (JSON). Padding tokens count too: they are computed."""
+    seen = Ranges()
+    with torch.inference_mode():
+        for batch in batches:
+            hidden = forward(tensors, config, batch.ids, batch.types, batch.mask, seen)
+            if "classifier.weight" in tensors:
+                classify(tensors, hidden, seen)
+    table = tensors["embeddings.word_embeddings.weight"].abs().max()
+    other = tensors["embeddings.position_embeddings.weight"].abs().max()
+    types = tensors["embeddings.token_type_embeddings.weight"].abs().max()
+    embeddings = seen.norm(-1, "embeddings.LayerNorm")
+    layers = []
+    for i in range(config["num_hidden_layers"]):
+        at = f"encoder.layer.{i}."
+        layers.append(
+            {
+                "qkv": seen.most[i, "qkv"] * ACTIVATION_MARGIN,
+                "scores": seen.most[i, "scores"] * SCORE_MARGIN,
+                "context": seen.most[i, "context"] * ACTIVATION_MARGIN,
+                "gelu": max(2.0, seen.most[i, "gelu"] * 1.25),
+                "norm1": seen.norm(i, f"{at}attention.output.LayerNorm"),
+                "norm2": seen.norm(i, f"{at}output.LayerNorm"),
+            }
+        )
+    result: dict[str, Any] = {
+        "embeddings": {"bound": float(min(table + other + types, 3.99)), "out": embeddings["out"], "var": embeddings["var"]},
+        "layers": layers,
+    }
+    if "classifier.weight" in tensors:
+        result["head"] = {
+            "pooler": seen.most[-2, "pooler"] * ACTIVATION_MARGIN,
+            "logits": max(1.0, seen.most[-2, "logits"] * 2),
+        }
+    return result

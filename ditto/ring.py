@@ -1,0 +1,116 @@
+"""Tensors over Z_2^l: carriers, exact wire packing, and exact matrix products.
+
+A ring tensor is a torch integer tensor whose *low l bits* are the value; higher bits of the carrier may
+hold anything (every ring operation except a right shift ignores them). `unsigned` and `signed` give the
+canonical representatives. The carrier is the smallest of int8, int16, int32, int64 that holds l bits.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from ditto.matmul import digits_matmul, split_digits
+
+Tensor = torch.Tensor
+
+__all__ = [
+    "carrier",
+    "cast",
+    "digits_matmul",
+    "matmul",
+    "pack",
+    "shift_right",
+    "signed",
+    "split_digits",
+    "unpack",
+    "unsigned",
+    "wire_bytes",
+]
+
+
+def carrier(bits: int) -> torch.dtype:
+    """Return the torch dtype that carries Z_2^bits. Raises ValueError outside 1..64."""
+    if not 1 <= bits <= 64:
+        raise ValueError(f"ring of {bits} bits: must be 1 to 64")
+    if bits <= 8:
+        return torch.int8
+    if bits <= 16:
+        return torch.int16
+    return torch.int32 if bits <= 32 else torch.int64
+
+
+def cast(x: Tensor, bits: int) -> Tensor:
+    """Reduce integers of any carrier into the carrier of Z_2^bits (low bits kept)."""
+    return x.to(carrier(bits))
+
+
+def _width(x: Tensor) -> int:
+    return x.element_size() * 8
+
+
+def unsigned(x: Tensor, bits: int) -> Tensor:
+    """Return the representative in [0, 2^bits) as int64 (for bits = 64: the int64 bit pattern)."""
+    x = x.to(torch.int64)
+    return x if bits == 64 else x & ((1 << bits) - 1)
+
+
+def signed(x: Tensor, bits: int) -> Tensor:
+    """Return the representative in [-2^(bits-1), 2^(bits-1)) as int64."""
+    x = x.to(torch.int64)
+    return x if bits == 64 else (x << (64 - bits)) >> (64 - bits)
+
+
+def shift_right(x: Tensor, t: int, bits: int) -> Tensor:
+    """Return floor(x / 2^t) of the unsigned representative, in x's carrier (a logical shift)."""
+    if t == 0:
+        return x
+    keep = bits - t
+    if keep <= 0:
+        return torch.zeros_like(x)
+    return (x >> t) & ((1 << keep) - 1)
+
+
+def wire_bytes(bits: int, n: int) -> int:
+    """Bytes that n elements of Z_2^bits take on the wire: ceil(bits / 8) each."""
+    return -(-bits // 8) * n
+
+
+def pack(x: Tensor, bits: int) -> bytes:
+    """Pack to exactly ceil(bits / 8) little-endian bytes an element; spare bits are cleared."""
+    size = -(-bits // 8)
+    x = x.to(carrier(bits)).contiguous()
+    if bits % 8 and bits < 64:
+        x = x & ((1 << bits) - 1)
+    raw = x.reshape(-1).view(torch.uint8)
+    if x.element_size() != size:
+        raw = raw.view(-1, x.element_size())[:, :size].contiguous()
+    return raw.numpy().tobytes()
+
+
+def unpack(data: bytes | bytearray | memoryview, bits: int, shape: tuple[int, ...]) -> Tensor:
+    """Inverse of `pack`. Raises ValueError when the length does not fit the shape."""
+    n = math.prod(shape)
+    size = -(-bits // 8)
+    if len(data) != n * size:
+        raise ValueError(f"{len(data)} bytes for shape {tuple(shape)} over {bits} bits: expected {n * size}")
+    dtype = carrier(bits)
+    if n == 0:
+        return torch.zeros(shape, dtype=dtype)
+    raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    width = torch.zeros((), dtype=dtype).element_size()
+    if width != size:
+        wide = torch.zeros((n, width), dtype=torch.uint8)
+        wide[:, :size] = raw.view(n, size)
+        raw = wide.view(-1)
+    return raw.view(dtype).reshape(shape)
+
+
+def matmul(a: Tensor, b: Tensor, bits: int) -> Tensor:
+    """Exact batched product over Z_2^bits, a [..., M, K] by b [..., K, N].
+
+    For activations (small, batched): torch's integer kernels, which wrap modulo the carrier.
+    """
+    dtype = torch.int32 if bits <= 32 else torch.int64
+    return torch.matmul(a.to(dtype), b.to(dtype)).to(carrier(bits))

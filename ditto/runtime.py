@@ -1,0 +1,310 @@
+"""Running a program: the dealer, a party, and the plain interpreter walk the same steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+
+from ditto.channel import Channel
+from ditto.errors import BadShare, ReuseError
+from ditto.ledger import Ledger
+from ditto.matmul import DigitMatrix
+from ditto.ops import Masked, WeightShare
+from ditto.ops.base import Shape
+from ditto.prg import Prg, derive
+from ditto.program import Program, Wire
+from ditto.ring import cast, pack, signed, unpack, wire_bytes
+
+Tensor = torch.Tensor
+
+
+class Source(Protocol):
+    """Correlation bytes from the dealer, consumed strictly in order."""
+
+    def take(self, nbytes: int) -> bytes | bytearray | memoryview: ...
+
+
+def seeded_party(index: int) -> int:
+    """Which party expands its dealt shares from a seed at a step: alternating, so both dealer links carry half."""
+    return index % 2
+
+
+def step_prg(seed: bytes, job: str, index: int) -> Prg:
+    """Randomness of one (job, operation index)."""
+    return Prg(derive(seed, "step", job, index))
+
+
+# ---------------------------------------------------------------- weights under fixed masks
+
+
+def weight_mask(seed: bytes, wire: Wire) -> Tensor:
+    """One party's share of a weight's fixed mask B."""
+    return Prg(derive(seed, "weight", wire.name)).ring(wire.shape, wire.ring)
+
+
+class DealerWeights:
+    """The masks of a model's weights, expanded when first needed and kept for later jobs."""
+
+    def __init__(self, weights: dict[str, Wire], seeds: tuple[bytes, bytes]) -> None:
+        self._wires, self._seeds = weights, seeds
+        self._cache: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        wire = self._wires[name]
+        if wire.kind == "share":
+            return None
+        if name not in self._cache:
+            mask = weight_mask(self._seeds[0], wire) + weight_mask(self._seeds[1], wire)
+            self._cache[name] = DigitMatrix(mask, wire.ring) if wire.kind == "matrix" else mask
+        return self._cache[name]
+
+
+class PartyWeights:
+    """One party's weights: additive shares, and F = W + B for those under a fixed mask."""
+
+    def __init__(self, weights: dict[str, Wire], party: int, seed: bytes, shares: dict[str, Tensor]) -> None:
+        for name, wire in weights.items():
+            if name not in shares or tuple(shares[name].shape) != wire.shape:
+                raise BadShare(f"weight {name}: expected a share of shape {wire.shape}")
+        self.wires, self.party, self._seed, self._shares = weights, party, seed, shares
+        self._masked: dict[str, Tensor] = {}
+        self._cache: dict[str, Any] = {}
+
+    def open_masked(self, channel: Channel) -> None:
+        """Open F = W + B for every weight under a fixed mask: once per model."""
+        for name, wire in self.wires.items():
+            if wire.kind == "share":
+                continue
+            mine = self._shares[name] + weight_mask(self._seed, wire)
+            theirs = channel.exchange(f"weight/{name}", pack(mine, wire.ring))
+            self._masked[name] = mine + unpack(theirs, wire.ring, wire.shape)
+
+    def masked(self) -> dict[str, Tensor]:
+        return self._masked
+
+    def restore(self, masked: dict[str, Tensor]) -> None:
+        """Take back F from disk. Raises BadShare when one is missing."""
+        missing = [n for n, w in self.wires.items() if w.kind != "share" and n not in masked]
+        if missing:
+            raise BadShare(f"masked weight {missing[0]} is missing")
+        self._masked = dict(masked)
+
+    def __getitem__(self, name: str) -> Any:
+        wire = self.wires[name]
+        if name not in self._cache:
+            if wire.kind == "share":
+                self._cache[name] = self._shares.pop(name)
+            else:
+                mask, opened = weight_mask(self._seed, wire), self._masked[name]
+                self._shares.pop(name, None)
+                if wire.kind == "masked":
+                    self._cache[name] = Masked(opened, mask)
+                else:
+                    share = opened - mask if self.party == 0 else -mask
+                    self._cache[name] = WeightShare(DigitMatrix(share, wire.ring), DigitMatrix(opened, wire.ring))
+                    del self._masked[name]  # the digits hold it from here on
+        return self._cache[name]
+
+
+# ---------------------------------------------------------------- the dealer
+
+
+class _DealerContext:
+    def __init__(self, seeds: tuple[bytes, bytes], job: str, index: int) -> None:
+        self._prgs = [step_prg(seed, job, index) for seed in seeds]
+        self._seeded = seeded_party(index)
+        self.corrections: list[bytes] = []
+
+    def mask(self, shape: Shape, bits: int) -> Tensor:
+        return self._prgs[0].ring(shape, bits) + self._prgs[1].ring(shape, bits)
+
+    def share(self, x: Tensor, bits: int) -> None:
+        share = self._prgs[self._seeded].ring(tuple(x.shape), bits)
+        self.corrections.append(pack(cast(x, bits) - share, bits))
+
+
+class DealerJob:
+    """Correlations of one job, in program order. A job is dealt once: a second `deal` raises ReuseError."""
+
+    def __init__(self, program: Program, job: str, seeds: tuple[bytes, bytes], weights: DealerWeights) -> None:
+        self._program, self._job, self._seeds, self._weights = program, job, seeds, weights
+        self._dealt = False
+
+    def deal(self) -> Iterator[tuple[int, bytes]]:
+        """Yield (party, correlation bytes)."""
+        if self._dealt:
+            raise ReuseError(f"job {self._job}: its correlations were dealt already")
+        self._dealt = True
+        masks: dict[str, Any] = {}
+        last = self._program.last_use()
+        for index, step in enumerate(self._program.steps):
+            context = _DealerContext(self._seeds, self._job, index)
+            inputs = [self._weights[n] if n in self._program.weights else masks.get(n) for n in step.inputs]
+            outputs = step.op.deal(context, *inputs)
+            masks.update((n, m) for n, m in zip(step.outputs, outputs, strict=False) if m is not None)
+            for name in step.inputs:
+                if last[name] == index:
+                    masks.pop(name, None)
+            for correction in context.corrections:
+                yield 1 - seeded_party(index), correction
+
+
+# ---------------------------------------------------------------- a party
+
+
+class _PartyContext:
+    def __init__(self, party: int, prg: Prg | None, seeded: bool, source: Source, channel: Channel, label: str) -> None:
+        self.party = party
+        self._prg, self._seeded, self._source, self._channel, self._label = prg, seeded, source, channel, label
+        self.received = 0
+        self.rounds = 0
+
+    def _fresh(self) -> Prg:
+        if self._prg is None:
+            raise ReuseError(f"{self._label}: correlations belong to the offline phase")
+        return self._prg
+
+    def mask(self, shape: Shape, bits: int) -> Tensor:
+        return self._fresh().ring(shape, bits)
+
+    def dealt(self, shape: Shape, bits: int) -> Tensor:
+        if self._seeded:
+            return self._fresh().ring(shape, bits)
+        count = 1
+        for n in shape:
+            count *= n
+        nbytes = wire_bytes(bits, count)
+        self.received += nbytes
+        return unpack(self._source.take(nbytes), bits, shape)
+
+    def open(self, shares: list[Tensor], bits: list[int]) -> list[Tensor]:
+        mine = [pack(x, b) for x, b in zip(shares, bits, strict=True)]
+        theirs = memoryview(self._channel.exchange(self._label, mine[0] if len(mine) == 1 else b"".join(mine)))
+        self.rounds += 1
+        if len(theirs) != sum(map(len, mine)):
+            raise BadShare(f"{self._label}: {len(theirs)} bytes from the peer, expected {sum(map(len, mine))}")
+        opened, start = [], 0
+        for x, b, raw in zip(shares, bits, mine, strict=True):
+            opened.append(x + unpack(theirs[start : start + len(raw)], b, tuple(x.shape)))
+            start += len(raw)
+        return opened
+
+
+class PartyJob:
+    """One party's side of one job: `prepare` and `run` each layer once, in order."""
+
+    def __init__(
+        self,
+        program: Program,
+        party: int,
+        job: str,
+        seed: bytes,
+        weights: PartyWeights,
+        channel: Channel,
+        source: Source,
+        ledger: Ledger,
+    ) -> None:
+        self.program, self.party, self.job, self.ledger = program, party, job, ledger
+        self._seed, self._weights, self._channel, self._source = seed, weights, channel, source
+        self._values: dict[str, Any] = {}
+        self._masks: dict[str, Tensor] = {}
+        self._prepared: dict[int, Any] = {}
+        self._last = program.last_use()
+        self._next = {"prepare": 0, "run": 0}
+        self._keep = {w.name for w in program.outputs.values()}
+
+    def set_input(self, name: str, share: Tensor) -> None:
+        """Take the share of an input. Raises BadShare for an unknown name, a wrong shape or a second share."""
+        wire = self.program.inputs.get(name)
+        if wire is None or tuple(share.shape) != wire.shape:
+            raise BadShare(f"input {name}: shape {tuple(share.shape)}, expected {wire.shape if wire else 'no such input'}")
+        if name in self._values:
+            raise BadShare(f"input {name}: a share is there already")
+        self._values[name] = cast(share, wire.ring)
+
+    def _enter(self, phase: str, layer: int) -> None:
+        if layer != self._next[phase]:
+            raise ReuseError(f"job {self.job}: {phase} of layer {layer} out of order (each layer once)")
+        self._next[phase] += 1
+
+    def _context(self, index: int, prg: Prg | None) -> _PartyContext:
+        step = self.program.steps[index]
+        seeded = seeded_party(index) == self.party
+        label = f"{self.job}/{index}/{step.label}"
+        return _PartyContext(self.party, prg, seeded, self._source, self._channel, label)
+
+    def prepare(self, layer: int) -> None:
+        """Offline: take this layer's correlations and do the work that no input enters."""
+        self._enter("prepare", layer)
+        for index, step in enumerate(self.program.steps):
+            if step.layer != layer:
+                continue
+            start = time.perf_counter()
+            context = self._context(index, step_prg(self._seed, self.job, index))
+            masks = [self._mask_of(name) for name in step.inputs]
+            k = self._prepared[index] = step.op.prepare(context, *masks)
+            outputs = step.op.prepared_masks(k, *masks)
+            self._masks.update((n, m) for n, m in zip(step.outputs, outputs, strict=False) if m is not None)
+            for name in step.inputs:
+                if self._last[name] == index:
+                    self._masks.pop(name, None)
+            seconds = time.perf_counter() - start
+            self.ledger.add("offline", layer, step.label, seconds=seconds, bytes_from_dealer=context.received)
+
+    def _mask_of(self, name: str) -> Any:
+        if name in self.program.weights:
+            weight = self._weights[name]
+            return weight.mask if isinstance(weight, Masked) else weight
+        return self._masks.get(name)
+
+    def run(self, layer: int) -> None:
+        """Online: this layer's openings and local work."""
+        self._enter("run", layer)
+        missing = self.program.inputs.keys() - self._values.keys() if layer == 0 else ()
+        if missing:
+            raise BadShare(f"input {sorted(missing)[0]}: no share received")
+        for index, step in enumerate(self.program.steps):
+            if step.layer != layer:
+                continue
+            start, sent = time.perf_counter(), self._channel.payload_sent
+            context = self._context(index, None)
+            inputs = [self._weights[n] if n in self.program.weights else self._values[n] for n in step.inputs]
+            outputs = step.op.online(context, self._prepared.pop(index), *inputs)
+            self._values.update(zip(step.outputs, outputs, strict=True))
+            for name in step.inputs:
+                if self._last[name] == index and name not in self._keep:
+                    self._values.pop(name, None)
+            self.ledger.add(
+                "online",
+                layer,
+                step.label,
+                seconds=time.perf_counter() - start,
+                rounds=context.rounds,
+                bytes_sent=self._channel.payload_sent - sent,
+            )
+
+    def outputs(self) -> dict[str, Tensor]:
+        """This party's shares of the outputs, for the client alone."""
+        return {name: self._values[wire.name] for name, wire in self.program.outputs.items()}
+
+
+# ---------------------------------------------------------------- the plain interpreter
+
+
+def run_plain(program: Program, inputs: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Run the program on the signed integers themselves, wrap-around included. Returns signed int64 outputs."""
+    values: dict[str, Any] = {n: signed(inputs[n], w.ring) for n, w in program.inputs.items()}
+    for name, wire in program.weights.items():
+        w = weights[name]
+        values[name] = DigitMatrix(cast(w, wire.ring), wire.ring) if wire.kind == "matrix" else signed(w, wire.ring)
+    last, keep = program.last_use(), {w.name for w in program.outputs.values()} | set(program.weights)
+    for index, step in enumerate(program.steps):
+        outputs = step.op.plain(*(values[n] for n in step.inputs))
+        values.update(zip(step.outputs, outputs, strict=True))
+        for name in step.inputs:
+            if last[name] == index and name not in keep:
+                values.pop(name, None)
+    return {name: values[wire.name] for name, wire in program.outputs.items()}
