@@ -55,13 +55,14 @@ _STATUS = {
 
 
 def options(max_message_mb: int) -> list[tuple[str, int]]:
-    """Channel and server options. A dead peer shows within about four seconds; bdp probes stay on."""
+    """Channel and server options. A killed peer shows at once, a frozen one within about seven seconds; bdp probes stay on."""
     limit = max_message_mb << 20
     return [
         ("grpc.max_send_message_length", limit),
         ("grpc.max_receive_message_length", limit),
         ("grpc.keepalive_time_ms", 2000),
-        ("grpc.keepalive_timeout_ms", 2000),
+        ("grpc.keepalive_timeout_ms", 5000),
+        ("grpc.http2.ping_timeout_ms", 5000),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.http2.max_ping_strikes", 0),
