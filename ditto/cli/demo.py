@@ -25,11 +25,11 @@ PAIRS = (
 )
 NEXT = """
 Where to go next
-  ditto cluster up                                    four servers that stay
-  ditto model import DIR --calibrate FILE --name NAME your own BERT, from a Hugging Face directory
-  ditto model share NAME                              each party gets its share of the weights
-  ditto infer --model NAME --text "…" --check         ask it, and compare with plaintext
-  docs/protocol.md                                    why this is private, and what is not protected"""
+  ditto cluster up                                     four servers that stay
+  ditto model import DIR --calibrate FILE --name NAME  your own BERT, from a Hugging Face directory
+  ditto model share NAME                               each party gets its share of the weights
+  ditto infer --model NAME --text "…" --check          ask it, and compare with plaintext
+  docs/protocol.md                                     why this is private, and what is not protected"""
 
 
 def demo(
@@ -113,10 +113,8 @@ def _show(summary: dict[str, Any]) -> None:
     table.add_column("under MPC", justify="right")
     table.add_column("plaintext", justify="right")
     for pair in summary["pairs"]:
-        table.add_row(f"{pair['a']}\n{pair['b']}", f"{pair['similarity']:.4f}", f"{pair['plaintext']:.4f}")
-        table.add_section()
+        table.add_row(f"{pair['a']}\n{pair['b']}\n", f"{pair['similarity']:.4f}", f"{pair['plaintext']:.4f}")
     out.print(table)
-    out.print()
     print_costs(summary)
     peak = max(n or 0 for n in summary["peak_rss_bytes"].values())
     out.print(f"\n{summary['texts']} sentences padded to {summary['seq']} tokens; peak memory of a server {size(peak)}")

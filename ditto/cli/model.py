@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from ditto.cli import store
-from ditto.cli.common import ConfigFile, Json, connect, emit, note, out, size
+from ditto.cli.common import ConfigFile, Json, connect, emit, note, out
 from ditto.errors import DittoError, UsageError
 
 app = typer.Typer(help="Models: import, share, list.", no_args_is_help=True)
@@ -69,7 +69,7 @@ def share(
     if json:
         emit({key: spec[key] for key in COLUMNS} | {"weights": elements, "shared": True})
     else:
-        out.print(f"shared {name}: {elements:,} weights in {len(weights)} tensors ({size(elements * 4)} at 32 bits)")
+        out.print(f"shared {name}: {elements:,} weights in {len(weights)} tensors")
         out.print(f'next: ditto infer --model {name} --text "…"')
 
 
