@@ -1,0 +1,157 @@
+"""From a checkpoint's directory to an answer, by the command line alone, on real processes."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from ditto.cli import app
+from ditto.cluster import Cluster, _free_ports, home
+from ditto.models.checkpoint import expected
+
+pytestmark = pytest.mark.slow
+
+WORDS = "the a cat dog sat ran on under mat tree and quickly slowly red green two men play music .".split()
+CONFIG: dict[str, Any] = {
+    "architectures": ["BertForSequenceClassification"],
+    "hidden_act": "gelu",
+    "hidden_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 128,
+    "vocab_size": 5 + len(WORDS),
+    "max_position_embeddings": 32,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
+    "id2label": {"0": "bad", "1": "good"},
+}
+
+
+def run(*args: str, code: int = 0) -> tuple[Any, str]:
+    result = CliRunner().invoke(app, [*args, "--json"])
+    assert result.exit_code == code, result.output
+    return json.loads(result.stdout) if result.stdout else None, result.stderr
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small classifier with random weights, as Hugging Face writes them."""
+    path = tmp_path_factory.mktemp("checkpoint")
+    generator = torch.Generator().manual_seed(1)
+    tensors = {}
+    for name, shape in expected(CONFIG, "BertForSequenceClassification").items():
+        if "LayerNorm" in name:
+            tensors[name] = torch.full(shape, 1.0 if name.endswith("weight") else 0.0)
+        else:
+            tensors[name] = 0.1 * torch.randn(shape, generator=generator)
+    prefixed = {n if n.startswith("classifier") else f"bert.{n}": t for n, t in tensors.items()}
+    save_file(prefixed, path / "model.safetensors")
+    (path / "config.json").write_text(json.dumps(CONFIG))
+    (path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]) + "\n")
+    (path / "texts.txt").write_text(
+        "the cat sat on the mat .\na dog ran\n\ntwo men play music under the green tree .\n"
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def shared(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The checkpoint imported as `tiny`, on a running cluster that holds its shares."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DITTO_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.delenv("DITTO_CONFIG", raising=False)
+        made, _ = run(
+            "model", "import", str(checkpoint), "--calibrate", str(checkpoint / "texts.txt"), "--name", "tiny"
+        )
+        assert made["architecture"] == "BertForSequenceClassification"
+        Cluster(home()).configure(ports=_free_ports())
+        run("cluster", "up")
+        try:
+            assert run("model", "share", "tiny")[0]["shared"]
+            yield "tiny"
+        finally:
+            run("cluster", "down")
+
+
+def test_infer_matches_plaintext(shared: str) -> None:
+    answer, _ = run(
+        "infer", "--model", shared, "--text", "the dog sat .", "--text", "two red men play music .", "--check"
+    )
+    assert (answer["model"], answer["preset"], answer["network"], answer["seq"]) == ("tiny", "ditto", "loopback", 16)
+    assert len(answer["output"]) == len(answer["plaintext_output"]) == 2
+    assert len(answer["output"][0]) == 2
+    assert answer["max_abs_error"] < 0.05
+    assert [row["name"] for row in answer["layers"]] == ["embeddings", "layer 0", "head"]
+    for key in ("rounds", "seconds"):
+        assert answer["online"][key] == pytest.approx(sum(row["online"][key] for row in answer["layers"]))
+    for party in (0, 1):
+        assert answer["online"]["bytes_sent"][party] == sum(
+            row["online"]["bytes_sent"][party] for row in answer["layers"]
+        )
+        assert answer["offline"]["bytes_to_party"][party] > 0
+
+
+def test_nine_sentences_are_two_jobs(shared: str, tmp_path: Path) -> None:
+    one = run("infer", "--model", shared, "--text", "a cat ran")[0]
+    (tmp_path / "nine.txt").write_text("a cat ran\n" * 9)
+    nine = run("infer", "--model", shared, "--file", str(tmp_path / "nine.txt"))[0]
+    assert nine["texts"] == 9
+    assert nine["online"]["rounds"] == 2 * one["online"]["rounds"]
+    assert all(result == pytest.approx(one["output"][0], abs=0.05) for result in nine["output"])
+
+
+def test_model_list(shared: str) -> None:
+    (row,) = run("model", "list")[0]
+    assert row == {
+        "name": "tiny",
+        "architecture": "BertForSequenceClassification",
+        "preset": "ditto",
+        "max_length": 32,
+        "imported": True,
+        "shared": True,
+    }
+
+
+def test_bad_texts_and_the_next_request(shared: str) -> None:
+    assert "32" in run("infer", "--model", shared, "--text", "cat " * 31, code=10)[1]
+    run("infer", "--model", shared, "--text", "fine", "--text", "\t", code=11)
+    run("infer", "--model", "absent", "--text", "fine", code=12)
+    run("infer", "--model", shared, "--text", "a cat ran")
+
+
+def test_public_embeddings(shared: str, checkpoint: Path) -> None:
+    texts = str(checkpoint / "texts.txt")
+    run("model", "import", str(checkpoint), "--calibrate", texts, "--name", "public", "--embeddings", "public")
+    run("model", "share", "public")
+    answer = run("infer", "--model", "public", "--text", "the dog sat .", "--check")[0]
+    assert answer["embeddings"] == "public"
+    assert answer["max_abs_error"] < 0.05
+
+
+@pytest.mark.parametrize(("damage", "code"), [("tensor", 13), ("config", 13), ("architecture", 14), ("preset", 2)])
+def test_bad_checkpoints(
+    checkpoint: Path, tmp_path: Path, damage: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DITTO_HOME", str(tmp_path / "home"))
+    tensors, config = load_file(checkpoint / "model.safetensors"), dict(CONFIG)
+    (tmp_path / "vocab.txt").write_bytes((checkpoint / "vocab.txt").read_bytes())
+    if damage == "tensor":
+        del tensors["bert.encoder.layer.0.output.dense.weight"]
+    if damage == "config":
+        del config["hidden_size"]
+    if damage == "architecture":
+        config["architectures"] = ["ResNetModel"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    preset = "nonsense" if damage == "preset" else "ditto"
+    texts = str(checkpoint / "texts.txt")
+    arguments = ("--calibrate", texts, "--name", "bad", "--preset", preset)
+    _, stderr = run("model", "import", str(tmp_path), *arguments, code=code)
+    if damage == "tensor":
+        assert "encoder.layer.0.output.dense.weight" in stderr
+    assert run("model", "list")[0] == []
