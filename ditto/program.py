@@ -132,41 +132,41 @@ class Builder:
         out = tuple(new[d] for d in dims) if dims else new
         return self.emit(View(slices, tuple(shape), tuple(dims)), [x], [(x.ring, x.frac, out, x.bound)])[0]
 
-    def add(self, *wires: Wire, ring: int = 0, bound: float = 0.0) -> Wire:
+    def add(self, *wires: Wire, ring: int = 0, bound: float | None = None) -> Wire:
         """Sum on the smallest ring of the inputs (or `ring`), at the largest number of fraction bits."""
         bits = ring or min(w.ring for w in wires)
         frac = max(w.frac for w in wires)
         op = Add(bits, tuple(frac - w.frac for w in wires))
-        limit = bound or sum(w.bound for w in wires)
+        limit = sum(w.bound for w in wires) if bound is None else bound
         return self.emit(op, list(wires), [(bits, frac, broadcast(*(w.shape for w in wires)), limit)])[0]
 
-    def affine(self, x: Wire, a: float, b: float, frac: int, bound: float = 0.0) -> Wire:
+    def affine(self, x: Wire, a: float, b: float, frac: int, bound: float | None = None) -> Wire:
         """a x + b with a encoded at frac - x.frac fraction bits."""
         scale = round(a * 2 ** (frac - x.frac))
         op = Affine(x.ring, scale, round(b * 2**frac))
-        return self.emit(op, [x], [(x.ring, frac, x.shape, bound or abs(a) * x.bound + abs(b))])[0]
+        return self.emit(op, [x], [(x.ring, frac, x.shape, abs(a) * x.bound + abs(b) if bound is None else bound)])[0]
 
-    def sum(self, x: Wire, dim: int, bound: float = 0.0) -> Wire:
+    def sum(self, x: Wire, dim: int, bound: float | None = None) -> Wire:
         shape = list(x.shape)
         shape[dim] = 1
-        limit = bound or x.bound * x.shape[dim]
+        limit = x.bound * x.shape[dim] if bound is None else bound
         return self.emit(Sum(x.ring, dim), [x], [(x.ring, x.frac, tuple(shape), limit)])[0]
 
-    def truncate(self, x: Wire, t: int, ring: int = 0, bound: float = 0.0) -> Wire:
+    def truncate(self, x: Wire, t: int, ring: int = 0, bound: float | None = None) -> Wire:
         """Truncate-reduce by t; the ring defaults to the largest multiple of 8 that is left."""
         out = ring or (x.ring - t) // 8 * 8
-        return self.emit(TruncateReduce(x.ring, t, out), [x], [(out, x.frac - t, x.shape, bound or x.bound)])[0]
+        return self.emit(TruncateReduce(x.ring, t, out), [x], [(out, x.frac - t, x.shape, x.bound if bound is None else bound)])[0]
 
     def extend(self, opened: Wire, ring: int) -> Wire:
         self.fits(opened, 2)
         op = Extend(opened.shape, opened.ring, ring)
         return self.emit(op, [opened], [(ring, opened.frac, opened.shape, opened.bound)])[0]
 
-    def product(self, x: Wire, y: Wire, bound: float = 0.0) -> Wire:
+    def product(self, x: Wire, y: Wire, bound: float | None = None) -> Wire:
         bits = min(x.ring, y.ring)
         op = Product((x.shape, y.shape), bits)
         shape, frac = broadcast(x.shape, y.shape), x.frac + y.frac
-        return self.emit(op, [x, y], [(bits, frac, shape, bound or x.bound * y.bound)])[0]
+        return self.emit(op, [x, y], [(bits, frac, shape, x.bound * y.bound if bound is None else bound)])[0]
 
     def product3(self, x: Wire, y: Wire, z: Wire, bound: float) -> Wire:
         bits = min(x.ring, y.ring, z.ring)

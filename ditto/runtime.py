@@ -92,6 +92,11 @@ class PartyWeights:
             raise BadShare(f"masked weight {missing[0]} is missing")
         self._masked = dict(masked)
 
+    def warm(self) -> None:
+        """Split every weight into digits now, so that no job waits for it."""
+        for name in self.wires:
+            self[name]
+
     def __getitem__(self, name: str) -> Any:
         wire = self.wires[name]
         if name not in self._cache:
@@ -209,6 +214,7 @@ class PartyJob:
     ) -> None:
         self.program, self.party, self.job, self.ledger = program, party, job, ledger
         self._seed, self._weights, self._channel, self._source = seed, weights, channel, source
+        weights.warm()
         self._values: dict[str, Any] = {}
         self._masks: dict[str, Tensor] = {}
         self._prepared: dict[int, Any] = {}

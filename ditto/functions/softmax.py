@@ -24,7 +24,7 @@ class ScoreType:
     def of(cls, bound: float) -> ScoreType:
         """Room for masked scores (three bounds down), the window and two buckets of slack."""
         for log_range in range(5, 11):
-            log_width = 1 if log_range >= 8 else 0
+            log_width = 1 if log_range >= 7 else 0
             if 4 * bound + WINDOW + 5 * 2.0**log_width <= 2.0**log_range:
                 return cls(bound, log_range, log_width)
         raise ValueError(f"attention scores up to {bound:.4g}")
@@ -55,7 +55,7 @@ def softmax_numerator(b: Builder, scores: Wire, kind: ScoreType) -> tuple[Wire, 
     1. Bucket ids by truncate-reduce (stochastic: the id or the id plus one); open; one-hot; sum over the row.
     2. Suffix sums count the scores at or above a bucket; open; "is it used?" by table; their sum is M's id,
        which scales onto the scores' circle without a conversion (buckets * width = T).
-    3. Open scores - M; windowed exponential: 0 for what lies more than 12 below.
+    3. Open scores - M; windowed exponential: 0 for what lies more than 16 below.
     """
     buckets = kind.log_range - kind.log_width
     count_bits = max(8, (scores.shape[-1]).bit_length())
@@ -73,9 +73,9 @@ def softmax_numerator(b: Builder, scores: Wire, kind: ScoreType) -> tuple[Wire, 
     # ids scaled by width 2^f: a multiplication by 2^(16 - buckets) takes Z_2^buckets onto Z_2^16
     (wide,) = b.emit(Affine(16, -(1 << (16 - buckets))), [top], [(16, scores.frac, top.shape, 0.0)])
     (d,) = b.open(b.add(lifted, wide, bound=kind.bound))
-    op = Exponential(d.shape, 16, scores.frac, scores.frac + 2, -3, 0, 56, 10, 19)
-    (e,) = b.emit(op, [d], [(56, 29, d.shape, math.exp(kind.width))])
-    e = b.truncate(e, 16, 40)
+    op = Exponential(d.shape, 16, scores.frac, scores.frac + 3, -2, 0, 64, 10, 27)
+    (e,) = b.emit(op, [d], [(64, 37, d.shape, math.exp(kind.width))])
+    e = b.truncate(e, 24, 40)
     n = scores.shape[-1]
     return e, b.sum(e, -1), (0.9 * math.exp(-kind.width), 1.1 * n * math.exp(kind.width))
 
