@@ -198,14 +198,15 @@ class Client:
         if missing:
             raise BadShare(f"inputs do not match the program: {', '.join(sorted(missing))}")
         seed = new_seed()
+        shares = {name: split(name, inputs[name], wire, seed) for name, wire in program.inputs.items()}
 
         def requests(party: int, name: str, wire: Wire) -> Iterator[party_pb2.PutInputRequest]:
             header = party_pb2.InputHeader(job=job, name=name, ring=wire.ring, shape=list(wire.shape))
             if party == 0:
-                header.seed = derive(seed, job)
+                header.seed = seed
             yield party_pb2.PutInputRequest(header=header)
             if party == 1:
-                for chunk in _chunks(name, wire, split(name, inputs[name], wire, derive(seed, job))):
+                for chunk in _chunks(name, wire, shares[name]):
                     yield party_pb2.PutInputRequest(chunk=chunk)
 
         def send(party: int) -> None:

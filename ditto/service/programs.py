@@ -44,4 +44,5 @@ def program_for(spec_json: str, batch: int, seq: int, fingerprint: str = "") -> 
 
 def weights_of(spec_json: str) -> dict[str, Wire]:
     """The weight tensors of a model; they do not depend on the input size."""
-    return program_for(spec_json, 1, 8).weights
+    limit = json.loads(spec_json).get("max_length", 8)
+    return program_for(spec_json, 1, min(8, limit) if isinstance(limit, int) else 8).weights

@@ -1,0 +1,296 @@
+"""Four real processes over mutual TLS: who may call what, and how each bad request ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import torch
+
+from ditto.certs import init_certs
+from ditto.client import Client
+from ditto.cluster import Cluster, embedded
+from ditto.config import ClientConfig, DealerConfig, PartyConfig, Tls, load_config
+from ditto.errors import (
+    BY_CODE,
+    EXIT_CODES,
+    BadShare,
+    CertificateError,
+    ClusterError,
+    ConfigError,
+    DittoError,
+    MessageTooLarge,
+    PeerAbsent,
+    PeerLost,
+    ReplayedJob,
+    UnknownModel,
+    VersionMismatch,
+)
+from ditto.models import compile_model, encode_inputs, random_model
+from ditto.models.importer import random_batch
+from ditto.program import Program
+from ditto.service.programs import program_for
+from ditto.transport import connect, from_rpc_error, open_channel
+from ditto.wire import control_pb2, control_pb2_grpc, dealer_pb2, dealer_pb2_grpc, party_pb2, party_pb2_grpc
+
+SEQ = 16
+Inputs = Callable[[Program], dict[str, torch.Tensor]]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with embedded() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def config(cluster: Cluster) -> ClientConfig:
+    return load_config(cluster.config_path("client"), ClientConfig)
+
+
+@pytest.fixture(scope="module")
+def spec(config: ClientConfig) -> dict[str, Any]:
+    """A small random model, shared once."""
+    spec, weights, _ = random_model("bert-tiny", 1, SEQ)
+    spec["name"] = "tiny"
+    with Client(config) as client:
+        client.share_model(spec, weights)
+    return spec
+
+
+@pytest.fixture()
+def inputs(spec: dict[str, Any]) -> Inputs:
+    return lambda program: encode_inputs(spec, program, random_batch(1, SEQ))
+
+
+def call(config: ClientConfig, peer: str, method: Callable[[grpc.Channel], Any], **changes: Any) -> Any:
+    """One call to `peer`, as the client unless told otherwise; raises the DittoError that came back."""
+    channel = open_channel(config.peers.of(peer), peer, changes.pop("tls", config.tls), **{"role": "client"} | changes)
+    with channel:
+        try:
+            return method(channel)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, peer) from None
+
+
+def answers(config: ClientConfig, spec: dict[str, Any], inputs: Inputs) -> None:
+    """The cluster serves the next request."""
+    with Client(config) as client:
+        result = client.infer("tiny", inputs, 1, SEQ)
+    program = compile_model(spec, 1, SEQ)
+    assert {n: tuple(x.shape) for n, x in result.outputs.items()} == {n: w.shape for n, w in program.outputs.items()}
+    assert [layer["name"] for layer in result.report["layers"]] == program.layers
+    cost = program.cost()
+    assert result.report["online"]["rounds"] == cost.rounds
+
+
+def test_every_error_has_its_own_number() -> None:
+    assert len(EXIT_CODES) == len(BY_CODE) + 1  # and 0
+    assert EXIT_CODES[16] == PeerAbsent.help
+
+
+def test_inference_and_status(config: ClientConfig, spec: dict[str, Any], inputs: Inputs) -> None:
+    answers(config, spec, inputs)
+    with Client(config) as client:
+        status = client.status()
+        assert [m["name"] for m in client.list_models()] == ["tiny"]
+    assert [p["role"] for p in status["processes"]] == ["coordinator", "party0", "party1", "dealer"]
+    assert all(p["serving"] for p in status["processes"])
+
+
+def test_unknown_model(config: ClientConfig, spec: dict[str, Any], inputs: Inputs) -> None:
+    with Client(config) as client, pytest.raises(UnknownModel, match="tiny"):
+        client.infer("other", inputs, 1, SEQ)
+
+
+def test_roles_are_kept_apart(config: ClientConfig) -> None:
+    job = party_pb2.OpenJobRequest(job=secrets.token_hex(16))
+    with pytest.raises(CertificateError, match="client may not call OpenJob"):
+        call(config, "party0", lambda c: party_pb2_grpc.PartyStub(c).OpenJob(job, timeout=5))
+    with pytest.raises(CertificateError, match="client may not call ModelSeed"):
+        call(config, "dealer", lambda c: dealer_pb2_grpc.DealerStub(c).ModelSeed(dealer_pb2.ModelSeedRequest()))
+    with pytest.raises(CertificateError, match="client may not call Exchange"):
+        call(config, "party0", lambda c: list(party_pb2_grpc.PeerLinkStub(c).Exchange(iter(()), timeout=5)))
+
+
+def test_another_version(config: ClientConfig) -> None:
+    request = control_pb2.ListModelsRequest()
+    with pytest.raises(VersionMismatch, match="protocol"):
+        call(config, "coordinator", lambda c: control_pb2_grpc.CoordinatorStub(c).ListModels(request), version=99)
+
+
+def test_another_authority(config: ClientConfig, tmp_path: Path) -> None:
+    init_certs(tmp_path, [])
+    wrong = Tls(ca=tmp_path / "ca.pem", cert=tmp_path / "client.pem", key=tmp_path / "client.key")
+    with pytest.raises(CertificateError):
+        call(config, "party1", lambda c: connect(c, "party1", 5.0), tls=wrong)
+    mixed = wrong.model_copy(update={"ca": config.tls.ca})
+    with pytest.raises(CertificateError, match="not signed"):
+        call(config, "party1", lambda c: connect(c, "party1", 5.0), tls=mixed)
+
+
+def test_message_over_the_limit(config: ClientConfig) -> None:
+    request = party_pb2.PutInputRequest(chunk=party_pb2.TensorChunk(data=bytes(5 << 20)))
+    stub = party_pb2_grpc.PartyStub
+    for limit in (4, 64):  # refused on this side, refused by the party
+        with pytest.raises(MessageTooLarge):
+            call(config, "party0", lambda c: stub(c).PutInput(iter([request]), timeout=10), max_message_mb=limit)
+
+
+def test_absent_peer(config: ClientConfig) -> None:
+    peers = config.peers.model_copy(update={"coordinator": "127.0.0.1:1"})
+    absent = config.model_copy(update={"peers": peers, "connect_timeout_s": 1.0})
+    with Client(absent) as client, pytest.raises(PeerAbsent, match="coordinator") as caught:
+        client.list_models()
+    assert caught.value.peer == "coordinator"
+
+
+def test_replayed_job(cluster: Cluster, config: ClientConfig, spec: dict[str, Any]) -> None:
+    tls = load_config(cluster.config_path("dealer"), DealerConfig).tls
+    coordinator = Tls(ca=tls.ca, cert=cluster.certs / "coordinator.pem", key=cluster.certs / "coordinator.key")
+    model = call(
+        config,
+        "coordinator",
+        lambda c: control_pb2_grpc.CoordinatorStub(c).GetModel(control_pb2.GetModelRequest(model="tiny")),
+    )
+    fingerprint = program_for(model.spec_json, 1, SEQ).fingerprint
+    name = secrets.token_hex(16)
+    request = party_pb2.OpenJobRequest(
+        job=name, model="tiny", share_id=model.share_id, batch=1, seq=SEQ, fingerprint=fingerprint
+    )
+
+    def open_job(channel: grpc.Channel) -> None:
+        party_pb2_grpc.PartyStub(channel).OpenJob(request, timeout=30)
+
+    def close_job(channel: grpc.Channel) -> None:
+        party_pb2_grpc.PartyStub(channel).CloseJob(party_pb2.CloseJobRequest(job=name, reason="test"), timeout=5)
+
+    call(config, "party0", open_job, tls=coordinator, role="coordinator")
+    call(config, "party0", close_job, tls=coordinator, role="coordinator")
+    with pytest.raises(ReplayedJob, match=name):
+        call(config, "party0", open_job, tls=coordinator, role="coordinator")
+    with pytest.raises(ReplayedJob, match=name):  # new to party 1, known to the dealer
+        call(config, "party1", open_job, tls=coordinator, role="coordinator")
+    request.job, request.fingerprint = secrets.token_hex(16), "0" * 32
+    with pytest.raises(VersionMismatch):
+        call(config, "party0", open_job, tls=coordinator, role="coordinator")
+
+
+@pytest.mark.parametrize("wrong", ["shape", "ring", "length", "name"])
+def test_bad_share(wrong: str, config: ClientConfig, spec: dict[str, Any], inputs: Inputs) -> None:
+    wire = compile_model(spec, 1, SEQ).inputs["mask"]
+
+    def send(event: dict[str, Any]) -> None:
+        if event["event"] != "queued" and "job" in event:
+            header = party_pb2.InputHeader(job=event["job"], name="mask", ring=wire.ring, shape=list(wire.shape))
+            if wrong == "shape":
+                header.shape.append(2)
+            elif wrong == "ring":
+                header.ring = 8
+            elif wrong == "name":
+                header.name = "nothing"
+            chunk = party_pb2.TensorChunk(data=bytes(7 if wrong == "length" else 2 * SEQ))
+            parts = [party_pb2.PutInputRequest(header=header), party_pb2.PutInputRequest(chunk=chunk)]
+            call(config, "party1", lambda c: party_pb2_grpc.PartyStub(c).PutInput(iter(parts), timeout=10))
+
+    with Client(config) as client, pytest.raises(BadShare):
+        client.infer("tiny", inputs, 1, SEQ, send)
+    answers(config, spec, inputs)
+
+
+def test_input_of_the_wrong_shape(config: ClientConfig, spec: dict[str, Any], inputs: Inputs) -> None:
+    with Client(config) as client, pytest.raises(BadShare, match="mask"):
+        client.infer("tiny", lambda p: inputs(p) | {"mask": torch.zeros(3)}, 1, SEQ)
+    answers(config, spec, inputs)
+
+
+def test_nothing_to_fetch(config: ClientConfig) -> None:
+    request = party_pb2.FetchOutputRequest(job="0" * 32, name="hidden")
+    with pytest.raises(ClusterError, match="no open job"):
+        call(config, "party0", lambda c: list(party_pb2_grpc.PartyStub(c).FetchOutput(request, timeout=5)))
+
+
+def test_an_abandoned_job_leaves_the_cluster_free(config: ClientConfig, spec: dict[str, Any], inputs: Inputs) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(event: dict[str, Any]) -> None:
+        if event["event"] == "layer":
+            raise Stop
+
+    with Client(config) as client, pytest.raises(Stop):
+        client.infer("tiny", inputs, 1, SEQ, stop)
+    answers(config, spec, inputs)
+
+
+def test_jobs_queue_up(config: ClientConfig, spec: dict[str, Any], inputs: Inputs) -> None:
+    threads = [threading.Thread(target=answers, args=(config, spec, inputs)) for _ in range(3)]
+    failures: list[object] = []
+    hook, threading.excepthook = threading.excepthook, failures.append
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    finally:
+        threading.excepthook = hook
+    assert not failures and not any(thread.is_alive() for thread in threads)
+
+
+@pytest.mark.parametrize("role", ["party0", "party1", "dealer"])
+def test_a_killed_process_is_named(
+    role: str, cluster: Cluster, config: ClientConfig, spec: dict[str, Any], inputs: Inputs
+) -> None:
+    """Killed when the job is accepted: its first layer cannot end. Afterwards `up` repairs the cluster."""
+    killed = 0.0
+
+    def kill(event: dict[str, Any]) -> None:
+        nonlocal killed
+        if event["event"] == "layer" and event["layer"] == 0 and event["phase"] == "offline":
+            pid = next(p.pid for p in cluster.status() if p.role == role)
+            assert pid is not None
+            killed = time.monotonic()
+            os.kill(pid, signal.SIGKILL)
+
+    with Client(config) as client:
+        try:
+            client.infer("tiny", inputs, 1, SEQ, kill)
+            assert role == "dealer"  # everything of a job this small may be dealt by then
+        except DittoError as error:
+            assert isinstance(error, PeerLost) and error.peer == role and role in str(error)
+        assert time.monotonic() - killed < 10
+        with pytest.raises(PeerAbsent, match=role) as caught:
+            client.infer("tiny", inputs, 1, SEQ)
+        assert caught.value.peer == role
+    cluster.up()
+    answers(config, spec, inputs)  # weight shares were read back from disk
+
+
+def test_secrets_on_disk_are_private(cluster: Cluster, spec: dict[str, Any]) -> None:
+    files = [path for path in (cluster.root / "data").rglob("*") if path.is_file()]
+    assert any(path.name == "masked.safetensors" for path in files)
+    assert all(path.stat().st_mode & 0o077 == 0 for path in files)
+
+
+def test_logs_are_json(cluster: Cluster, spec: dict[str, Any]) -> None:
+    lines = (cluster.logs / "party0.log").read_text().splitlines()
+    events = [json.loads(line)["event"] for line in lines if line.startswith("{")]
+    assert "serving" in events and "model active" in events
+
+
+def test_configuration_errors(tmp_path: Path, cluster: Cluster) -> None:
+    path = tmp_path / "party0.yaml"
+    with pytest.raises(ConfigError, match="cannot read"):
+        load_config(path, PartyConfig)
+    path.write_text(cluster.config_path("party0").read_text() + "surprise: 1\n")
+    with pytest.raises(ConfigError, match="surprise"):
+        load_config(path, PartyConfig)
