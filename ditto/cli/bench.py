@@ -68,4 +68,6 @@ def model(
         return
     print_costs(summary)
     peaks = ", ".join(f"{role} {size(n)}" for role, n in memory.items() if n)
+    if check:
+        out.print(f"largest difference to the plaintext computation: {summary['max_abs_error']:.4f}")
     out.print(f"\nsequence {summary['seq']}, network {network.value}; peak memory: {peaks}")
