@@ -82,6 +82,11 @@ class DigitMatrix:
     def __init__(self, w: Tensor, bits: int) -> None:
         self.bits = bits
         self.rows, self.columns = w.shape
+        # beyond 32 bits sums must be exact in int32: long rows are cut into blocks
+        cut = bits > 32 and self.rows > _EXACT_K
+        self.blocks = [DigitMatrix(block, bits) for block in w.split(_EXACT_K)] if cut else []
+        if cut:
+            return
         # column-major storage (W^T contiguous): the layout that the int8 kernels read fastest
         self._packed = torch.cat(split_digits(w, bits)[::-1]).t().contiguous().t()
         self._count = -(-bits // 8)
@@ -95,8 +100,9 @@ def digits_matmul(x: Tensor, w: DigitMatrix) -> Tensor:
     """Exact x W over Z_2^bits: x [M, K] ring integers, W [K, N]; returns [M, N] in int32 or int64."""
     bits = w.bits
     product = ENGINES[engine()]
-    if bits > 32 and w.rows > _EXACT_K:
-        raise ValueError(f"K = {w.rows} over {bits} bits: at most {_EXACT_K}")
+    if w.blocks:
+        parts = zip(x.split(_EXACT_K, dim=1), w.blocks, strict=True)
+        return torch.stack([digits_matmul(a, block) for a, block in parts]).sum(0)
     digits = split_digits(x, bits)
     accumulator = torch.int32 if bits <= 32 else torch.int64
     stacked = torch.cat(digits, dim=1)

@@ -1,0 +1,184 @@
+"""The contract of every registered operation: result within its ulp of plain, ledger equal to cost, single use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from engine import run_mpc
+
+from ditto.errors import ReuseError
+from ditto.ops import (
+    REGISTRY,
+    Add,
+    Affine,
+    Combine,
+    Exponential,
+    Extend,
+    Harmonic,
+    Lookup,
+    Matmul,
+    MatmulWeight,
+    OneHot,
+    Op,
+    Open,
+    Polynomial,
+    Product,
+    Product3,
+    Square,
+    Sum,
+    SuffixSum,
+    TruncatePair,
+    TruncateReduce,
+    View,
+)
+from ditto.program import Builder, Program, Wire
+from ditto.ring import signed
+from ditto.runtime import DealerJob, DealerWeights, run_plain
+
+S = (5, 7)
+
+
+@dataclass
+class Case:
+    """An operation on input types (ring, shape, limit on |x| in units); `opened` says which are opened first."""
+
+    op: Op
+    inputs: list[tuple[int, tuple[int, ...], int]]
+    ring: int
+    shape: tuple[int, ...]
+    opened: bool = True
+    weight: bool = False
+    low: int | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{type(self.op).__name__}-{'-'.join(str(b) for b, _, _ in self.inputs)}-{self.ring}"
+
+
+def full(bits: int) -> int:
+    return 2 ** (bits - 1)
+
+
+CASES = [
+    *(Case(Open(((S, b),)), [(b, S, full(b))], b, S, opened=False) for b in (8, 12, 16, 24, 32, 40, 48, 56, 64)),
+    Case(Add(16, (0, 3)), [(32, S, full(32)), (16, S, full(16))], 16, S, opened=False),
+    Case(Add(64, (0, 8)), [(64, S, full(64)), (64, (7,), full(64))], 64, S, opened=False),
+    Case(Affine(24, -7, 1 << 23), [(24, S, full(24))], 24, S, opened=False),
+    Case(Affine(16, 1 << 15, 40000), [(16, S, full(16))], 16, S, opened=False),
+    Case(Affine(64, -3, 5), [(64, S, full(64))], 64, S, opened=False),
+    Case(Sum(8, 1), [(8, S, full(8))], 8, (5, 1), opened=False),
+    Case(Sum(40, 0), [(40, S, full(40))], 40, (1, 7), opened=False),
+    Case(SuffixSum(8), [(8, S, full(8))], 8, S, opened=False),
+    Case(View(((1, 2, 6),), (10, 2), (1, 0)), [(32, S, full(32))], 32, (2, 10), opened=False),
+    *(
+        Case(TruncateReduce(b, t, o), [(b, S, full(b))], o, S, opened=False)
+        for b, t, o in ((32, 8, 24), (32, 12, 16), (24, 5, 16), (64, 32, 32), (56, 16, 40), (16, 9, 7), (8, 1, 7), (64, 0, 24))
+    ),
+    *(Case(TruncatePair(S, b, t), [(b, S, 2 ** (b - 2))], b, S) for b, t in ((32, 8), (64, 18), (64, 20), (24, 12), (16, 3))),
+    *(
+        Case(Extend(S, b, o), [(b, S, 2 ** (b - 2))], o, S)
+        for b, o in ((8, 16), (16, 32), (16, 64), (24, 32), (24, 64), (32, 64), (32, 40), (40, 64), (16, 40))
+    ),
+    *(Case(Square(S, b), [(b, S, full(b))], b, S) for b in (8, 16, 24, 32, 40, 64)),
+    *(Case(Product((S, (5, 1)), b), [(b, S, full(b)), (b, (5, 1), full(b))], b, S) for b in (8, 24, 32, 64)),
+    *(
+        Case(Product3((S, (5, 1), (7,)), b), [(b, S, full(b)), (b, (5, 1), full(b)), (b, (7,), full(b))], b, S)
+        for b in (32, 64)
+    ),
+    *(
+        Case(MatmulWeight(5, 7, 3, b), [(b, S, full(b)), (b, (7, 3), full(b))], b, (5, 3), weight=True)
+        for b in (8, 16, 24, 32, 48, 64)
+    ),
+    *(
+        Case(Matmul((2, 5, 7), (2, 7, 3), b), [(b, (2, 5, 7), full(b)), (b, (2, 7, 3), full(b))], b, (2, 5, 3))
+        for b in (16, 32, 40, 64)
+    ),
+    Case(Harmonic(S, 12, 32, 11, 10, 0.5, (1.5, -0.7, 0.1), (0.0, 0.3, 0.0)), [(12, S, full(12))], 32, S),
+    Case(Harmonic(S, 8, 24, 8, 8, 0.0, (0.0, 0.0), (1.0, 0.25)), [(8, S, full(8))], 24, S),
+    Case(Polynomial(S, 64, (3, -5, 7, 11)), [(64, S, full(64))], 64, S),
+    Case(Polynomial(S, 32, (1, 2)), [(32, S, full(32))], 32, S),
+    Case(Polynomial(S, 32, (0, 0, 0, 0, 9)), [(32, S, full(32))], 32, S),
+    Case(Exponential(S, 16, 8, 10, -3, 0, 56, 10, 19), [(16, S, 1000)], 56, S, low=-(2**15) + 4096),
+    Case(Exponential(S, 16, 9, 12, -2, 0, 64, 10, 27), [(16, S, 2000)], 64, S, low=-(2**15) + 8192),
+    Case(Lookup(S, 8, 8, tuple(int(i > 0) for i in range(256))), [(8, S, full(8))], 8, S),
+    Case(Lookup(S, 11, 40, tuple((i * i * 7919) % 2**39 for i in range(2048))), [(11, S, full(11))], 40, S),
+    Case(OneHot(S, 6, 8), [(6, S, full(6))], 8, (*S, 64)),
+    Case(OneHot(S, 3, 64), [(3, S, full(3))], 64, (*S, 8)),
+    Case(Combine(64, (1, -2, 3, 2**62, 5, 6, 7)), [(64, S, full(64))], 64, (5,), opened=False),
+]  # fmt: skip
+
+
+def build(case: Case) -> Program:
+    b = Builder()
+    b.layer("layer")
+    b.label("operation")
+    wires: list[Wire] = []
+    for i, (bits, shape, _) in enumerate(case.inputs):
+        if case.weight and i == 1:
+            wires.append(b.weight(f"x{i}", bits, 0, shape, "matrix"))
+        else:
+            wires.append(b.input(f"x{i}", bits, 0, shape, 0.0))
+    if case.opened:
+        free = [w for w in wires if not w.kind]
+        opened = b.open(*free)
+        wires = opened + [w for w in wires if w.kind]
+    (y,) = b.emit(case.op, wires, [(case.ring, 0, case.shape, 0.0)])
+    b.output("y", y)
+    return b.program
+
+
+def samples(case: Case, seed: int) -> dict[str, torch.Tensor]:
+    """Random values with the edges of the range among them."""
+    generator = torch.Generator().manual_seed(seed)
+    values = {}
+    for i, (bits, shape, limit) in enumerate(case.inputs):
+        low = -limit if case.low is None else case.low
+        span = 2.0 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1.0
+        x = (span * (limit - 1)).to(torch.int64) if case.low is None else low + ((span + 1) / 2 * (limit - low)).long()
+        flat = x.reshape(-1)
+        for at, edge in enumerate((low, limit - 1, 0, -1, 1)):
+            if at < len(flat):
+                flat[at] = edge
+        values[f"x{i}"] = signed(flat.reshape(shape), bits)
+    return values
+
+
+def test_every_operation_has_a_case() -> None:
+    assert {type(case.op).__name__ for case in CASES} == set(REGISTRY)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_contract(case: Case) -> None:
+    program, cost = build(case), case.op.cost()
+    opening = sum((s.op.cost() for s in program.steps if s.op is not case.op), type(cost)())
+    for seed in range(6):
+        values = samples(case, seed)
+        inputs = {n: x for n, x in values.items() if n in program.inputs}
+        weights = {n: x for n, x in values.items() if n in program.weights}
+        want = run_plain(program, inputs, weights)["y"]
+        run = run_mpc(program, inputs, weights)
+        got = run.outputs["y"]
+        assert got.shape == want.shape == case.shape
+        gap = signed(got - want, case.ring).double().abs().max()
+        assert gap <= case.op.ulp(), f"off by {gap} ulp, stated {case.op.ulp()}"
+        for ledger in run.ledgers:
+            total = ledger.total("online")
+            assert (total.rounds, total.bytes_sent) == (cost.rounds + opening.rounds, cost.online + opening.online)
+        dealt = [ledger.total("offline").bytes_from_dealer for ledger in run.ledgers]
+        assert sum(dealt) == cost.dealer
+        assert dealt == [s.taken for s in run.sources] and [s.left for s in run.sources] == [0, 0]
+
+
+def test_single_use() -> None:
+    case = CASES[0]
+    run = run_mpc(build(case), samples(case, 0))
+    for again in (run.jobs[0].prepare, run.jobs[0].run):
+        with pytest.raises(ReuseError):
+            again(0)
+    program = build(case)
+    dealer = DealerJob(program, "once", (bytes(16), bytes(16)), DealerWeights(program.weights, (bytes(16), bytes(16))))
+    list(dealer.deal())
+    with pytest.raises(ReuseError):
+        list(dealer.deal())
