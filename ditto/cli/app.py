@@ -9,7 +9,6 @@ import typer
 import ditto
 from ditto.cli import bench, certs, cluster, demo, infer, model
 from ditto.cli.common import ErrorGroup, exit_codes_help
-from ditto.errors import Interrupted
 
 app = typer.Typer(
     cls=ErrorGroup,
@@ -43,7 +42,7 @@ def _root(
 
 
 def _terminated(signum: int, frame: Any) -> None:
-    raise Interrupted("stopped by a signal")
+    raise KeyboardInterrupt  # not a DittoError: nothing between here and the command may take it for its own
 
 
 def main() -> None:
