@@ -9,7 +9,8 @@ from ditto.functions.power import inverse_power
 from ditto.ops import Affine, Exponential, Lookup, OneHot, SuffixSum
 from ditto.program import Builder, Wire
 
-WINDOW = 16.0  # exp(-16) is below every resolution used here
+WINDOW = 10.0  # padding scores at least this much below the lowest real score
+UNIT = 3  # log2 of the exponential's table step
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,10 @@ class ScoreType:
 
     @classmethod
     def of(cls, bound: float) -> ScoreType:
-        """Room for masked scores (three bounds down), the window and two buckets of slack."""
+        """Room for masked scores (three bounds down), five buckets of slack and the unit kept for the borrow."""
         for log_range in range(5, 11):
             log_width = 1 if log_range >= 7 else 0
-            if 4 * bound + WINDOW + 5 * 2.0**log_width <= 2.0**log_range:
+            if 4 * bound + WINDOW + 5 * 2.0**log_width + 2.0**UNIT <= 2.0**log_range:
                 return cls(bound, log_range, log_width)
         raise ValueError(f"attention scores up to {bound:.4g}")
 
@@ -49,13 +50,13 @@ class ScoreType:
 
 
 def softmax_numerator(b: Builder, scores: Wire, kind: ScoreType) -> tuple[Wire, Wire, tuple[float, float]]:
-    """[scores] (16, f) in `kind`, shape [..., N] -> [E] (40, 13) = exp(scores - M), [sum E], its range. 3 rounds.
+    """[scores] (16, f) in `kind`, shape [..., N] -> [E] (40, 16), [sum E], its range. 3 rounds.
 
-    M is within a bucket of the row's maximum: M <= max + width, M > max - width.
+    E = exp(scores - M - width) where M is the row's maximum up to one bucket: max - width < M <= max + width.
     1. Bucket ids by truncate-reduce (stochastic: the id or the id plus one); open; one-hot; sum over the row.
     2. Suffix sums count the scores at or above a bucket; open; "is it used?" by table; their sum is M's id,
        which scales onto the scores' circle without a conversion (buckets * width = T).
-    3. Open scores - M; windowed exponential: 0 for what lies more than 16 below.
+    3. Open scores - M - width, which is negative; windowed exponential: 0 for what lies more than 16 below.
     """
     buckets = kind.log_range - kind.log_width
     count_bits = max(8, (scores.shape[-1]).bit_length())
@@ -71,13 +72,13 @@ def softmax_numerator(b: Builder, scores: Wire, kind: ScoreType) -> tuple[Wire, 
     (marks,) = b.emit(used, [suffix], [(8, 0, suffix.shape, 0.0)])
     top = b.sum(marks, -1)
     # ids scaled by width 2^f: a multiplication by 2^(16 - buckets) takes Z_2^buckets onto Z_2^16
-    (wide,) = b.emit(Affine(16, -(1 << (16 - buckets))), [top], [(16, scores.frac, top.shape, 0.0)])
+    width = -int(kind.width * 2**scores.frac)
+    (wide,) = b.emit(Affine(16, -(1 << (16 - buckets)), width), [top], [(16, scores.frac, top.shape, 0.0)])
     (d,) = b.open(b.add(lifted, wide, bound=kind.bound))
-    op = Exponential(d.shape, 16, scores.frac, scores.frac + 3, -2, 0, 64, 10, 27)
-    (e,) = b.emit(op, [d], [(64, 37, d.shape, math.exp(kind.width))])
-    e = b.truncate(e, 24, 40)
-    n = scores.shape[-1]
-    return e, b.sum(e, -1), (0.9 * math.exp(-kind.width), 1.1 * n * math.exp(kind.width))
+    op = Exponential(d.shape, 16, scores.frac, scores.frac + UNIT, -2, -1, 64, 10, 27)
+    (e,) = b.emit(op, [d], [(64, 37, d.shape, 1.0)])
+    e = b.truncate(e, 21, 40, bound=1.1)
+    return e, b.sum(e, -1), (0.9 * math.exp(-2 * kind.width), 1.1 * scores.shape[-1])
 
 
 def reciprocal_of_sum(b: Builder, total: Wire, limits: tuple[float, float]) -> Wire:
