@@ -257,7 +257,9 @@ class Report:
         for account in (self.total, layer):
             account[done.phase]["seconds"] += done.seconds
         for operation in dict.fromkeys(row["operation"] for rows in ledgers for row in rows):
-            pair: list[dict[str, Any]] = [next((r for r in rows if r["operation"] == operation), {}) for rows in ledgers]
+            pair: list[dict[str, Any]] = [
+                next((r for r in rows if r["operation"] == operation), {}) for rows in ledgers
+            ]
             by_operation = self.operations.setdefault(operation, {"operation": operation} | _phase())
             by_operation[done.phase]["seconds"] += max(r.get("seconds", 0.0) for r in pair)
             for account in (self.total, layer, by_operation):

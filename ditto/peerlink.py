@@ -25,7 +25,8 @@ Frame = party_pb2.Frame
 FRAME_OVERHEAD = 4 + 5 + 9  # data field header, gRPC message prefix, one HTTP/2 frame header
 MAX_PAYLOAD = 1 << 31
 MAX_EARLY = 64  # jobs that the peer may have begun before this party opened them
-Queue = queue.SimpleQueue[party_pb2.Frame | None]
+# Payloads wait as they are; a frame is built from its slice only when gRPC asks for it.
+Queue = queue.SimpleQueue[tuple[party_pb2.Frame, bytes] | None]
 
 
 @dataclass
@@ -37,6 +38,19 @@ class _Mailbox:
     received: int = 0
     error: DittoError | None = None
     opened: bool = False
+
+
+def _frames(out: Queue) -> Iterator[party_pb2.Frame]:
+    """What the stream sends: each payload cut into chunks of 1 MB."""
+    for frame, payload in iter(out.get, None):
+        if len(payload) <= CHUNK:
+            frame.data = payload
+            yield frame
+            continue
+        for offset in range(0, len(payload), CHUNK):
+            piece = Frame(data=payload[offset : offset + CHUNK], offset=offset)
+            piece.MergeFrom(frame)
+            yield piece
 
 
 class PeerLink:
@@ -65,7 +79,7 @@ class PeerLink:
         context.add_callback(lambda: self._detach(out, None))
         context.send_initial_metadata(())
         threading.Thread(target=self._pump, args=(frames, out), name="peer-in", daemon=True).start()
-        yield from iter(out.get, None)
+        yield from _frames(out)
 
     def dial(self, stub: party_pb2_grpc.PeerLinkStub) -> None:
         """Party 1's end: keep the stream open until `stop`."""
@@ -79,7 +93,7 @@ class PeerLink:
 
     def _dial_once(self, stub: party_pb2_grpc.PeerLinkStub) -> None:
         out: Queue = queue.SimpleQueue()
-        call = stub.Exchange(iter(out.get, None))
+        call = stub.Exchange(_frames(out))
         try:
             call.initial_metadata()  # arrives when the peer serves the stream; raises nothing, ends on failure
             if call.is_active():
@@ -161,15 +175,12 @@ class PeerLink:
 
     def send(self, job: str, sequence: int, label: str, payload: bytes) -> int:
         """Queue the frames of one message; returns the bytes that framing adds."""
-        out, total, extra = self._out, len(payload), 0
+        out, total = self._out, len(payload)
         if out is None:
             raise PeerLost(f"{self.peer} was lost during the job", peer=self.peer)
-        for offset in range(0, total or 1, CHUNK):
-            data = payload if total <= CHUNK else payload[offset : offset + CHUNK]
-            frame = Frame(job=job, sequence=sequence, label=label, offset=offset, total=total)
-            extra += frame.ByteSize() + FRAME_OVERHEAD  # before the data: ByteSize would copy it
-            frame.data = data
-            out.put(frame)
+        first = Frame(job=job, sequence=sequence, label=label, total=total)
+        extra = (first.ByteSize() + FRAME_OVERHEAD) * max(1, -(-total // CHUNK))
+        out.put((first, payload))
         return extra
 
     def receive(self, box: _Mailbox, sequence: int) -> tuple[str, bytes]:
@@ -212,7 +223,7 @@ class PeerLink:
             out = self._out
             self.changed.notify_all()
         if reason and out is not None:
-            out.put(Frame(job=job, abort=reason))
+            out.put((Frame(job=job, abort=reason), b""))
 
 
 class LinkChannel:
@@ -237,5 +248,3 @@ class LinkChannel:
 
     def close(self, reason: str = "") -> None:
         self._link.close(self._job, reason)
-
-

@@ -220,5 +220,3 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
             jobs = list(self._jobs.values())
         for job in jobs:
             job.drop(ClusterError("the dealer stops", peer="dealer"))
-
-

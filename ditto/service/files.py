@@ -1,34 +1,60 @@
-"""Files that only their owner may read, replaced as a whole."""
+"""Files that only their owner may read, replaced as a whole; tensors go to and from disk one at a time."""
 
 from __future__ import annotations
 
+import json
+import math
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+
+from ditto.program import Wire
+from ditto.ring import carrier
+
+_DTYPES = {torch.int8: "I8", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64"}
 
 
-def _commit(fresh: Path, path: Path) -> None:
-    fresh.chmod(0o600)
-    fresh.replace(path)
+def _create(path: Path) -> int:
+    path.unlink(missing_ok=True)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
 
 
 def write_secret(path: Path, data: bytes) -> None:
     fresh = path.with_name(path.name + ".new")
-    fresh.unlink(missing_ok=True)
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+    with os.fdopen(_create(fresh), "wb") as file:
         file.write(data)
-    _commit(fresh, path)
+    fresh.replace(path)
 
 
-def save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+def save_tensors(path: Path, wires: dict[str, Wire], tensors: Iterable[torch.Tensor]) -> None:
+    """Write ring tensors, in the order of `wires`, as a safetensors file. Only one is in memory at a time."""
+    header: dict[str, object] = {}
+    offset = 0
+    for name, wire in wires.items():
+        dtype = carrier(wire.ring)
+        end = offset + math.prod(wire.shape) * dtype.itemsize
+        header[name] = {"dtype": _DTYPES[dtype], "shape": list(wire.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
     fresh = path.with_name(path.name + ".new")
-    fresh.unlink(missing_ok=True)
-    os.close(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, fresh)
-    _commit(fresh, path)
+    with os.fdopen(_create(fresh), "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for wire, tensor in zip(wires.values(), tensors, strict=True):
+            flat = tensor.to(carrier(wire.ring)).contiguous().reshape(-1)
+            file.write(flat.numpy().data)
+    fresh.replace(path)
 
 
-def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    return load_file(path)
+def load_tensors(path: Path, wires: dict[str, Wire]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a file that `save_tensors` wrote for the same wires, each in memory of its own."""
+    with path.open("rb") as file:
+        file.seek(int.from_bytes(file.read(8), "little"), os.SEEK_CUR)
+        for name, wire in wires.items():
+            dtype = carrier(wire.ring)
+            data = bytearray(math.prod(wire.shape) * dtype.itemsize)
+            if file.readinto(data) != len(data):
+                raise OSError(f"{path} is cut short")
+            yield name, torch.frombuffer(data, dtype=dtype).reshape(wire.shape)

@@ -17,7 +17,7 @@ from ditto.channel import Channel
 from ditto.errors import BadShare, ClusterError, UnknownModel
 from ditto.prg import SEED_BYTES, Prg, derive
 from ditto.program import Wire
-from ditto.ring import unpack, wire_bytes
+from ditto.ring import carrier, unpack, wire_bytes
 from ditto.runtime import PartyWeights
 from ditto.service.files import load_tensors, save_tensors, write_secret
 from ditto.service.programs import check_id, check_name, weights_of
@@ -47,15 +47,24 @@ class Assembly:
         self._data[offset : offset + len(data)] = data
         self._filled += len(data)
 
+    @property
+    def full(self) -> bool:
+        return self._filled == self.total
+
     def tensor(self) -> torch.Tensor:
         if self._filled != self.total:
             raise BadShare(f"{self.name}: {self._filled} of {self.total} bytes received")
         return unpack(self._data, self.wire.ring, tuple(self.wire.shape))
 
 
-def expand(seed: bytes, wires: dict[str, Wire]) -> dict[str, torch.Tensor]:
+def expand(seed: bytes, wires: dict[str, Wire]) -> Iterator[tuple[str, torch.Tensor]]:
     """The shares that a 16-byte seed stands for."""
-    return {name: Prg(derive(seed, name)).ring(tuple(w.shape), w.ring) for name, w in wires.items()}
+    for name, wire in wires.items():
+        yield name, Prg(derive(seed, name)).ring(tuple(wire.shape), wire.ring)
+
+
+def _of_kind(wires: dict[str, Wire], masked: bool) -> dict[str, Wire]:
+    return {name: wire for name, wire in wires.items() if (wire.kind != "share") == masked}
 
 
 @dataclass(frozen=True)
@@ -109,7 +118,7 @@ class ModelStore:
                     raise BadShare(f"a seed of {len(header.seed)} bytes")
                 write_secret(home / "seed", header.seed)
             else:
-                save_tensors(home / "shares.safetensors", _receive(requests, wires))
+                save_tensors(home / "shares.safetensors", wires, _receive(requests, wires))
             self._write(entry)
         except BaseException:
             shutil.rmtree(home, ignore_errors=True)
@@ -122,22 +131,44 @@ class ModelStore:
             self._entries[entry.share_id] = entry
 
     def activate(self, entry: Entry, mask_seed: bytes, channel: Channel) -> None:
-        """Open F with the peer, once for this sharing, and keep it."""
-        home = self._root / entry.share_id
-        write_secret(home / "mask_seed", mask_seed)
-        weights = PartyWeights(weights_of(entry.spec), self._party, mask_seed, self._shares(entry))
-        weights.open_masked(channel)
-        save_tensors(home / "masked.safetensors", weights.masked())
-        self._write(Entry(entry.model, entry.share_id, entry.spec, True))
-        with self._lock:
-            self._remember(entry.share_id, weights)
+        """Open F with the peer, once for this sharing, tensor by tensor, and keep it.
 
-    def _shares(self, entry: Entry) -> dict[str, torch.Tensor]:
+        Afterwards only the shares of weights without a mask are needed; the others go.
+        """
+        home, wires = self._root / entry.share_id, weights_of(entry.spec)
+        kept: dict[str, torch.Tensor] = {}
+
+        def opened() -> Iterator[torch.Tensor]:
+            for name, share in self._shares(entry, wires):
+                if wires[name].kind == "share":
+                    kept[name] = share
+                    continue
+                one = PartyWeights({name: wires[name]}, self._party, mask_seed, {name: share})
+                one.open_masked(channel)
+                yield one.masked()[name]
+
+        write_secret(home / "mask_seed", mask_seed)
+        save_tensors(home / "masked.safetensors", _of_kind(wires, True), opened())
+        plain = _of_kind(wires, False)
+        save_tensors(home / "kept.safetensors", plain, (kept[name] for name in plain))
+        self._write(Entry(entry.model, entry.share_id, entry.spec, True))
+        for name in ("seed", "shares.safetensors"):
+            (home / name).unlink(missing_ok=True)
+
+    def _shares(self, entry: Entry, wires: dict[str, Wire]) -> Iterator[tuple[str, torch.Tensor]]:
         home = self._root / entry.share_id
         seed = home / "seed"
-        if seed.exists():
-            return expand(seed.read_bytes(), weights_of(entry.spec))
-        return load_tensors(home / "shares.safetensors")
+        return expand(seed.read_bytes(), wires) if seed.exists() else load_tensors(home / "shares.safetensors", wires)
+
+    def _load(self, entry: Entry) -> PartyWeights:
+        home, wires = self._root / entry.share_id, weights_of(entry.spec)
+        masked = _of_kind(wires, True)
+        # A weight under a mask is F and the mask from here on: an empty stand-in takes the place of its share.
+        shares = {name: torch.zeros((), dtype=carrier(w.ring)).expand(w.shape) for name, w in masked.items()}
+        shares |= dict(load_tensors(home / "kept.safetensors", _of_kind(wires, False)))
+        weights = PartyWeights(wires, self._party, (home / "mask_seed").read_bytes(), shares)
+        weights.restore(dict(load_tensors(home / "masked.safetensors", masked)))
+        return weights
 
     def _remember(self, share_id: str, weights: PartyWeights) -> None:
         while len(self._loaded) >= KEPT:
@@ -152,10 +183,7 @@ class ModelStore:
         with self._lock:
             weights = self._loaded.get(share_id)
             if weights is None:
-                home = self._root / share_id
-                seed = (home / "mask_seed").read_bytes()
-                weights = PartyWeights(weights_of(entry.spec), self._party, seed, self._shares(entry))
-                weights.restore(load_tensors(home / "masked.safetensors"))
+                weights = self._load(entry)
                 self._remember(share_id, weights)
             self._loaded.move_to_end(share_id)
             return weights
@@ -167,21 +195,20 @@ class ModelStore:
                 shutil.rmtree(self._root / share_id, ignore_errors=True)
 
 
-def _receive(requests: Iterator[party_pb2.PutModelRequest], wires: dict[str, Wire]) -> dict[str, torch.Tensor]:
-    shares: dict[str, torch.Tensor] = {}
-    now: Assembly | None = None
-    for request in requests:
-        chunk = request.chunk
-        if now is None or chunk.name != now.name:
-            if now is not None:
-                shares[now.name] = now.tensor()
-            if chunk.name in shares:
-                raise BadShare(f"{chunk.name} was sent twice")
-            now = Assembly(chunk.name, wires.get(chunk.name), chunk.ring, tuple(chunk.shape))
-        now.add(chunk.offset, chunk.data)
-    if now is not None:
-        shares[now.name] = now.tensor()
-    missing = sorted(wires.keys() - shares.keys())
-    if missing:
-        raise BadShare(f"no share of {missing[0]} was sent")
-    return shares
+def _receive(requests: Iterator[party_pb2.PutModelRequest], wires: dict[str, Wire]) -> Iterator[torch.Tensor]:
+    """The shares as they arrive, in the order of the program's weights."""
+    chunks = (request.chunk for request in requests)
+    for name in wires:
+        chunk = next(chunks, None)
+        if chunk is None or chunk.name != name:
+            raise BadShare(f"the share of {name} is missing")
+        part = Assembly(name, wires[name], chunk.ring, tuple(chunk.shape))
+        part.add(chunk.offset, chunk.data)
+        while not part.full:
+            chunk = next(chunks, None)
+            if chunk is None or chunk.name != name:
+                break
+            part.add(chunk.offset, chunk.data)
+        yield part.tensor()
+    if next(chunks, None) is not None:
+        raise BadShare("a share that the program does not know")

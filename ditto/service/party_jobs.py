@@ -114,9 +114,7 @@ class Jobs:
             self._jobs[request.job] = job
         try:
             seed = source.seed()
-            job.engine = PartyJob(
-                program, self._config.index, request.job, seed, weights, channel, source, job.ledger
-            )
+            job.engine = PartyJob(program, self._config.index, request.job, seed, weights, channel, source, job.ledger)
         except Exception:
             self.close(request.job, "opening failed")
             raise
