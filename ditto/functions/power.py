@@ -37,7 +37,7 @@ def inverse_power(
     shifts, size, degree = _pieces(v, lo, hi, index_bits), 1 << index_bits, 3 if root else 2
     first = size // 16 - 1
     power = -0.5 if root else -1.0
-    most = (lo / 4) ** power
+    most = (lo / 2) ** power
     indices = [b.truncate(v, t, index_bits, bound=0.0) for t in shifts]
     *opened, v_narrow = b.open(*indices, v)
     v64 = b.extend(v_narrow, 64)
@@ -61,7 +61,8 @@ def inverse_power(
     y0, z0, _ = joined[0]
 
     v_open, z_open = b.open(v64, z0)
-    vz = b.truncate(b.product(v_open, z_open, bound=most), v.frac + (degree - 1) * frac)
+    drop = v.frac + (degree - 1) * frac
+    vz = b.truncate(b.product(v_open, z_open, bound=most), drop, min(32, 64 - drop))
     y1 = b.add(b.affine(y0, 3 if root else 2, 0, frac), b.affine(vz, -1, 0, frac), ring=vz.ring, bound=3 * most)
     if root:
         return b.retype(y1, frac=frac + 1, bound=most), v_open
