@@ -59,6 +59,9 @@ class Tokenizer:
         for i, row in enumerate(rows):
             n = len(row.ids)
             ids[i, :n] = torch.tensor(row.ids)
+            # masked positions are computed all the same; a copy of the last token ([SEP]) keeps their attention
+            # scores in the range of real ones, where [PAD] drives them to three times it
+            ids[i, n:] = row.ids[-1]
             types[i, :n] = torch.tensor(row.type_ids)
             mask[i, :n] = 1
         return Batch(ids, types, mask)

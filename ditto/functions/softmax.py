@@ -23,11 +23,15 @@ class ScoreType:
 
     @classmethod
     def of(cls, bound: float) -> ScoreType:
-        """Room for masked scores (three bounds down), five buckets of slack and the unit kept for the borrow."""
+        """Room for masked scores (three bounds down), five buckets of slack and the unit kept for the borrow.
+
+        The bound grows to fill the circle it needs: that margin is free.
+        """
         for log_range in range(5, 11):
             log_width = 1 if log_range >= 7 else 0
-            if 4 * bound + WINDOW + 5 * 2.0**log_width + 2.0**UNIT <= 2.0**log_range:
-                return cls(bound, log_range, log_width)
+            room = (2.0**log_range - WINDOW - 5 * 2.0**log_width - 2.0**UNIT) / 4
+            if bound <= room:
+                return cls(room, log_range, log_width)
         raise ValueError(f"attention scores up to {bound:.4g}")
 
     @property

@@ -14,10 +14,10 @@ import structlog
 from ditto.config import DealerConfig
 from ditto.errors import ClusterError, DittoError, ReplayedJob, UnknownModel, UsageError
 from ditto.prg import derive, new_seed
-from ditto.program import Program
+from ditto.program import Program, Wire
 from ditto.runtime import DealerJob, DealerWeights
 from ditto.service.files import write_secret
-from ditto.service.programs import check_id, check_name, program_for
+from ditto.service.programs import check_id, check_name, program_for, weights_of
 from ditto.transport import CHUNK, Roles, caller
 from ditto.wire import dealer_pb2, dealer_pb2_grpc
 
@@ -112,7 +112,7 @@ class _Job:
 
     def deal(self, service: DealerService) -> None:
         try:
-            masks = service.weights(self.key[0], self.program)
+            masks = service.weights(self.key[0], self.program.weights)
             for party, data in DealerJob(self.program, self.name, self.seeds, masks).deal():
                 self.feeds[party].add(data, self.feeds[1 - party])
             for feed in self.feeds:
@@ -148,13 +148,15 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
             raise UnknownModel("the dealer does not know this sharing of the model", peer="dealer") from None
         return entry["model"], entry["spec"], bytes.fromhex(entry["master"])
 
-    def weights(self, share_id: str, program: Program) -> DealerWeights:
+    def weights(self, share_id: str, wires: dict[str, Wire]) -> DealerWeights:
         """The masks of the last two models stay expanded."""
         with self._weights_lock:
             if share_id not in self._weights:
                 while len(self._weights) >= 2:
                     self._weights.popitem(last=False)
-                self._weights[share_id] = DealerWeights(program.weights, _pair(self._model(share_id)[2]))
+                weights = self._weights[share_id] = DealerWeights(wires, _pair(self._model(share_id)[2]))
+                for name in wires:
+                    _ = weights[name]  # expanded now, not in the first job
             self._weights.move_to_end(share_id)
             return self._weights[share_id]
 
@@ -167,6 +169,8 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
                 entry = {"model": check_name(request.model), "spec": request.spec_json, "master": new_seed().hex()}
                 write_secret(path, json.dumps(entry).encode())
                 log.info("model registered", model=request.model, share=request.share_id)
+                ask = (request.share_id, weights_of(request.spec_json))
+                threading.Thread(target=self.weights, args=ask, name="warm", daemon=True).start()
             name, spec, master = self._model(request.share_id)
         if (name, spec) != (request.model, request.spec_json):
             raise ClusterError("the parties registered different models under one sharing", peer="dealer")

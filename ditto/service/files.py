@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ditto.program import Wire
@@ -49,12 +50,15 @@ def save_tensors(path: Path, wires: dict[str, Wire], tensors: Iterable[torch.Ten
 
 
 def load_tensors(path: Path, wires: dict[str, Wire]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of a file that `save_tensors` wrote for the same wires, each in memory of its own."""
+    """The tensors of a file that `save_tensors` wrote for the same wires.
+
+    Each is a private mapping of its own: it takes memory when it is read and gives it back when it is dropped.
+    """
     with path.open("rb") as file:
-        file.seek(int.from_bytes(file.read(8), "little"), os.SEEK_CUR)
-        for name, wire in wires.items():
-            dtype = carrier(wire.ring)
-            data = bytearray(math.prod(wire.shape) * dtype.itemsize)
-            if file.readinto(data) != len(data):
-                raise OSError(f"{path} is cut short")
-            yield name, torch.frombuffer(data, dtype=dtype).reshape(wire.shape)
+        offset = int.from_bytes(file.read(8), "little") + 8
+    for name, wire in wires.items():
+        dtype = carrier(wire.ring)
+        size = math.prod(wire.shape) * dtype.itemsize
+        raw = np.memmap(path, dtype=np.uint8, mode="c", offset=offset, shape=(size,))
+        offset += size
+        yield name, torch.from_numpy(raw).view(dtype).reshape(wire.shape)

@@ -154,6 +154,7 @@ class ModelStore:
         self._write(Entry(entry.model, entry.share_id, entry.spec, True))
         for name in ("seed", "shares.safetensors"):
             (home / name).unlink(missing_ok=True)
+        self.weights(entry.share_id)
 
     def _shares(self, entry: Entry, wires: dict[str, Wire]) -> Iterator[tuple[str, torch.Tensor]]:
         home = self._root / entry.share_id
@@ -168,6 +169,7 @@ class ModelStore:
         shares |= dict(load_tensors(home / "kept.safetensors", _of_kind(wires, False)))
         weights = PartyWeights(wires, self._party, (home / "mask_seed").read_bytes(), shares)
         weights.restore(dict(load_tensors(home / "masked.safetensors", masked)))
+        weights.warm()
         return weights
 
     def _remember(self, share_id: str, weights: PartyWeights) -> None:
