@@ -12,7 +12,7 @@ import torch
 from ditto.ops.base import Cost, Dealer, Op, Party, Shape, Tensor, dealt_bytes, need, register
 from ditto.ring import carrier, cast, signed, unsigned
 
-CHUNK = 1 << 15  # elements at a time: the rank-wide temporaries stay in cache
+CHUNK = 1 << 13  # elements at a time: the rank-wide temporaries stay in cache
 
 
 @register
@@ -83,7 +83,7 @@ class Harmonic(Op):
         y = torch.empty(m.shape, dtype=carrier(self.bits))
         for start in range(0, len(m), CHUNK):
             rows = slice(start, start + CHUNK)
-            y[rows] = (self._public[m[rows]] * k[rows]).sum(1, dtype=y.dtype)
+            y[rows] = self._public.index_select(0, m[rows]).mul_(k[rows]).sum(1, dtype=y.dtype)
         return ((y + self._constant if p.party == 0 else y).reshape(self.shape),)
 
     def cost(self) -> Cost:

@@ -11,7 +11,7 @@ import torch
 from ditto.ops.base import Cost, Dealer, Op, Party, Shape, Tensor, dealt_bytes, need, register
 from ditto.ring import carrier, signed, unsigned
 
-CHUNK = 1 << 20  # entries gathered at a time
+CHUNK = 1 << 19  # entries at a time, so that temporaries stay in cache
 
 
 @register
@@ -82,13 +82,16 @@ class OneHot(Op):
 
     def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
         count = 1 << self.n
-        m = unsigned(x[0].value, self.n).reshape(-1, 1)
-        j = torch.arange(count)
+        m = unsigned(x[0].value, self.n).reshape(-1)
         y = torch.empty_like(k)
         step = max(1, CHUNK // count)
         for start in range(0, len(m), step):
             rows = slice(start, start + step)
-            torch.gather(k[rows], 1, (m[rows] - j) & (count - 1), out=y[rows])
+            # row j -> k[m - j]: a window into the reversed row written twice, much faster than a gather of entries
+            backwards = k[rows].flip(1)
+            windows = torch.cat([backwards, backwards], 1).view(-1).unfold(0, count, 1)
+            at = (count - 1 - m[rows]) + torch.arange(len(backwards)) * (2 * count)
+            y[rows] = windows.index_select(0, at)
         return (y.reshape(*self.shape, count),)
 
     def cost(self) -> Cost:
