@@ -1,0 +1,75 @@
+"""STS-B under MPC on real processes: Spearman and cosine against the same model in fp32.
+
+    python benchmarks/stsb.py DATA_DIR [--pairs 100] [--json]
+
+DATA_DIR holds stsb/dev.csv (a, b, score). The model is the one that `ditto demo` uses.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from ditto.cli.demo import NAME, calibration_texts, installed_checkpoint
+from ditto.cli.run import Run, encode_all, run_batch, watching
+from ditto.client import Client
+from ditto.cluster import embedded
+from ditto.models import import_model, load_checkpoint, plain_float
+
+
+def ranks(x: np.ndarray) -> np.ndarray:
+    """Ranks with ties averaged."""
+    _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return ((ends - counts + ends - 1) / 2)[inverse]
+
+
+def spearman(x: np.ndarray, y: np.ndarray) -> float:
+    return float(np.corrcoef(ranks(x), ranks(y))[0, 1])
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+
+
+def main(data: Path, pairs: Annotated[int, typer.Option()] = 100) -> None:
+    with (data / "stsb" / "dev.csv").open(newline="") as file:
+        rows = list(csv.reader(file))[:pairs]
+    texts = [row[0] for row in rows] + [row[1] for row in rows]
+    gold = np.array([float(row[2]) for row in rows])
+    checkpoint = load_checkpoint(installed_checkpoint())
+    spec, weights = import_model(checkpoint, NAME, calibration_texts())
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # neighbours share a bucket
+    batches = encode_all(checkpoint.tokenizer(), [texts[i] for i in order], spec["max_length"])
+    run = Run()
+    began = time.perf_counter()
+    with embedded() as cluster, Client(cluster.client_config()) as client:
+        client.share_model(spec, weights)
+        with watching(False) as watcher:
+            for at, batch in enumerate(batches):
+                watcher.job(f"job {at + 1} of {len(batches)}")
+                run_batch(client, spec, batch, watcher, run)
+    for batch in batches:
+        run.reference += plain_float(checkpoint.tensors, spec, batch)
+    mpc, fp32 = (np.array(v)[np.argsort(order)] for v in (run.results, run.reference))
+    close = cosine(mpc, fp32)
+    similar = {name: spearman(cosine(v[:pairs], v[pairs:]), gold) for name, v in (("mpc", mpc), ("fp32", fp32))}
+    summary = {
+        "pairs": pairs,
+        "spearman": similar,
+        "cosine": {"mean": float(close.mean()), "min": float(close.min())},
+        "online": run.report["online"],
+        "offline": run.report["offline"],
+        "wall_seconds": time.perf_counter() - began,
+    }
+    typer.echo(json.dumps(summary, indent=1))
+
+
+if __name__ == "__main__":
+    typer.run(main)
