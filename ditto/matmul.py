@@ -84,7 +84,7 @@ class DigitMatrix:
         self.rows, self.columns = w.shape
         # beyond 32 bits sums must be exact in int32: long rows are cut into blocks
         cut = bits > 32 and self.rows > _EXACT_K
-        self.blocks = [DigitMatrix(block, bits) for block in w.split(_EXACT_K)] if cut else []
+        self.blocks = [DigitMatrix(w[k : k + _EXACT_K], bits) for k in range(0, self.rows, _EXACT_K)] if cut else []
         if cut:
             return
         # column-major storage (W^T contiguous): the layout that the int8 kernels read fastest
@@ -101,8 +101,8 @@ def digits_matmul(x: Tensor, w: DigitMatrix) -> Tensor:
     bits = w.bits
     product = ENGINES[engine()]
     if w.blocks:
-        parts = zip(x.split(_EXACT_K, dim=1), w.blocks, strict=True)
-        return torch.stack([digits_matmul(a, block) for a, block in parts]).sum(0)
+        parts = [digits_matmul(x[:, k * _EXACT_K :][:, : block.rows], block) for k, block in enumerate(w.blocks)]
+        return torch.stack(parts).sum(0)
     digits = split_digits(x, bits)
     accumulator = torch.int32 if bits <= 32 else torch.int64
     stacked = torch.cat(digits, dim=1)

@@ -113,7 +113,8 @@ class Builder:
             where = f"{self.program.layers[-1] if self.program.layers else 'inputs'}, {self._label or 'input'}"
             raise RangeError(
                 f"{where}: |x| up to {wire.bound:.4g} with {wire.frac} fraction bits does not fit a ring of "
-                f"{wire.ring} bits with {headroom} bit(s) of headroom; calibrate on text nearer to yours, or widen the type"
+                f"{wire.ring} bits with {headroom} bit(s) of headroom; calibrate on text nearer to yours, "
+                "or widen the type"
             )
 
     # the operations that every program uses, typed
@@ -155,7 +156,8 @@ class Builder:
     def truncate(self, x: Wire, t: int, ring: int = 0, bound: float | None = None) -> Wire:
         """Truncate-reduce by t; the ring defaults to the largest multiple of 8 that is left."""
         out = ring or (x.ring - t) // 8 * 8
-        return self.emit(TruncateReduce(x.ring, t, out), [x], [(out, x.frac - t, x.shape, x.bound if bound is None else bound)])[0]
+        limit = x.bound if bound is None else bound
+        return self.emit(TruncateReduce(x.ring, t, out), [x], [(out, x.frac - t, x.shape, limit)])[0]
 
     def extend(self, opened: Wire, ring: int) -> Wire:
         self.fits(opened, 2)

@@ -226,7 +226,8 @@ class PartyJob:
         """Take the share of an input. Raises BadShare for an unknown name, a wrong shape or a second share."""
         wire = self.program.inputs.get(name)
         if wire is None or tuple(share.shape) != wire.shape:
-            raise BadShare(f"input {name}: shape {tuple(share.shape)}, expected {wire.shape if wire else 'no such input'}")
+            expected = wire.shape if wire else "no such input"
+            raise BadShare(f"input {name}: shape {tuple(share.shape)}, expected {expected}")
         if name in self._values:
             raise BadShare(f"input {name}: a share is there already")
         self._values[name] = cast(share, wire.ring)

@@ -55,7 +55,7 @@ _STATUS = {
 
 
 def options(max_message_mb: int) -> list[tuple[str, int]]:
-    """Channel and server options. A killed peer shows at once, a frozen one within about seven seconds; bdp probes stay on."""
+    """Channel and server options: a killed peer shows at once, a frozen one in about seven seconds."""
     limit = max_message_mb << 20
     return [
         ("grpc.max_send_message_length", limit),

@@ -23,8 +23,9 @@ TEXTS = ["the cat sleeps", "a big red dog runs fast", "the small blue cat runs h
 def checkpoint(tmp_path: Path) -> Path:
     """A small classifier as Hugging Face writes it."""
     config = {
-        "architectures": ["BertForSequenceClassification"], "model_type": "bert", "hidden_size": 48, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "intermediate_size": 96, "vocab_size": len(WORDS), "max_position_embeddings": 24,
+        "architectures": ["BertForSequenceClassification"], "model_type": "bert", "hidden_size": 48,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96, "vocab_size": len(WORDS),
+        "max_position_embeddings": 24,
         "type_vocab_size": 2, "layer_norm_eps": 1e-12, "id2label": {"0": "a", "1": "b", "2": "c"},
     }  # fmt: skip
     generator = torch.Generator().manual_seed(0)
@@ -81,7 +82,9 @@ def test_a_longer_bucket_changes_nothing_but_noise(checkpoint: Path) -> None:
     answers = []
     for batch in (alone, wide):
         program = compile_model(spec, *batch.shape)
-        answers.append(decode_outputs(spec, program, run_plain(program, encode_inputs(spec, program, batch), weights), batch))
+        answers.append(
+            decode_outputs(spec, program, run_plain(program, encode_inputs(spec, program, batch), weights), batch)
+        )
     assert (torch.tensor(answers[0]) - torch.tensor(answers[1])).abs().max() < 0.05
 
 

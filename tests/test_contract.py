@@ -27,8 +27,8 @@ from ditto.ops import (
     Product,
     Product3,
     Square,
-    Sum,
     SuffixSum,
+    Sum,
     TruncatePair,
     TruncateReduce,
     View,
@@ -74,9 +74,21 @@ CASES = [
     Case(View(((1, 2, 6),), (10, 2), (1, 0)), [(32, S, full(32))], 32, (2, 10), opened=False),
     *(
         Case(TruncateReduce(b, t, o), [(b, S, full(b))], o, S, opened=False)
-        for b, t, o in ((32, 8, 24), (32, 12, 16), (24, 5, 16), (64, 32, 32), (56, 16, 40), (16, 9, 7), (8, 1, 7), (64, 0, 24))
+        for b, t, o in (
+            (32, 8, 24),
+            (32, 12, 16),
+            (24, 5, 16),
+            (64, 32, 32),
+            (56, 16, 40),
+            (16, 9, 7),
+            (8, 1, 7),
+            (64, 0, 24),
+        )
     ),
-    *(Case(TruncatePair(S, b, t), [(b, S, 2 ** (b - 2))], b, S) for b, t in ((32, 8), (64, 18), (64, 20), (24, 12), (16, 3))),
+    *(
+        Case(TruncatePair(S, b, t), [(b, S, 2 ** (b - 2))], b, S)
+        for b, t in ((32, 8), (64, 18), (64, 20), (24, 12), (16, 3))
+    ),
     *(
         Case(Extend(S, b, o), [(b, S, 2 ** (b - 2))], o, S)
         for b, o in ((8, 16), (16, 32), (16, 64), (24, 32), (24, 64), (32, 64), (32, 40), (40, 64), (16, 40))
@@ -107,7 +119,7 @@ CASES = [
     Case(OneHot(S, 6, 8), [(6, S, full(6))], 8, (*S, 64)),
     Case(OneHot(S, 3, 64), [(3, S, full(3))], 64, (*S, 8)),
     Case(Combine(64, (1, -2, 3, 2**62, 5, 6, 7)), [(64, S, full(64))], 64, (5,), opened=False),
-]  # fmt: skip
+]
 
 
 def build(case: Case) -> Program:

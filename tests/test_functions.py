@@ -109,7 +109,7 @@ def test_layernorm_with_outlier_channels(width: int) -> None:
     beta = 0.1 * torch.randn(width, generator=generator, dtype=torch.float64)
     scale = (width / 2.0 ** round(torch.tensor(width).log2().item())) ** 0.5
     y, _ = evaluate(
-        x, 24, 12, 200.0, lambda b, w: layernorm(b, w, "norm", lo, hi, 1e-12, 40.0), gamma=gamma * scale, beta=beta
+        x, 24, 12, 200.0, lambda b, w: layernorm(b, w, "norm", (lo, hi), 1e-12, 40.0), gamma=gamma * scale, beta=beta
     )
     want = torch.nn.functional.layer_norm(x, (width,), gamma, beta, 1e-12)
     assert ((y - want).abs() / want.abs().clamp(min=1)).max() < 0.02

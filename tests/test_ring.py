@@ -89,7 +89,10 @@ def test_seeds_and_keys() -> None:
     seed = new_seed()
     assert len(seed) == 16 and seed != new_seed()
     assert derive(seed, "step", "a", 1) == derive(seed, "step", "a", 1)
-    keys = {derive(seed, *c) for c in (("step", "a", 1), ("step", "a", 2), ("step", "a1"), ("stepa", 1), ("step", "a", "1", ""))}
+    keys = {
+        derive(seed, *c)
+        for c in (("step", "a", 1), ("step", "a", 2), ("step", "a1"), ("stepa", 1), ("step", "a", "1", ""))
+    }
     assert len(keys) == 5
     x, y = Prg(seed).ring((1000,), 24), Prg(seed).ring((1000,), 24)
     assert torch.equal(x, y) and not torch.equal(x, Prg(new_seed()).ring((1000,), 24))

@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 
-
 from ditto.functions.fit import Array
 from ditto.functions.smooth import harmonic
 from ditto.program import Builder, Wire

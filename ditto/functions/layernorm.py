@@ -33,18 +33,19 @@ def types(width: int, lo: float, hi: float, frac: int = 12) -> NormType:
     return NormType(round(math.log2(width)), v, y, min(12, 40 - frac - y - 1))
 
 
-def layernorm(b: Builder, x: Wire, name: str, lo: float, hi: float, eps: float, bound: float) -> Wire:
-    """[x] (l, 12), shape [rows, H] -> [(x - mean) / sqrt(var + eps) gamma + beta] on (32, 8). 7 to 8 rounds.
+def layernorm(b: Builder, x: Wire, name: str, limits: tuple[float, float], eps: float, bound: float) -> Wire:
+    """[x] (l, f), shape [rows, H] -> [(x - mean) / sqrt(var + eps) gamma + beta] on (32, 8). 7 to 8 rounds.
 
     1. Open x, extend to 64 bits; mean = sum / H through a truncation pair (one round).
-    2. Open c = x - mean (64, 12) once: it serves the square and the last product.
+    2. Open c = x - mean (64, f) once: it serves the square and the last product.
     3. v = sum c^2 / 2^k; y = 1/sqrt(v) by `inverse_power` on one number a row.
     4. c y gamma' in one product of three opened factors; gamma' = gamma sqrt(H / 2^k) has a fixed mask.
-    lo, hi: range of var in calibration. (PUMA section 4.3 for the order of steps; openings as DESIGN section 4.)
+    limits: range of var in calibration. (PUMA section 4.3 for the order of steps; openings as DESIGN section 4.)
     """
-    rows, width = x.shape
+    width = x.shape[1]
     scale = width / 2.0 ** round(math.log2(width))
-    kind = types(width, lo * scale, hi * scale)
+    lo, hi = limits
+    kind = types(width, lo * scale, hi * scale, x.frac)
     (narrow,) = b.open(x)
     wide = b.extend(narrow, 64)
     total = b.affine(b.sum(wide, 1), 2.0**-20 * round(2.0**20 / width), 0, x.frac + 20, bound=x.bound)

@@ -72,8 +72,8 @@ def inverse_power(
         (wide,) = b.open(b.extend(narrow, 64))
         op = Product3(*((wide.shape, wide.shape, v_open.shape),), bits=64)
         (vyy,) = b.emit(op, [wide, wide, v_open], [(64, v.frac + 2 * frac, v.shape, most)])
-        t = b.truncate(vyy, v.frac + frac)
-        y1 = b.retype(b.add(b.affine(y1, 2, 0, frac), b.affine(t, -1, 0, frac), bound=3 * most), bound=most)
+        correction = b.truncate(vyy, v.frac + frac)
+        y1 = b.retype(b.add(b.affine(y1, 2, 0, frac), b.affine(correction, -1, 0, frac), bound=3 * most), bound=most)
     return y1, v_open
 
 

@@ -11,7 +11,7 @@ from ditto.functions.softmax import reciprocal_of_sum
 from ditto.ops import Matmul, MatmulWeight
 from ditto.program import Builder, Program, Wire
 
-EMBEDDING_RING, EMBEDDING_FRAC = 16, 12
+EMBEDDING_RING, EMBEDDING_FRAC = 16, 12  # fewer fraction bits where the tables' values need the room
 HIDDEN_FRAC = 8
 
 
@@ -21,6 +21,11 @@ def score_type(spec: dict[str, Any]) -> ScoreType:
         return ScoreType.of(max(layer["scores"] for layer in spec["calibration"]["layers"]))
     except ValueError as error:
         raise RangeError(f"{error} do not fit the score type") from error
+
+
+def embedding_frac(spec: dict[str, Any]) -> int:
+    """Fraction bits of the embedding tables: as many as their calibrated sum leaves in the ring."""
+    return fraction_bits(spec["calibration"]["embeddings"]["bound"], EMBEDDING_RING, EMBEDDING_FRAC)
 
 
 def compile_bert(spec: dict[str, Any], batch: int, seq: int) -> Program:
@@ -46,27 +51,26 @@ def compile_bert(spec: dict[str, Any], batch: int, seq: int) -> Program:
 def _embeddings(b: Builder, spec: dict[str, Any], batch: int, seq: int) -> Wire:
     config, ranges = spec["config"], spec["calibration"]["embeddings"]
     rows, width = batch * seq, config["hidden_size"]
+    frac = embedding_frac(spec)
     b.layer("embeddings")
     b.label("embeddings")
     if spec["embeddings"] == "public":
-        x = b.input("embeddings", EMBEDDING_RING, EMBEDDING_FRAC, (rows, width), ranges["bound"])
+        x = b.input("embeddings", EMBEDDING_RING, frac, (rows, width), ranges["bound"])
     else:
         # one-hot of the word and of the token type side by side, against the two tables stacked
         entries = config["vocab_size"] + config.get("type_vocab_size", 2)
         onehot = b.input("onehot", EMBEDDING_RING, 0, (rows, entries), 1.0)
-        table = b.weight("embeddings", EMBEDDING_RING, EMBEDDING_FRAC, (entries, width), "matrix")
+        table = b.weight("embeddings", EMBEDDING_RING, frac, (entries, width), "matrix")
         (opened,) = b.open(onehot)
         op = MatmulWeight(rows, entries, width, EMBEDDING_RING)
-        (x,) = b.emit(op, [opened, table], [(EMBEDDING_RING, EMBEDDING_FRAC, (rows, width), ranges["bound"])])
-    positions = b.weight(
-        "positions", EMBEDDING_RING, EMBEDDING_FRAC, (config["max_position_embeddings"], width), "share"
-    )
+        (x,) = b.emit(op, [opened, table], [(EMBEDDING_RING, frac, (rows, width), ranges["bound"])])
+    positions = b.weight("positions", EMBEDDING_RING, frac, (config["max_position_embeddings"], width), "share")
     cube = b.view(x, shape=(batch, seq, width))
     x = b.add(cube, b.view(positions, slices=((0, 0, seq),)), bound=ranges["bound"])
     b.label("layernorm")
     eps = config.get("layer_norm_eps", 1e-12)
     x = b.view(x, shape=(rows, width))
-    return layernorm(b, x, "embeddings.norm", *ranges["var"], eps, ranges["out"])
+    return layernorm(b, x, "embeddings.norm", tuple(ranges["var"]), eps, ranges["out"])
 
 
 def _block(
@@ -105,11 +109,19 @@ def _residual_norm(b: Builder, x: Wire, y: Wire, name: str, ranges: dict[str, An
     b.label("layernorm")
     small = b.truncate(y, y.frac - 12, 24) if y.frac > 12 else y
     total = b.add(small, x, ring=24, bound=ranges["in"])
-    return layernorm(b, total, name, *ranges["var"], eps, ranges["out"])
+    return layernorm(b, total, name, tuple(ranges["var"]), eps, ranges["out"])
 
 
 def _attention(
-    b: Builder, x: Wire, mask: Wire, ranges: dict[str, Any], kind: ScoreType, name: str, heads: int, batch: int, seq: int
+    b: Builder,
+    x: Wire,
+    mask: Wire,
+    ranges: dict[str, Any],
+    kind: ScoreType,
+    name: str,
+    heads: int,
+    batch: int,
+    seq: int,
 ) -> Wire:
     """Multi-head attention up to the context on (32, 8), [rows, H]. 1/sqrt(d) is folded into the query weights."""
     rows, width = x.shape
@@ -120,7 +132,9 @@ def _attention(
     (qkv,) = b.open(b.truncate(qkv, qkv.frac - frac, 16))
 
     def part(i: int, ring: int, dims: tuple[int, ...]) -> Wire:
-        one = b.view(qkv, slices=((1, i * width, (i + 1) * width),), shape=(batch, seq, heads, width // heads), dims=dims)
+        one = b.view(
+            qkv, slices=((1, i * width, (i + 1) * width),), shape=(batch, seq, heads, width // heads), dims=dims
+        )
         return b.extend(one, ring)
 
     b.label("scores")
@@ -158,4 +172,3 @@ def _head(b: Builder, x: Wire, spec: dict[str, Any], batch: int, seq: int) -> Wi
     (opened,) = b.open(b.extend(narrow, 32))
     b.label("classifier")
     return linear(b, opened, "classifier", labels, ranges["logits"])
-

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812  (torch's own convention)
+import torch.nn.functional as F
 
 Tensor = torch.Tensor
 Observe = Callable[[int, str, Tensor], None]

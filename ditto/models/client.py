@@ -8,7 +8,7 @@ import torch
 
 from ditto.errors import UsageError
 from ditto.fixedpoint import decode, encode
-from ditto.models.bert import EMBEDDING_FRAC, EMBEDDING_RING, score_type
+from ditto.models.bert import EMBEDDING_RING, embedding_frac, score_type
 from ditto.models.bert_float import classify, forward
 from ditto.program import Program
 from ditto.tokenizer import Batch
@@ -33,7 +33,7 @@ def encode_inputs(
             raise UsageError("this model's embeddings are public: the client needs its tables")
         words = public_table["embeddings.word_embeddings.weight"][ids]
         x = words + public_table["embeddings.token_type_embeddings.weight"][types]
-        inputs["embeddings"] = encode(x, EMBEDDING_RING, EMBEDDING_FRAC)
+        inputs["embeddings"] = encode(x, EMBEDDING_RING, embedding_frac(spec))
     else:
         onehot = torch.zeros(program.inputs["onehot"].shape, dtype=torch.int16)
         rows = torch.arange(len(ids))

@@ -9,7 +9,6 @@ import torch
 
 from ditto.errors import RangeError, UsageError
 from ditto.fixedpoint import encode
-from ditto.functions.layernorm import types
 from ditto.models.bert import compile_bert
 from ditto.models.checkpoint import Checkpoint, expected
 from ditto.quantize import calibrate
@@ -76,7 +75,11 @@ def encode_weights(spec: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str
         for part in ("weight", "bias"):
             q, k, v = (tensors[f"{at}attention.self.{p}.{part}"] for p in ("query", "key", "value"))
             real[f"{to}qkv.{part}"] = torch.cat([q * shrink, k, v])
-            for ours, theirs in (("out", "attention.output.dense"), ("ffn1", "intermediate.dense"), ("ffn2", "output.dense")):
+            for ours, theirs in (
+                ("out", "attention.output.dense"),
+                ("ffn1", "intermediate.dense"),
+                ("ffn2", "output.dense"),
+            ):
                 real[f"{to}{ours}.{part}"] = tensors[f"{at}{theirs}.{part}"]
         norms |= {f"{to}norm1": f"{at}attention.output.LayerNorm", f"{to}norm2": f"{at}output.LayerNorm"}
     for ours in ("pooler", "classifier"):

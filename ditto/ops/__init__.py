@@ -2,7 +2,7 @@
 
 from ditto.ops.base import REGISTRY, Cost, Masked, Op
 from ditto.ops.extend import Extend
-from ditto.ops.local import Add, Affine, Sum, SuffixSum, View
+from ditto.ops.local import Add, Affine, SuffixSum, Sum, View
 from ditto.ops.matmul import Matmul, MatmulWeight, WeightShare
 from ditto.ops.open import Open
 from ditto.ops.product import Product, Product3, Square

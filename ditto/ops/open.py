@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from ditto.ops.base import Cost, Dealer, Masked, Op, Party, Shape, Tensor, register
 from ditto.ring import wire_bytes
-from math import prod
 
 
 @register

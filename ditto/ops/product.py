@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+import numpy as np
 
 from ditto.ops.base import Cost, Dealer, Op, Party, Shape, Tensor, dealt_bytes, need, register
 from ditto.ring import cast, signed
 
 
 def broadcast(*shapes: Shape) -> Shape:
-    return tuple(torch.broadcast_shapes(*shapes))
+    """The shape that operands of these shapes broadcast to."""
+    return tuple(np.broadcast_shapes(*shapes))
 
 
 @register

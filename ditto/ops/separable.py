@@ -59,7 +59,7 @@ class Harmonic(Op):
 
     @property
     def _constant(self) -> int:
-        return round(self.c0 * 2 ** (self.fu + self.fv))
+        return math.floor(self.c0 * 2.0 ** (self.fu + self.fv) + 0.5)
 
     @cached_property
     def table(self) -> Tensor:

@@ -49,9 +49,7 @@ def calibrate(tensors: dict[str, torch.Tensor], config: dict[str, Any], batches:
             hidden = forward(tensors, config, batch.ids, batch.types, batch.mask, seen)
             if "classifier.weight" in tensors:
                 classify(tensors, hidden, seen)
-    table = tensors["embeddings.word_embeddings.weight"].abs().max()
-    other = tensors["embeddings.position_embeddings.weight"].abs().max()
-    types = tensors["embeddings.token_type_embeddings.weight"].abs().max()
+    tables = [tensors[f"embeddings.{part}_embeddings.weight"] for part in ("word", "position", "token_type")]
     embeddings = seen.norm(-1, "embeddings.LayerNorm")
     layers = []
     for i in range(config["num_hidden_layers"]):
@@ -67,7 +65,11 @@ def calibrate(tensors: dict[str, torch.Tensor], config: dict[str, Any], batches:
             }
         )
     result: dict[str, Any] = {
-        "embeddings": {"bound": float(min(table + other + types, 3.99)), "out": embeddings["out"], "var": embeddings["var"]},
+        "embeddings": {
+            "bound": sum(float(table.abs().max()) for table in tables),
+            "out": embeddings["out"],
+            "var": embeddings["var"],
+        },
         "layers": layers,
     }
     if "classifier.weight" in tensors:
