@@ -1,6 +1,6 @@
 """STS-B under MPC on real processes: Spearman and cosine against the same model in fp32.
 
-    python benchmarks/stsb.py DATA_DIR [--pairs 100] [--json]
+    python benchmarks/stsb.py DATA_DIR [--pairs 100]
 
 DATA_DIR holds stsb/dev.csv (a, b, score). The model is the one that `ditto demo` uses.
 """
@@ -11,7 +11,7 @@ import csv
 import json
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -38,7 +38,8 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
 
 
-def main(data: Path, pairs: Annotated[int, typer.Option()] = 100) -> None:
+def measure(data: Path, pairs: int) -> dict[str, Any]:
+    """Run the first `pairs` pairs on an embedded cluster; return Spearman, cosines and costs."""
     with (data / "stsb" / "dev.csv").open(newline="") as file:
         rows = list(csv.reader(file))[:pairs]
     texts = [row[0] for row in rows] + [row[1] for row in rows]
@@ -60,7 +61,7 @@ def main(data: Path, pairs: Annotated[int, typer.Option()] = 100) -> None:
     mpc, fp32 = (np.array(v)[np.argsort(order)] for v in (run.results, run.reference))
     close = cosine(mpc, fp32)
     similar = {name: spearman(cosine(v[:pairs], v[pairs:]), gold) for name, v in (("mpc", mpc), ("fp32", fp32))}
-    summary = {
+    return {
         "pairs": pairs,
         "spearman": similar,
         "cosine": {"mean": float(close.mean()), "min": float(close.min())},
@@ -68,7 +69,11 @@ def main(data: Path, pairs: Annotated[int, typer.Option()] = 100) -> None:
         "offline": run.report["offline"],
         "wall_seconds": time.perf_counter() - began,
     }
-    typer.echo(json.dumps(summary, indent=1))
+
+
+def main(data: Path, pairs: Annotated[int, typer.Option()] = 100) -> None:
+    """Print what `measure` finds, as JSON."""
+    typer.echo(json.dumps(measure(data, pairs), indent=1))
 
 
 if __name__ == "__main__":

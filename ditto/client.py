@@ -18,10 +18,11 @@ import torch
 
 from ditto.config import ClientConfig
 from ditto.errors import BadCheckpoint, BadShare, DittoError
-from ditto.prg import Prg, derive, new_seed
+from ditto.prg import new_seed
 from ditto.program import Program, Wire
-from ditto.ring import pack, signed, unpack
+from ditto.ring import pack, unpack
 from ditto.service.programs import program_for, weights_of
+from ditto.sharing import reveal, share
 from ditto.transport import CHUNK, connect, from_rpc_error, open_channel
 from ditto.wire import control_pb2, control_pb2_grpc, party_pb2, party_pb2_grpc
 
@@ -34,14 +35,6 @@ class InferResult:
 
     outputs: dict[str, torch.Tensor]
     report: dict[str, Any]
-
-
-def split(name: str, x: torch.Tensor, wire: Wire, seed: bytes) -> torch.Tensor:
-    """Party 1's share of x; party 0 expands its own from the seed."""
-    if tuple(x.shape) != tuple(wire.shape):
-        raise BadShare(f"{name}: shape {tuple(x.shape)}, expected {tuple(wire.shape)}")
-    share = Prg(derive(seed, name)).ring(tuple(wire.shape), wire.ring)
-    return x.to(share.dtype) - share
 
 
 @contextlib.contextmanager
@@ -127,7 +120,7 @@ class Client:
         def packed() -> Iterator[party_pb2.PutModelRequest]:
             yield party_pb2.PutModelRequest(header=header)
             for key, wire in wires.items():
-                for chunk in _chunks(key, wire, split(key, weights[key], wire, seed)):
+                for chunk in _chunks(key, wire, share(key, weights[key], wire, seed)):
                     yield party_pb2.PutModelRequest(chunk=chunk)
 
         self._connect("coordinator", *PARTIES)
@@ -198,7 +191,7 @@ class Client:
         if missing:
             raise BadShare(f"inputs do not match the program: {', '.join(sorted(missing))}")
         seed = new_seed()
-        shares = {name: split(name, inputs[name], wire, seed) for name, wire in program.inputs.items()}
+        shares = {name: share(name, inputs[name], wire, seed) for name, wire in program.inputs.items()}
 
         def requests(party: int, name: str, wire: Wire) -> Iterator[party_pb2.PutInputRequest]:
             header = party_pb2.InputHeader(job=job, name=name, ring=wire.ring, shape=list(wire.shape))
@@ -229,8 +222,7 @@ class Client:
 
         outputs = {}
         for name, wire in program.outputs.items():
-            zero, one = (fetch(party, name, wire).to(torch.int64) for party in (0, 1))
-            outputs[name] = signed(zero + one, wire.ring)
+            outputs[name] = reveal((fetch(0, name, wire), fetch(1, name, wire)), wire)
         return outputs
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from engine import run_mpc
 
-from ditto.errors import ReuseError
+from ditto.errors import BadShare, ReuseError
 from ditto.ops import (
     REGISTRY,
     Add,
@@ -33,9 +33,11 @@ from ditto.ops import (
     TruncateReduce,
     View,
 )
+from ditto.prg import new_seed
 from ditto.program import Builder, Program, Wire
-from ditto.ring import signed
+from ditto.ring import pack, signed, unpack
 from ditto.runtime import DealerJob, DealerWeights, run_plain
+from ditto.sharing import reveal, reveal_cost, seeded_share, share, share_cost
 
 S = (5, 7)
 
@@ -194,3 +196,16 @@ def test_single_use() -> None:
     list(dealer.deal())
     with pytest.raises(ReuseError):
         list(dealer.deal())
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16, 24, 32, 40, 48, 56, 64])
+def test_share_and_reveal(bits: int) -> None:
+    wire = Wire("x", bits, 0, S, 0.0)
+    x = samples(Case(Open(((S, bits),)), [(bits, S, full(bits))], bits, S), 1)["x0"]
+    seed = new_seed()
+    packed = pack(share("x", x, wire, seed), bits)
+    shares = seeded_share("x", wire, seed), unpack(packed, bits, S)
+    assert torch.equal(reveal(shares, wire), x)
+    assert share_cost(wire).online == len(seed) + len(packed) and reveal_cost(wire).online == len(packed)
+    with pytest.raises(BadShare, match="expected"):
+        share("x", x[1:], wire, seed)

@@ -15,12 +15,13 @@ import torch
 
 from ditto.channel import Channel
 from ditto.errors import BadShare, ClusterError, UnknownModel
-from ditto.prg import SEED_BYTES, Prg, derive
+from ditto.prg import SEED_BYTES
 from ditto.program import Wire
 from ditto.ring import carrier, unpack, wire_bytes
 from ditto.runtime import PartyWeights
 from ditto.service.files import load_tensors, save_tensors, write_secret
 from ditto.service.programs import check_id, check_name, weights_of
+from ditto.sharing import seeded_share
 from ditto.wire import party_pb2
 
 KEPT = 2
@@ -60,7 +61,7 @@ class Assembly:
 def expand(seed: bytes, wires: dict[str, Wire]) -> Iterator[tuple[str, torch.Tensor]]:
     """The shares that a 16-byte seed stands for."""
     for name, wire in wires.items():
-        yield name, Prg(derive(seed, name)).ring(tuple(wire.shape), wire.ring)
+        yield name, seeded_share(name, wire, seed)
 
 
 def _of_kind(wires: dict[str, Wire], masked: bool) -> dict[str, Wire]:

@@ -12,12 +12,13 @@ from ditto.config import PartyConfig
 from ditto.errors import BadShare, ClusterError, ReplayedJob
 from ditto.ledger import Ledger
 from ditto.peerlink import LinkChannel, PeerLink
-from ditto.prg import SEED_BYTES, Prg, derive
+from ditto.prg import SEED_BYTES
 from ditto.program import Program
 from ditto.runtime import PartyJob
 from ditto.service.model_store import Assembly, ModelStore
 from ditto.service.programs import check_id, program_for
 from ditto.service.source import DealerSource
+from ditto.sharing import seeded_share
 from ditto.wire import dealer_pb2, dealer_pb2_grpc, party_pb2
 
 log = structlog.get_logger()
@@ -66,7 +67,7 @@ class Job:
         if len(header.seed) != SEED_BYTES:
             raise BadShare(f"{header.name}: a seed of {len(header.seed)} bytes")
         wire = assembly.wire
-        self.set_input(header.name, Prg(derive(header.seed, header.name)).ring(tuple(wire.shape), wire.ring))
+        self.set_input(header.name, seeded_share(header.name, wire, header.seed))
         return None
 
     def set_input(self, name: str, share: torch.Tensor) -> None:

