@@ -20,7 +20,7 @@ LOCAL = ("localhost", "127.0.0.1")
 LIFETIME = dt.timedelta(days=365)
 
 
-def init_certs(dir: Path, hosts: list[str]) -> None:
+def init_certs(dir: Path, hosts: list[str], lifetime: dt.timedelta = LIFETIME) -> None:
     """Write `ca.pem`, `ca.key` and `ROLE.pem`, `ROLE.key` into `dir`, valid for localhost and `hosts`.
 
     A role's name among `hosts` is left out: no certificate may carry another role's name. Whatever stands there is
@@ -32,7 +32,7 @@ def init_certs(dir: Path, hosts: list[str]) -> None:
     ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ditto authority")])
     authority_id = x509.SubjectKeyIdentifier.from_public_key(ca_key.public_key())
     ca = (
-        _builder(ca_name, ca_name, ca_key.public_key())
+        _builder(ca_name, ca_name, ca_key.public_key(), lifetime)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(sign_certificates=True), critical=True)
         .add_extension(authority_id, critical=False)
@@ -45,7 +45,7 @@ def init_certs(dir: Path, hosts: list[str]) -> None:
         names = x509.SubjectAlternativeName([_general_name(name) for name in (role, *everywhere)])
         both = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
         cert = (
-            _builder(subject, ca_name, key.public_key())
+            _builder(subject, ca_name, key.public_key(), lifetime)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(sign_certificates=False), critical=True)
             .add_extension(both, critical=False)
@@ -64,7 +64,9 @@ def _general_name(host: str) -> x509.GeneralName:
         return x509.DNSName(host)
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, lifetime: dt.timedelta
+) -> x509.CertificateBuilder:
     now = dt.datetime.now(dt.UTC)
     return (
         x509.CertificateBuilder()
@@ -73,7 +75,7 @@ def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicK
         .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - dt.timedelta(minutes=5))
-        .not_valid_after(now + LIFETIME)
+        .not_valid_after(now + lifetime)
     )
 
 

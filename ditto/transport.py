@@ -7,6 +7,7 @@ party certificate cannot stand in for the dealer's.
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
@@ -100,6 +101,10 @@ def load_tls(tls: Tls, role: str) -> tuple[bytes, bytes, bytes]:
     names = [a.value for a in own.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
     if names != [role]:
         raise CertificateError(f"{tls.cert} is for {names}, not for {role}")
+    for path, certificate in ((tls.cert, own), (tls.ca, root)):
+        if certificate.not_valid_after_utc < dt.datetime.now(dt.UTC):
+            day = certificate.not_valid_after_utc.date()
+            raise CertificateError(f"{path} expired on {day} (renew with `ditto certs init --force`)")
     return ca, key, cert
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 import secrets
@@ -136,6 +137,13 @@ def test_another_authority(config: ClientConfig, tmp_path: Path) -> None:
     mixed = wrong.model_copy(update={"ca": config.tls.ca})
     with pytest.raises(CertificateError, match="not signed"):
         call(config, "party1", lambda c: connect(c, "party1", 5.0), tls=mixed)
+
+
+def test_an_expired_certificate(config: ClientConfig, tmp_path: Path) -> None:
+    init_certs(tmp_path, [], lifetime=dt.timedelta(minutes=-1))
+    old = Tls(ca=tmp_path / "ca.pem", cert=tmp_path / "client.pem", key=tmp_path / "client.key")
+    with pytest.raises(CertificateError, match="expired on"):
+        call(config, "party1", lambda c: connect(c, "party1", 5.0), tls=old)
 
 
 def test_message_over_the_limit(config: ClientConfig) -> None:
