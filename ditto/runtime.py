@@ -176,8 +176,9 @@ class _PartyContext:
         return self._fresh().ring(shape, bits)
 
     def dealt(self, shape: Shape, bits: int) -> Tensor:
+        prg = self._fresh()
         if self._seeded:
-            return self._fresh().ring(shape, bits)
+            return prg.ring(shape, bits)
         count = 1
         for n in shape:
             count *= n

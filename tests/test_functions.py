@@ -71,7 +71,7 @@ def test_reciprocal() -> None:
     assert relative.max() < 0.01 and relative.mean() < 0.002
 
 
-@pytest.mark.parametrize("bound", [3.0, 25.0, 53.0])
+@pytest.mark.parametrize("bound", [3.0, 25.0, 53.0, 110.0, 240.0])
 def test_softmax_numerator_and_masking(bound: float) -> None:
     kind = ScoreType.of(bound)
     generator = torch.Generator().manual_seed(3)

@@ -34,7 +34,9 @@ def types(width: int, lo: float, hi: float, frac: int = 12) -> NormType:
 
 
 def layernorm(b: Builder, x: Wire, name: str, limits: tuple[float, float], eps: float, bound: float) -> Wire:
-    """[x] (l, f), shape [rows, H] -> [(x - mean) / sqrt(var + eps) gamma + beta] on (32, 8). 7 to 8 rounds.
+    """[x] (l, f), shape [rows, H] -> [(x - mean) / sqrt(var + eps) gamma + beta] on (32, 8).
+
+    7 rounds, and one for each doubling of the pieces that `inverse_power` needs for the range.
 
     1. Open x, extend to 64 bits; mean = sum / H through a truncation pair (one round).
     2. Open c = x - mean (64, f) once: it serves the square and the last product.

@@ -72,8 +72,9 @@ def softmax_numerator(b: Builder, scores: Wire, kind: ScoreType) -> tuple[Wire, 
     counts = b.view(b.sum(hot, -2), shape=(*scores.shape[:-1], 1 << buckets))
     (suffix,) = b.emit(SuffixSum(count_bits), [counts], [(count_bits, 0, counts.shape, 0.0)])
     (suffix,) = b.open(b.view(suffix, slices=((len(counts.shape) - 1, 1, 1 << buckets),)))
-    used = Lookup(suffix.shape, count_bits, 8, tuple(int(i > 0) for i in range(1 << count_bits)))
-    (marks,) = b.emit(used, [suffix], [(8, 0, suffix.shape, 0.0)])
+    id_bits = 8 if buckets <= 8 else 16
+    used = Lookup(suffix.shape, count_bits, id_bits, tuple(int(i > 0) for i in range(1 << count_bits)))
+    (marks,) = b.emit(used, [suffix], [(id_bits, 0, suffix.shape, 0.0)])
     top = b.sum(marks, -1)
     # ids scaled by width 2^f: a multiplication by 2^(16 - buckets) takes Z_2^buckets onto Z_2^16
     width = -int(kind.width * 2**scores.frac)

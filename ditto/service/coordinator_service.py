@@ -106,7 +106,8 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
             except DittoError as error:
                 status.serving, status.error = False, str(error)
             processes.append(status)
-        return control_pb2.StatusReply(processes=processes, queued=queued, running=running)
+        # a whole job id opens its inputs and its answer: other clients see enough to recognise their own
+        return control_pb2.StatusReply(processes=processes, queued=queued, running=running[:8])
 
     # Jobs ---------------------------------------------------------------------------------------
 
