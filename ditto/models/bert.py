@@ -15,12 +15,12 @@ EMBEDDING_RING, EMBEDDING_FRAC = 16, 12  # fewer fraction bits where the tables'
 HIDDEN_FRAC = 8
 
 
-def score_type(spec: dict[str, Any]) -> ScoreType:
-    """One score type for the whole model, so that one mask serves every layer. Raises RangeError."""
+def score_types(spec: dict[str, Any]) -> list[ScoreType]:
+    """The score type of each layer: the narrowest circle that its calibrated scores fit. Raises RangeError."""
     try:
-        return ScoreType.of(max(layer["scores"] for layer in spec["calibration"]["layers"]))
+        return [ScoreType.of(layer["scores"]) for layer in spec["calibration"]["layers"]]
     except ValueError as error:
-        raise RangeError(f"{error} do not fit the score type") from error
+        raise RangeError(f"{error} do not fit any score type") from error
 
 
 def embedding_frac(spec: dict[str, Any]) -> int:
@@ -35,11 +35,15 @@ def compile_bert(spec: dict[str, Any], batch: int, seq: int) -> Program:
         raise UsageError(f"batch {batch}, length {seq}: this model takes 1 to {spec['max_length']} tokens")
     b = Builder()
     x = _embeddings(b, spec, batch, seq)
-    kind = score_type(spec)
-    mask = b.input("mask", 16, kind.frac, (batch, 1, 1, seq), 0.0)
+    kinds = score_types(spec)
+    # the same padding on the circle of each type in use
+    masks = {
+        kind: b.input(f"mask.{kind.frac}", 16, kind.frac, (batch, 1, 1, seq), 0.0) for kind in dict.fromkeys(kinds)
+    }
     for i in range(config["num_hidden_layers"]):
         b.layer(f"layer {i}")
-        x = _block(b, x, mask, config, ranges["layers"][i], kind, f"layer.{i}", batch, seq)
+        kind = kinds[i]
+        x = _block(b, x, masks[kind], config, ranges["layers"][i], kind, f"layer.{i}", batch, seq)
     if spec["architecture"] == "BertForSequenceClassification":
         b.layer("head")
         b.output("logits", _head(b, x, spec, batch, seq))

@@ -8,7 +8,7 @@ import torch
 
 from ditto.errors import UsageError
 from ditto.fixedpoint import decode, encode
-from ditto.models.bert import EMBEDDING_RING, embedding_frac, score_type
+from ditto.models.bert import EMBEDDING_RING, embedding_frac, score_types
 from ditto.models.bert_float import classify, forward
 from ditto.program import Program
 from ditto.tokenizer import Batch
@@ -23,10 +23,12 @@ def encode_inputs(
 
     With public embeddings, `public_table` holds the word and token-type tables (fp32). Raises UsageError without.
     """
-    kind = score_type(spec)
     size, n = batch.shape
-    padding = (1 - batch.mask).double() * kind.mask
-    inputs = {"mask": encode(_on_circle(padding, kind.log_range), 16, kind.frac).reshape(size, 1, 1, n)}
+    padding = (1 - batch.mask).double().reshape(size, 1, 1, n)
+    inputs = {
+        f"mask.{kind.frac}": encode(_on_circle(padding * kind.mask, kind.log_range), 16, kind.frac)
+        for kind in dict.fromkeys(score_types(spec))
+    }
     ids, types = batch.ids.reshape(-1), batch.types.reshape(-1)
     if spec["embeddings"] == "public":
         if public_table is None:

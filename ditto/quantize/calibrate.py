@@ -13,7 +13,7 @@ import torch
 from ditto.models.bert_float import classify, forward
 from ditto.tokenizer import Batch
 
-ACTIVATION_MARGIN, SCORE_MARGIN, VARIANCE_MARGIN = 1.5, 1.2, 2.0
+ACTIVATION_MARGIN, SCORE_MARGIN, VARIANCE_MARGIN = 1.5, 1.5, 2.0
 
 
 class Ranges:
