@@ -51,6 +51,7 @@ def layernorm(b: Builder, x: Wire, name: str, limits: tuple[float, float], eps: 
     (narrow,) = b.open(x)
     wide = b.extend(narrow, 64)
     total = b.affine(b.sum(wide, 1), 2.0**-20 * round(2.0**20 / width), 0, x.frac + 20, bound=x.bound)
+    b.fits(total, 2)
     (total,) = b.open(total)
     (mean,) = b.emit(TruncatePair(total.shape, 64, 20), [total], [(64, x.frac, total.shape, x.bound)])
     (c,) = b.open(b.add(wide, b.affine(mean, -1, 0, x.frac), bound=2 * x.bound))
