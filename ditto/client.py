@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -215,9 +214,8 @@ class Client:
             with _calling(PARTIES[party], running=True):
                 request = party_pb2.FetchOutputRequest(job=job, name=name)
                 data = b"".join(chunk.data for chunk in self._parties[party].FetchOutput(request, timeout=120))
-            size = math.prod(wire.shape) * -(-wire.ring // 8)
-            if len(data) != size:
-                raise DittoError(f"{PARTIES[party]} sent {len(data)} bytes of {name}, expected {size}")
+            if len(data) != wire.nbytes:
+                raise DittoError(f"{PARTIES[party]} sent {len(data)} bytes of {name}, expected {wire.nbytes}")
             return unpack(data, wire.ring, tuple(wire.shape))
 
         outputs = {}

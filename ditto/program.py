@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from ditto.errors import RangeError
 from ditto.ops import Add, Affine, Cost, Extend, Op, Open, Product, Product3, Sum, TruncateReduce, View
-from ditto.ops.base import Shape
+from ditto.ops.base import Shape, packed_bytes
 from ditto.ops.product import broadcast
 
 
@@ -28,8 +28,9 @@ class Wire:
     kind: str = ""
 
     @property
-    def rank(self) -> int:
-        return len(self.shape)
+    def nbytes(self) -> int:
+        """Bytes of one packed share."""
+        return packed_bytes(self.shape, self.ring)
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from ditto.errors import BadShare, ReuseError
 from ditto.ledger import Ledger
 from ditto.matmul import DigitMatrix
 from ditto.ops import Masked, WeightShare
-from ditto.ops.base import Shape
+from ditto.ops.base import Shape, packed_bytes
 from ditto.prg import Prg, derive
 from ditto.program import Program, Wire
-from ditto.ring import cast, pack, signed, unpack, wire_bytes
+from ditto.ring import cast, pack, signed, unpack
 
 Tensor = torch.Tensor
 
@@ -179,10 +179,7 @@ class _PartyContext:
         prg = self._fresh()
         if self._seeded:
             return prg.ring(shape, bits)
-        count = 1
-        for n in shape:
-            count *= n
-        nbytes = wire_bytes(bits, count)
+        nbytes = packed_bytes(shape, bits)
         self.received += nbytes
         return unpack(self._source.take(nbytes), bits, shape)
 
@@ -215,7 +212,6 @@ class PartyJob:
     ) -> None:
         self.program, self.party, self.job, self.ledger = program, party, job, ledger
         self._seed, self._weights, self._channel, self._source = seed, weights, channel, source
-        weights.warm()
         self._values: dict[str, Any] = {}
         self._masks: dict[str, Tensor] = {}
         self._prepared: dict[int, Any] = {}

@@ -8,7 +8,7 @@ from ditto.errors import BadShare
 from ditto.ops.base import Cost
 from ditto.prg import Prg, derive
 from ditto.program import Wire
-from ditto.ring import signed, wire_bytes
+from ditto.ring import signed
 
 
 def seeded_share(name: str, wire: Wire, seed: bytes) -> torch.Tensor:
@@ -35,16 +35,9 @@ def reveal(shares: tuple[torch.Tensor, torch.Tensor], wire: Wire) -> torch.Tenso
 
 def share_cost(wire: Wire) -> Cost:
     """No round between the parties; the owner sends 16 bytes to party 0 and the packed share to party 1."""
-    return Cost(0, 16 + _packed(wire), 0)
+    return Cost(0, 16 + wire.nbytes, 0)
 
 
 def reveal_cost(wire: Wire) -> Cost:
     """No round between the parties; each sends its packed share to the client."""
-    return Cost(0, _packed(wire), 0)
-
-
-def _packed(wire: Wire) -> int:
-    count = 1
-    for n in wire.shape:
-        count *= n
-    return wire_bytes(wire.ring, count)
+    return Cost(0, wire.nbytes, 0)

@@ -59,7 +59,7 @@ def layernorm(b: Builder, x: Wire, name: str, limits: tuple[float, float], eps: 
     v = b.retype(b.sum(square, 1, bound=hi * width), frac=2 * x.frac + kind.k, bound=hi * scale)
     v = b.affine(v, 1, eps * scale, v.frac)
     v = b.truncate(v, v.frac - kind.v)
-    y, _ = inverse_power(b, v, lo * scale, hi * scale, root=True, frac=kind.y, index_bits=10)
+    y = inverse_power(b, v, lo * scale, hi * scale, root=True, frac=kind.y, index_bits=10)
     (narrow,) = b.open(y)
     (y_open,) = b.open(b.extend(narrow, 64))
     gamma = b.weight(f"{name}.gamma", 64, kind.gamma, (width,), "masked", bound=0.0)

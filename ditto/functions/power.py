@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ditto.ops import Combine, OneHot, Product3
+from ditto.ops import Combine, OneHot
 from ditto.program import Builder, Wire
 
 
@@ -22,8 +22,8 @@ def _pieces(wire: Wire, lo: float, hi: float, n: int) -> list[int]:
 
 def inverse_power(
     b: Builder, v: Wire, lo: float, hi: float, *, root: bool, frac: int, index_bits: int = 7, second: bool = False
-) -> tuple[Wire, Wire]:
-    """[v^-1] or (root) [v^-1/2] for lo <= v <= hi, v one number a row. Returns (y, opened v on 64 bits).
+) -> Wire:
+    """[v^-1] or (root) [v^-1/2] for lo <= v <= hi, v one number a row.
 
     1. Truncate-reduce v to n-bit indices, one for each piece of 4 octaves; open them, and v for its extension: one
        round. The dealt one-hot vectors serve the tables of y, of y^d (d = 2, for the root 3) and of "go finer".
@@ -65,16 +65,14 @@ def inverse_power(
     vz = b.truncate(b.product(v_open, z_open, bound=most), drop, min(32, 64 - drop))
     y1 = b.add(b.affine(y0, 3 if root else 2, 0, frac), b.affine(vz, -1, 0, frac), ring=vz.ring, bound=3 * most)
     if root:
-        return b.retype(y1, frac=frac + 1, bound=most), v_open
+        return b.retype(y1, frac=frac + 1, bound=most)
     y1 = b.retype(y1, bound=most)
     if second:
         (narrow,) = b.open(y1)
         (wide,) = b.open(b.extend(narrow, 64))
-        op = Product3(*((wide.shape, wide.shape, v_open.shape),), bits=64)
-        (vyy,) = b.emit(op, [wide, wide, v_open], [(64, v.frac + 2 * frac, v.shape, most)])
-        correction = b.truncate(vyy, v.frac + frac)
+        correction = b.truncate(b.product3(wide, wide, v_open, most), v.frac + frac)
         y1 = b.retype(b.add(b.affine(y1, 2, 0, frac), b.affine(correction, -1, 0, frac), bound=3 * most), bound=most)
-    return y1, v_open
+    return y1
 
 
 def _join(b: Builder, pieces: list[tuple[Wire, Wire, Wire]]) -> list[tuple[Wire, Wire, Wire]]:

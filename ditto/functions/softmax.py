@@ -92,5 +92,4 @@ def reciprocal_of_sum(b: Builder, total: Wire, limits: tuple[float, float]) -> W
     p = min(12, (32 - math.ceil(math.log2(hi / lo))) // 2)
     v = b.truncate(total, max(0, total.frac - (p - math.floor(math.log2(lo)))), 32)
     frac = 32 - v.frac
-    y, _ = inverse_power(b, v, lo, hi, root=False, frac=min(frac, p + math.ceil(math.log2(hi))), second=True)
-    return y
+    return inverse_power(b, v, lo, hi, root=False, frac=min(frac, p + math.ceil(math.log2(hi))), second=True)

@@ -168,7 +168,7 @@ def _head(b: Builder, x: Wire, spec: dict[str, Any], batch: int, seq: int) -> Wi
     ranges, width = spec["calibration"]["head"], x.shape[1]
     labels = len(spec["config"].get("id2label") or {0: "", 1: ""})
     b.label("pooler")
-    cls = b.view(b.view(x, shape=(batch, seq, width), dims=()), slices=((1, 0, 1),), shape=(batch, width))
+    cls = b.view(b.view(x, shape=(batch, seq, width)), slices=((1, 0, 1),), shape=(batch, width))
     (opened,) = b.open(cls)
     y = b.truncate(linear(b, opened, "pooler", width, ranges["pooler"]), 8)
     y = tanh(b, y, ranges["pooler"])

@@ -36,19 +36,18 @@ def import_model(
     limit = checkpoint.config["max_position_embeddings"]
     tokenizer = checkpoint.tokenizer()
     batches = [tokenizer.encode([text], limit) for text in texts if text.strip()]
-    return describe(checkpoint, name, batches, preset, embeddings)
+    spec = describe(checkpoint, name, batches, preset, embeddings)
+    return spec, encode_weights(spec, checkpoint.tensors)
 
 
-def describe(
-    checkpoint: Checkpoint, name: str, batches: list[Batch], preset: str, embeddings: str
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Calibrate on token batches and encode."""
+def describe(checkpoint: Checkpoint, name: str, batches: list[Batch], preset: str, embeddings: str) -> dict[str, Any]:
+    """Calibrate on token batches: the public description."""
     if preset not in PRESETS:
         raise UsageError(f"preset {preset!r}: one of {', '.join(PRESETS)}")
     if embeddings not in ("secret", "public"):
         raise UsageError(f"embeddings {embeddings!r}: secret or public")
     config = checkpoint.config
-    spec = {
+    return {
         "name": name,
         "architecture": checkpoint.architecture,
         "preset": preset,
@@ -57,7 +56,6 @@ def describe(
         "config": {key: config[key] for key in KEPT if key in config},
         "calibration": calibrate(checkpoint.tensors, config, batches),
     }
-    return spec, encode_weights(spec, checkpoint.tensors)
 
 
 def encode_weights(spec: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -129,7 +127,7 @@ def random_model(
             tensors[name] = 0.04 * torch.randn(size, generator=generator)
     checkpoint = Checkpoint("BertModel", config, tensors)
     batch = random_batch(1, seq, seed)
-    spec, _ = describe(checkpoint, shape, [batch], preset, "secret")
+    spec = describe(checkpoint, shape, [batch], preset, "secret")
     for layer in spec["calibration"]["layers"]:
         layer["scores"] = max(layer["scores"], 25.0)
         layer["gelu"] = max(layer["gelu"], 12.0)

@@ -102,13 +102,9 @@ def register(cls: type[Op]) -> type[Op]:
     return cls
 
 
-def size(shape: Shape) -> int:
-    return math.prod(shape)
-
-
-def dealt_bytes(shape: Shape, bits: int) -> int:
-    """Bytes the dealer sends for one shared tensor."""
-    return wire_bytes(bits, size(shape))
+def packed_bytes(shape: Shape, bits: int) -> int:
+    """Bytes of one packed tensor, dealt or opened."""
+    return wire_bytes(bits, math.prod(shape))
 
 
 def need(x: Tensor | None) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ditto.matmul import DigitMatrix, digits_matmul
-from ditto.ops.base import Cost, Dealer, Op, Party, Shape, Tensor, dealt_bytes, need, register
+from ditto.ops.base import Cost, Dealer, Op, Party, Shape, Tensor, need, packed_bytes, register
 from ditto.ops.product import broadcast
 from ditto.ring import carrier, cast, matmul, signed
 
@@ -58,7 +58,7 @@ class MatmulWeight(Op):
         return (y.to(carrier(self.bits)),)
 
     def cost(self) -> Cost:
-        return Cost(0, 0, dealt_bytes((self.rows, self.columns), self.bits))
+        return Cost(0, 0, packed_bytes((self.rows, self.columns), self.bits))
 
 
 @register
@@ -96,4 +96,4 @@ class Matmul(Op):
         return (y,)
 
     def cost(self) -> Cost:
-        return Cost(0, 0, dealt_bytes(self.shape, self.bits))
+        return Cost(0, 0, packed_bytes(self.shape, self.bits))

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
-from ditto.ops.base import Cost, Dealer, Masked, Op, Party, Shape, Tensor, register
-from ditto.ring import wire_bytes
+from ditto.ops.base import Cost, Dealer, Masked, Op, Party, Shape, Tensor, packed_bytes, register
 
 
 @register
@@ -39,4 +37,4 @@ class Open(Op):
         return tuple(Masked(m, r) for m, r in zip(opened, k, strict=True))
 
     def cost(self) -> Cost:
-        return Cost(1, sum(wire_bytes(bits, prod(shape)) for shape, bits in self.wires), 0)
+        return Cost(1, sum(packed_bytes(shape, bits) for shape, bits in self.wires), 0)

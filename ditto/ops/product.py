@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ditto.ops.base import Cost, Dealer, Op, Party, Shape, Tensor, dealt_bytes, need, register
+from ditto.ops.base import Cost, Dealer, Op, Party, Shape, Tensor, need, packed_bytes, register
 from ditto.ring import cast, signed
 
 
@@ -41,7 +41,7 @@ class Square(Op):
         return (y + m * m if p.party == 0 else y,)
 
     def cost(self) -> Cost:
-        return Cost(0, 0, dealt_bytes(self.shape, self.bits))
+        return Cost(0, 0, packed_bytes(self.shape, self.bits))
 
 
 @register
@@ -73,7 +73,7 @@ class Product(Op):
         return (y,)
 
     def cost(self) -> Cost:
-        return Cost(0, 0, dealt_bytes(broadcast(*self.shapes), self.bits))
+        return Cost(0, 0, packed_bytes(broadcast(*self.shapes), self.bits))
 
 
 @register
@@ -115,4 +115,4 @@ class Product3(Op):
         return (y,)
 
     def cost(self) -> Cost:
-        return Cost(0, 0, sum(dealt_bytes(shape, self.bits) for shape in self._dealt()))
+        return Cost(0, 0, sum(packed_bytes(shape, self.bits) for shape in self._dealt()))

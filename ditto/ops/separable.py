@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ditto.ops.base import Cost, Dealer, Op, Party, Shape, Tensor, dealt_bytes, need, register
+from ditto.ops.base import Cost, Dealer, Op, Party, Shape, Tensor, need, packed_bytes, register
 from ditto.ring import carrier, cast, signed, unsigned
 
 CHUNK = 1 << 13  # elements at a time: the rank-wide temporaries stay in cache
@@ -87,7 +87,7 @@ class Harmonic(Op):
         return ((y + self._constant if p.party == 0 else y).reshape(self.shape),)
 
     def cost(self) -> Cost:
-        return Cost(0, 0, dealt_bytes((*self.shape, 2 * len(self.cos)), self.bits))
+        return Cost(0, 0, packed_bytes((*self.shape, 2 * len(self.cos)), self.bits))
 
     def ulp(self) -> float:
         """Each u is off by half a 2^-fu, each v by half a 2^-fv, |v| <= 1."""
@@ -139,7 +139,7 @@ class Polynomial(Op):
         return (y,)
 
     def cost(self) -> Cost:
-        return Cost(0, 0, max(0, len(self.coefficients) - 2) * dealt_bytes(self.shape, self.bits))
+        return Cost(0, 0, max(0, len(self.coefficients) - 2) * packed_bytes(self.shape, self.bits))
 
 
 @register
@@ -207,7 +207,7 @@ class Exponential(Op):
         return ((v * self._public[m & ((1 << self.low) - 1)]).reshape(self.shape),)
 
     def cost(self) -> Cost:
-        return Cost(0, 0, dealt_bytes((*self.shape, self.entries), self.bits))
+        return Cost(0, 0, packed_bytes((*self.shape, self.entries), self.bits))
 
     def ulp(self) -> float:
         """V is off by half a unit times e^(m_low); e^(m_low) by half a 2^-fu times V; two rows meet at a borrow."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ditto.ops.base import Cost, Dealer, Op, Party, Shape, Tensor, dealt_bytes, need, register
+from ditto.ops.base import Cost, Dealer, Op, Party, Shape, Tensor, need, packed_bytes, register
 from ditto.ring import carrier, signed, unsigned
 
 CHUNK = 1 << 19  # entries at a time, so that temporaries stay in cache
@@ -52,7 +52,7 @@ class Lookup(Op):
         return (k.gather(1, m)[:, 0].reshape(self.shape),)
 
     def cost(self) -> Cost:
-        return Cost(0, 0, dealt_bytes((*self.shape, 1 << self.n), self.bits))
+        return Cost(0, 0, packed_bytes((*self.shape, 1 << self.n), self.bits))
 
 
 @register
@@ -95,7 +95,7 @@ class OneHot(Op):
         return (y.reshape(*self.shape, count),)
 
     def cost(self) -> Cost:
-        return Cost(0, 0, dealt_bytes((*self.shape, 1 << self.n), self.bits))
+        return Cost(0, 0, packed_bytes((*self.shape, 1 << self.n), self.bits))
 
 
 @register

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ditto.ops.base import Cost, Dealer, Masked, Op, Party, Shape, Tensor, dealt_bytes, need, register
+from ditto.ops.base import Cost, Dealer, Masked, Op, Party, Shape, Tensor, need, packed_bytes, register
 from ditto.ring import cast, shift_right, signed
 
 
@@ -79,7 +79,7 @@ class TruncatePair(Op):
         return (y,)
 
     def cost(self) -> Cost:
-        return Cost(0, 0, dealt_bytes(self.shape, self.bits) + dealt_bytes(self.shape, self.t))
+        return Cost(0, 0, packed_bytes(self.shape, self.bits) + packed_bytes(self.shape, self.t))
 
     def ulp(self) -> float:
         return 1.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import threading
 from collections import OrderedDict
@@ -17,7 +16,7 @@ from ditto.channel import Channel
 from ditto.errors import BadShare, ClusterError, UnknownModel
 from ditto.prg import SEED_BYTES
 from ditto.program import Wire
-from ditto.ring import carrier, unpack, wire_bytes
+from ditto.ring import carrier, unpack
 from ditto.runtime import PartyWeights
 from ditto.service.files import load_tensors, save_tensors, write_secret
 from ditto.service.programs import check_id, check_name, weights_of
@@ -38,7 +37,7 @@ class Assembly:
                 f"{name}: a share of shape {shape} over {ring} bits; expected {tuple(wire.shape)} over {wire.ring}"
             )
         self.name, self.wire = name, wire
-        self.total = wire_bytes(wire.ring, math.prod(wire.shape))
+        self.total = wire.nbytes
         self._data = bytearray(self.total)
         self._filled = 0
 
