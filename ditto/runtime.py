@@ -130,6 +130,12 @@ class _DealerContext:
         share = self._prgs[self._seeded].ring(tuple(x.shape), bits)
         self.corrections.append(pack(cast(x, bits) - share, bits))
 
+    def mask_bits(self, shape: Shape) -> Tensor:
+        return self._prgs[0].ring(shape, 64) ^ self._prgs[1].ring(shape, 64)
+
+    def share_bits(self, x: Tensor) -> None:
+        self.corrections.append(pack(x ^ self._prgs[self._seeded].ring(tuple(x.shape), 64), 64))
+
 
 class DealerJob:
     """Correlations of one job, in program order. A job is dealt once: a second `deal` raises ReuseError."""
@@ -183,12 +189,25 @@ class _PartyContext:
         self.received += nbytes
         return unpack(self._source.take(nbytes), bits, shape)
 
+    def mask_bits(self, shape: Shape) -> Tensor:
+        return self.mask(shape, 64)
+
+    def dealt_bits(self, shape: Shape) -> Tensor:
+        return self.dealt(shape, 64)
+
+    def _exchange(self, mine: bytes) -> memoryview:
+        theirs = memoryview(self._channel.exchange(self._label, mine))
+        self.rounds += 1
+        if len(theirs) != len(mine):
+            raise BadShare(f"{self._label}: {len(theirs)} bytes from the peer, expected {len(mine)}")
+        return theirs
+
+    def open_bits(self, words: Tensor) -> Tensor:
+        return words ^ unpack(self._exchange(pack(words, 64)), 64, tuple(words.shape))
+
     def open(self, shares: list[Tensor], bits: list[int]) -> list[Tensor]:
         mine = [pack(x, b) for x, b in zip(shares, bits, strict=True)]
-        theirs = memoryview(self._channel.exchange(self._label, mine[0] if len(mine) == 1 else b"".join(mine)))
-        self.rounds += 1
-        if len(theirs) != sum(map(len, mine)):
-            raise BadShare(f"{self._label}: {len(theirs)} bytes from the peer, expected {sum(map(len, mine))}")
+        theirs = self._exchange(mine[0] if len(mine) == 1 else b"".join(mine))
         opened, start = [], 0
         for x, b, raw in zip(shares, bits, mine, strict=True):
             opened.append(x + unpack(theirs[start : start + len(raw)], b, tuple(x.shape)))

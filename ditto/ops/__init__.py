@@ -1,17 +1,21 @@
 """Operations: one file, one operation (or one family), its faces plain, deal, prepare/online and cost."""
 
 from ditto.ops.base import REGISTRY, Cost, Masked, Op
+from ditto.ops.compare import Compare
 from ditto.ops.extend import Extend
 from ditto.ops.local import Add, Affine, SuffixSum, Sum, View
 from ditto.ops.matmul import Matmul, MatmulWeight, WeightShare
 from ditto.ops.open import Open
 from ditto.ops.product import Product, Product3, Square
+from ditto.ops.select import FromBit, Select
 from ditto.ops.separable import Exponential, Harmonic, Polynomial
 from ditto.ops.table import Combine, Lookup, OneHot
 from ditto.ops.truncate import TruncatePair, TruncateReduce
+from ditto.ops.wide import WideProduct, WideSquare
 
 __all__ = [
-    "REGISTRY", "Add", "Affine", "Combine", "Cost", "Exponential", "Extend", "Harmonic", "Lookup", "Masked",
-    "Matmul", "MatmulWeight", "OneHot", "Op", "Open", "Polynomial", "Product", "Product3", "Square", "Sum",
-    "SuffixSum", "TruncatePair", "TruncateReduce", "View", "WeightShare",
+    "REGISTRY", "Add", "Affine", "Combine", "Compare", "Cost", "Exponential", "Extend", "FromBit", "Harmonic",
+    "Lookup", "Masked", "Matmul", "MatmulWeight", "OneHot", "Op", "Open", "Polynomial", "Product", "Product3",
+    "Select", "Square", "Sum", "SuffixSum", "TruncatePair", "TruncateReduce", "View", "WeightShare",
+    "WideProduct", "WideSquare",
 ]  # fmt: skip

@@ -48,6 +48,12 @@ class Dealer(Protocol):
     def share(self, x: Tensor, bits: int) -> None:
         """Share x additively: one party expands its share from its seed, the other receives the rest."""
 
+    def mask_bits(self, shape: Shape) -> Tensor:
+        """`mask` for packed bits (int64 words): the exclusive or of both parties' words."""
+
+    def share_bits(self, x: Tensor) -> None:
+        """`share` for packed bits: exclusive-or shares."""
+
 
 class Party(Protocol):
     """What a party's operation may ask for."""
@@ -62,6 +68,15 @@ class Party(Protocol):
 
     def open(self, shares: list[Tensor], bits: list[int]) -> list[Tensor]:
         """One round: send these, receive the peer's, return the sums."""
+
+    def mask_bits(self, shape: Shape) -> Tensor:
+        """Return this party's share of the next mask of packed bits."""
+
+    def dealt_bits(self, shape: Shape) -> Tensor:
+        """Return this party's share of the dealer's next packed bits."""
+
+    def open_bits(self, words: Tensor) -> Tensor:
+        """One round on packed bits: send, receive, return the exclusive or."""
 
 
 class Op:
