@@ -23,12 +23,14 @@ import psutil
 import yaml
 
 from ditto.certs import ROLES, init_certs
-from ditto.config import DEFAULT_PORTS, ClientConfig, load_config
+from ditto.config import DEFAULT_PORTS, ClientConfig, DealerConfig, PartyConfig, load_config
 from ditto.errors import CertificateError, ClusterError, DittoError
+from ditto.network import Network
 from ditto.transport import connect, open_channel
 
 SERVERS = ("dealer", "party0", "party1", "coordinator")  # in the order of their start
 MODULES = {"dealer": "parties.dealer", "party0": "parties.party", "party1": "parties.party"}
+SHAPED = ("dealer", "party0", "party1", "client")  # whose configuration names the network; the client's for reports
 MODULES["coordinator"] = "parties.coordinator"
 
 
@@ -71,8 +73,14 @@ class Cluster:
     def client_config(self) -> ClientConfig:
         return load_config(self.config_path("client"), ClientConfig)
 
-    def configure(self, *, ports: dict[str, int] | None = None, threads: int = 1) -> None:
-        """Certificates and one configuration for each role; what stands there already is kept, ports given or not."""
+    def configure(
+        self, *, ports: dict[str, int] | None = None, threads: int = 1, network: Network | None = None
+    ) -> None:
+        """Certificates and one configuration for each role; what stands there already is kept, ports given or not.
+
+        Only a network, where one is given, is also written into configurations that stand there. They are not
+        touched, and it is an error, if a process runs on another one.
+        """
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not all((self.certs / f"{name}.pem").exists() for name in ("ca", *ROLES)):
             init_certs(self.certs, [])
@@ -90,6 +98,26 @@ class Cluster:
             if role in peers:
                 config |= {"listen": peers[role], "data_dir": str(self.root / "data" / role), "threads": threads}
             self.config_path(role).write_text(yaml.safe_dump(config, sort_keys=False))
+        if network is not None:
+            self._set_network(network)
+
+    def _set_network(self, network: Network) -> None:
+        unshaped = Network(name="loopback", rtt_ms=0)
+        stale = [role for role in SHAPED if (self._network(role) or unshaped) != network]
+        pids = self._pids()
+        running = [role for role in stale if _alive(pids.get(role))]
+        if running:
+            raise ClusterError(f"{', '.join(running)} already on another network; stop the cluster first")
+        for role in stale:
+            path = self.config_path(role)
+            config = yaml.safe_load(path.read_text()) | {"network": network.model_dump()}
+            path.write_text(yaml.safe_dump(config, sort_keys=False))
+
+    def _network(self, role: str) -> Network | None:
+        path = self.config_path(role)
+        if role == "client":
+            return load_config(path, ClientConfig).network
+        return load_config(path, DealerConfig).network if role == "dealer" else load_config(path, PartyConfig).network
 
     def up(self, timeout: float = 60) -> list[Process]:
         """Start what does not run and wait until every server answers its health check."""
@@ -192,12 +220,12 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def embedded(threads: int = 1, timeout: float = 60) -> Iterator[Cluster]:
+def embedded(threads: int = 1, timeout: float = 60, network: Network | None = None) -> Iterator[Cluster]:
     """A cluster of real processes in a temporary directory; stopped and removed when the block ends."""
     root = Path(tempfile.mkdtemp(prefix="ditto-"))
     cluster = Cluster(root)
     try:
-        cluster.configure(ports=_free_ports(), threads=threads)
+        cluster.configure(ports=_free_ports(), threads=threads, network=network)
         cluster.up(timeout)
         yield cluster
     finally:

@@ -2,7 +2,8 @@
 
 Party 1 opens the stream and opens it again when it breaks; party 0 serves it. A `LinkChannel` is one job's view
 of the link: `exchange` queues its own frames and only then waits for the peer's, so large payloads flow both ways
-at once. A broken link fails every open channel at once and names the peer; the process goes on.
+at once. A broken link fails every open channel at once and names the peer; the process goes on. The link may emulate
+a slower network (ditto.network).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import grpc
 import structlog
 
 from ditto.errors import CertificateError, ClusterError, DittoError, PeerAbsent, PeerLost, VersionMismatch
+from ditto.network import Link, Network
 from ditto.transport import CHUNK, from_rpc_error
 from ditto.wire import party_pb2, party_pb2_grpc
 
@@ -25,8 +27,9 @@ Frame = party_pb2.Frame
 FRAME_OVERHEAD = 4 + 5 + 9  # data field header, gRPC message prefix, one HTTP/2 frame header
 MAX_PAYLOAD = 1 << 31
 MAX_EARLY = 64  # jobs that the peer may have begun before this party opened them
-# Payloads wait as they are; a frame is built from its slice only when gRPC asks for it.
-Queue = queue.SimpleQueue[tuple[party_pb2.Frame, bytes] | None]
+# Payloads wait as they are, with the time at which they were queued; a frame is built from its slice only when gRPC
+# asks for it.
+Queue = queue.SimpleQueue[tuple[float, party_pb2.Frame, bytes] | None]
 
 
 @dataclass
@@ -40,24 +43,35 @@ class _Mailbox:
     opened: bool = False
 
 
-def _frames(out: Queue) -> Iterator[party_pb2.Frame]:
-    """What the stream sends: each payload cut into chunks of 1 MB."""
-    for frame, payload in iter(out.get, None):
+def _frames(out: Queue, link: Link) -> Iterator[party_pb2.Frame]:
+    """What the stream sends: each payload cut into chunks of 1 MB, each chunk when it would arrive over `link`."""
+    for queued, frame, payload in iter(out.get, None):
+        overhead = frame.ByteSize() + FRAME_OVERHEAD
         if len(payload) <= CHUNK:
             frame.data = payload
+            link.hold(queued, len(payload) + overhead)
             yield frame
             continue
         for offset in range(0, len(payload), CHUNK):
-            piece = Frame(data=payload[offset : offset + CHUNK], offset=offset)
+            data = payload[offset : offset + CHUNK]
+            piece = Frame(data=data, offset=offset)
             piece.MergeFrom(frame)
+            link.hold(queued, len(data) + overhead)
             yield piece
 
 
 class PeerLink:
     """Both ends of the link. `me` and `peer` are roles; every state change happens under one condition."""
 
-    def __init__(self, me: str, peer: str, connect_timeout: float = 5.0, message_timeout: float = 600.0) -> None:
-        self.me, self.peer = me, peer
+    def __init__(
+        self,
+        me: str,
+        peer: str,
+        connect_timeout: float = 5.0,
+        message_timeout: float = 600.0,
+        network: Network | None = None,
+    ) -> None:
+        self.me, self.peer, self.network = me, peer, network
         self.connect_timeout, self.message_timeout = connect_timeout, message_timeout
         self.changed = threading.Condition()
         self._boxes: dict[str, _Mailbox] = {}
@@ -79,7 +93,7 @@ class PeerLink:
         context.add_callback(lambda: self._detach(out, None))
         context.send_initial_metadata(())
         threading.Thread(target=self._pump, args=(frames, out), name="peer-in", daemon=True).start()
-        yield from _frames(out)
+        yield from _frames(out, Link(self.network))
 
     def dial(self, stub: party_pb2_grpc.PeerLinkStub) -> None:
         """Party 1's end: keep the stream open until `stop`."""
@@ -93,7 +107,7 @@ class PeerLink:
 
     def _dial_once(self, stub: party_pb2_grpc.PeerLinkStub) -> None:
         out: Queue = queue.SimpleQueue()
-        call = stub.Exchange(_frames(out))
+        call = stub.Exchange(_frames(out, Link(self.network)))
         try:
             call.initial_metadata()  # arrives when the peer serves the stream; raises nothing, ends on failure
             if call.is_active():
@@ -180,7 +194,7 @@ class PeerLink:
             raise PeerLost(f"{self.peer} was lost during the job", peer=self.peer)
         first = Frame(job=job, sequence=sequence, label=label, total=total)
         extra = (first.ByteSize() + FRAME_OVERHEAD) * max(1, -(-total // CHUNK))
-        out.put((first, payload))
+        out.put((time.monotonic(), first, payload))
         return extra
 
     def receive(self, box: _Mailbox, sequence: int) -> tuple[str, bytes]:
@@ -223,7 +237,7 @@ class PeerLink:
             out = self._out
             self.changed.notify_all()
         if reason and out is not None:
-            out.put((Frame(job=job, abort=reason), b""))
+            out.put((time.monotonic(), Frame(job=job, abort=reason), b""))
 
 
 class LinkChannel:

@@ -9,6 +9,7 @@ from ditto.cli.common import Json, emit, note, out, size
 from ditto.cli.report import print_costs
 from ditto.cli.run import Run, document, run_batch, watching
 from ditto.cluster import embedded
+from ditto.network import network as profile
 
 app = typer.Typer(help="Measurements.", no_args_is_help=True)
 
@@ -17,10 +18,6 @@ class Shape(StrEnum):
     tiny = "bert-tiny"
     base = "bert-base"
     large = "bert-large"
-
-
-class Network(StrEnum):
-    loopback = "loopback"
 
 
 @app.callback()
@@ -34,7 +31,7 @@ def model(
     seq: Annotated[int, typer.Option(min=2, max=512, help="Tokens.")] = 128,
     layers: Annotated[int | None, typer.Option(min=1, help="Layers; default: the shape's.")] = None,
     preset: Annotated[str, typer.Option(help="Which operation and type each layer uses.")] = "ditto",
-    network: Annotated[Network, typer.Option(help="The emulated network.")] = Network.loopback,
+    network: Annotated[str, typer.Option(help="The emulated network: a profile's name or a YAML file.")] = "loopback",
     threads: Annotated[int, typer.Option(min=1, help="Threads of each server.")] = 1,
     check: Annotated[bool, typer.Option("--check", help="Compute in plaintext too, and compare.")] = False,
     repeat: Annotated[int, typer.Option(min=1, help="Inferences; the fastest online one is reported.")] = 1,
@@ -45,12 +42,13 @@ def model(
     from ditto.models import plain_float, random_model
     from ditto.models.importer import random_batch
 
+    emulated = profile(network)
     say = (lambda text: None) if json else note
     say(f"{model.value}: random weights and their calibration")
     spec, weights, checkpoint = random_model(model.value, layers, seq, preset)
     batch = random_batch(1, seq)
     runs = []
-    with embedded(threads=threads) as cluster, Client(cluster.client_config()) as client:
+    with embedded(threads=threads, network=emulated) as cluster, Client(cluster.client_config()) as client:
         say("sharing the weights")
         client.share_model(spec, weights)
         with watching(json) as watcher:
@@ -62,7 +60,7 @@ def model(
     best = min(runs, key=lambda run: float(run.report["online"]["seconds"]))
     if check:
         best.reference = plain_float(checkpoint.tensors, spec, batch)
-    summary = document(best, spec, network.value, checked=check) | {"threads": threads, "peak_rss_bytes": memory}
+    summary = document(best, spec, emulated.name, checked=check) | {"threads": threads, "peak_rss_bytes": memory}
     if json:
         emit(summary)
         return
@@ -70,4 +68,4 @@ def model(
     peaks = ", ".join(f"{role} {size(n)}" for role, n in memory.items() if n)
     if check:
         out.print(f"largest difference to the plaintext computation: {summary['max_abs_error']:.4f}")
-    out.print(f"\nsequence {summary['seq']}, network {network.value}; peak memory: {peaks}")
+    out.print(f"\nsequence {summary['seq']}, network {emulated.name}; peak memory: {peaks}")

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from ditto.cli.common import Json, emit, out, size
 from ditto.cluster import Cluster, Process, home
+from ditto.network import network as profile
 
 app = typer.Typer(help="The servers as local processes.", no_args_is_help=True)
 
@@ -15,11 +16,15 @@ app = typer.Typer(help="The servers as local processes.", no_args_is_help=True)
 def up(
     threads: Annotated[int, typer.Option(min=1, help="Threads of each process (first start only).")] = 1,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for the health checks.")] = 60,
+    network: Annotated[
+        str | None,
+        typer.Option(help="Emulate a network: a profile's name or a YAML file. Stays until another is given."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Start what does not run yet: dealer, both parties, coordinator."""
     cluster = Cluster(home())
-    cluster.configure(threads=threads)
+    cluster.configure(threads=threads, network=profile(network) if network else None)
     _show(cluster, cluster.up(timeout), json)
 
 

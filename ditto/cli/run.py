@@ -129,6 +129,8 @@ def document(run: Run, spec: dict[str, Any], network: str, *, checked: bool) -> 
 
 
 def network_of(config: ClientConfig) -> str:
-    """`loopback` when every server is on this machine."""
+    """The network that the servers emulate; without one, `loopback` when every server is on this machine."""
+    if config.network is not None:
+        return config.network.name
     hosts = {config.peers.of(role).rsplit(":", 1)[0] for role in DEFAULT_PORTS}
     return "loopback" if hosts <= {"127.0.0.1", "localhost", "[::1]"} else "remote"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ import structlog
 
 from ditto.config import DealerConfig
 from ditto.errors import ClusterError, DittoError, ReplayedJob, UnknownModel, UsageError
+from ditto.network import Link
+from ditto.peerlink import FRAME_OVERHEAD
 from ditto.prg import derive, new_seed
 from ditto.program import Program, Wire
 from ditto.runtime import DealerJob, DealerWeights
@@ -35,7 +38,7 @@ class _Feed:
 
     def __init__(self, limit: int) -> None:
         self.changed = threading.Condition()
-        self._chunks: deque[bytes] = deque()
+        self._chunks: deque[tuple[float, bytes]] = deque()
         self._held, self._limit = 0, limit
         self._small: list[bytes] = []
         self._small_bytes = 0
@@ -73,7 +76,7 @@ class _Feed:
                 self.changed.wait_for(lambda: self._held < self._limit or self.ended)
             if self.ended:
                 raise ClusterError("the job was dropped")
-            self._chunks.append(chunk)
+            self._chunks.append((time.monotonic(), chunk))
             self._held += len(chunk)
             self.changed.notify_all()
 
@@ -85,7 +88,8 @@ class _Feed:
             self.ended = True
             self.changed.notify_all()
 
-    def drain(self) -> Iterator[bytes]:
+    def drain(self) -> Iterator[tuple[float, bytes]]:
+        """The chunks in order, each with the time (time.monotonic) at which it was queued."""
         while True:
             with self.changed:
                 self.changed.wait_for(lambda: bool(self._chunks) or self.ended)
@@ -93,10 +97,10 @@ class _Feed:
                     raise self.error
                 if not self._chunks:
                     return
-                chunk = self._chunks.popleft()
+                queued, chunk = self._chunks.popleft()
                 self._held -= len(chunk)
                 self.changed.notify_all()
-            yield chunk
+            yield queued, chunk
 
 
 class _Job:
@@ -138,6 +142,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
         self._weights_lock = threading.Lock()
         self._jobs: dict[str, _Job] = {}
         self._used: set[str] = set()
+        self._links = (Link(config.network), Link(config.network))  # all jobs of a party share its link
         self._weights: OrderedDict[str, DealerWeights] = OrderedDict()
 
     def _model(self, share_id: str) -> tuple[str, str, bytes]:
@@ -191,8 +196,11 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
 
         if not context.add_callback(left):
             left()
-        yield dealer_pb2.CorrelationsReply(seed=job.seeds[party])
-        for chunk in job.feeds[party].drain():
+        link, seed = self._links[party], job.seeds[party]
+        link.hold(time.monotonic(), len(seed) + FRAME_OVERHEAD)
+        yield dealer_pb2.CorrelationsReply(seed=seed)
+        for queued, chunk in job.feeds[party].drain():
+            link.hold(link.sendable(queued), len(chunk) + FRAME_OVERHEAD)
             yield dealer_pb2.CorrelationsReply(data=chunk)
         with self._lock:
             job.finished.add(party)

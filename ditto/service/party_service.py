@@ -47,7 +47,7 @@ class PartyService(party_pb2_grpc.PartyServicer):
     def __init__(self, config: PartyConfig) -> None:
         self._config = config
         self._store = ModelStore(config.data_dir, config.index)
-        self.link = PeerLink(config.role, config.peer, config.connect_timeout_s, config.step_timeout_s)
+        self.link = PeerLink(config.role, config.peer, config.connect_timeout_s, config.step_timeout_s, config.network)
         self._dealer_channel = open_channel(
             config.peers.dealer, "dealer", config.tls, config.role, config.max_message_mb
         )
