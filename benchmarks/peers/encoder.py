@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import socket
 import statistics
 import subprocess
@@ -143,6 +144,7 @@ def free_port() -> int:
 def run_parties(count: int, directory: Path, env: dict[str, str]) -> None:
     """Run this script once per party, with --party, --dir and RANK set; end all of them if one fails."""
     procs: list[subprocess.Popen[bytes]] = []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         for i in range(count):
             with (directory / f"log{i}").open("wb") as log:
