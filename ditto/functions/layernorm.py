@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from ditto.functions.fixed import Type, down, minus, settle
 from ditto.functions.power import inverse_power
 from ditto.ops import Square, TruncatePair
 from ditto.program import Builder, Wire
@@ -67,3 +69,41 @@ def layernorm(b: Builder, x: Wire, name: str, limits: tuple[float, float], eps: 
     beta = b.weight(f"{name}.beta", 64, frac, (width,), "share")
     z = b.add(b.product3(c, y_open, gamma, bound), beta, bound=bound)
     return b.truncate(z, frac - OUT_FRAC, 32)
+
+
+def recipe_layernorm(
+    b: Builder,
+    x: Wire,
+    name: str,
+    limits: tuple[float, float],
+    eps: float,
+    bound: float,
+    kind: Type,
+    out: Type,
+    rsqrt: Callable[[Builder, Wire, float, float], Wire],
+) -> Wire:
+    """[x] narrow, shape [rows, H] -> the same function in `kind` (a full ring), back to `out`.
+
+    1. Open x, extend; mean = sum / H, truncated and extended again (one number a row).
+    2. Open c = x - mean once.  3. v = sum c^2 / 2^k, truncated; [y] = `rsqrt`(v) by the recipe.
+    4. c y gamma' in one product of three opened factors; truncate to `out`: down, and up again where its ring needs it.
+    (PUMA section 4.3; Ditto section 4.1 for the types.)
+    """
+    width = x.shape[1]
+    k = round(math.log2(width))
+    lo, hi = (limit * width / 2.0**k for limit in limits)
+    (narrow,) = b.open(x)
+    wide = b.affine(b.extend(narrow, kind.ring), 1, 0, kind.frac)
+    total = b.affine(b.sum(wide, 1), 2.0**-20 * round(2.0**20 / width), 0, kind.frac + 20, bound=x.bound)
+    mean = settle(b, total, kind)
+    (c,) = b.open(b.add(wide, minus(b, mean), bound=2 * x.bound))
+    (square,) = b.emit(Square(c.shape, kind.ring), [c], [(kind.ring, 2 * c.frac, c.shape, c.bound**2)])
+    v = b.retype(b.sum(square, 1, bound=limits[1] * width), frac=2 * c.frac + k, bound=hi)
+    v = down(b, b.affine(v, 1, eps * width / 2.0**k, v.frac), kind.frac)
+    (y,) = b.open(rsqrt(b, v, lo, hi))
+    (y,) = b.open(b.extend(y, kind.ring))
+    gamma = b.weight(f"{name}.gamma", kind.ring, kind.frac, (width,), "masked", bound=0.0)
+    frac = c.frac + y.frac + kind.frac
+    beta = b.weight(f"{name}.beta", kind.ring, frac, (width,), "share")
+    z = b.add(b.product3(c, y, gamma, bound), beta, bound=bound)
+    return settle(b, z, out)

@@ -15,12 +15,14 @@ def fraction_bits(bound: float, ring: int, most: int) -> int:
     return min(most, ring - 2 - math.ceil(math.log2(max(bound, 1e-6))))
 
 
-def linear(b: Builder, opened: Wire, name: str, columns: int, bound: float) -> Wire:
-    """Opened x (32, f) -> [x W + bias] on (32, f + 12), |result| <= bound. No round beyond the opening."""
+def linear(
+    b: Builder, opened: Wire, name: str, columns: int, bound: float, weight_frac: int = WEIGHT_FRAC
+) -> Wire:
+    """Opened x (l, f) -> [x W + bias] on (l, f + weight_frac), |result| <= bound. No round beyond the opening."""
     rows, inner = opened.shape
-    frac = opened.frac + WEIGHT_FRAC
-    weight = b.weight(f"{name}.weight", 32, WEIGHT_FRAC, (inner, columns), "matrix")
-    bias = b.weight(f"{name}.bias", 32, frac, (columns,), "share")
-    op = MatmulWeight(rows, inner, columns, 32)
-    (y,) = b.emit(op, [opened, weight], [(32, frac, (rows, columns), bound)])
+    ring, frac = opened.ring, opened.frac + weight_frac
+    weight = b.weight(f"{name}.weight", ring, weight_frac, (inner, columns), "matrix")
+    bias = b.weight(f"{name}.bias", ring, frac, (columns,), "share")
+    op = MatmulWeight(rows, inner, columns, ring)
+    (y,) = b.emit(op, [opened, weight], [(ring, frac, (rows, columns), bound)])
     return b.add(y, bias, bound=bound)

@@ -8,9 +8,10 @@ import torch
 
 from ditto.errors import UsageError
 from ditto.fixedpoint import decode, encode
-from ditto.models.bert import EMBEDDING_RING, embedding_frac, score_types
 from ditto.models.bert_float import classify, forward
+from ditto.presets import preset_of
 from ditto.program import Program
+from ditto.ring import carrier
 from ditto.tokenizer import Batch
 
 Tensor = torch.Tensor
@@ -23,32 +24,23 @@ def encode_inputs(
 
     With public embeddings, `public_table` holds the word and token-type tables (fp32). Raises UsageError without.
     """
-    size, n = batch.shape
-    padding = (1 - batch.mask).double().reshape(size, 1, 1, n)
-    inputs = {
-        f"mask.{kind.frac}": encode(_on_circle(padding * kind.mask, kind.log_range), 16, kind.frac)
-        for kind in dict.fromkeys(score_types(spec))
-    }
+    inputs = preset_of(spec["preset"]).style.encode_masks(spec, 1 - batch.mask)
     ids, types = batch.ids.reshape(-1), batch.types.reshape(-1)
     if spec["embeddings"] == "public":
         if public_table is None:
             raise UsageError("this model's embeddings are public: the client needs its tables")
         words = public_table["embeddings.word_embeddings.weight"][ids]
         x = words + public_table["embeddings.token_type_embeddings.weight"][types]
-        inputs["embeddings"] = encode(x, EMBEDDING_RING, embedding_frac(spec))
+        wire = program.inputs["embeddings"]
+        inputs["embeddings"] = encode(x, wire.ring, wire.frac)
     else:
-        onehot = torch.zeros(program.inputs["onehot"].shape, dtype=torch.int16)
+        wire = program.inputs["onehot"]
+        onehot = torch.zeros(wire.shape, dtype=carrier(wire.ring))
         rows = torch.arange(len(ids))
         onehot[rows, ids] = 1
         onehot[rows, spec["config"]["vocab_size"] + types] = 1
         inputs["onehot"] = onehot
     return inputs
-
-
-def _on_circle(x: Tensor, log_range: int) -> Tensor:
-    """The representative in [-T/2, T/2): masked scores go round the circle."""
-    period = 2.0**log_range
-    return torch.remainder(x + period / 2, period) - period / 2
 
 
 def decode_outputs(

@@ -11,11 +11,11 @@ from ditto.errors import RangeError, UsageError
 from ditto.fixedpoint import encode
 from ditto.models.bert import compile_bert
 from ditto.models.checkpoint import Checkpoint, expected
+from ditto.presets import preset_of
 from ditto.quantize import calibrate
 from ditto.tokenizer import BUCKETS, Batch
 
 Tensor = torch.Tensor
-PRESETS = ("ditto",)
 SHAPES = {  # layers, hidden, heads, inner
     "bert-tiny": (2, 128, 2, 512),
     "bert-base": (12, 768, 12, 3072),
@@ -42,8 +42,7 @@ def import_model(
 
 def describe(checkpoint: Checkpoint, name: str, batches: list[Batch], preset: str, embeddings: str) -> dict[str, Any]:
     """Calibrate on token batches: the public description."""
-    if preset not in PRESETS:
-        raise UsageError(f"preset {preset!r}: one of {', '.join(PRESETS)}")
+    preset_of(preset)
     if embeddings not in ("secret", "public"):
         raise UsageError(f"embeddings {embeddings!r}: secret or public")
     config = checkpoint.config

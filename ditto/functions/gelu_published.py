@@ -1,0 +1,86 @@
+"""GELU of the published systems: quadratic, piecewise polynomial, Fourier sine."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+
+from ditto.functions.fixed import Type, blend, down, from_bit, less, minus, multiply, select, square
+from ditto.ops import Harmonic
+from ditto.program import Builder, Wire
+
+PUMA_LOW = (-0.5054031199708174, -0.42226581151983866, -0.11807612951181953, -0.011034134030615728)
+PUMA_MID = (0.008526321541038084, 0.5, 0.3603292692789629, 0.0, -0.037688200365904236, 0.0, 0.0018067462606141187)
+FOURIER_TERMS, FOURIER_PERIOD, FOURIER_EDGE = 7, 20.0, 1.7
+
+
+def quad_gelu(b: Builder, x: Wire, kind: Type) -> Wire:
+    """[x] narrow -> [0.125 x^2 + 0.25 x + 0.5] narrow = ((x + 1)^2 + 3) / 8. One round. (MPCFormer, section 3.1.)"""
+    (opened,) = b.open(b.affine(x, 1, 1, x.frac))
+    y = square(b, opened, kind.ring)
+    y = b.affine(y, 1, 3, y.frac)
+    return down(b, b.retype(y, frac=y.frac + 3, bound=y.bound / 8), kind.frac)
+
+
+def puma_gelu(b: Builder, x: Wire, kind: Type) -> Wire:
+    """[x] narrow, on the ring that `kind` leaves -> [GELU x] narrow, to 0.01 and better. (PUMA section 4.1.)
+
+    0 below -4, degree 3 on [-4, -1.95), degree 6 on [-1.95, 3), x from 3 on.
+    1. Open x; bits [x < -4], [x < -1.95], [x < 3].  2. x^2; x^3, x^4; x^6: a round each.
+    3. Both polynomials, opened; the bits choose.
+    Outside [-4, 3] the powers wrap; their value is not chosen.
+    """
+    (x1,) = b.open(x)
+    lowest, low, mid = less(b, x1, [-4.0, -1.95, 3.0])
+    near = b.retype(x1, bound=4.0)
+    (x2,) = b.open(down(b, square(b, near, kind.ring), kind.frac))
+    cube, fourth = multiply(b, near, x2, kind.ring), square(b, x2, kind.ring)
+    x3, x4 = b.open(down(b, cube, kind.frac), down(b, fourth, kind.frac))
+    (x6,) = b.open(down(b, square(b, x3, kind.ring), kind.frac))
+    wide = {i + 1: b.extend(w, kind.ring) for i, w in enumerate((near, x2, x3, x4)) if w} | {6: b.extend(x6, kind.ring)}
+
+    def piece(c: tuple[float, ...]) -> Wire:
+        terms = [(a, wide[i]) for i, a in enumerate(c) if i and a]
+        return down(b, blend(b, terms, c[0], 2 * kind.frac, 64.0), kind.frac)
+
+    f, g = b.open(piece(PUMA_LOW), piece(PUMA_MID))
+    # [x < -1.95] f - [x < -4] f  +  [x < 3] g - [x < -1.95] g  +  x - [x < 3] x
+    chosen = [select(b, low, f), minus(b, select(b, lowest, f)), select(b, mid, g), minus(b, select(b, low, g))]
+    return b.add(*chosen, x, minus(b, select(b, mid, x1)), bound=x.bound)
+
+
+@functools.cache
+def fourier_erf() -> tuple[float, ...]:
+    """Sine coefficients of erf over a period of 20: 2/10 times the integral of erf(t) sin(k pi t / 10) on [0, 10]."""
+    n = 20000
+    t = (np.arange(n) + 0.5) * (10.0 / n)
+    erf = np.array([math.erf(v) for v in t.tolist()])
+    waves = (np.sin(k * np.pi * t / 10.0) for k in range(1, FOURIER_TERMS + 1))
+    return tuple(round(float(0.2 * (erf * wave).sum() * (10.0 / n)), 9) for wave in waves)
+
+
+def fourier_gelu(b: Builder, x: Wire, kind: Type) -> Wire:
+    """[x] narrow -> [x/2 (1 + erf(x / sqrt 2))] narrow with erf by seven sines. (SecFormer section 3.2.)
+
+    1. Scale x onto a circle of 2^12 steps for one period of 20 sqrt 2; open it, and x.
+    2. The sines by `Harmonic`; bits [x/sqrt 2 < -1.7], [x/sqrt 2 < 1.7]; erf is -1 and 1 outside.
+    3. Open the chosen sine; open 1 + erf; times x / 2.
+    """
+    n, edge = 12, FOURIER_EDGE * math.sqrt(2)
+    scale = 2**n / (FOURIER_PERIOD * math.sqrt(2))
+    index = b.affine(b.retype(x, bound=0.0), scale, 0, x.frac + 8)
+    index, x1 = b.open(b.truncate(index, index.frac, n), x)
+    c = fourier_erf()
+    op = Harmonic(x.shape, n, 40, 12, 12, 0.0, (0.0,) * len(c), c)
+    (sines,) = b.emit(op, [index], [(40, 24, x.shape, 1.5)])
+    low, high = less(b, x1, [-edge, edge])
+    (sines,) = b.open(down(b, sines, kind.frac))
+    inside = b.add(select(b, high, sines), minus(b, select(b, low, sines)), bound=1.5)
+    outside = b.affine(b.add(from_bit(b, high, sines.ring), from_bit(b, low, sines.ring)), -1, 2, kind.frac)
+    # 1 + erf: 0 below, 1 + sines inside, 2 above; [x < edge] - [x < -edge] = 1 inside
+    total = b.add(inside, outside, bound=2.5)
+    (total,) = b.open(total)
+    y = multiply(b, total, x1, kind.ring)
+    return down(b, b.retype(y, frac=y.frac + 1, bound=y.bound / 2), kind.frac)

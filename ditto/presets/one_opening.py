@@ -1,0 +1,116 @@
+"""The style of `ditto`: narrow types by calibration, functions of one opening."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ditto.errors import RangeError
+from ditto.fixedpoint import encode
+from ditto.functions import ScoreType, gelu, layernorm, linear, softmax_numerator, tanh
+from ditto.functions.linear import fraction_bits
+from ditto.functions.softmax import reciprocal_of_sum
+from ditto.ops import Matmul
+from ditto.presets.style import Spec
+from ditto.program import Builder, Wire
+
+EMBEDDING_RING, EMBEDDING_FRAC = 16, 12  # fewer fraction bits where the tables' values need the room
+HIDDEN_FRAC = 8
+
+
+def score_types(spec: Spec) -> list[ScoreType]:
+    """The score type of each layer: the narrowest circle that its calibrated scores fit. Raises RangeError."""
+    try:
+        return [ScoreType.of(layer["scores"]) for layer in spec["calibration"]["layers"]]
+    except ValueError as error:
+        raise RangeError(f"{error} do not fit any score type") from error
+
+
+class OneOpening:
+    """Activations between blocks on (32, 8); scores on a circle of 2^16 steps; see docs/protocol.md."""
+
+    def embedding_type(self, spec: Spec) -> tuple[int, int]:
+        """As many fraction bits as the tables' calibrated sum leaves in the ring."""
+        bound = spec["calibration"]["embeddings"]["bound"]
+        return EMBEDDING_RING, fraction_bits(bound, EMBEDDING_RING, EMBEDDING_FRAC)
+
+    def masks(self, b: Builder, spec: Spec, batch: int, seq: int) -> list[Wire]:
+        """The same padding on the circle of each score type in use."""
+        kinds = score_types(spec)
+        wires = {
+            kind: b.input(f"mask.{kind.frac}", 16, kind.frac, (batch, 1, 1, seq), 0.0) for kind in dict.fromkeys(kinds)
+        }
+        return [wires[kind] for kind in kinds]
+
+    def encode_masks(self, spec: Spec, padding: Tensor) -> dict[str, Tensor]:
+        """Masked scores go round the circle: the representative in [-T/2, T/2)."""
+        out = {}
+        for kind in dict.fromkeys(score_types(spec)):
+            period = 2.0**kind.log_range
+            on_circle = torch.remainder(padding.double() * kind.mask + period / 2, period) - period / 2
+            out[f"mask.{kind.frac}"] = encode(on_circle[:, None, None, :], 16, kind.frac)
+        return out
+
+    def attention(
+        self, b: Builder, x: Wire, mask: Wire, ranges: Spec, name: str, heads: int, batch: int, seq: int
+    ) -> Wire:
+        kind = ScoreType.of(ranges["scores"])
+        rows, width = x.shape
+        b.label("qkv")
+        qkv = self.project(b, x, f"{name}.qkv", 3 * width, ranges["qkv"])
+        frac = fraction_bits(ranges["qkv"], 16, HIDDEN_FRAC)
+        (qkv,) = b.open(b.truncate(qkv, qkv.frac - frac, 16))
+
+        def part(i: int, ring: int, dims: tuple[int, ...]) -> Wire:
+            one = b.view(
+                qkv, slices=((1, i * width, (i + 1) * width),), shape=(batch, seq, heads, width // heads), dims=dims
+            )
+            return b.extend(one, ring)
+
+        b.label("scores")
+        q, k, v = b.open(part(0, 32, (0, 2, 1, 3)), part(1, 32, (0, 2, 3, 1)), part(2, 40, (0, 2, 1, 3)))
+        op = Matmul(q.shape, k.shape, 32)
+        (s,) = b.emit(op, [q, k], [(32, 2 * frac, op.shape, kind.bound)])
+        if 2 * frac < kind.frac:
+            s = b.affine(s, 1, 0, kind.frac)
+        s = b.truncate(s, s.frac - kind.frac, 16)
+        b.label("softmax")
+        e, total, limits = softmax_numerator(b, b.add(s, mask, bound=kind.bound), kind)
+        inverse = reciprocal_of_sum(b, total, limits)
+        b.label("context")
+        (e_open,) = b.open(e)
+        op = Matmul(e.shape, v.shape, 40)
+        bound = limits[1] * ranges["qkv"]
+        (context,) = b.emit(op, [e_open, v], [(40, e.frac + v.frac, op.shape, bound)])
+        context, inverse = b.open(b.truncate(context, 8, 32), inverse)
+        context, inverse = b.open(b.extend(context, 64), b.extend(inverse, 64))
+        context = b.product(context, inverse, bound=ranges["context"])
+        context = b.truncate(context, context.frac - HIDDEN_FRAC, 32)
+        return b.view(b.view(context, dims=(0, 2, 1, 3)), shape=(rows, width))
+
+    def project(self, b: Builder, x: Wire, name: str, columns: int, bound: float) -> Wire:
+        (opened,) = b.open(x)
+        return linear(b, opened, name, columns, bound)
+
+    def gelu(self, b: Builder, h: Wire, bound: float) -> Wire:
+        h = b.truncate(h, 8)
+        b.label("gelu")
+        h = gelu(b, h, bound)
+        frac = fraction_bits(h.bound, 16, HIDDEN_FRAC)
+        (narrow,) = b.open(b.truncate(h, h.frac - frac, 16))
+        wide = b.extend(narrow, 32)
+        b.label("ffn out")
+        return wide
+
+    def residual(self, b: Builder, x: Wire, y: Wire, bound: float) -> Wire:
+        """The sum on (24, 12)."""
+        small = b.truncate(y, y.frac - 12, 24) if y.frac > 12 else y
+        return b.add(small, x, ring=24, bound=bound)
+
+    def norm(self, b: Builder, x: Wire, name: str, ranges: Spec, eps: float) -> Wire:
+        return layernorm(b, x, name, tuple(ranges["var"]), eps, ranges["out"])
+
+    def tanh(self, b: Builder, y: Wire, bound: float) -> Wire:
+        y = tanh(b, b.truncate(y, 8), bound)
+        (narrow,) = b.open(b.truncate(y, y.frac - 12, 16))
+        return b.extend(narrow, 32)

@@ -1,0 +1,36 @@
+"""SecFormer (arXiv 2401.00793): Fourier GELU, 2Quad softmax, Goldschmidt division and inverse square root.
+
+The published deflation constants (5000 and 2000) become the power of four above the calibrated range: with 16
+fraction bits they would leave too few digits.
+"""
+
+import math
+
+from ditto.functions.fixed import CRYPTEN, Type
+from ditto.functions.gelu_published import fourier_gelu
+from ditto.functions.inverse import deflated_reciprocal, deflated_rsqrt
+from ditto.presets.recipe import Recipe
+from ditto.program import Builder, Wire
+
+
+def _above(hi: float) -> float:
+    return float(4 ** math.ceil(math.log2(hi) / 2))
+
+
+def _reciprocal(b: Builder, v: Wire, lo: float, hi: float, kind: Type) -> Wire:
+    return deflated_reciprocal(b, v, _above(hi), kind)
+
+
+def _rsqrt(b: Builder, v: Wire, lo: float, hi: float, kind: Type) -> Wire:
+    return deflated_rsqrt(b, v, _above(hi), kind)
+
+
+STYLE = Recipe(
+    linear=CRYPTEN,
+    precise=CRYPTEN,
+    gelu_type=CRYPTEN,
+    activation=fourier_gelu,
+    reciprocal=_reciprocal,
+    rsqrt=_rsqrt,
+    squares=True,
+)
