@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from ditto.cli.bench_presets import presets
 from ditto.cli.common import Json, emit, note, out, size
 from ditto.cli.report import print_costs
 from ditto.cli.run import Run, document, run_batch, watching
@@ -20,9 +21,7 @@ class Shape(StrEnum):
     large = "bert-large"
 
 
-@app.callback()
-def _group() -> None:
-    pass
+app.command("presets")(presets)
 
 
 @app.command()

@@ -1,0 +1,114 @@
+"""`ditto bench presets`: every preset on the same shapes, machine and network, interleaved."""
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import ditto
+from ditto.cli.common import note, out
+from ditto.cli.run import Run, run_batch, watching
+from ditto.cluster import embedded
+from ditto.comparison import markdown, plot, row_of
+from ditto.errors import UsageError
+from ditto.network import Network
+from ditto.network import network as profile
+
+
+def _list(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were taken on."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = lines[0].split(":", 1)[1].strip() if lines else model
+    return {"processor": model, "cores": os.cpu_count(), "python": platform.python_version()}
+
+
+def presets(
+    models: Annotated[str, typer.Option(help="Shapes, separated by commas.")] = "bert-base",
+    seq: Annotated[str, typer.Option(help="Tokens, separated by commas.")] = "128",
+    network: Annotated[str, typer.Option(help="Emulated networks: names or YAML files, separated by commas.")] = (
+        "loopback,lan,wan"
+    ),
+    select: Annotated[str, typer.Option("--presets", help="Which presets; default: all.")] = "",
+    out_dir: Annotated[Path, typer.Option("--out", help="Where results.json, results.md and the plots go.")] = Path(
+        "results"
+    ),
+    layers: Annotated[int | None, typer.Option(min=1, help="Layers; default: the shape's.")] = None,
+    repeat: Annotated[int, typer.Option(min=1, help="Runs of each preset; medians are reported.")] = 3,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each server.")] = 1,
+    peers: Annotated[Path | None, typer.Option(help="Rows of benchmarks/peers/run.py to show beside.")] = None,
+) -> None:
+    """Measure presets side by side: random weights, medians of interleaved runs, offline and online apart."""
+    from ditto.models.importer import SHAPES
+    from ditto.presets import PRESETS, preset_of
+
+    names = [preset_of(name).name for name in _list(select)] or list(PRESETS)
+    shapes, networks = _list(models), [profile(name) for name in _list(network)]
+    try:
+        lengths = [int(n) for n in _list(seq)]
+    except ValueError:
+        raise UsageError(f"--seq {seq!r}: numbers separated by commas") from None
+    unknown = [shape for shape in shapes if shape not in SHAPES]
+    if unknown or not shapes or not networks or not lengths or not all(2 <= n <= 512 for n in lengths):
+        wrong = f"shape {unknown[0]!r}: one of {', '.join(SHAPES)}" if unknown else "lengths are 2 to 512 tokens"
+        raise UsageError(wrong)
+    rows_of_peers = json.loads(peers.read_text()) if peers else []
+    out_dir.mkdir(parents=True, exist_ok=True)
+    document: dict[str, Any] = {
+        "version": ditto.__version__, "machine": machine(), "threads": threads, "repeat": repeat,
+        "networks": [n.model_dump() for n in networks], "rows": [], "peers": rows_of_peers,
+    }  # fmt: skip
+    for emulated in networks:
+        for shape in shapes:
+            document["rows"] += _measure(shape, layers, lengths, emulated, names, repeat, threads)
+            # written after every group, so that a long measurement that is cut short keeps what it has
+            (out_dir / "results.json").write_text(json.dumps(document, indent=1) + "\n")
+            (out_dir / "results.md").write_text(markdown(document["rows"], rows_of_peers) + "\n")
+    paths = plot(document["rows"], out_dir)
+    out.print((out_dir / "results.md").read_text())
+    out.print(f"written: {out_dir}/results.json, results.md and {len(paths)} plots")
+
+
+def _measure(
+    shape: str, layers: int | None, lengths: list[int], emulated: Network, names: list[str], repeat: int, threads: int
+) -> list[dict[str, Any]]:
+    """All presets of one shape on one cluster; the order of presets turns with every repetition."""
+    from ditto.client import Client
+    from ditto.models import random_model
+    from ditto.models.importer import random_batch
+
+    rows = []
+    with embedded(threads=threads, network=emulated) as cluster, Client(cluster.client_config()) as client:
+        specs = {}
+        for name in names:
+            note(f"{emulated.name}, {shape}: sharing the weights of {name}")
+            spec, weights, _ = random_model(shape, layers, max(lengths), name)
+            specs[name] = spec | {"name": f"{shape}-{name}"}
+            client.share_model(specs[name], weights)
+            del weights
+        with watching(True) as watcher:
+            for seq in lengths:
+                batch = random_batch(1, seq)
+                reports: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+                for i in range(repeat):
+                    for name in names[i % len(names) :] + names[: i % len(names)]:
+                        run_batch(client, specs[name], batch, watcher, run := Run())
+                        reports[name].append(run.report)
+                        seconds = run.report["online"]["seconds"]
+                        note(f"{emulated.name}, {shape}, {seq} tokens, {name} {i + 1}/{repeat}: {seconds:.2f} s online")
+                for name in names:
+                    setting = {
+                        "model": shape, "layers": specs[name]["config"]["num_hidden_layers"], "seq": seq,
+                        "network": emulated.name, "preset": name,
+                    }  # fmt: skip
+                    rows.append(row_of(setting, reports[name]))
+    return rows
