@@ -36,6 +36,7 @@ def options(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--model", default="custom", help="a name for the row")
     parser.add_argument("--party", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--dir", type=Path, help=argparse.SUPPRESS)
+    parser.set_defaults(load_before=list(os.getloadavg()))
     return parser
 
 
@@ -125,6 +126,7 @@ def row(a: argparse.Namespace, runs: Sequence[float], **fields: Any) -> dict[str
         "runs": list(runs),
         **fields,
         "cpus": os.cpu_count(),
+        "load_before": a.load_before,
         "load": list(os.getloadavg()),
     }
 

@@ -35,7 +35,7 @@ def config(profile: bool = True) -> Any:
     c.fxp_exp_iters = 5
     c.fxp_div_goldschmidt_iters = 5
     c.experimental_disable_mmul_split = True
-    c.experimental_enable_intra_op_par = False  # hangs with three processes on few cores
+    c.experimental_enable_intra_op_par = False  # has hung with three processes on two cores
     c.enable_pphlo_profile = profile  # prints the link's byte counts after each run
     return c
 
