@@ -1,6 +1,6 @@
 """STS-B under MPC on real processes: Spearman and cosine against the same model in fp32.
 
-    python benchmarks/stsb.py DATA_DIR [--pairs 100]
+    python benchmarks/stsb.py DATA_DIR [--pairs 100] [--preset ditto]
 
 DATA_DIR holds stsb/dev.csv (a, b, score). The model is the one that `ditto demo` uses.
 """
@@ -38,14 +38,14 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
 
 
-def measure(data: Path, pairs: int) -> dict[str, Any]:
+def measure(data: Path, pairs: int, preset: str = "ditto") -> dict[str, Any]:
     """Run the first `pairs` pairs on an embedded cluster; return Spearman, cosines and costs."""
     with (data / "stsb" / "dev.csv").open(newline="") as file:
         rows = list(csv.reader(file))[:pairs]
     texts = [row[0] for row in rows] + [row[1] for row in rows]
     gold = np.array([float(row[2]) for row in rows])
     checkpoint = load_checkpoint(installed_checkpoint())
-    spec, weights = import_model(checkpoint, NAME, calibration_texts())
+    spec, weights = import_model(checkpoint, NAME, calibration_texts(), preset=preset)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # neighbours share a bucket
     batches = encode_all(checkpoint.tokenizer(), [texts[i] for i in order], spec["max_length"])
     run = Run()
@@ -62,6 +62,7 @@ def measure(data: Path, pairs: int) -> dict[str, Any]:
     close = cosine(mpc, fp32)
     similar = {name: spearman(cosine(v[:pairs], v[pairs:]), gold) for name, v in (("mpc", mpc), ("fp32", fp32))}
     return {
+        "preset": preset,
         "pairs": pairs,
         "spearman": similar,
         "cosine": {"mean": float(close.mean()), "min": float(close.min())},
@@ -71,9 +72,11 @@ def measure(data: Path, pairs: int) -> dict[str, Any]:
     }
 
 
-def main(data: Path, pairs: Annotated[int, typer.Option()] = 100) -> None:
+def main(
+    data: Path, pairs: Annotated[int, typer.Option()] = 100, preset: Annotated[str, typer.Option()] = "ditto"
+) -> None:
     """Print what `measure` finds, as JSON."""
-    typer.echo(json.dumps(measure(data, pairs), indent=1))
+    typer.echo(json.dumps(measure(data, pairs, preset), indent=1))
 
 
 if __name__ == "__main__":

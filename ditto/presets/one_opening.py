@@ -8,6 +8,7 @@ from torch import Tensor
 from ditto.errors import RangeError
 from ditto.fixedpoint import encode
 from ditto.functions import ScoreType, gelu, layernorm, linear, softmax_numerator, tanh
+from ditto.functions.fixed import multiply
 from ditto.functions.linear import fraction_bits
 from ditto.functions.softmax import reciprocal_of_sum
 from ditto.ops import Matmul
@@ -83,8 +84,7 @@ class OneOpening:
         bound = limits[1] * ranges["qkv"]
         (context,) = b.emit(op, [e_open, v], [(40, e.frac + v.frac, op.shape, bound)])
         context, inverse = b.open(b.truncate(context, 8, 32), inverse)
-        context, inverse = b.open(b.extend(context, 64), b.extend(inverse, 64))
-        context = b.product(context, inverse, bound=ranges["context"])
+        context = multiply(b, context, inverse, 64, bound=ranges["context"])
         context = b.truncate(context, context.frac - HIDDEN_FRAC, 32)
         return b.view(b.view(context, dims=(0, 2, 1, 3)), shape=(rows, width))
 
@@ -108,7 +108,7 @@ class OneOpening:
         return b.add(small, x, ring=24, bound=bound)
 
     def norm(self, b: Builder, x: Wire, name: str, ranges: Spec, eps: float) -> Wire:
-        return layernorm(b, x, name, tuple(ranges["var"]), eps, ranges["out"])
+        return layernorm(b, x, name, tuple(ranges["var"]), eps, ranges["out"], ranges.get("mean", x.bound))
 
     def tanh(self, b: Builder, y: Wire, bound: float) -> Wire:
         y = tanh(b, b.truncate(y, 8), bound)
