@@ -56,7 +56,7 @@ def test_inverse_square_root_over_fourteen_octaves() -> None:
     kind = types(lo, hi)
 
     def function(b: Builder, w: Wire) -> Wire:
-        return inverse_power(b, w, lo, hi, root=True, frac=kind.y, index_bits=10)
+        return inverse_power(b, w, lo, hi, root=True, frac=kind.y, index_bits=10)[0]
 
     y, _ = evaluate(v, 40, kind.v, hi, function)
     relative = (y * v.sqrt() - 1).abs()
@@ -66,7 +66,7 @@ def test_inverse_square_root_over_fourteen_octaves() -> None:
 def test_reciprocal() -> None:
     limits = (0.0165, 141.0)
     v = torch.logspace(-1.8, 2.15, 3000, dtype=torch.float64).clamp(*limits).reshape(-1, 1)
-    y, _ = evaluate(v, 40, 16, limits[1], lambda b, w: reciprocal_of_sum(b, w, limits))
+    y, _ = evaluate(v, 40, 16, limits[1], lambda b, w: reciprocal_of_sum(b, w, limits)[0])
     relative = (y * v - 1).abs()
     assert relative.max() < 0.01 and relative.mean() < 0.002
 
@@ -97,25 +97,29 @@ def test_softmax_numerator_and_masking(bound: float) -> None:
     assert e.sum(-1).min() > 0.9 * torch.tensor(-2 * kind.width).exp()
 
 
-@pytest.mark.parametrize(("width", "mean"), [(128, 2.5), (384, 2.5), (768, 1.3), (768, 40.0)])
-def test_layernorm_with_outlier_channels(width: int, mean: float) -> None:
-    """With row sums on x's own ring, and with means too large for that."""
+@pytest.mark.parametrize("part", [0, 1])
+@pytest.mark.parametrize("width", [128, 384, 768])
+def test_layernorm_with_outlier_channels(width: int, part: int) -> None:
+    """Rows of mean 0; part 1 is the result less its mean, for the next residual."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn((12, width), generator=generator, dtype=torch.float64) * torch.logspace(-1, 0.7, 12)[:, None]
     x[3, 7] = 180.0  # an outlier channel, as pretrained models have
-    x[5] += mean - 0.5
+    x = x - x.mean(1, keepdim=True)
     var = x.var(1, unbiased=False)
     lo, hi = float(var.min()) / 2, float(var.max()) * 2
     gamma = 1 + 0.1 * torch.randn(width, generator=generator, dtype=torch.float64)
-    beta = 0.1 * torch.randn(width, generator=generator, dtype=torch.float64)
+    beta = 0.1 * torch.randn(width, generator=generator, dtype=torch.float64) + 0.5
     scale = (width / 2.0 ** round(torch.tensor(width).log2().item())) ** 0.5
 
     def function(b: Builder, w: Wire) -> Wire:
-        return layernorm(b, w, "norm", (lo, hi), 1e-12, 40.0, mean)
+        return layernorm(b, w, "norm", (lo, hi), 1e-12, 40.0)[part]
 
-    y, run = evaluate(x, 24, 12, 230.0, function, gamma=gamma * scale, beta=beta)
-    assert run.ledgers[0].total("online").rounds <= 8
+    y, run = evaluate(x, 24, 12, 200.0, function, gamma=gamma * scale, beta=beta)
+    assert run.ledgers[0].total("online").rounds <= 7
     want = torch.nn.functional.layer_norm(x, (width,), gamma, beta, 1e-12)
+    if part == 1:
+        want = want - want.mean(1, keepdim=True)
+        assert y.mean(1).abs().max() < 0.002
     assert ((y - want).abs() / want.abs().clamp(min=1)).max() < 0.02
 
 

@@ -12,9 +12,8 @@ from ditto.functions.power import inverse_power
 from ditto.ops import Square
 from ditto.program import Builder, Wire
 
-OUT_FRAC, GAMMA_FRAC = 8, 12
-DIVISOR_FRAC = 28  # of 1 / H: means may be far larger than what is left after them
-SCALED_FRAC = 18  # of c gamma, where its bound leaves room
+OUT_FRAC, RESIDUAL_FRAC, RESIDUAL_RING, GAMMA_FRAC = 8, 12, 24, 12
+SCALED_FRAC = 14  # of c gamma, where its bound leaves room
 
 
 @dataclass(frozen=True)
@@ -36,47 +35,46 @@ def types(lo: float, hi: float) -> NormType:
 
 
 def layernorm(
-    b: Builder, x: Wire, name: str, limits: tuple[float, float], eps: float, bound: float, mean: float
-) -> Wire:
-    """[x] (l, f), shape [rows, H] -> [(x - mean) / sqrt(var + eps) gamma + beta] on (32, 8).
+    b: Builder, c: Wire, name: str, limits: tuple[float, float], eps: float, bound: float
+) -> tuple[Wire, Wire]:
+    """[c] (l, f), shape [rows, H], rows of mean 0 -> [c / sqrt(var + eps) gamma + beta] on (32, 8), and the same less
+    its row mean on (24, 12), for the next residual.
 
-    5 rounds, and one for each doubling of the pieces that `inverse_power` needs for the range.
+    4 rounds, and one for each doubling of the pieces that `inverse_power` needs for the range.
 
-    1. Open the row sums and extend them; mean = sum / H, truncated back onto x's ring. (Where sums or x - mean do
-       not fit x's ring: open x, extend, then sum; go on with 8 bits more.)
-    2. Open c = x - mean once, on that ring: it serves the square and the product with gamma' (fixed mask), which
-       both extend it.
-    3. v = sum c^2 / 2^k, k = log2 H rounded; y = 1/sqrt(v) by `inverse_power` on one number a row.
-    4. Open c gamma' and y, both narrow; their product extends both. gamma' = gamma sqrt(H / 2^k).
-    limits: range of var; mean: bound of |row mean|, both from calibration. (PUMA section 4.3 for the order of steps.)
+    1. Open c once, on its ring: it serves the square and the product with gamma' (fixed mask), which both extend it.
+    2. v = sum c^2 / 2^k, k = log2 H rounded; y = 1/sqrt(v) by `inverse_power` on one number a row.
+    3. Open c gamma' and y, both narrow; their product extends both. gamma' = gamma sqrt(H / 2^k).
+    4. The row mean of the result is a local sum, times 1 / H, truncated.
+    The mean of c costs nothing since the caller's weights are centred. limits: range of var, from calibration.
+    (PUMA section 4.3 for the order of steps.)
     """
-    width = x.shape[1]
+    width = c.shape[1]
     k = round(math.log2(width))
     lo, hi = (limit * width / 2.0**k for limit in limits)
     kind = types(lo, hi)
-    room = 2.0 ** (x.ring - 2 - x.frac)
-    if mean * width <= room and 2 * x.bound <= room:
-        (total,) = b.open(b.sum(x, 1, bound=mean * width))
-        total = b.extend(total, 64)
-    else:
-        (narrow,) = b.open(x)
-        wide = b.extend(narrow, 64)
-        total = b.sum(wide, 1)
-        x = b.truncate(wide, 0, x.ring + 8)
-    scaled = b.affine(total, 1 / width, 0, x.frac + DIVISOR_FRAC, bound=x.bound)
-    (c,) = b.open(b.add(x, minus(b, b.truncate(scaled, DIVISOR_FRAC, x.ring)), bound=2 * x.bound))
-    v = b.retype(b.sum(square(b, c, 64), 1, bound=limits[1] * width), frac=2 * x.frac + k, bound=hi)
+    (c,) = b.open(c)
+    v = b.retype(b.sum(square(b, c, 64), 1, bound=limits[1] * width), frac=2 * c.frac + k, bound=hi)
     v = b.affine(v, 1, eps * width / 2.0**k, v.frac)
     v = b.truncate(v, v.frac - kind.v)
-    y = inverse_power(b, v, lo, hi, root=True, frac=kind.y, index_bits=10)
+    y, _ = inverse_power(b, v, lo, hi, root=True, frac=kind.y, index_bits=10)
     gamma = b.weight(f"{name}.gamma", 64, GAMMA_FRAC, (width,), "masked", bound=0.0)
     most = 2 * bound * math.sqrt(limits[1])  # |c gamma| = |out - beta| / y
-    c = multiply(b, c, gamma, 64, bound=most)
+    scaled = multiply(b, c, gamma, 64, bound=most)
     frac = min(fraction_bits(most, 32, SCALED_FRAC), 32 + OUT_FRAC - y.frac)
-    c, y = b.open(b.truncate(c, c.frac - frac, 32), y)
-    z = multiply(b, c, y, 64, bound=bound)
+    scaled, y = b.open(b.truncate(scaled, scaled.frac - frac, 32), y)
+    z = multiply(b, scaled, y, 64, bound=bound)
     beta = b.weight(f"{name}.beta", 64, z.frac, (width,), "share")
-    return b.truncate(b.add(z, beta, bound=bound), z.frac - OUT_FRAC, 32)
+    z = b.add(z, beta, bound=bound)
+    return b.truncate(z, z.frac - OUT_FRAC, 32), _less_mean(b, z)
+
+
+def _less_mean(b: Builder, z: Wire) -> Wire:
+    """z less its row mean, on (24, 12). 1 / H has as many bits as the ring leaves."""
+    bits = min(20, 64 - RESIDUAL_RING + RESIDUAL_FRAC - z.frac)
+    mean = b.affine(b.sum(z, 1), 1 / z.shape[1], 0, z.frac + bits, bound=z.bound)
+    mean = b.truncate(mean, mean.frac - RESIDUAL_FRAC, RESIDUAL_RING)
+    return b.add(b.truncate(z, z.frac - RESIDUAL_FRAC, RESIDUAL_RING), minus(b, mean), bound=2 * z.bound)
 
 
 def recipe_layernorm(

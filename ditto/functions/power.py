@@ -21,8 +21,17 @@ def _pieces(wire: Wire, lo: float, hi: float, n: int) -> list[int]:
 
 
 def inverse_power(
-    b: Builder, v: Wire, lo: float, hi: float, *, root: bool, frac: int, index_bits: int = 7, second: bool = False
-) -> Wire:
+    b: Builder,
+    v: Wire,
+    lo: float,
+    hi: float,
+    *,
+    root: bool,
+    frac: int,
+    index_bits: int = 7,
+    second: bool = False,
+    alongside: tuple[Wire, ...] = (),
+) -> tuple[Wire, list[Wire]]:
     """[v^-1] or (root) [v^-1/2] for lo <= v <= hi, v one number a row.
 
     1. Truncate-reduce v to n-bit indices, one for each piece of 4 octaves; open them, and v for its extension: one
@@ -32,14 +41,16 @@ def inverse_power(
        truncation is stochastic), so tables hold g at the index itself: relative error 2^(4-n) at most, before
        this step squares it.
     4. `second` (not for the root): y <- 2 y - v y y once more, two rounds.
-    y has frac fraction bits (one more for the root). Goldschmidt and Newton as in CrypTen, without its comparisons.
+    y has frac fraction bits (one more for the root). Wires `alongside` are opened in the first round and come back
+    opened. Goldschmidt and Newton as in CrypTen, without its comparisons.
     """
     shifts, size, degree = _pieces(v, lo, hi, index_bits), 1 << index_bits, 3 if root else 2
     first = size // 16 - 1
     power = -0.5 if root else -1.0
     most = (lo / 2) ** power
     indices = [b.truncate(v, t, index_bits, bound=0.0) for t in shifts]
-    *opened, v_narrow = b.open(*indices, v)
+    opened = b.open(*indices, v, *alongside)
+    opened, v_narrow, others = opened[: len(indices)], opened[len(indices)], opened[len(indices) + 1 :]
     v64 = b.extend(v_narrow, 64)
 
     joined: list[tuple[Wire, Wire, Wire]] = []
@@ -65,14 +76,14 @@ def inverse_power(
     vz = b.truncate(b.product(v_open, z_open, bound=most), drop, min(32, 64 - drop))
     y1 = b.add(b.affine(y0, 3 if root else 2, 0, frac), b.affine(vz, -1, 0, frac), ring=vz.ring, bound=3 * most)
     if root:
-        return b.retype(y1, frac=frac + 1, bound=most)
+        return b.retype(y1, frac=frac + 1, bound=most), others
     y1 = b.retype(y1, bound=most)
     if second:
         (narrow,) = b.open(y1)
         (wide,) = b.open(b.extend(narrow, 64))
         correction = b.truncate(b.product3(wide, wide, v_open, most), v.frac + frac)
         y1 = b.retype(b.add(b.affine(y1, 2, 0, frac), b.affine(correction, -1, 0, frac), bound=3 * most), bound=most)
-    return y1
+    return y1, others
 
 
 def _join(b: Builder, pieces: list[tuple[Wire, Wire, Wire]]) -> list[tuple[Wire, Wire, Wire]]:

@@ -86,10 +86,13 @@ def softmax_numerator(b: Builder, scores: Wire, kind: ScoreType) -> tuple[Wire, 
     return e, b.sum(e, -1), (0.9 * math.exp(-2 * kind.width), 1.1 * scores.shape[-1])
 
 
-def reciprocal_of_sum(b: Builder, total: Wire, limits: tuple[float, float]) -> Wire:
-    """[1 / sum E] on (32, f_y), one number a row, by `inverse_power` with a second Newton step."""
+def reciprocal_of_sum(
+    b: Builder, total: Wire, limits: tuple[float, float], alongside: tuple[Wire, ...] = ()
+) -> tuple[Wire, list[Wire]]:
+    """[1 / sum E] on (32, f_y), one number a row, by `inverse_power` with a second Newton step; `alongside` opened."""
     lo, hi = limits
     p = min(12, (32 - math.ceil(math.log2(hi / lo))) // 2)
     v = b.truncate(total, max(0, total.frac - (p - math.floor(math.log2(lo)))), 32)
     frac = 32 - v.frac
-    return inverse_power(b, v, lo, hi, root=False, frac=min(frac, p + math.ceil(math.log2(hi))), second=True)
+    frac = min(frac, p + math.ceil(math.log2(hi)))
+    return inverse_power(b, v, lo, hi, root=False, frac=frac, second=True, alongside=alongside)

@@ -18,10 +18,10 @@ def compile_bert(spec: dict[str, Any], batch: int, seq: int) -> Program:
         raise UsageError(f"batch {batch}, length {seq}: this model takes 1 to {spec['max_length']} tokens")
     style = preset_of(spec["preset"]).style
     b = Builder()
-    x = _embeddings(b, spec, style, batch, seq)
+    x, residual = _embeddings(b, spec, style, batch, seq)
     for i, mask in enumerate(style.masks(b, spec, batch, seq)):
         b.layer(f"layer {i}")
-        x = _block(b, x, mask, config, ranges["layers"][i], style, f"layer.{i}", batch, seq)
+        x, residual = _block(b, x, residual, mask, config, ranges["layers"][i], style, f"layer.{i}", batch, seq)
     if spec["architecture"] == "BertForSequenceClassification":
         b.layer("head")
         b.output("logits", _head(b, x, spec, style, batch, seq))
@@ -30,7 +30,7 @@ def compile_bert(spec: dict[str, Any], batch: int, seq: int) -> Program:
     return b.program
 
 
-def _embeddings(b: Builder, spec: dict[str, Any], style: Style, batch: int, seq: int) -> Wire:
+def _embeddings(b: Builder, spec: dict[str, Any], style: Style, batch: int, seq: int) -> tuple[Wire, Wire]:
     config, ranges = spec["config"], spec["calibration"]["embeddings"]
     rows, width = batch * seq, config["hidden_size"]
     ring, frac = style.embedding_type(spec)
@@ -57,6 +57,7 @@ def _embeddings(b: Builder, spec: dict[str, Any], style: Style, batch: int, seq:
 def _block(
     b: Builder,
     x: Wire,
+    residual: Wire,
     mask: Wire,
     config: dict[str, Any],
     ranges: dict[str, Any],
@@ -64,21 +65,23 @@ def _block(
     name: str,
     batch: int,
     seq: int,
-) -> Wire:
+) -> tuple[Wire, Wire]:
     eps, width = config.get("layer_norm_eps", 1e-12), x.shape[1]
 
-    def add_and_norm(y: Wire, x: Wire, at: str) -> Wire:
+    def add_and_norm(y: Wire, residual: Wire, at: str) -> tuple[Wire, Wire]:
         b.label("layernorm")
-        total = style.residual(b, x, y, ranges[at]["in"])
+        total = style.residual(b, residual, y, ranges[at]["in"])
         return style.norm(b, total, f"{name}.{at}", ranges[at], eps)
 
     context = style.attention(b, x, mask, ranges, name, config["num_attention_heads"], batch, seq)
     b.label("attention out")
-    x = add_and_norm(style.project(b, context, f"{name}.out", width, ranges["norm1"]["in"]), x, "norm1")
+    y = style.project(b, context, f"{name}.out", width, ranges["norm1"]["in"])
+    x, residual = add_and_norm(y, residual, "norm1")
     b.label("ffn in")
     h = style.project(b, x, f"{name}.ffn1", config["intermediate_size"], ranges["gelu"])
     h = style.gelu(b, h, ranges["gelu"])
-    return add_and_norm(style.project(b, h, f"{name}.ffn2", width, ranges["norm2"]["in"]), x, "norm2")
+    y = style.project(b, h, f"{name}.ffn2", width, ranges["norm2"]["in"])
+    return add_and_norm(y, residual, "norm2")
 
 
 def _head(b: Builder, x: Wire, spec: dict[str, Any], style: Style, batch: int, seq: int) -> Wire:

@@ -11,6 +11,7 @@ from ditto.fixedpoint import decode, encode
 from ditto.models.bert_float import classify, forward
 from ditto.presets import preset_of
 from ditto.program import Program
+from ditto.quantize import centre
 from ditto.ring import carrier
 from ditto.tokenizer import Batch
 
@@ -24,7 +25,8 @@ def encode_inputs(
 
     With public embeddings, `public_table` holds the word and token-type tables (fp32). Raises UsageError without.
     """
-    inputs = preset_of(spec["preset"]).style.encode_masks(spec, 1 - batch.mask)
+    style = preset_of(spec["preset"]).style
+    inputs = style.encode_masks(spec, 1 - batch.mask)
     ids, types = batch.ids.reshape(-1), batch.types.reshape(-1)
     if spec["embeddings"] == "public":
         if public_table is None:
@@ -32,7 +34,7 @@ def encode_inputs(
         words = public_table["embeddings.word_embeddings.weight"][ids]
         x = words + public_table["embeddings.token_type_embeddings.weight"][types]
         wire = program.inputs["embeddings"]
-        inputs["embeddings"] = encode(x, wire.ring, wire.frac)
+        inputs["embeddings"] = encode(centre(x) if style.centred else x, wire.ring, wire.frac)
     else:
         wire = program.inputs["onehot"]
         onehot = torch.zeros(wire.shape, dtype=carrier(wire.ring))

@@ -12,7 +12,7 @@ from ditto.fixedpoint import encode
 from ditto.models.bert import compile_bert
 from ditto.models.checkpoint import Checkpoint, expected
 from ditto.presets import preset_of
-from ditto.quantize import calibrate
+from ditto.quantize import calibrate, centre
 from ditto.tokenizer import BUCKETS, Batch
 
 Tensor = torch.Tensor
@@ -58,7 +58,11 @@ def describe(checkpoint: Checkpoint, name: str, batches: list[Batch], preset: st
 
 
 def encode_weights(spec: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Fixed-point weights by the program's names: W transposed, Q scaled by 1/sqrt(d), gamma by its constant."""
+    """Fixed-point weights by the program's names: W transposed, Q scaled by 1/sqrt(d), gamma by its constant.
+
+    Where the preset asks for it, what is added up before a LayerNorm is centred: tables by row, weights and biases
+    over the output features.
+    """
     config = spec["config"]
     program = compile_bert(spec, 1, min(BUCKETS[0], spec["max_length"]))
     real: dict[str, Tensor] = {}
@@ -88,6 +92,12 @@ def encode_weights(spec: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str
     for ours, theirs in norms.items():
         real[f"{ours}.gamma"] = tensors[f"{theirs}.weight"] * math.sqrt(width / 2.0 ** round(math.log2(width)))
         real[f"{ours}.beta"] = tensors[f"{theirs}.bias"]
+    if preset_of(spec["preset"]).style.centred:
+        for name in real:
+            if name.endswith((".out.weight", ".ffn2.weight")):
+                real[name] = centre(real[name].t()).t()
+            elif name in ("embeddings", "positions") or name.endswith((".out.bias", ".ffn2.bias")):
+                real[name] = centre(real[name])
     encoded = {}
     for name, wire in program.weights.items():
         w = real[name].t() if wire.kind == "matrix" and name != "embeddings" else real[name]

@@ -9,6 +9,7 @@ from ditto.errors import RangeError
 from ditto.fixedpoint import encode
 from ditto.functions import ScoreType, gelu, layernorm, linear, softmax_numerator, tanh
 from ditto.functions.fixed import multiply
+from ditto.functions.layernorm import RESIDUAL_FRAC
 from ditto.functions.linear import fraction_bits
 from ditto.functions.softmax import reciprocal_of_sum
 from ditto.ops import Matmul
@@ -28,7 +29,13 @@ def score_types(spec: Spec) -> list[ScoreType]:
 
 
 class OneOpening:
-    """Activations between blocks on (32, 8); scores on a circle of 2^16 steps; see docs/protocol.md."""
+    """Activations between blocks on (32, 8); scores on a circle of 2^16 steps; see docs/protocol.md.
+
+    What enters a LayerNorm is free of its mean without any work under MPC: the tables and weights that lead there are
+    centred when they are encoded, and the residual comes centred from the LayerNorm before.
+    """
+
+    centred = True
 
     def embedding_type(self, spec: Spec) -> tuple[int, int]:
         """As many fraction bits as the tables' calibrated sum leaves in the ring."""
@@ -77,9 +84,8 @@ class OneOpening:
         s = b.truncate(s, s.frac - kind.frac, 16)
         b.label("softmax")
         e, total, limits = softmax_numerator(b, b.add(s, mask, bound=kind.bound), kind)
-        inverse = reciprocal_of_sum(b, total, limits)
+        inverse, (e_open,) = reciprocal_of_sum(b, total, limits, (e,))
         b.label("context")
-        (e_open,) = b.open(e)
         op = Matmul(e.shape, v.shape, 40)
         bound = limits[1] * ranges["qkv"]
         (context,) = b.emit(op, [e_open, v], [(40, e.frac + v.frac, op.shape, bound)])
@@ -104,11 +110,10 @@ class OneOpening:
 
     def residual(self, b: Builder, x: Wire, y: Wire, bound: float) -> Wire:
         """The sum on (24, 12)."""
-        small = b.truncate(y, y.frac - 12, 24) if y.frac > 12 else y
-        return b.add(small, x, ring=24, bound=bound)
+        return b.add(b.truncate(y, y.frac - RESIDUAL_FRAC, 24), x, ring=24, bound=bound)
 
-    def norm(self, b: Builder, x: Wire, name: str, ranges: Spec, eps: float) -> Wire:
-        return layernorm(b, x, name, tuple(ranges["var"]), eps, ranges["out"], ranges.get("mean", x.bound))
+    def norm(self, b: Builder, x: Wire, name: str, ranges: Spec, eps: float) -> tuple[Wire, Wire]:
+        return layernorm(b, x, name, tuple(ranges["var"]), eps, ranges["out"])
 
     def tanh(self, b: Builder, y: Wire, bound: float) -> Wire:
         y = tanh(b, b.truncate(y, 8), bound)

@@ -38,6 +38,7 @@ class Recipe:
     reciprocal: Inverse
     rsqrt: Inverse
     squares: bool = False
+    centred = False
 
     def embedding_type(self, spec: Spec) -> tuple[int, int]:
         """LayerNorm follows, so the tables have its fraction bits, on the smallest ring that holds their sum."""
@@ -114,13 +115,14 @@ class Recipe:
     def residual(self, b: Builder, x: Wire, y: Wire, bound: float) -> Wire:
         return b.add(x, y, bound=bound)
 
-    def norm(self, b: Builder, x: Wire, name: str, ranges: Spec, eps: float) -> Wire:
+    def norm(self, b: Builder, x: Wire, name: str, ranges: Spec, eps: float) -> tuple[Wire, Wire]:
         kind = self.precise
         limits = tuple(ranges["var"])
-        return recipe_layernorm(
+        y = recipe_layernorm(
             b, x, name, limits, eps, ranges["out"], kind, self.linear,
             lambda b, v, lo, hi: self.rsqrt(b, v, lo, hi, kind),
         )  # fmt: skip
+        return y, y
 
     def tanh(self, b: Builder, y: Wire, bound: float) -> Wire:
         """The pooler's, on one row: the publications name none, so all presets use harmonics."""

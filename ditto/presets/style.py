@@ -17,6 +17,10 @@ class Style(Protocol):
     Activations are shares [batch * seq, H]; `ranges` is the layer's part of the calibration.
     """
 
+    @property
+    def centred(self) -> bool:
+        """Are tables and weights that lead into a LayerNorm encoded without their mean over the features?"""
+
     def embedding_type(self, spec: Spec) -> tuple[int, int]:
         """(ring, fraction bits) of the embedding tables."""
 
@@ -38,10 +42,10 @@ class Style(Protocol):
         """GELU of a projection, ready for the next one; labels what follows it as the next projection."""
 
     def residual(self, b: Builder, x: Wire, y: Wire, bound: float) -> Wire:
-        """x + y of a layer's input and a projection, ready for `norm`."""
+        """x + y of what the last `norm` left for the residual and a projection, ready for `norm`."""
 
-    def norm(self, b: Builder, x: Wire, name: str, ranges: Spec, eps: float) -> Wire:
-        """LayerNorm with secret gamma and beta."""
+    def norm(self, b: Builder, x: Wire, name: str, ranges: Spec, eps: float) -> tuple[Wire, Wire]:
+        """LayerNorm with secret gamma and beta: its result, and the result as the next residual takes it."""
 
     def tanh(self, b: Builder, y: Wire, bound: float) -> Wire:
         """tanh of a projection, ready for the next one."""

@@ -1,5 +1,5 @@
-"""Post-training quantization: static bounds and dyadic scales from calibration."""
+"""Quantization: calibration of ranges after training."""
 
-from ditto.quantize.calibrate import Ranges, calibrate
+from ditto.quantize.calibrate import calibrate, centre
 
-__all__ = ["Ranges", "calibrate"]
+__all__ = ["calibrate", "centre"]

@@ -13,26 +13,30 @@ import torch
 from ditto.models.bert_float import classify, forward
 from ditto.tokenizer import Batch
 
-ACTIVATION_MARGIN, SCORE_MARGIN, VARIANCE_MARGIN, MEAN_MARGIN = 1.5, 1.5, 2.0, 3.0
+ACTIVATION_MARGIN, SCORE_MARGIN, VARIANCE_MARGIN = 1.5, 1.5, 2.0
+
+
+def centre(x: torch.Tensor) -> torch.Tensor:
+    """x less the mean over its last dimension."""
+    return x - x.mean(-1, keepdim=True)
 
 
 class Ranges:
-    """Maxima of |x| and of row means, minima and maxima of row variances, by (layer, name)."""
+    """Maxima of |x|, and minima and maxima of row variances, by (layer, name). LayerNorm inputs count centred, too."""
 
     def __init__(self) -> None:
         self.most: dict[tuple[int, str], float] = {}
         self.variance: dict[tuple[int, str], tuple[float, float]] = {}
-        self.mean: dict[tuple[int, str], float] = {}
         self._mask = torch.ones(1, 1)
 
     def __call__(self, layer: int, name: str, x: torch.Tensor) -> None:
         key = (layer, name)
         self.most[key] = max(self.most.get(key, 0.0), float(x.abs().max()))
         if name.endswith(".in"):
+            self.most[key] = max(self.most[key], float(centre(x).abs().max()))
             var = x.var(-1, unbiased=False)
             lo, hi = self.variance.get(key, (float("inf"), 0.0))
             self.variance[key] = min(lo, float(var.min())), max(hi, float(var.max()))
-            self.mean[key] = max(self.mean.get(key, 0.0), float(x.mean(-1).abs().max()))
 
     def norm(self, layer: int, name: str) -> dict[str, Any]:
         lo, hi = self.variance[layer, f"{name}.in"]
@@ -40,7 +44,6 @@ class Ranges:
             "in": self.most[layer, f"{name}.in"] * ACTIVATION_MARGIN,
             "out": self.most[layer, f"{name}.out"] * ACTIVATION_MARGIN,
             "var": [lo / VARIANCE_MARGIN, hi * VARIANCE_MARGIN],
-            "mean": self.mean[layer, f"{name}.in"] * MEAN_MARGIN,
         }
 
 
@@ -69,10 +72,9 @@ def calibrate(tensors: dict[str, torch.Tensor], config: dict[str, Any], batches:
         )
     result: dict[str, Any] = {
         "embeddings": {
-            "bound": sum(float(table.abs().max()) for table in tables),
+            "bound": sum(float(max(table.abs().max(), centre(table).abs().max())) for table in tables),
             "out": embeddings["out"],
             "var": embeddings["var"],
-            "mean": embeddings["mean"],
         },
         "layers": layers,
     }
