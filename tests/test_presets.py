@@ -144,3 +144,20 @@ def test_bench_presets_refuses_what_it_does_not_know(tmp_path: Path, bad: list[s
     result = CliRunner().invoke(app, ["bench", "presets", "--out", str(tmp_path / "out"), *bad])
     assert result.exit_code == 2
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_import_says_what_needs_distillation(
+    checkpoint: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    name: str,
+) -> None:
+    monkeypatch.setenv("DITTO_HOME", str(tmp_path / "home"))
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(TEXTS))
+    command = ["model", "import", str(checkpoint), "--calibrate", str(texts), "--preset", name, "--json"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["preset"] == name
+    assert ("distilled" in result.stderr) == PRESETS[name].distilled

@@ -40,7 +40,10 @@ def import_(
     if not texts:
         raise UsageError(f"{calibrate}: no sentence in this file")
     from ditto.models import import_model, load_checkpoint
+    from ditto.presets import preset_of
 
+    if preset_of(preset).distilled:
+        note(f"preset {preset} replaces functions: its answers mean something only for a model distilled with them")
     checkpoint = load_checkpoint(dir)
     if not json:
         note(f"{dir}: {checkpoint.architecture}; calibrating on {len(texts)} texts")

@@ -68,8 +68,8 @@ def blend(b: Builder, terms: list[tuple[float, Wire]], constant: float, frac: in
 
 
 def less(b: Builder, x: Wire, thresholds: list[float]) -> list[Wire]:
-    """Opened x -> opened bits [x < t], one wire for each threshold."""
-    b.fits(x, 2)
+    """Opened x -> opened bits [x < t], one wire for each threshold. The differences must fit the ring."""
+    b.fits(b.retype(x, bound=x.bound + max(abs(t) for t in thresholds)), 1)
     op = Compare(x.shape, x.ring, tuple(round(t * 2**x.frac) for t in thresholds))
     (bits,) = b.emit(op, [x], [(1, 0, op.out, 1.0)])
     dims = x.shape

@@ -17,7 +17,7 @@ def even_part(x: Array) -> Array:
 
 
 def gelu(b: Builder, x: Wire, bound: float) -> Wire:
-    """[GELU(x)] of x (24, 12), |x| <= bound -> (24, 13), to about 0.01. One round (DESIGN section 4).
+    """[GELU(x)] of x (24, 12), |x| <= bound -> (24, 13), to about 0.01. One round.
 
     1. [e(x)] by harmonics on 12 opened bits.  2. Add x/2, a re-reading of x with one more fraction bit.
     """

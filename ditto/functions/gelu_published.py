@@ -25,7 +25,7 @@ def quad_gelu(b: Builder, x: Wire, kind: Type) -> Wire:
 
 
 def puma_gelu(b: Builder, x: Wire, kind: Type) -> Wire:
-    """[x] narrow, on the ring that `kind` leaves -> [GELU x] narrow, to 0.01 and better. (PUMA section 4.1.)
+    """[x] narrow, on the ring that `kind` leaves -> [GELU x] narrow, to 0.02. (PUMA section 4.1.)
 
     0 below -4, degree 3 on [-4, -1.95), degree 6 on [-1.95, 3), x from 3 on.
     1. Open x; bits [x < -4], [x < -1.95], [x < 3].  2. x^2; x^3, x^4; x^6: a round each.
@@ -39,7 +39,7 @@ def puma_gelu(b: Builder, x: Wire, kind: Type) -> Wire:
     cube, fourth = multiply(b, near, x2, kind.ring), square(b, x2, kind.ring)
     x3, x4 = b.open(down(b, cube, kind.frac), down(b, fourth, kind.frac))
     (x6,) = b.open(down(b, square(b, x3, kind.ring), kind.frac))
-    wide = {i + 1: b.extend(w, kind.ring) for i, w in enumerate((near, x2, x3, x4)) if w} | {6: b.extend(x6, kind.ring)}
+    wide = {power: b.extend(w, kind.ring) for power, w in ((1, near), (2, x2), (3, x3), (4, x4), (6, x6))}
 
     def piece(c: tuple[float, ...]) -> Wire:
         terms = [(a, wide[i]) for i, a in enumerate(c) if i and a]

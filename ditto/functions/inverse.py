@@ -43,10 +43,11 @@ def goldschmidt_reciprocal(b: Builder, v: Wire, lo: float, hi: float, kind: Type
     wide = b.extend(u, kind.ring)
     d = down(b, blend(b, [(-2.9142, wide), (2.0, u2)], 1.0, 2 * kind.frac, 1.0), kind.frac)
     w = down(b, blend(b, [(-2.0, wide)], 2.9142, 2 * kind.frac, 2.5), kind.frac)
-    for _ in range(steps):
+    for step in range(steps):
         w_open, d_open = b.open(w, d)
         w = b.add(w, down(b, multiply(b, w_open, d_open, kind.ring), kind.frac), bound=2.5)
-        d = down(b, square(b, d_open, kind.ring), kind.frac)
+        if step < steps - 1:
+            d = down(b, square(b, d_open, kind.ring), kind.frac)
     (w_open,) = b.open(w)
     return down(b, multiply(b, w_open, scale, kind.ring, bound=1.2 / lo), kind.frac)
 
@@ -80,13 +81,14 @@ def newton_reciprocal(b: Builder, v: Wire, hi: float, kind: Type, steps: int = 1
     if hi > 256:
         raise RangeError(f"CrypTen's reciprocal diverges on values up to {hi:.4g}")
     start = exponential(b, b.affine(v, -2, 1, v.frac), kind, 8)
-    y = _scaled(b, start, 3.0, 0.003, kind)
-    (v_open,) = b.open(v)
-    for _ in range(steps):
-        (y_open,) = b.open(y)
+    y = b.affine(start, 3, 0.003, start.frac, bound=10.0)
+    v_open, y_open = b.open(v, y)
+    for step in range(steps):
+        if step:
+            (y_open,) = b.open(y)
         (vy,) = b.open(down(b, multiply(b, v_open, y_open, kind.ring, bound=2.5), kind.frac))
-        step = multiply(b, vy, y_open, kind.ring, bound=10.0)
-        y = b.add(b.affine(y, 2, 0, y.frac), minus(b, down(b, step, kind.frac)), bound=10.0)
+        product = multiply(b, vy, y_open, kind.ring, bound=10.0)
+        y = b.add(b.affine(y, 2, 0, y.frac), minus(b, down(b, product, kind.frac)), bound=10.0)
     return y
 
 
@@ -99,10 +101,12 @@ def newton_rsqrt(b: Builder, v: Wire, hi: float, kind: Type, steps: int = 3) -> 
         raise RangeError(f"CrypTen's inverse square root diverges on variances up to {hi:.4g}")
     start = exponential(b, b.affine(v, -0.5, -0.2, v.frac + 1), kind, 8)
     line = b.affine(b.retype(v, frac=v.frac + 10, bound=hi / 1024), -1, 0.2, v.frac + 10)
-    y = b.add(_scaled(b, start, 2.2, 0.0, kind), down(b, line, kind.frac), bound=3.0)
-    (v_open,) = b.open(v)
-    for _ in range(steps):
-        (y_open,) = b.open(y)
+    start = down(b, b.affine(start, 2.2, 0, start.frac + 10, bound=7.0), kind.frac)
+    y = b.add(start, down(b, line, kind.frac), bound=3.0)
+    v_open, y_open = b.open(v, y)
+    for step in range(steps):
+        if step:
+            (y_open,) = b.open(y)
         y2 = down(b, square(b, y_open, kind.ring, bound=10.0), kind.frac)
         (y2,) = b.open(y2)
         (vy2,) = b.open(down(b, multiply(b, v_open, y2, kind.ring, bound=16.0), kind.frac))
@@ -121,12 +125,13 @@ def deflated_reciprocal(b: Builder, v: Wire, eta: float, kind: Type, steps: int 
     p, most = b.affine(minus(b, q), 1, 2, q.frac, bound=2.0), 2.0
     (q_open,) = b.open(q)
     q = _goldschmidt_q(b, q, q_open, kind)
-    for _ in range(steps - 1):
+    for step in range(1, steps):
         q_open, p_open = b.open(q, p)
         most = min(2 * most, 2.0**13)
-        step = down(b, multiply(b, p_open, q_open, kind.ring, bound=most), kind.frac)
-        p = b.add(b.affine(p, 2, 0, p.frac, bound=most), minus(b, step), bound=most)
-        q = _goldschmidt_q(b, q, q_open, kind)
+        product = down(b, multiply(b, p_open, q_open, kind.ring, bound=most), kind.frac)
+        p = b.add(b.affine(p, 2, 0, p.frac, bound=most), minus(b, product), bound=most)
+        if step < steps - 1:
+            q = _goldschmidt_q(b, q, q_open, kind)
     return b.retype(p, frac=p.frac + j, bound=p.bound / 2**j)
 
 
@@ -141,25 +146,21 @@ def deflated_rsqrt(b: Builder, v: Wire, eta: float, kind: Type, steps: int = 11)
     """
     j = round(math.log2(eta))
     q = down(b, b.retype(v, frac=v.frac + j, bound=1.0), kind.frac)
-    p: Wire | None = None
-    most = 1.5
-    for _ in range(steps):
-        m = b.affine(b.retype(minus(b, q), frac=q.frac + 1, bound=0.6), 1, 1.5, q.frac + 1, bound=1.6)
-        m = down(b, m, kind.frac)
-        if p is None:
-            p = m
-            m_open, q_open = b.open(m, q)
-        else:
-            most = min(1.6 * most, 2.0**9)
-            m_open, p_open, q_open = b.open(m, p, q)
-            p = down(b, multiply(b, p_open, m_open, kind.ring, bound=most), kind.frac)
+    p, most = _rsqrt_factor(b, q, kind), 1.5
+    (m_open, q_open), last = b.open(p, q), steps - 1
+    for step in range(1, steps):
         (m2,) = b.open(down(b, square(b, m_open, kind.ring), kind.frac))
         q = down(b, multiply(b, q_open, m2, kind.ring, bound=1.1), kind.frac)
-    assert p is not None  # steps >= 1
+        m = _rsqrt_factor(b, q, kind)
+        m_open, p_open, *rest = b.open(m, p, q) if step < last else b.open(m, p)
+        most = min(1.6 * most, 2.0**9)
+        p = down(b, multiply(b, p_open, m_open, kind.ring, bound=most), kind.frac)
+        if rest:
+            (q_open,) = rest
     return b.retype(p, frac=p.frac + j // 2, bound=p.bound / 2 ** (j // 2))
 
 
-def _scaled(b: Builder, x: Wire, a: float, c: float, kind: Type) -> Wire:
-    """[a x + c] narrow, for a public a: one opening, since a x needs the whole ring."""
-    (opened,) = b.open(x)
-    return down(b, blend(b, [(a, b.extend(opened, kind.ring))], c, 2 * kind.frac, abs(a) * x.bound + c), kind.frac)
+def _rsqrt_factor(b: Builder, q: Wire, kind: Type) -> Wire:
+    """(3 - q) / 2."""
+    m = b.retype(minus(b, q), frac=q.frac + 1, bound=0.6)
+    return down(b, b.affine(m, 1, 1.5, m.frac, bound=1.6), kind.frac)

@@ -14,6 +14,7 @@ from ditto.program import Builder, Wire
 
 OUT_FRAC, RESIDUAL_FRAC, RESIDUAL_RING, GAMMA_FRAC = 8, 12, 24, 12
 SCALED_FRAC = 14  # of c gamma, where its bound leaves room
+PRODUCT_FRAC = 36  # of the result before truncation: leaves 1 / H at least 16 bits in `_less_mean`
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,9 @@ def layernorm(
     v = b.truncate(v, v.frac - kind.v)
     y, _ = inverse_power(b, v, lo, hi, root=True, frac=kind.y, index_bits=10)
     gamma = b.weight(f"{name}.gamma", 64, GAMMA_FRAC, (width,), "masked", bound=0.0)
-    most = 2 * bound * math.sqrt(limits[1])  # |c gamma| = |out - beta| / y
+    most = 2 * bound * math.sqrt(hi)  # |c gamma'| = |out - beta| / y
     scaled = multiply(b, c, gamma, 64, bound=most)
-    frac = min(fraction_bits(most, 32, SCALED_FRAC), 32 + OUT_FRAC - y.frac)
+    frac = min(fraction_bits(most, 32, SCALED_FRAC), PRODUCT_FRAC - y.frac)
     scaled, y = b.open(b.truncate(scaled, scaled.frac - frac, 32), y)
     z = multiply(b, scaled, y, 64, bound=bound)
     beta = b.weight(f"{name}.beta", 64, z.frac, (width,), "share")

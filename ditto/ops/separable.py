@@ -23,7 +23,7 @@ class Harmonic(Op):
     Periodic for free on Z_2^n: cos(w(m - r)) = cos(wm) cos(wr) + sin(wm) sin(wr), sin likewise.
     1. The dealer shares cos(w_k r), sin(w_k r) on Z_2^l with fv fraction bits.
     2. [g] = sum_k u_k(m) [cos w_k r] + t_k(m) [sin w_k r], with u, t public, fu fraction bits; result fu + fv.
-    No round beyond the opening (DESIGN section 4; harmonics as in Zheng et al. 2023 for sine). Where a half is
+    No round beyond the opening (docs/protocol.md; harmonics as in Zheng et al. 2023 for sine). Where a half is
     absent from the function (even: b = 0), both cos and sin of the mask are still needed.
     """
 

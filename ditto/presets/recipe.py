@@ -65,7 +65,8 @@ class Recipe:
         rows, width = x.shape
         ring = self.linear.ring
         b.label("qkv")
-        (qkv,) = b.open(self.project(b, x, f"{name}.qkv", 3 * width, ranges["qkv"]))
+        qkv = self.project(b, x, f"{name}.qkv", 3 * width, ranges["qkv"])
+        qkv, mask = b.open(qkv, mask) if self.squares else (*b.open(qkv), mask)
 
         def part(i: int, dims: tuple[int, ...]) -> Wire:
             one = b.view(qkv, slices=((1, i * width, (i + 1) * width),), shape=(batch, seq, heads, width // heads))
@@ -73,11 +74,7 @@ class Recipe:
 
         b.label("scores")
         v = part(2, (0, 2, 1, 3))
-        if self.squares:
-            (mask,) = b.open(mask)
-            v = multiply(b, v, mask, ring)
-        else:
-            v = b.extend(v, ring)
+        v = multiply(b, v, mask, ring) if self.squares else b.extend(v, ring)
         q, k, v = b.open(b.extend(part(0, (0, 2, 1, 3)), ring), b.extend(part(1, (0, 2, 3, 1)), ring), v)
         s = down(b, self._matmul(b, q, k, ranges["scores"]), self.linear.frac)
         b.label("softmax")
