@@ -226,14 +226,21 @@ class Client:
 
 def _phase() -> dict[str, Any]:
     return {
-        "online": {"seconds": 0.0, "rounds": 0, "bytes_sent": [0, 0]},
+        "online": {"seconds": 0.0, "waiting": 0.0, "rounds": 0, "bytes_sent": [0, 0]},
         "offline": {"seconds": 0.0, "bytes_to_party": [0, 0]},
     }
 
 
+def _slower(ledgers: list[list[dict[str, Any]]]) -> dict[str, float]:
+    """Seconds and waiting of the party whose rows took longer."""
+    sums = [{key: sum(row.get(key, 0.0) for row in rows) for key in ("seconds", "waiting")} for rows in ledgers]
+    return max(sums, key=lambda sum_: sum_["seconds"], default={})
+
+
 @dataclass
 class Report:
-    """Adds up the ledgers of both parties. Seconds are the slower party's; rounds are the same on both sides."""
+    """Adds up the ledgers of both parties. Seconds, and the waiting in them, are the slower party's; rounds are the
+    same on both sides."""
 
     program: Program
     seconds: float = 0.0
@@ -246,12 +253,16 @@ class Report:
         ledgers = [json.loads(text) for text in done.ledgers]
         for account in (self.total, layer):
             account[done.phase]["seconds"] += done.seconds
+            if done.phase == "online":
+                account["online"]["waiting"] += _slower(ledgers).get("waiting", 0.0)
         for operation in dict.fromkeys(row["operation"] for rows in ledgers for row in rows):
             pair: list[dict[str, Any]] = [
                 next((r for r in rows if r["operation"] == operation), {}) for rows in ledgers
             ]
             by_operation = self.operations.setdefault(operation, {"operation": operation} | _phase())
             by_operation[done.phase]["seconds"] += max(r.get("seconds", 0.0) for r in pair)
+            if done.phase == "online":
+                by_operation["online"]["waiting"] += _slower([[r] for r in pair]).get("waiting", 0.0)
             for account in (self.total, layer, by_operation):
                 figures = account[done.phase]
                 if done.phase == "online":

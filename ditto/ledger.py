@@ -12,6 +12,7 @@ class Row:
     """Sums for one (phase, layer, operation). Bytes are payload, as counted at the channel."""
 
     seconds: float = 0.0
+    waiting: float = 0.0  # of the seconds: between sending and having the peer's bytes
     rounds: int = 0
     bytes_sent: int = 0
     bytes_from_dealer: int = 0
@@ -30,12 +31,14 @@ class Ledger:
         operation: str,
         *,
         seconds: float = 0.0,
+        waiting: float = 0.0,
         rounds: int = 0,
         bytes_sent: int = 0,
         bytes_from_dealer: int = 0,
     ) -> None:
         row = self.rows[phase, layer, operation]
         row.seconds += seconds
+        row.waiting += waiting
         row.rounds += rounds
         row.bytes_sent += bytes_sent
         row.bytes_from_dealer += bytes_from_dealer
@@ -53,6 +56,7 @@ class Ledger:
         for (p, _, _), row in self.rows.items():
             if p == phase:
                 total.seconds += row.seconds
+                total.waiting += row.waiting
                 total.rounds += row.rounds
                 total.bytes_sent += row.bytes_sent
                 total.bytes_from_dealer += row.bytes_from_dealer

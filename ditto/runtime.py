@@ -172,6 +172,7 @@ class _PartyContext:
         self._prg, self._seeded, self._source, self._channel, self._label = prg, seeded, source, channel, label
         self.received = 0
         self.rounds = 0
+        self.waiting = 0.0
 
     def _fresh(self) -> Prg:
         if self._prg is None:
@@ -196,7 +197,9 @@ class _PartyContext:
         return self.dealt(shape, 64)
 
     def _exchange(self, mine: bytes) -> memoryview:
+        start = time.perf_counter()
         theirs = memoryview(self._channel.exchange(self._label, mine))
+        self.waiting += time.perf_counter() - start
         self.rounds += 1
         if len(theirs) != len(mine):
             raise BadShare(f"{self._label}: {len(theirs)} bytes from the peer, expected {len(mine)}")
@@ -305,6 +308,7 @@ class PartyJob:
                 layer,
                 step.label,
                 seconds=time.perf_counter() - start,
+                waiting=context.waiting,
                 rounds=context.rounds,
                 bytes_sent=self._channel.payload_sent - sent,
             )

@@ -96,6 +96,15 @@ def test_infer_matches_plaintext(shared: str) -> None:
         assert answer["offline"]["bytes_to_party"][party] > 0
 
 
+def test_infer_writes_its_report(shared: str, tmp_path: Path) -> None:
+    path = tmp_path / "cost.html"
+    answer, _ = run("infer", "--model", shared, "--text", "two red men play music .", "--report", str(path))
+    text = path.read_text()
+    assert f'<data value="{answer["wall_seconds"]!r}">' in text and "loopback (measured)" in text
+    shown = [repr(abs(value)) for value in answer["output"][0]]
+    assert "red men" not in text and not any(value in text for value in shown if len(value) > 8)
+
+
 def test_nine_sentences_are_two_jobs(shared: str, tmp_path: Path) -> None:
     one = run("infer", "--model", shared, "--text", "a cat ran")[0]
     (tmp_path / "nine.txt").write_text("a cat ran\n" * 9)

@@ -1,12 +1,13 @@
 """`ditto bench`: measure a shape with random weights of realistic scale."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from ditto.cli import report_html
 from ditto.cli.bench_presets import presets
-from ditto.cli.common import Json, emit, note, out, size
+from ditto.cli.common import Json, ReportFile, emit, note, out, size
 from ditto.cli.report import print_costs
 from ditto.cli.run import Run, document, run_batch, watching
 from ditto.cluster import embedded
@@ -34,6 +35,7 @@ def model(
     threads: Annotated[int, typer.Option(min=1, help="Threads of each server.")] = 1,
     check: Annotated[bool, typer.Option("--check", help="Compute in plaintext too, and compare.")] = False,
     repeat: Annotated[int, typer.Option(min=1, help="Inferences; the fastest online one is reported.")] = 1,
+    report: ReportFile = None,
     json: Json = False,
 ) -> None:
     """One inference of a shape on five processes: the fields of `infer --json`."""
@@ -41,7 +43,7 @@ def model(
     from ditto.models import plain_float, random_model
     from ditto.models.importer import random_batch
 
-    emulated = profile(network)
+    emulated, page = profile(network), report_html.target(report)
     say = (lambda text: None) if json else note
     say(f"{model.value}: random weights and their calibration")
     spec, weights, checkpoint = random_model(model.value, layers, seq, preset)
@@ -62,9 +64,15 @@ def model(
     summary = document(best, spec, emulated.name, checked=check) | {"threads": threads, "peak_rss_bytes": memory}
     if json:
         emit(summary)
-        return
+    else:
+        _show(summary, memory)
+    if page:
+        report_html.write(page, report_html.page(summary, emulated))
+
+
+def _show(summary: dict[str, Any], memory: dict[str, int | None]) -> None:
     print_costs(summary)
     peaks = ", ".join(f"{role} {size(n)}" for role, n in memory.items() if n)
-    if check:
+    if "max_abs_error" in summary:
         out.print(f"largest difference to the plaintext computation: {summary['max_abs_error']:.4f}")
-    out.print(f"\nsequence {summary['seq']}, network {emulated.name}; peak memory: {peaks}")
+    out.print(f"\nsequence {summary['seq']}, network {summary['network']}; peak memory: {peaks}")

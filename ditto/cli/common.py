@@ -22,6 +22,7 @@ ConfigFile = Annotated[
     Path | None,
     typer.Option("--config", envvar="DITTO_CONFIG", help="The client's YAML file; default: the local cluster's."),
 ]
+ReportFile = Annotated[Path | None, typer.Option("--report", help="Write an HTML page on what it cost.")]
 
 out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 err = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ditto.cli import store
-from ditto.cli.common import ConfigFile, Json, client_config, connect, emit, out
+from ditto.cli import report_html, store
+from ditto.cli.common import ConfigFile, Json, ReportFile, client_config, connect, emit, out
 from ditto.cli.report import print_costs
-from ditto.cli.run import Run, document, encode_all, network_of, run_batch, watching
+from ditto.cli.run import Run, document, emulated, encode_all, network_of, run_batch, watching
 from ditto.errors import EmptyText, UsageError
 
 if TYPE_CHECKING:
@@ -21,10 +21,12 @@ def infer(
     text: Annotated[list[str] | None, typer.Option("--text", help="A sentence; repeatable.")] = None,
     file: Annotated[Path | None, typer.Option("--file", help="A file of sentences, one a line; - for stdin.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Compute in plaintext here too, and compare.")] = False,
+    report: ReportFile = None,
     config: ConfigFile = None,
     json: Json = False,
 ) -> None:
     """Compute a model's answer on secret shares of the text."""
+    page = report_html.target(report)
     texts = _texts(text, file)
     stored = store.load(model)
     spec = stored.spec
@@ -35,7 +37,7 @@ def infer(
 
         tensors = load_checkpoint(stored.checkpoint).tensors
     run = Run()
-    network = network_of(client_config(config))
+    settings = client_config(config)
     with connect(config) as client, watching(json) as watcher:
         for i, batch in enumerate(batches, 1):
             watcher.job(model if len(batches) == 1 else f"{model} {i}/{len(batches)}")
@@ -45,11 +47,13 @@ def infer(
 
         for batch in batches:
             run.reference += plain_float(tensors, spec, batch)
-    summary = document(run, spec, network, checked=check)
+    summary = document(run, spec, network_of(settings), checked=check)
     if json:
         emit(summary)
     else:
         _show(texts, summary, spec)
+    if page:  # after the answer is out: a full disk does not cost it
+        report_html.write(page, report_html.page(summary, emulated(settings)))
 
 
 def _texts(text: list[str] | None, file: Path | None) -> list[str]:

@@ -11,6 +11,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from ditto.cli.common import err, note
 from ditto.cli.report import max_abs_error, merge
 from ditto.config import DEFAULT_PORTS, ClientConfig
+from ditto.network import Network
+from ditto.network import network as profile
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -128,9 +130,15 @@ def document(run: Run, spec: dict[str, Any], network: str, *, checked: bool) -> 
     )
 
 
-def network_of(config: ClientConfig) -> str:
+def emulated(config: ClientConfig) -> Network | None:
     """The network that the servers emulate; without one, `loopback` when every server is on this machine."""
     if config.network is not None:
-        return config.network.name
+        return config.network
     hosts = {config.peers.of(role).rsplit(":", 1)[0] for role in DEFAULT_PORTS}
-    return "loopback" if hosts <= {"127.0.0.1", "localhost", "[::1]"} else "remote"
+    return profile("loopback") if hosts <= {"127.0.0.1", "localhost", "[::1]"} else None
+
+
+def network_of(config: ClientConfig) -> str:
+    """The name of that network; `remote` when the servers stand on one that is not emulated."""
+    found = emulated(config)
+    return found.name if found else "remote"

@@ -1,0 +1,255 @@
+"""The HTML page on what a request cost: its figures, what it must not hold, and the file it is written to."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from ditto.cli import app, report_html
+from ditto.client import Report, _slower
+from ditto.errors import DittoError, UsageError
+from ditto.network import network
+from ditto.prediction import predict_all
+from ditto.program import Program
+from ditto.wire import control_pb2
+
+EVIL = "<script>alert('x')</script>&\"<b>"
+VOID = {"meta", "rect", "line"}
+
+
+class Page(HTMLParser):
+    """Checks that tags nest; keeps the numbers of every table row, by table, and the headline's."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tables: dict[str, list[list[float]]] = {}
+        self.names: dict[str, list[str]] = {}
+        self.table, self.cell = "", False
+        self.headline: list[float] = []
+        self.words = ""
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.table = found["id"] or ""
+            self.tables[self.table], self.names[self.table] = [], []
+        if tag == "tr":
+            self.tables[self.table].append([])
+            self.names[self.table].append("")
+            self.cell = True
+        if tag == "data":
+            value = float(found["value"] or "")
+            if self.table and "table" in self.open:
+                self.tables[self.table][-1].append(value)
+            else:
+                self.headline.append(value)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag in VOID
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in VOID:
+            return
+        assert self.open.pop() == tag
+        if tag in ("td", "th"):
+            self.cell = False
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+        if self.cell and self.table:
+            self.names[self.table][-1] += data
+
+    def rows(self, table: str) -> dict[str, list[float]]:
+        return {n: r for n, r in zip(self.names[table], self.tables[table], strict=True) if r}
+
+
+def account(seconds: float, rounds: int, sent: list[int], offline: float, dealt: list[int]) -> dict[str, Any]:
+    return {
+        "online": {"seconds": seconds, "waiting": seconds / 4, "rounds": rounds, "bytes_sent": sent},
+        "offline": {"seconds": offline, "bytes_to_party": dealt},
+    }
+
+
+def summary(name: str = "tiny") -> dict[str, Any]:
+    layers = [
+        {"layer": 0, "name": "embeddings", **account(0.25, 3, [2_000, 1_000], 0.125, [8_000, 9_000])},
+        {"layer": 1, "name": f"layer {name}", **account(1.5, 30, [3_000_001, 3_000_000], 2.0, [10_000_000, 7])},
+    ]
+    return {
+        "model": name, "architecture": "BertModel", "preset": "ditto", "network": "loopback", "texts": 1, "seq": 16,
+        "output": [[0.123456789, 987.654321]], "plaintext_output": [[0.111222333]], "max_abs_error": 0.0,
+        **account(1.75, 33, [3_002_001, 3_001_000], 2.125, [10_008_000, 9_007]), "wall_seconds": 4.5,
+        "layers": layers, "operations": [{"operation": name, **{k: layers[1][k] for k in ("online", "offline")}}],
+    }  # fmt: skip
+
+
+def figures(row: dict[str, Any]) -> list[float]:
+    on, off = row["online"], row["offline"]
+    return [off["seconds"], *off["bytes_to_party"], on["seconds"], on["waiting"], on["rounds"], *on["bytes_sent"]]
+
+
+def check_figures(text: str, costs: dict[str, Any]) -> Page:
+    """Every figure of the report stands in the page, exactly."""
+    page = Page(text)
+    assert page.headline == [
+        costs["online"]["seconds"], costs["online"]["rounds"], max(costs["online"]["bytes_sent"]),
+        costs["offline"]["seconds"], sum(costs["offline"]["bytes_to_party"]), costs["wall_seconds"],
+    ]  # fmt: skip
+    assert page.rows("layers") == {row["name"]: figures(row) for row in costs["layers"]} | {"all": figures(costs)}
+    assert page.rows("operations") == {row["operation"]: figures(row) for row in costs["operations"]}
+    runs = predict_all(costs, network(costs["network"]))
+    predicted = page.rows("predictions")
+    assert [name.removesuffix(" (measured)") for name in predicted] == [run.network.name for run in runs]
+    for run, row in zip(runs, predicted.values(), strict=True):
+        parts = [run.total.online, run.total.compute, run.total.rounds, run.total.transfer, run.total.offline]
+        assert row == [*parts, run.overlapped, run.apart]
+    assert list(page.rows("layer-predictions")) == [row["name"] for row in costs["layers"]]
+    return page
+
+
+def check_closed(text: str) -> None:
+    """The page asks nothing of anybody else and runs nothing."""
+    low = text.lower()
+    assert not any(found in low for found in ("http://", "https://", "<script", "<link", "<img", "url(", "@import"))
+    assert "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\"" in text
+
+
+def test_page_has_the_reports_figures() -> None:
+    text = report_html.page(summary(), network("loopback"))
+    page = check_figures(text, summary())
+    check_closed(text)
+    assert "What it cost: tiny" in page.words and "prefers-color-scheme: dark" in text
+
+
+def test_page_holds_no_answer() -> None:
+    text = report_html.page(summary(), network("loopback"))
+    assert not any(found in text for found in ("0.1234", "987.65", "0.1112"))
+
+
+def test_names_are_escaped() -> None:
+    text = report_html.page(summary(EVIL), network("loopback"))
+    page = check_figures(text, summary(EVIL))
+    check_closed(text)
+    assert f"What it cost: {EVIL}" in page.words
+
+
+def test_bars_fill_their_line() -> None:
+    """The timeline's bars follow one another from 0 to 100 %."""
+    text = report_html.page(summary(), network("loopback"))
+    part = text[text.index('id="timeline"') : text.index("</table>")]
+    bars = re.findall(r'<rect class="\w+" x="([\d.]+)%" y="2" width="([\d.]+)%"', part)
+    at, wide = [float(x) for x, _ in bars], [float(x) for _, x in bars]
+    assert len(at) == 6 and at[0] == 0
+    assert at[1:] == pytest.approx([a + w for a, w in zip(at[:-1], wide[:-1], strict=True)], abs=0.01)
+    assert at[-1] + wide[-1] == pytest.approx(100, abs=0.01)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-6, 1.0, 1e4])
+def test_any_duration_has_an_axis(scale: float) -> None:
+    costs = summary()
+    for row in (costs, *costs["layers"]):
+        for phase in ("online", "offline"):
+            row[phase]["seconds"] *= scale
+    Page(report_html.page(costs, network("wan")))
+    assert report_html._axis(3.9 * scale).count("<text") == (5 - 1 if scale else 0)
+
+
+def test_without_a_known_network_nothing_is_predicted() -> None:
+    page = Page(report_html.page(summary(), None))
+    assert "predictions" not in page.tables and "Not predicted" in page.words
+
+
+# The file -----------------------------------------------------------------------------------------
+
+
+def test_write_replaces_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "report.html"
+    report_html.write(path, "first")
+    report_html.write(path, "second")
+    assert path.read_text() == "second"
+
+    def full(self: Path, other: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        with pytest.raises(DittoError, match="No space"):
+            report_html.write(path, "third")
+    assert path.read_text() == "second"
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_bad_targets_are_refused(tmp_path: Path) -> None:
+    assert report_html.target(None) is None
+    assert report_html.target(tmp_path / "a.html") == tmp_path / "a.html"
+    with pytest.raises(UsageError, match="no directory"):
+        report_html.target(tmp_path / "absent" / "a.html")
+    with pytest.raises(UsageError, match="not a file"):
+        report_html.target(tmp_path)
+    with pytest.raises(UsageError, match="not a file"):
+        report_html.target(Path("/dev/null"))
+
+
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link.html").symlink_to(tmp_path / "real" / "a.html")
+    assert report_html.target(tmp_path / "link.html") == tmp_path / "real" / "a.html"
+
+
+@pytest.mark.parametrize("command", [["infer", "--model", "any", "--text", "a"], ["bench", "model"]])
+def test_a_missing_directory_is_refused_before_the_job(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DITTO_HOME", str(tmp_path / "home"))
+    result = CliRunner().invoke(app, [*command, "--report", str(tmp_path / "absent" / "r.html")])
+    assert result.exit_code == 2
+    assert "no directory" in result.stderr and result.stdout == ""
+    assert not (tmp_path / "home").exists()
+
+
+# Where the waiting comes from ---------------------------------------------------------------------
+
+
+def test_waiting_is_the_slower_partys() -> None:
+    quick = [{"operation": "a", "seconds": 1.0, "waiting": 0.9}, {"operation": "b", "seconds": 1.0, "waiting": 0.1}]
+    slow = [{"operation": "a", "seconds": 0.5, "waiting": 0.2}, {"operation": "b", "seconds": 2.0, "waiting": 0.3}]
+    assert _slower([quick, slow]) == {"seconds": 2.5, "waiting": 0.5}
+    report = Report(Program())
+    done = control_pb2.LayerDone(layer=0, name="x", phase="online", seconds=2.6)
+    done.ledgers.extend(json.dumps(rows) for rows in (quick, slow))
+    report.add(done)
+    result = report.to_json()
+    assert result["online"]["waiting"] == result["layers"][0]["online"]["waiting"] == 0.5
+    assert [op["online"]["waiting"] for op in result["operations"]] == [0.9, 0.3]
+
+
+# One run ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_bench_model_writes_its_report(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    size = ["--model", "bert-tiny", "--layers", "1", "--seq", "16"]
+    result = CliRunner().invoke(app, ["bench", "model", *size, "--report", str(path), "--json"])
+    assert result.exit_code == 0, result.output
+    costs = json.loads(result.stdout)
+    for row in (costs, *costs["layers"], *costs["operations"]):
+        assert 0 <= row["online"]["waiting"] <= row["online"]["seconds"]
+    assert costs["online"]["waiting"] > 0
+    text = path.read_text()
+    check_figures(text, costs)
+    check_closed(text)
+    long = [shown for value in costs["output"][0] if len(shown := repr(abs(value))) > 8]  # 0.5 may stand for seconds
+    assert long and not any(shown in text for shown in long)
