@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
 from ditto.errors import ConfigError
-from ditto.network import Network
+from ditto.network import Network, network
 
 DEFAULT_PORTS = {"coordinator": 50050, "party0": 50051, "party1": 50052, "dealer": 50053}
 Address = Annotated[str, StringConstraints(pattern=r"^[^\s:/]+:\d{1,5}$|^\[[0-9a-fA-F:]+\]:\d{1,5}$")]
 Role = Literal["party0", "party1", "dealer", "coordinator", "client"]
+
+
+def _profile(value: Any) -> Any:
+    """A network may also be named: by its profile, or by a `$VARIABLE` of the environment that holds the name."""
+    return network(os.path.expandvars(value)) if isinstance(value, str) else value
+
+
+Emulated = Annotated[Network | None, BeforeValidator(_profile)]
 
 
 class _Strict(BaseModel):
@@ -57,7 +66,7 @@ class _Server(_Common):
 
 class PartyConfig(_Server):
     role: Literal["party0", "party1"]
-    network: Network | None = None  # what its link to the other party emulates
+    network: Emulated = None  # what its link to the other party emulates
 
     @property
     def index(self) -> int:
@@ -71,7 +80,7 @@ class PartyConfig(_Server):
 class DealerConfig(_Server):
     role: Literal["dealer"] = "dealer"
     ahead_mb: int = Field(default=32, ge=2)  # correlations held for each party before they are sent
-    network: Network | None = None  # what its link to each party emulates
+    network: Emulated = None  # what its link to each party emulates
 
 
 class CoordinatorConfig(_Server):
@@ -83,7 +92,7 @@ class ClientConfig(_Common):
     role: Literal["client"] = "client"
     data_dir: Path | None = None
     threads: int = Field(default=1, ge=1)
-    network: Network | None = None  # what the servers emulate: only for reports, the client's links are not shaped
+    network: Emulated = None  # what the servers emulate: only for reports, the client's links are not shaped
 
 
 AnyConfig = PartyConfig | DealerConfig | CoordinatorConfig | ClientConfig
