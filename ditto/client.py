@@ -15,6 +15,7 @@ from typing import Any, Self
 import grpc
 import torch
 
+from ditto.activity import activity, traffic
 from ditto.config import ClientConfig
 from ditto.errors import BadCheckpoint, BadShare, DittoError
 from ditto.prg import new_seed
@@ -137,7 +138,7 @@ class Client:
         processes = [
             {"role": p.role, "address": p.address, "serving": p.serving, "error": p.error} for p in reply.processes
         ]
-        return {"processes": processes, "queued": reply.queued, "running": reply.running}
+        return {"processes": processes, "queued": reply.queued, "running": reply.running} | activity(reply)
 
     # Inference ----------------------------------------------------------------------------------
 
@@ -176,6 +177,7 @@ class Client:
                         event |= report.add(message.layer)
                     elif kind == "done":
                         event["seconds"] = report.seconds = message.done.seconds
+                        report.traffic = dict(zip(PARTIES, map(traffic, message.done.traffic), strict=False))
                     if on_event is not None:
                         on_event(event)
             outputs = self._fetch(job, program)
@@ -244,6 +246,7 @@ class Report:
 
     program: Program
     seconds: float = 0.0
+    traffic: dict[str, Any] = field(default_factory=dict)  # by party, counted at the frame
     total: dict[str, Any] = field(default_factory=_phase)
     layers: dict[int, dict[str, Any]] = field(default_factory=dict)
     operations: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -280,5 +283,5 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         return {
             **self.total, "seconds": self.seconds, "layers": list(self.layers.values()),
-            "operations": list(self.operations.values()),
+            "operations": list(self.operations.values()), "traffic": self.traffic,
         }  # fmt: skip

@@ -58,6 +58,7 @@ class _Common(_Strict):
 
 class _Server(_Common):
     listen: Address
+    metrics: Address | None = None  # serve counters there over plain HTTP
     data_dir: Path
     threads: int = Field(default=1, ge=1)
     step_timeout_s: float = Field(default=600.0, gt=0)  # one layer, or the activation of a model

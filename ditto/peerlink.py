@@ -18,13 +18,14 @@ import grpc
 import structlog
 
 from ditto.errors import CertificateError, ClusterError, DittoError, PeerAbsent, PeerLost, VersionMismatch
+from ditto.frames import around_frame
+from ditto.metrics import LinkMetrics
 from ditto.network import Link, Network
 from ditto.transport import CHUNK, from_rpc_error
 from ditto.wire import party_pb2, party_pb2_grpc
 
 log = structlog.get_logger()
 Frame = party_pb2.Frame
-FRAME_OVERHEAD = 4 + 5 + 9  # data field header, gRPC message prefix, one HTTP/2 frame header
 MAX_PAYLOAD = 1 << 31
 MAX_EARLY = 64  # jobs that the peer may have begun before this party opened them
 # Payloads wait as they are, with the time at which they were queued; a frame is built from its slice only when gRPC
@@ -38,25 +39,26 @@ class _Mailbox:
 
     messages: dict[int, tuple[str, bytes]] = field(default_factory=dict)
     pieces: list[bytes] = field(default_factory=list)
-    received: int = 0
+    received: int = 0  # of the message under way
+    payload: int = 0  # of all messages
+    framing: int = 0
     error: DittoError | None = None
     opened: bool = False
 
 
-def _frames(out: Queue, link: Link) -> Iterator[party_pb2.Frame]:
+def _frames(out: Queue, link: Link, metrics: LinkMetrics) -> Iterator[party_pb2.Frame]:
     """What the stream sends: each payload cut into chunks of 1 MB, each chunk when it would arrive over `link`."""
     for queued, frame, payload in iter(out.get, None):
-        overhead = frame.ByteSize() + FRAME_OVERHEAD
-        if len(payload) <= CHUNK:
-            frame.data = payload
-            link.hold(queued, len(payload) + overhead)
-            yield frame
-            continue
-        for offset in range(0, len(payload), CHUNK):
-            data = payload[offset : offset + CHUNK]
-            piece = Frame(data=data, offset=offset)
-            piece.MergeFrom(frame)
-            link.hold(queued, len(data) + overhead)
+        for offset in range(0, len(payload) or 1, CHUNK):
+            piece, data = frame, payload
+            if len(payload) > CHUNK:
+                data = payload[offset : offset + CHUNK]
+                piece = Frame(offset=offset)
+                piece.MergeFrom(frame)
+            around = around_frame(frame, offset, len(data))
+            metrics.sent(len(data), around)
+            piece.data = data
+            link.hold(queued, len(data) + around)
             yield piece
 
 
@@ -70,8 +72,11 @@ class PeerLink:
         connect_timeout: float = 5.0,
         message_timeout: float = 600.0,
         network: Network | None = None,
+        metrics: LinkMetrics | None = None,
     ) -> None:
         self.me, self.peer, self.network = me, peer, network
+        self.metrics = metrics or LinkMetrics()
+        self.metrics.up.set_function(lambda: self.up)
         self.connect_timeout, self.message_timeout = connect_timeout, message_timeout
         self.changed = threading.Condition()
         self._boxes: dict[str, _Mailbox] = {}
@@ -93,7 +98,7 @@ class PeerLink:
         context.add_callback(lambda: self._detach(out, None))
         context.send_initial_metadata(())
         threading.Thread(target=self._pump, args=(frames, out), name="peer-in", daemon=True).start()
-        yield from _frames(out, Link(self.network))
+        yield from _frames(out, Link(self.network), self.metrics)
 
     def dial(self, stub: party_pb2_grpc.PeerLinkStub) -> None:
         """Party 1's end: keep the stream open until `stop`."""
@@ -107,7 +112,7 @@ class PeerLink:
 
     def _dial_once(self, stub: party_pb2_grpc.PeerLinkStub) -> None:
         out: Queue = queue.SimpleQueue()
-        call = stub.Exchange(_frames(out, Link(self.network)))
+        call = stub.Exchange(_frames(out, Link(self.network), self.metrics))
         try:
             call.initial_metadata()  # arrives when the peer serves the stream; raises nothing, ends on failure
             if call.is_active():
@@ -163,6 +168,9 @@ class PeerLink:
     # Frames -------------------------------------------------------------------------------------
 
     def _receive(self, frame: party_pb2.Frame, out: Queue) -> None:
+        size = len(frame.data)
+        around = around_frame(frame, frame.offset, size)
+        self.metrics.received(size, around)
         with self.changed:
             if self._out is not out or frame.job in self._closed:
                 return
@@ -180,7 +188,9 @@ class PeerLink:
                 self.changed.notify_all()
                 return
             box.pieces.append(frame.data)
-            box.received += len(frame.data)
+            box.received += size
+            box.payload += size
+            box.framing += around
             if box.received >= frame.total:
                 whole = box.pieces[0] if len(box.pieces) == 1 else b"".join(box.pieces)
                 box.messages[frame.sequence] = (frame.label, whole)
@@ -192,9 +202,9 @@ class PeerLink:
         out, total = self._out, len(payload)
         if out is None:
             raise PeerLost(f"{self.peer} was lost during the job", peer=self.peer)
-        first = Frame(job=job, sequence=sequence, label=label, total=total)
-        extra = (first.ByteSize() + FRAME_OVERHEAD) * max(1, -(-total // CHUNK))
-        out.put((time.monotonic(), first, payload))
+        frame = Frame(job=job, sequence=sequence, label=label, total=total)
+        extra = sum(around_frame(frame, at, min(CHUNK, total - at)) for at in range(0, total or 1, CHUNK))
+        out.put((time.monotonic(), frame, payload))
         return extra
 
     def receive(self, box: _Mailbox, sequence: int) -> tuple[str, bytes]:
@@ -245,8 +255,17 @@ class LinkChannel:
 
     def __init__(self, link: PeerLink, job: str, box: _Mailbox) -> None:
         self._link, self._job, self._box, self._sequence = link, job, box, 0
+        self.rounds = 0
         self.payload_sent = 0
         self.framing_sent = 0
+
+    @property
+    def payload_received(self) -> int:
+        return self._box.payload
+
+    @property
+    def framing_received(self) -> int:
+        return self._box.framing
 
     def exchange(self, label: str, payload: bytes) -> bytes:
         """Send `payload`, return the peer's payload of the same round. Both must use the same label."""
@@ -258,6 +277,8 @@ class LinkChannel:
         theirs, data = self._link.receive(self._box, sequence)
         if theirs != label:
             raise DittoError(f"round {sequence}: this party opens {label!r}, {self._link.peer} opens {theirs!r}")
+        self.rounds += 1
+        self._link.metrics.rounds.inc()
         return data
 
     def close(self, reason: str = "") -> None:

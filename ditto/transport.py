@@ -43,6 +43,12 @@ log = structlog.get_logger()
 
 Roles = Mapping[str, frozenset[str]]  # method name -> roles that may call it
 
+
+def short(job: str) -> str:
+    """How logs and the status name a job: the whole identifier opens its inputs and its answer."""
+    return job[:8]
+
+
 _STATUS = {
     CertificateError: grpc.StatusCode.PERMISSION_DENIED,
     VersionMismatch: grpc.StatusCode.FAILED_PRECONDITION,
@@ -240,6 +246,15 @@ class _Guard(grpc.ServerInterceptor):
             log.warning("call refused", method=method, code=error.code, peer=error.peer, reason=str(error))
         abort(context, error)
 
+    def _enter(self, request: Any) -> None:
+        """Log lines of this call carry its job and layer. gRPC gives every call a context of its own; should a thread
+        keep an older one, it is cleared first."""
+        structlog.contextvars.clear_contextvars()
+        if job := getattr(request, "job", ""):
+            structlog.contextvars.bind_contextvars(job=short(job))
+            if hasattr(request, "layer"):
+                structlog.contextvars.bind_contextvars(layer=request.layer)
+
     def intercept_service(
         self, continuation: Callable[[Any], Any], handler_call_details: grpc.HandlerCallDetails
     ) -> Any:
@@ -250,6 +265,7 @@ class _Guard(grpc.ServerInterceptor):
 
         def unary(inner: Callable[..., Any]) -> Callable[..., Any]:
             def call(request: Any, context: grpc.ServicerContext) -> Any:
+                self._enter(request)
                 try:
                     self._check(method, context)
                     return inner(request, context)
@@ -260,6 +276,7 @@ class _Guard(grpc.ServerInterceptor):
 
         def stream(inner: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
             def call(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+                self._enter(request)
                 try:
                     self._check(method, context)
                     yield from inner(request, context)

@@ -5,8 +5,10 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from ditto.cli.common import Json, emit, out, size
+from ditto.activity import ask
+from ditto.cli.common import Json, emit, note, out, size
 from ditto.cluster import Cluster, Process, home
+from ditto.errors import DittoError
 from ditto.network import network as profile
 
 app = typer.Typer(help="The servers as local processes.", no_args_is_help=True)
@@ -30,9 +32,20 @@ def up(
 
 @app.command()
 def status(json: Json = False) -> None:
-    """Say which processes run and answer."""
+    """Say which processes run and answer, what is queued, what the dealer holds, and how fast the last jobs were."""
     cluster = Cluster(home())
-    _show(cluster, cluster.status(), json)
+    processes = cluster.status()
+    _show(cluster, processes, json, _activity(cluster, processes))
+
+
+def _activity(cluster: Cluster, processes: list[Process]) -> dict[str, Any]:
+    """None for what nobody can tell: a status is no error, whatever state the cluster is in."""
+    if any(p.role == "coordinator" and p.state == "serving" for p in processes):
+        try:
+            return ask(cluster.client_config())
+        except DittoError as error:
+            note(f"coordinator: {error}")
+    return {"queue": None, "dealer": None, "throughput": None}
 
 
 @app.command()
@@ -45,17 +58,39 @@ def down(json: Json = False) -> None:
         out.print(f"stopped: {', '.join(stopped)}" if stopped else "nothing was running")
 
 
-def _show(cluster: Cluster, processes: list[Process], json: bool) -> None:
+def _show(cluster: Cluster, processes: list[Process], json: bool, activity: dict[str, Any] | None = None) -> None:
     if json:
         rows: list[dict[str, Any]] = [
             {"role": p.role, "address": p.address, "pid": p.pid, "state": p.state, "peak_rss_bytes": p.peak_rss}
             for p in processes
         ]
-        emit({"home": str(cluster.root), "serving": all(p.state == "serving" for p in processes), "processes": rows})
+        serving = all(p.state == "serving" for p in processes)
+        emit({"home": str(cluster.root), "serving": serving, "processes": rows} | (activity or {}))
         return
     table = Table("process", "address", "pid", "state", "peak memory", box=None, pad_edge=False)
     for p in processes:
         memory = size(p.peak_rss) if p.peak_rss else "-"
         table.add_row(p.role, p.address, str(p.pid or "-"), p.state, memory)
     out.print(table)
+    for line in _lines(activity or {}):
+        out.print(line)
     out.print(f"state, certificates, logs: {cluster.root}")
+
+
+def _lines(activity: dict[str, Any]) -> list[str]:
+    lines = []
+    if queue := activity.get("queue"):
+        running = f"running {queue['running']}" if queue["running"] else "nothing runs"
+        lines.append(f"queue: {running}, {queue['waiting']} waiting")
+    if dealer := activity.get("dealer"):
+        text = f"dealer: models {', '.join(dealer['models']) or 'none'}"
+        for role, stock in dealer["parties"].items():
+            text += f"; {role} {size(stock['sent_bytes'])} sent, {size(stock['ready_bytes'])} ready"
+        lines.append(text)
+    if done := activity.get("throughput"):
+        text = f"jobs: {done['done']} done, {done['failed']} failed, {done['cancelled']} cancelled"
+        if done["recent"]:
+            text += f"; {done['mean_offline_seconds']:.2f} s offline and {done['mean_online_seconds']:.2f} s online"
+            text += f" a job, mean of the last {done['recent']}"
+        lines.append(text)
+    return lines

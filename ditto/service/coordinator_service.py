@@ -13,12 +13,13 @@ import structlog
 
 from ditto.config import CoordinatorConfig
 from ditto.errors import ClusterError, DittoError, UnknownModel, UsageError
+from ditto.metrics import CoordinatorMetrics
 from ditto.program import Program
 from ditto.service.files import write_secret
-from ditto.service.job_run import Fifo, JobRun
+from ditto.service.job_run import Account, Fifo, JobRun
 from ditto.service.programs import check_id, check_name, program_for
-from ditto.transport import Roles, connect, open_channel
-from ditto.wire import control_pb2, control_pb2_grpc, party_pb2, party_pb2_grpc
+from ditto.transport import Roles, connect, open_channel, short
+from ditto.wire import control_pb2, control_pb2_grpc, dealer_pb2, dealer_pb2_grpc, party_pb2, party_pb2_grpc
 
 log = structlog.get_logger()
 _METHODS = ("RegisterModel", "ListModels", "GetModel", "Status", "RunJob", "StartJob")
@@ -34,7 +35,9 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
             for role in (*PARTIES, "dealer")
         }
         self._stubs = {role: party_pb2_grpc.PartyStub(self._channels[role]) for role in PARTIES}
+        self._dealer = dealer_pb2_grpc.DealerStub(self._channels["dealer"])
         self._queue = Fifo(config.queue_limit)
+        self._account = Account()
         self._lock = threading.Lock()
         self._runs: dict[str, JobRun] = {}
         config.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -42,6 +45,10 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         self._models: dict[str, dict[str, str]] = {}
         if self._file.exists():
             self._models = json.loads(self._file.read_text())
+        self.metrics = CoordinatorMetrics()
+        self.metrics.queued.set_function(lambda: self._queue.state()[1])
+        self.metrics.running.set_function(lambda: bool(self._queue.state()[0]))
+        self.metrics.models.set_function(lambda: len(self._models))
 
     # Models -------------------------------------------------------------------------------------
 
@@ -91,7 +98,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
             drop = party_pb2.DropModelRequest(share_id=old["share_id"])
             for call in [stub.DropModel.future(drop, timeout=5.0) for stub in self._stubs.values()]:
                 call.exception()
-        log.info("model registered", model=name, share=share_id)
+        log.info("model registered", model=name, share=short(share_id))
         return control_pb2.RegisterModelReply()
 
     def Status(self, request: control_pb2.StatusRequest, context: grpc.ServicerContext) -> control_pb2.StatusReply:
@@ -106,8 +113,17 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
             except DittoError as error:
                 status.serving, status.error = False, str(error)
             processes.append(status)
-        # a whole job id opens its inputs and its answer: other clients see enough to recognise their own
-        return control_pb2.StatusReply(processes=processes, queued=queued, running=running[:8])
+        # other clients see enough of a job's name to recognise their own
+        return control_pb2.StatusReply(
+            processes=processes, queued=queued, running=short(running), dealer=self._inventory(),
+            throughput=self._account.state(),
+        )  # fmt: skip
+
+    def _inventory(self) -> dealer_pb2.InventoryReply | None:
+        try:
+            return self._dealer.Inventory(dealer_pb2.InventoryRequest(), timeout=1.0)
+        except grpc.RpcError:  # the dealer's row of the status says why
+            return None
 
     # Jobs ---------------------------------------------------------------------------------------
 
@@ -139,7 +155,9 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
             raise UsageError("batch or sequence length out of range")
         program = program_for(model.spec_json, request.batch, request.seq, request.fingerprint)
         run = JobRun(secrets.token_hex(16), self._stubs, self._config.step_timeout_s)
-        reason = "the client ended the job"
+        reason, outcome = "the client ended the job", "cancelled"
+        structlog.contextvars.bind_contextvars(job=short(run.name))
+        log.info("job started", model=request.model, batch=request.batch, seq=request.seq)
         with self._lock:
             self._runs[run.name] = run
         try:
@@ -148,9 +166,13 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
                 run.cancel()
             yield from self._events(run, model, program, request)
             run.done = True
-            log.info("job done", job=run.name, model=request.model)
+            reason, outcome = "", "done"
         except DittoError as error:
-            reason = str(error)
+            if not run.cancelled.is_set():
+                reason, outcome = str(error), error.code.lower()
+            raise
+        except Exception:
+            reason, outcome = "internal error", "internal"
             raise
         finally:
             if not run.done:
@@ -159,6 +181,25 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
             self._queue.leave(run.name)
             with self._lock:
                 self._runs.pop(run.name, None)
+            self._ended(run, request.model, outcome, reason)
+
+    def _ended(self, run: JobRun, model: str, outcome: str, reason: str) -> None:
+        self._account.add(outcome, run.seconds)
+        self.metrics.jobs.labels(outcome).inc()
+        if outcome == "done":
+            for phase, seconds in run.seconds.items():
+                self.metrics.seconds.labels(phase).observe(seconds)
+        counts = {
+            f"{role}_{field.name}": value
+            for role, traffic in zip(PARTIES, run.traffic, strict=False)
+            for field, value in traffic.ListFields()
+        }
+        seconds_by_phase = {f"{phase}_seconds": round(seconds, 4) for phase, seconds in run.seconds.items()}
+        # the job by name: a stream that its client left may be ended by another thread
+        log.info(
+            "job ended", job=short(run.name), model=model, outcome=outcome, reason=reason or None,
+            **seconds_by_phase, **counts,
+        )  # fmt: skip
 
     def _events(
         self, run: JobRun, model: control_pb2.Model, program: Program, request: control_pb2.RunJobRequest
@@ -182,6 +223,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
             raise ClusterError("the client's inputs did not arrive in time")
         start = time.perf_counter()
         for layer, name in enumerate(program.layers):
+            structlog.contextvars.bind_contextvars(layer=layer)
             step = party_pb2.StepRequest(job=run.name, layer=layer)
             for phase in ("offline", "online"):
                 if phase == "offline":
@@ -192,8 +234,11 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
                     layer=layer, name=name, phase=phase, seconds=max(r.seconds for r in replies),
                     ledgers=[r.ledger_json for r in replies],
                 )  # fmt: skip
+                run.seconds[phase] += done.seconds
+                run.traffic = [r.traffic for r in replies]
                 yield control_pb2.JobEvent(layer=done)
-        yield control_pb2.JobEvent(done=control_pb2.Done(seconds=time.perf_counter() - start))
+        structlog.contextvars.unbind_contextvars("layer")
+        yield control_pb2.JobEvent(done=control_pb2.Done(seconds=time.perf_counter() - start, traffic=run.traffic))
 
     def close(self) -> None:
         with self._lock:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -14,19 +15,20 @@ import structlog
 
 from ditto.config import DealerConfig
 from ditto.errors import ClusterError, DittoError, ReplayedJob, UnknownModel, UsageError
+from ditto.frames import around_dealt
+from ditto.metrics import DealerMetrics
 from ditto.network import Link
-from ditto.peerlink import FRAME_OVERHEAD
 from ditto.prg import derive, new_seed
 from ditto.program import Program, Wire
 from ditto.runtime import DealerJob, DealerWeights
 from ditto.service.files import write_secret
 from ditto.service.programs import check_id, check_name, program_for, weights_of
-from ditto.transport import CHUNK, Roles, caller
+from ditto.transport import CHUNK, Roles, caller, short
 from ditto.wire import dealer_pb2, dealer_pb2_grpc
 
 log = structlog.get_logger()
 PARTIES = frozenset({"party0", "party1"})
-ROLES: Roles = {"ModelSeed": PARTIES, "Correlations": PARTIES}
+ROLES: Roles = {"ModelSeed": PARTIES, "Correlations": PARTIES, "Inventory": frozenset({"coordinator"})}
 
 
 def _pair(master: bytes) -> tuple[bytes, bytes]:
@@ -44,6 +46,12 @@ class _Feed:
         self._small_bytes = 0
         self.ended = False
         self.error: DittoError | None = None
+        self.sent = 0
+
+    @property
+    def ready(self) -> int:
+        """Bytes dealt and not sent yet."""
+        return self._held + self._small_bytes
 
     def add(self, data: bytes, other: _Feed) -> None:
         """Queue `data` in chunks of about 1 MB, waiting while full. What `other` still gathers goes out first:
@@ -85,6 +93,7 @@ class _Feed:
             if error is not None:
                 self.error = self.error or error
                 self._chunks.clear()
+                self._held = 0
             self.ended = True
             self.changed.notify_all()
 
@@ -99,6 +108,7 @@ class _Feed:
                     return
                 queued, chunk = self._chunks.popleft()
                 self._held -= len(chunk)
+                self.sent += len(chunk)
                 self.changed.notify_all()
             yield queued, chunk
 
@@ -113,8 +123,10 @@ class _Job:
         self.feeds = (_Feed(limit), _Feed(limit))
         self.joined: set[int] = set()
         self.finished: set[int] = set()
+        self.began = time.monotonic()
 
     def deal(self, service: DealerService) -> None:
+        structlog.contextvars.bind_contextvars(job=short(self.name))
         try:
             masks = service.weights(self.key[0], self.program.weights)
             for party, data in DealerJob(self.program, self.name, self.seeds, masks).deal():
@@ -125,7 +137,7 @@ class _Job:
         except DittoError as error:
             self.drop(error)
         except Exception as error:
-            log.error("dealing failed", job=self.name, exc_info=error)
+            log.error("dealing failed", exc_info=error)
             self.drop(DittoError(f"dealer: internal error: {type(error).__name__}", peer="dealer"))
 
     def drop(self, error: DittoError) -> None:
@@ -144,6 +156,34 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
         self._used: set[str] = set()
         self._links = (Link(config.network), Link(config.network))  # all jobs of a party share its link
         self._weights: OrderedDict[str, DealerWeights] = OrderedDict()
+        self.metrics = DealerMetrics()
+        self._known = {str(json.loads(path.read_text())["model"]) for path in self._dir.glob("*.json")}
+        self.metrics.models.set_function(lambda: len(self._known))
+        for party in (0, 1):
+            self.metrics.waiting.labels(f"party{party}").set_function(partial(self._ready, party))
+
+    def _ready(self, party: int) -> int:
+        with self._lock:
+            return sum(job.feeds[party].ready for job in self._jobs.values())
+
+    def _end(self, job: _Job, outcome: str) -> None:
+        """Account for a job that just left the table, which happens once."""
+        self.metrics.jobs.labels(outcome).inc()
+        sent = {f"bytes_to_party{party}": feed.sent for party, feed in enumerate(job.feeds)}
+        seconds = round(time.monotonic() - job.began, 3)
+        log.info("job ended", job=short(job.name), outcome=outcome, seconds=seconds, **sent)
+
+    def Inventory(
+        self, request: dealer_pb2.InventoryRequest, context: grpc.ServicerContext
+    ) -> dealer_pb2.InventoryReply:
+        with self._lock:
+            job = next(reversed(self._jobs.values()), None)
+            reply = dealer_pb2.InventoryReply(models=sorted(self._known))
+        if job is not None:
+            reply.job = short(job.name)
+            for feed in job.feeds:
+                reply.parties.add(ready=feed.ready, sent=feed.sent)
+        return reply
 
     def _model(self, share_id: str) -> tuple[str, str, bytes]:
         """(name, spec, master seed) of a registered sharing."""
@@ -173,7 +213,8 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
             if not path.exists():
                 entry = {"model": check_name(request.model), "spec": request.spec_json, "master": new_seed().hex()}
                 write_secret(path, json.dumps(entry).encode())
-                log.info("model registered", model=request.model, share=request.share_id)
+                self._known.add(request.model)
+                log.info("model registered", model=request.model, share=short(request.share_id))
                 ask = (request.share_id, weights_of(request.spec_json))
                 threading.Thread(target=self.weights, args=ask, name="warm", daemon=True).start()
             name, spec, master = self._model(request.share_id)
@@ -191,22 +232,28 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
             with self._lock:
                 if party in job.finished:
                     return
-                self._jobs.pop(request.job, None)
+                known = self._jobs.pop(request.job, None)
+            if known is not None:
+                self._end(job, "aborted")
             job.drop(ClusterError(f"party{party} left the job", peer=f"party{party}"))
 
         if not context.add_callback(left):
             left()
         link, seed = self._links[party], job.seeds[party]
-        link.hold(time.monotonic(), len(seed) + FRAME_OVERHEAD)
-        yield dealer_pb2.CorrelationsReply(seed=seed)
+        reply, queued = dealer_pb2.CorrelationsReply(seed=seed), time.monotonic()
+        link.hold(queued, around_dealt(reply))
+        self.metrics.dealt(party, 0, around_dealt(reply))
+        yield reply
         for queued, chunk in job.feeds[party].drain():
-            link.hold(link.sendable(queued), len(chunk) + FRAME_OVERHEAD)
-            yield dealer_pb2.CorrelationsReply(data=chunk)
+            reply = dealer_pb2.CorrelationsReply(data=chunk)
+            link.hold(link.sendable(queued), len(chunk) + around_dealt(reply))
+            self.metrics.dealt(party, len(chunk), around_dealt(reply))
+            yield reply
         with self._lock:
             job.finished.add(party)
-            if len(job.finished) == 2:
-                self._jobs.pop(request.job, None)
-                log.info("job dealt", job=request.job)
+            last = len(job.finished) == 2 and self._jobs.pop(request.job, None) is not None
+        if last:
+            self._end(job, "done")
 
     def _join(self, request: dealer_pb2.CorrelationsRequest, party: int) -> _Job:
         check_id(request.job)
@@ -219,6 +266,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
                     raise ReplayedJob(f"job {request.job} was dealt before", peer="dealer")
                 self._used.add(request.job)
                 job = self._jobs[request.job] = _Job(request, program, self._config.ahead_mb << 20)
+                log.info("job started", batch=request.batch, seq=request.seq)
                 threading.Thread(target=job.deal, args=(self,), name="deal", daemon=True).start()
             if party in job.joined:
                 raise ReplayedJob(f"job {request.job} was dealt before", peer="dealer")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import grpc
 
 from ditto.errors import ClusterError, DittoError, PeerLost
 from ditto.transport import from_rpc_error
-from ditto.wire import party_pb2, party_pb2_grpc
+from ditto.wire import control_pb2, party_pb2, party_pb2_grpc
 
 Stubs = dict[str, party_pb2_grpc.PartyStub]
 PATIENCE = 1.0  # how long the second party may take to say what it knows, once the first one failed
@@ -48,6 +49,30 @@ class Fifo:
             return (self._line[0], len(self._line) - 1) if self._line else ("", 0)
 
 
+class Account:
+    """What the coordinator remembers of the jobs that ended."""
+
+    def __init__(self, recent: int = 20) -> None:
+        self._lock = threading.Lock()
+        self._ended = {"done": 0, "failed": 0, "cancelled": 0}
+        self._recent: deque[dict[str, float]] = deque(maxlen=recent)
+
+    def add(self, outcome: str, seconds: dict[str, float]) -> None:
+        with self._lock:
+            self._ended[outcome if outcome in self._ended else "failed"] += 1
+            if outcome == "done":
+                self._recent.append(seconds)
+
+    def state(self) -> control_pb2.Throughput:
+        with self._lock:
+            count = len(self._recent)
+            online, offline = (sum(s[p] for s in self._recent) / max(1, count) for p in ("online", "offline"))
+            return control_pb2.Throughput(
+                done=self._ended["done"], failed=self._ended["failed"], cancelled=self._ended["cancelled"],
+                recent=count, online_seconds=online, offline_seconds=offline,
+            )  # fmt: skip
+
+
 class JobRun:
     """Calls to both parties on behalf of one job."""
 
@@ -56,6 +81,8 @@ class JobRun:
         self.started = threading.Event()
         self.cancelled = threading.Event()
         self.done = False
+        self.seconds = {"offline": 0.0, "online": 0.0}  # of the slower party, summed over the layers
+        self.traffic: list[party_pb2.Traffic] = []  # of each party, as of its last step
         self.begun = False  # from here on a silent process is lost, not absent
         self._lock = threading.Lock()
         self._flying: list[Any] = []

@@ -11,6 +11,7 @@ import torch
 from ditto.config import PartyConfig
 from ditto.errors import BadShare, ClusterError, ReplayedJob
 from ditto.ledger import Ledger
+from ditto.metrics import PartyMetrics
 from ditto.peerlink import LinkChannel, PeerLink
 from ditto.prg import SEED_BYTES
 from ditto.program import Program
@@ -19,6 +20,7 @@ from ditto.service.model_store import Assembly, ModelStore
 from ditto.service.programs import check_id, program_for
 from ditto.service.source import DealerSource
 from ditto.sharing import seeded_share
+from ditto.transport import short
 from ditto.wire import dealer_pb2, dealer_pb2_grpc, party_pb2
 
 log = structlog.get_logger()
@@ -34,7 +36,7 @@ class Job:
         self.engine: PartyJob | None = None
         self.outputs: dict[str, torch.Tensor] | None = None
         self.fetched: set[str] = set()
-        self.finished = False
+        self.seconds = {"offline": 0.0, "online": 0.0}
         self.used = time.monotonic()
 
     def running(self) -> PartyJob:
@@ -56,6 +58,7 @@ class Job:
                 if layer == len(self.program.layers) - 1:
                     self.outputs = engine.outputs()
             seconds = time.perf_counter() - start
+            self.seconds[phase] += seconds
             self.used = time.monotonic()
             return seconds, self.ledger.to_json(phase, layer)
 
@@ -74,8 +77,16 @@ class Job:
         with self.lock:
             self.running().set_input(name, share)
 
+    def traffic(self) -> party_pb2.Traffic:
+        """What this party sent and received for the job so far, counted at the frame."""
+        link, dealer = self.channel, self.source
+        return party_pb2.Traffic(
+            rounds=link.rounds, dealt=dealer.received, dealt_framing=dealer.framing,
+            payload_sent=link.payload_sent, framing_sent=link.framing_sent,
+            payload_received=link.payload_received, framing_received=link.framing_received,
+        )  # fmt: skip
+
     def close(self, reason: str) -> None:
-        self.finished = True
         self.channel.close(reason)
         self.source.close(reason or "the job is done")
 
@@ -84,9 +95,14 @@ class Jobs:
     """All open jobs, and the names of all that ever were: a name is used once."""
 
     def __init__(
-        self, config: PartyConfig, store: ModelStore, link: PeerLink, dealer: dealer_pb2_grpc.DealerStub
+        self,
+        config: PartyConfig,
+        store: ModelStore,
+        link: PeerLink,
+        dealer: dealer_pb2_grpc.DealerStub,
+        metrics: PartyMetrics,
     ) -> None:
-        self._config, self._store, self._link, self._dealer = config, store, link, dealer
+        self._config, self._store, self._link, self._dealer, self._metrics = config, store, link, dealer, metrics
         self._lock = threading.Lock()
         self._jobs: dict[str, Job] = {}
         self._used: set[str] = set()
@@ -109,17 +125,17 @@ class Jobs:
             job=request.job, model=entry.model, share_id=request.share_id,
             batch=request.batch, seq=request.seq, fingerprint=request.fingerprint,
         )  # fmt: skip
-        source = DealerSource(self._dealer, correlations, self._config.step_timeout_s)
+        source = DealerSource(self._dealer, correlations, self._config.step_timeout_s, self._metrics)
         job = Job(request.job, program, channel, source)
         with self._lock:
             self._jobs[request.job] = job
+        log.info("job started", job=short(request.job), model=entry.model, batch=request.batch, seq=request.seq)
         try:
             seed = source.seed()
             job.engine = PartyJob(program, self._config.index, request.job, seed, weights, channel, source, job.ledger)
         except Exception:
             self.close(request.job, "opening failed")
             raise
-        log.info("job open", job=request.job, model=entry.model, batch=request.batch, seq=request.seq)
 
     def get(self, name: str) -> Job:
         with self._lock:
@@ -135,7 +151,13 @@ class Jobs:
             job = self._jobs.pop(name, None)
         if job is not None:
             job.close(reason)
-            log.info("job closed", job=name, reason=reason or "done")
+            outcome = "aborted" if reason else "done"
+            self._metrics.jobs.labels(outcome).inc()
+            log.info(
+                "job ended", job=short(name), outcome=outcome, reason=reason or None,
+                **{f"{phase}_seconds": round(seconds, 4) for phase, seconds in job.seconds.items()},
+                **{count.name: value for count, value in job.traffic().ListFields()},
+            )  # fmt: skip
 
     def _sweep(self) -> None:
         while True:

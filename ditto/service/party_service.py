@@ -10,12 +10,13 @@ import structlog
 
 from ditto.config import PartyConfig
 from ditto.errors import BadShare, ClusterError, DittoError
+from ditto.metrics import PartyMetrics
 from ditto.peerlink import PeerLink
 from ditto.ring import pack
 from ditto.service.model_store import Assembly, ModelStore
 from ditto.service.party_jobs import Jobs
 from ditto.service.programs import check_id
-from ditto.transport import CHUNK, Roles, connect, from_rpc_error, open_channel
+from ditto.transport import CHUNK, Roles, connect, from_rpc_error, open_channel, short
 from ditto.wire import dealer_pb2, dealer_pb2_grpc, party_pb2, party_pb2_grpc
 
 log = structlog.get_logger()
@@ -47,12 +48,17 @@ class PartyService(party_pb2_grpc.PartyServicer):
     def __init__(self, config: PartyConfig) -> None:
         self._config = config
         self._store = ModelStore(config.data_dir, config.index)
-        self.link = PeerLink(config.role, config.peer, config.connect_timeout_s, config.step_timeout_s, config.network)
+        self.metrics = PartyMetrics()
+        self.metrics.models.set_function(lambda: len(self._store.entries()))
+        self.link = PeerLink(
+            config.role, config.peer, config.connect_timeout_s, config.step_timeout_s, config.network,
+            self.metrics.link,
+        )  # fmt: skip
         self._dealer_channel = open_channel(
             config.peers.dealer, "dealer", config.tls, config.role, config.max_message_mb
         )
         self._dealer = dealer_pb2_grpc.DealerStub(self._dealer_channel)
-        self._jobs = Jobs(config, self._store, self.link, self._dealer)
+        self._jobs = Jobs(config, self._store, self.link, self._dealer, self.metrics)
         self._peer_channel: grpc.Channel | None = None
         if config.index == 1:
             address = config.peers.of(config.peer)
@@ -124,7 +130,9 @@ class PartyService(party_pb2_grpc.PartyServicer):
             code = error.code if isinstance(error, DittoError) else type(error).__name__
             self._jobs.close(request.job, f"{phase} work failed ({code})")
             raise
-        return party_pb2.StepReply(seconds=seconds, ledger_json=json.dumps(rows))
+        self.metrics.seconds.labels(phase).observe(seconds)
+        log.debug("layer done", name=job.program.layers[request.layer], phase=phase, seconds=round(seconds, 4))
+        return party_pb2.StepReply(seconds=seconds, ledger_json=json.dumps(rows), traffic=job.traffic())
 
     def CloseJob(self, request: party_pb2.CloseJobRequest, context: grpc.ServicerContext) -> party_pb2.CloseJobReply:
         self._jobs.close(request.job, request.reason)
@@ -136,6 +144,7 @@ class PartyService(party_pb2_grpc.PartyServicer):
         self, request_iterator: Iterator[party_pb2.PutInputRequest], context: grpc.ServicerContext
     ) -> party_pb2.PutInputReply:
         header = next(request_iterator, party_pb2.PutInputRequest()).header
+        structlog.contextvars.bind_contextvars(job=short(header.job))
         job = self._jobs.get(header.job)
         assembly: Assembly | None = job.input(header)
         for request in request_iterator:

@@ -7,20 +7,23 @@ import contextlib
 import ctypes
 import logging
 import os
+import re
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import grpc
 import structlog
 import torch
+from prometheus_client import CollectorRegistry
 
 from ditto.config import CoordinatorConfig, DealerConfig, PartyConfig, load_config
 from ditto.errors import DittoError
-from ditto.transport import build_server
+from ditto.metrics import Metrics, serve
+from ditto.transport import build_server, short
 
 C = TypeVar("C", PartyConfig, DealerConfig, CoordinatorConfig)
 
@@ -38,17 +41,38 @@ def tune_memory() -> None:
 
 
 class Service(Protocol):
+    @property
+    def metrics(self) -> Metrics: ...
+
     def close(self) -> None: ...
 
 
+_IDENTIFIER = re.compile(r"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])")
+
+
+def shorten(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """No log holds a whole identifier, not even in a message or a traceback."""
+    for key, value in event.items():
+        if isinstance(value, str):
+            event[key] = _IDENTIFIER.sub(lambda found: short(found[0]), value)
+    return event
+
+
 def setup_logs(level: str, role: str) -> None:
-    """One JSON object a line on standard error. Only names, sizes and times are ever logged."""
+    """One JSON object a line on standard error, each with the role. Only names, sizes and times are ever logged."""
+
+    def name(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        event["role"] = role
+        return event
+
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            name,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),
             structlog.processors.format_exc_info,
+            shorten,
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
@@ -72,7 +96,10 @@ def main(kind: type[C], start: Callable[[C], tuple[grpc.Server, int, Service]]) 
         config = load_config(path, kind)
         setup_logs(config.log_level, config.role)
         torch.set_num_threads(config.threads)
+        registry = CollectorRegistry()  # served first: once the server's own port is bound, it must not fail any more
+        end_metrics = serve(config.metrics, config.role, registry)
         server, port, service = start(config)
+        registry.register(service.metrics.registry)
     except DittoError as error:
         sys.stderr.write(f"{path}: {error}\n")
         return error.exit_code
@@ -81,9 +108,10 @@ def main(kind: type[C], start: Callable[[C], tuple[grpc.Server, int, Service]]) 
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: stop.set())
     server.start()
-    log.info("serving", role=config.role, port=port)
+    log.info("serving", port=port, metrics=config.metrics)
     stop.wait()
-    log.info("stopping", role=config.role)
+    log.info("stopping")
+    end_metrics()
     ended = server.stop(grace=1.0)
     service.close()
     ended.wait(3.0)

@@ -8,6 +8,8 @@ from collections import deque
 import grpc
 
 from ditto.errors import ClusterError, DittoError, PeerLost
+from ditto.frames import around_dealt
+from ditto.metrics import PartyMetrics
 from ditto.prg import SEED_BYTES
 from ditto.transport import from_rpc_error
 from ditto.wire import dealer_pb2, dealer_pb2_grpc
@@ -19,7 +21,11 @@ class DealerSource:
     """Reads one job's correlations in a thread of its own and hands them out strictly in order (runtime.Source)."""
 
     def __init__(
-        self, stub: dealer_pb2_grpc.DealerStub, request: dealer_pb2.CorrelationsRequest, timeout: float
+        self,
+        stub: dealer_pb2_grpc.DealerStub,
+        request: dealer_pb2.CorrelationsRequest,
+        timeout: float,
+        metrics: PartyMetrics,
     ) -> None:
         self._changed = threading.Condition()
         self._chunks: deque[memoryview] = deque()
@@ -28,7 +34,9 @@ class DealerSource:
         self._error: DittoError | None = None
         self._seed: bytes | None = None
         self._timeout = timeout
+        self._metrics = metrics
         self.received = 0
+        self.framing = 0
         self._call = stub.Correlations(request)
         threading.Thread(target=self._read, name="dealer-in", daemon=True).start()
 
@@ -38,7 +46,9 @@ class DealerSource:
                 with self._changed:
                     if self._seed is None:
                         self._seed = reply.seed
-                    data = reply.data
+                    data, around = reply.data, around_dealt(reply)
+                    self.framing += around
+                    self._metrics.dealt(len(data), around)
                     if data:
                         self._chunks.append(memoryview(data))
                         self._held += len(data)

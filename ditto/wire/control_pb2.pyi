@@ -4,6 +4,8 @@ isort:skip_file
 The coordinator: public programs, the job queue and the measurements. It never sees a share."""
 
 from collections import abc as _abc
+from ditto.wire import dealer_pb2 as _dealer_pb2
+from ditto.wire import party_pb2 as _party_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
@@ -182,25 +184,73 @@ class StatusReply(_message.Message):
     PROCESSES_FIELD_NUMBER: _builtins.int
     QUEUED_FIELD_NUMBER: _builtins.int
     RUNNING_FIELD_NUMBER: _builtins.int
+    DEALER_FIELD_NUMBER: _builtins.int
+    THROUGHPUT_FIELD_NUMBER: _builtins.int
     queued: _builtins.int
     running: _builtins.str
-    """the job that runs, if any"""
+    """the first digits of the job that runs, if any"""
     @_builtins.property
     def processes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProcessStatus]: ...
+    @_builtins.property
+    def dealer(self) -> _dealer_pb2.InventoryReply:
+        """absent when the dealer does not answer"""
+
+    @_builtins.property
+    def throughput(self) -> Global___Throughput: ...
     def __init__(
         self,
         *,
         processes: _abc.Iterable[Global___ProcessStatus] | None = ...,
         queued: _builtins.int = ...,
         running: _builtins.str = ...,
+        dealer: _dealer_pb2.InventoryReply | None = ...,
+        throughput: Global___Throughput | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dealer", b"dealer", "throughput", b"throughput"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["processes", b"processes", "queued", b"queued", "running", b"running"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dealer", b"dealer", "processes", b"processes", "queued", b"queued", "running", b"running", "throughput", b"throughput"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StatusReply: _TypeAlias = StatusReply  # noqa: Y015
+
+@_typing.final
+class Throughput(_message.Message):
+    """Since the coordinator started."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DONE_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    CANCELLED_FIELD_NUMBER: _builtins.int
+    RECENT_FIELD_NUMBER: _builtins.int
+    ONLINE_SECONDS_FIELD_NUMBER: _builtins.int
+    OFFLINE_SECONDS_FIELD_NUMBER: _builtins.int
+    done: _builtins.int
+    failed: _builtins.int
+    cancelled: _builtins.int
+    recent: _builtins.int
+    """how many of the last done jobs the means are of"""
+    online_seconds: _builtins.float
+    """of a job; the slower party's"""
+    offline_seconds: _builtins.float
+    def __init__(
+        self,
+        *,
+        done: _builtins.int = ...,
+        failed: _builtins.int = ...,
+        cancelled: _builtins.int = ...,
+        recent: _builtins.int = ...,
+        online_seconds: _builtins.float = ...,
+        offline_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "done", b"done", "failed", b"failed", "offline_seconds", b"offline_seconds", "online_seconds", b"online_seconds", "recent", b"recent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Throughput: _TypeAlias = Throughput  # noqa: Y015
 
 @_typing.final
 class RunJobRequest(_message.Message):
@@ -317,15 +367,21 @@ class Done(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SECONDS_FIELD_NUMBER: _builtins.int
+    TRAFFIC_FIELD_NUMBER: _builtins.int
     seconds: _builtins.float
+    @_builtins.property
+    def traffic(self) -> _containers.RepeatedCompositeFieldContainer[_party_pb2.Traffic]:
+        """of party 0 and party 1"""
+
     def __init__(
         self,
         *,
         seconds: _builtins.float = ...,
+        traffic: _abc.Iterable[_party_pb2.Traffic] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["seconds", b"seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["seconds", b"seconds", "traffic", b"traffic"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -44,6 +44,11 @@ class DealerStub:
                 request_serializer=ditto_dot_v1_dot_dealer__pb2.CorrelationsRequest.SerializeToString,
                 response_deserializer=ditto_dot_v1_dot_dealer__pb2.CorrelationsReply.FromString,
                 _registered_method=True)
+        self.Inventory = channel.unary_unary(
+                '/ditto.v1.Dealer/Inventory',
+                request_serializer=ditto_dot_v1_dot_dealer__pb2.InventoryRequest.SerializeToString,
+                response_deserializer=ditto_dot_v1_dot_dealer__pb2.InventoryReply.FromString,
+                _registered_method=True)
 
 
 class DealerServicer:
@@ -63,6 +68,13 @@ class DealerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Inventory(self, request, context):
+        """Coordinator: the models known, and how much of the running job is dealt.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DealerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -75,6 +87,11 @@ def add_DealerServicer_to_server(servicer, server):
                     servicer.Correlations,
                     request_deserializer=ditto_dot_v1_dot_dealer__pb2.CorrelationsRequest.FromString,
                     response_serializer=ditto_dot_v1_dot_dealer__pb2.CorrelationsReply.SerializeToString,
+            ),
+            'Inventory': grpc.unary_unary_rpc_method_handler(
+                    servicer.Inventory,
+                    request_deserializer=ditto_dot_v1_dot_dealer__pb2.InventoryRequest.FromString,
+                    response_serializer=ditto_dot_v1_dot_dealer__pb2.InventoryReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -131,6 +148,33 @@ class Dealer:
             '/ditto.v1.Dealer/Correlations',
             ditto_dot_v1_dot_dealer__pb2.CorrelationsRequest.SerializeToString,
             ditto_dot_v1_dot_dealer__pb2.CorrelationsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Inventory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ditto.v1.Dealer/Inventory',
+            ditto_dot_v1_dot_dealer__pb2.InventoryRequest.SerializeToString,
+            ditto_dot_v1_dot_dealer__pb2.InventoryReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -381,22 +381,67 @@ class StepReply(_message.Message):
 
     SECONDS_FIELD_NUMBER: _builtins.int
     LEDGER_JSON_FIELD_NUMBER: _builtins.int
+    TRAFFIC_FIELD_NUMBER: _builtins.int
     seconds: _builtins.float
     ledger_json: _builtins.str
     """the rows of this layer and phase"""
+    @_builtins.property
+    def traffic(self) -> Global___Traffic: ...
     def __init__(
         self,
         *,
         seconds: _builtins.float = ...,
         ledger_json: _builtins.str = ...,
+        traffic: Global___Traffic | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["traffic", b"traffic"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ledger_json", b"ledger_json", "seconds", b"seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ledger_json", b"ledger_json", "seconds", b"seconds", "traffic", b"traffic"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StepReply: _TypeAlias = StepReply  # noqa: Y015
+
+@_typing.final
+class Traffic(_message.Message):
+    """One party's bytes of one job so far, counted at the frame: payload and what gRPC puts around it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUNDS_FIELD_NUMBER: _builtins.int
+    PAYLOAD_SENT_FIELD_NUMBER: _builtins.int
+    FRAMING_SENT_FIELD_NUMBER: _builtins.int
+    PAYLOAD_RECEIVED_FIELD_NUMBER: _builtins.int
+    FRAMING_RECEIVED_FIELD_NUMBER: _builtins.int
+    DEALT_FIELD_NUMBER: _builtins.int
+    DEALT_FRAMING_FIELD_NUMBER: _builtins.int
+    rounds: _builtins.int
+    payload_sent: _builtins.int
+    """to the other party"""
+    framing_sent: _builtins.int
+    payload_received: _builtins.int
+    framing_received: _builtins.int
+    dealt: _builtins.int
+    """correlations received from the dealer"""
+    dealt_framing: _builtins.int
+    def __init__(
+        self,
+        *,
+        rounds: _builtins.int = ...,
+        payload_sent: _builtins.int = ...,
+        framing_sent: _builtins.int = ...,
+        payload_received: _builtins.int = ...,
+        framing_received: _builtins.int = ...,
+        dealt: _builtins.int = ...,
+        dealt_framing: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dealt", b"dealt", "dealt_framing", b"dealt_framing", "framing_received", b"framing_received", "framing_sent", b"framing_sent", "payload_received", b"payload_received", "payload_sent", b"payload_sent", "rounds", b"rounds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Traffic: _TypeAlias = Traffic  # noqa: Y015
 
 @_typing.final
 class CloseJobRequest(_message.Message):

@@ -1,0 +1,28 @@
+"""Framing: the bytes that gRPC puts around payload, in closed form: Message.ByteSize() would encode the payload too.
+
+Counted are protobuf's fields, the 5 bytes before each gRPC message and one HTTP/2 frame header of 9. Further HTTP/2
+frames of a large message, TLS and TCP/IP come on top (benchmarks/wire_bytes.py measures them).
+"""
+
+from __future__ import annotations
+
+from ditto.wire import dealer_pb2, party_pb2
+
+PREFIX = 5 + 9
+
+
+def field_size(value: int, length: int = 0) -> int:
+    """Bytes of a protobuf field: its tag, `value` as a varint, and `length` bytes that follow. Zero is left out."""
+    return 1 + (value.bit_length() + 6) // 7 + length if value else 0
+
+
+def around_frame(frame: party_pb2.Frame, offset: int, size: int) -> int:
+    """Framing of one piece of `size` bytes at `offset`; the other fields are those of `frame`."""
+    texts = (len(text.encode()) for text in (frame.job, frame.label, frame.abort))
+    fields = sum(field_size(n, n) for n in texts) + field_size(size)
+    return fields + sum(field_size(n) for n in (frame.sequence, offset, frame.total)) + PREFIX
+
+
+def around_dealt(reply: dealer_pb2.CorrelationsReply) -> int:
+    """Framing of one message of the dealer; the seed counts as framing."""
+    return sum(field_size(len(part)) for part in (reply.seed, reply.data)) + len(reply.seed) + PREFIX

@@ -1,0 +1,237 @@
+"""Metrics, log lines and status of a real cluster agree with the report of the job that caused them."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+from typer.testing import CliRunner
+
+from ditto.cli import app
+from ditto.client import Client
+from ditto.cluster import SERVERS, Cluster, _free_ports
+from ditto.config import DealerConfig, load_config
+from ditto.errors import ClusterError, ConfigError
+from ditto.metrics import PARTIES, Metrics, serve
+from ditto.models import encode_inputs, random_model
+from ditto.models.importer import random_batch
+from ditto.program import Program
+from ditto.service.job_run import Account
+
+pytestmark = pytest.mark.slow
+SEQ = 16
+Samples = dict[tuple[str, ...], float]  # (name, label values in the order of their names)
+
+
+def amend(cluster: Cluster, role: str, **changes: Any) -> None:
+    path = cluster.config_path(role)
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes))
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path_factory.mktemp("home"))
+    cluster.configure(ports=_free_ports())
+    for role, port in zip(SERVERS, _free_ports().values(), strict=True):
+        amend(cluster, role, metrics=f"127.0.0.1:{port}", log_level="debug")
+    try:
+        cluster.up()
+        spec, weights, _ = random_model("bert-tiny", 1, SEQ)
+        with Client(cluster.client_config()) as client:
+            client.share_model(spec | {"name": "tiny"}, weights)
+        yield cluster
+    finally:
+        cluster.down()
+
+
+def text(cluster: Cluster, role: str) -> str:
+    address = yaml.safe_load(cluster.config_path(role).read_text())["metrics"]
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as answer:
+        return str(answer.read().decode())
+
+
+def scrape(cluster: Cluster, role: str) -> Samples:
+    return {
+        (sample.name, *(sample.labels[key] for key in sorted(sample.labels))): sample.value
+        for family in text_string_to_metric_families(text(cluster, role))
+        for sample in family.samples
+    }
+
+
+def infer(client: Client, on_event: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
+    spec = client.get_model("tiny")
+
+    def inputs(program: Program) -> dict[str, Any]:
+        return encode_inputs(spec, program, random_batch(1, SEQ))
+
+    return client.infer("tiny", inputs, 1, SEQ, on_event).report
+
+
+def wait_for(cluster: Cluster, role: str, key: tuple[str, ...], value: float) -> Samples:
+    """What a server counts after the client has its answer may come a moment later."""
+    deadline = time.monotonic() + 10
+    while (samples := scrape(cluster, role)).get(key) != value:
+        assert time.monotonic() < deadline, (role, key, samples.get(key))
+        time.sleep(0.05)
+    return samples
+
+
+def test_metrics_equal_the_report(cluster: Cluster) -> None:
+    before = {role: scrape(cluster, role) for role in SERVERS}
+    with Client(cluster.client_config()) as client:
+        report = infer(client)
+    done = ("ditto_jobs_total", "done")
+    after = {role: wait_for(cluster, role, done, before[role].get(done, 0) + 1) for role in SERVERS}
+
+    def rise(role: str, *key: str) -> float:
+        return after[role].get(key, 0) - before[role].get(key, 0)
+
+    for phase in ("offline", "online"):
+        assert rise("coordinator", "ditto_job_seconds_count", phase) == 1
+        assert rise("coordinator", "ditto_job_seconds_sum", phase) == pytest.approx(report[phase]["seconds"])
+    for party, role in enumerate(PARTIES):
+        traffic, peer = report["traffic"][role], report["traffic"][PARTIES[1 - party]]
+        assert rise(role, "ditto_rounds_total") == report["online"]["rounds"] == traffic["rounds"]
+        assert traffic["sent"]["payload"] == report["online"]["bytes_sent"][party]
+        assert traffic["from_dealer"]["payload"] == report["offline"]["bytes_to_party"][party]
+        assert traffic["received"] == peer["sent"] and traffic["sent"]["framing"] > 0
+        for part in ("payload", "framing"):
+            assert rise(role, "ditto_peer_bytes_total", "out", part) == traffic["sent"][part]
+            assert rise(role, "ditto_peer_bytes_total", "in", part) == traffic["received"][part]
+            assert rise(role, "ditto_dealer_bytes_total", part) == traffic["from_dealer"][part]
+            assert rise("dealer", "ditto_dealt_bytes_total", part, role) == traffic["from_dealer"][part]
+        for phase in ("offline", "online"):
+            assert rise(role, "ditto_layer_seconds_count", phase) == len(report["layers"])
+        assert after[role]["ditto_peer_link_up",] == 1
+        assert after["dealer"]["ditto_waiting_bytes", role] == 0
+    assert after["coordinator"]["ditto_queue_length",] == 0
+    assert all(samples["ditto_models",] == 1 for samples in after.values())
+    assert not any(report["job"][:8] in text(cluster, role) for role in SERVERS)
+
+
+def test_an_abandoned_job_counts_as_cancelled(cluster: Cluster) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(event: dict[str, Any]) -> None:
+        if event["event"] == "layer":
+            raise Stop
+
+    with Client(cluster.client_config()) as client:
+        before = client.status()["throughput"]["cancelled"]
+        with pytest.raises(Stop):
+            infer(client, stop)
+        wait_for(cluster, "coordinator", ("ditto_jobs_total", "cancelled"), 1)
+        wait_for(cluster, "party0", ("ditto_jobs_total", "aborted"), 1)
+        assert client.status()["throughput"]["cancelled"] == before + 1
+
+
+def test_status_follows_a_job(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    during: list[dict[str, Any]] = []
+    with Client(cluster.client_config()) as client, Client(cluster.client_config()) as other:
+
+        def look(event: dict[str, Any]) -> None:
+            if event["event"] == "layer" and event["phase"] == "online":
+                during.append(other.status())
+
+        report = infer(client, look)
+    job = report["job"][:8]
+    assert during[0]["queue"] == {"running": job, "waiting": 0}
+    dealer = during[0]["dealer"]
+    assert dealer["models"] == ["tiny"]
+    assert dealer["job"] in (job, None)  # a job this small may be dealt by then
+    assert all(set(stock) == {"ready_bytes", "sent_bytes"} for stock in dealer["parties"].values())
+    monkeypatch.setenv("DITTO_HOME", str(cluster.root))
+    result = CliRunner().invoke(app, ["cluster", "status", "--json"])
+    assert result.exit_code == 0, result.output
+    status = json.loads(result.stdout)
+    assert status["serving"] and status["queue"] == {"running": None, "waiting": 0}
+    assert status["dealer"]["models"] == ["tiny"] and status["dealer"]["parties"] == {}
+    throughput = status["throughput"]
+    assert throughput["done"] == throughput["recent"] >= 1 and throughput["mean_online_seconds"] > 0
+    shown = CliRunner().invoke(app, ["cluster", "status"])
+    assert shown.exit_code == 0 and "models tiny" in shown.stdout and "s online" in shown.stdout
+
+
+def secrets_of(cluster: Cluster) -> set[str]:
+    """Seeds on disk, as hexadecimal digits."""
+    data = cluster.root / "data"
+    found = {path.read_bytes().hex() for path in data.glob("*/models/*/mask_seed")}
+    return found | {json.loads(path.read_text())["master"] for path in (data / "dealer" / "models").glob("*.json")}
+
+
+def log_with_end(cluster: Cluster, role: str, job: str) -> str:
+    deadline = time.monotonic() + 10
+    while True:
+        raw = (cluster.logs / f"{role}.log").read_text()
+        if any(job in line and '"job ended"' in line for line in raw.splitlines()):
+            return raw
+        assert time.monotonic() < deadline, (role, job)
+        time.sleep(0.05)
+
+
+def test_log_lines_carry_role_job_and_layer(cluster: Cluster) -> None:
+    with Client(cluster.client_config()) as client:
+        report = infer(client)
+    job = report["job"][:8]
+    seeds = secrets_of(cluster)
+    assert len(seeds) == 3
+    for role in SERVERS:
+        raw = log_with_end(cluster, role, job)
+        assert report["job"] not in raw and not any(seed[:8] in raw for seed in seeds)
+        lines = [json.loads(line) for line in raw.splitlines() if line.startswith("{")]
+        assert all(line["role"] == role for line in lines)
+        mine = [line for line in lines if line.get("job") == job]
+        assert [line["event"] for line in mine if line["event"].startswith("job")] == ["job started", "job ended"]
+        assert mine[-1]["outcome"] == "done"
+        if role in PARTIES:
+            traffic, party = report["traffic"][role], PARTIES.index(role)
+            assert mine[-1]["payload_sent"] == traffic["sent"]["payload"] == report["online"]["bytes_sent"][party]
+            assert mine[-1]["rounds"] == report["online"]["rounds"]
+            steps = [(line["layer"], line["phase"]) for line in mine if line["event"] == "layer done"]
+            assert steps == [(i, phase) for i in range(len(report["layers"])) for phase in ("offline", "online")]
+
+
+def test_a_taken_port_is_named(cluster: Cluster, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(ConfigError, match=f"dealer cannot serve metrics on {address}"):
+            serve(address, "dealer", Metrics().registry)
+        another = Cluster(tmp_path)
+        another.configure(ports=_free_ports())
+        amend(another, "dealer", metrics=address)
+        try:
+            with pytest.raises(ClusterError, match="cannot serve metrics"):
+                another.up()
+        finally:
+            another.down()
+
+
+@pytest.mark.parametrize("address", ["nowhere", "127.0.0.1", "http://127.0.0.1:1"])
+def test_a_bad_address_is_refused(address: str, cluster: Cluster, tmp_path: Path) -> None:
+    path = tmp_path / "dealer.yaml"
+    path.write_text(cluster.config_path("dealer").read_text())
+    config = yaml.safe_load(path.read_text()) | {"metrics": address}
+    path.write_text(yaml.safe_dump(config))
+    with pytest.raises(ConfigError, match="metrics"):
+        load_config(path, DealerConfig)
+
+
+def test_throughput_is_of_the_last_jobs() -> None:
+    account = Account(recent=2)
+    for online in (1.0, 2.0, 4.0):
+        account.add("done", {"offline": 1.0, "online": online})
+    account.add("peer_lost", {"offline": 9.0, "online": 9.0})
+    state = account.state()
+    assert (state.done, state.failed, state.cancelled, state.recent) == (3, 1, 0, 2)
+    assert (state.offline_seconds, state.online_seconds) == (1.0, 3.0)
