@@ -10,7 +10,7 @@ import torch
 from engine import run_mpc
 from safetensors.torch import save_file
 
-from ditto.errors import BadCheckpoint, EmptyText, TextTooLong, UnsupportedArchitecture
+from ditto.errors import BadCheckpoint, EmptyText, TextTooLong, UnsupportedArchitecture, VersionMismatch
 from ditto.models import compile_model, decode_outputs, encode_inputs, import_model, load_checkpoint, plain_float
 from ditto.models.checkpoint import expected
 from ditto.runtime import run_plain
@@ -111,3 +111,9 @@ def test_bad_checkpoints_are_refused(checkpoint: Path) -> None:
     (checkpoint / "model.safetensors").unlink()
     with pytest.raises(BadCheckpoint, match=r"model\.safetensors"):
         load_checkpoint(checkpoint)
+
+
+def test_a_description_of_another_format_is_refused(checkpoint: Path) -> None:
+    spec, _ = import_model(load_checkpoint(checkpoint), "small", TEXTS)
+    with pytest.raises(VersionMismatch, match="import and share it again"):
+        compile_model({key: value for key, value in spec.items() if key != "format"}, 1, 16)

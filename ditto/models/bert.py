@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from ditto.errors import UsageError
+from ditto.errors import UsageError, VersionMismatch
 from ditto.ops import MatmulWeight
 from ditto.presets import preset_of
 from ditto.presets.style import Style
 from ditto.program import Builder, Program, Wire
 
+FORMAT = 2  # of descriptions and encoded weights; 2: what leads into a LayerNorm is centred
+
 
 def compile_bert(spec: dict[str, Any], batch: int, seq: int) -> Program:
-    """Compile for `batch` sentences of `seq` tokens. Activations are shares [batch * seq, H]."""
+    """Compile for `batch` sentences of `seq` tokens. Activations are shares [batch * seq, H].
+
+    Raises UsageError for a shape that the model does not take, VersionMismatch for a description of another format.
+    """
     config, ranges = spec["config"], spec["calibration"]
     if not 1 <= seq <= spec["max_length"] or batch < 1:
         raise UsageError(f"batch {batch}, length {seq}: this model takes 1 to {spec['max_length']} tokens")
+    if spec.get("format") != FORMAT:  # its weights would be read as what they are not
+        raise VersionMismatch("this model was imported by another version of ditto; import and share it again")
     style = preset_of(spec["preset"]).style
     b = Builder()
     x, residual = _embeddings(b, spec, style, batch, seq)

@@ -9,7 +9,7 @@ import torch
 
 from ditto.errors import RangeError, UsageError
 from ditto.fixedpoint import encode
-from ditto.models.bert import compile_bert
+from ditto.models.bert import FORMAT, compile_bert
 from ditto.models.checkpoint import Checkpoint, expected
 from ditto.presets import preset_of
 from ditto.quantize import calibrate, centre
@@ -48,6 +48,7 @@ def describe(checkpoint: Checkpoint, name: str, batches: list[Batch], preset: st
     config = checkpoint.config
     return {
         "name": name,
+        "format": FORMAT,
         "architecture": checkpoint.architecture,
         "preset": preset,
         "max_length": config["max_position_embeddings"],
