@@ -10,7 +10,7 @@ from test_functions import evaluate
 
 from ditto.errors import RangeError
 from ditto.functions.exponential import exponential
-from ditto.functions.fixed import CRYPTEN, FXP32, FXP64, Type, down
+from ditto.functions.fixed import CRYPTEN, FXP32, FXP64, Type, down, settle
 from ditto.functions.gelu_published import (
     FOURIER_EDGE,
     PUMA_LOW,
@@ -126,6 +126,14 @@ def test_quad_gelu_in_both_types() -> None:
         y, run = evaluate(x, kind.ring - kind.frac, kind.frac, 25.0, lambda b, w, kind=kind: quad_gelu(b, w, kind))
         assert (y - want).abs().max() <= 1.5 * 2.0**-kind.frac
         assert run.ledgers[0].total("online").rounds == 1
+
+
+def test_type_conversions_between_fxp32_and_fxp64() -> None:
+    x = torch.round(grid(-4000.0, 4000.0) * 256) / 256
+    up, run = evaluate(x, 24, 8, 4000.0, lambda b, w: settle(b, w, FXP64))
+    assert torch.equal(up, x) and run.ledgers[0].total("online").rounds == 1
+    back, run = evaluate(x, 64, 18, 4000.0, lambda b, w: settle(b, w, FXP32))
+    assert (back - x).abs().max() <= 2.0**-8 and run.ledgers[0].total("online").rounds == 0
 
 
 def test_fourier_gelu() -> None:

@@ -37,11 +37,13 @@ def down(b: Builder, z: Wire, frac: int, most: int = 64) -> Wire:
 
 def settle(b: Builder, z: Wire, kind: Type) -> Wire:
     """[z] -> [z] in `kind`: local where its ring is left after truncation, else one opening and an extension."""
-    z = down(b, z, kind.frac, kind.ring)
-    if z.ring == kind.ring:
-        return z
-    (opened,) = b.open(z)
-    return b.extend(opened, kind.ring)
+    if z.frac > kind.frac:
+        z = down(b, z, kind.frac, kind.ring)
+    if z.ring < kind.ring:
+        (opened,) = b.open(z)
+        z = b.extend(opened, kind.ring)
+    # more fraction bits only after the extension: the narrow ring has no room for them
+    return z if z.frac == kind.frac else b.affine(z, 1, 0, kind.frac)
 
 
 def square(b: Builder, x: Wire, ring: int, bound: float | None = None) -> Wire:
