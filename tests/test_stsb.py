@@ -24,5 +24,5 @@ def test_stsb(preset: str) -> None:
         pytest.skip("the demo's checkpoint is not installed")
     summary = measure(DATA, pairs=100, preset=preset)
     assert abs(summary["spearman"]["mpc"] - summary["spearman"]["fp32"]) <= 0.005
-    if preset == "ditto":  # eight fraction bits throughout, as published, give 0.998
+    if preset == "ditto":  # eight fraction bits throughout, as published, give 0.997
         assert summary["cosine"]["mean"] >= 0.999
