@@ -37,7 +37,7 @@ def down(b: Builder, z: Wire, frac: int, most: int = 64) -> Wire:
 
 def settle(b: Builder, z: Wire, kind: Type) -> Wire:
     """[z] -> [z] in `kind`: local where its ring is left after truncation, else one opening and an extension."""
-    if z.frac > kind.frac:
+    if z.frac >= kind.frac:
         z = down(b, z, kind.frac, kind.ring)
     if z.ring < kind.ring:
         (opened,) = b.open(z)
@@ -74,8 +74,7 @@ def less(b: Builder, x: Wire, thresholds: list[float]) -> list[Wire]:
     b.fits(b.retype(x, bound=x.bound + max(abs(t) for t in thresholds)), 1)
     op = Compare(x.shape, x.ring, tuple(round(t * 2**x.frac) for t in thresholds))
     (bits,) = b.emit(op, [x], [(1, 0, op.out, 1.0)])
-    dims = x.shape
-    return [b.view(bits, slices=((0, i, i + 1),), shape=dims) for i in range(len(thresholds))]
+    return [b.view(bits, slices=((0, i, i + 1),), shape=x.shape) for i in range(len(thresholds))]
 
 
 def select(b: Builder, bit: Wire, x: Wire) -> Wire:
