@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from ditto.errors import BadCheckpoint, UnsupportedArchitecture
 from ditto.tokenizer import Tokenizer
 
-ARCHITECTURES = ("BertModel", "BertForSequenceClassification")
+ARCHITECTURES = ("BertModel", "BertForSequenceClassification", "GPT2LMHeadModel")
 LAYER = {
     "attention.self.query": ("hidden", "hidden"),
     "attention.self.key": ("hidden", "hidden"),
@@ -29,7 +29,8 @@ LAYER = {
 
 @dataclass
 class Checkpoint:
-    """A model in plaintext, at its owner: tensors by their names below `bert.`, config, where it came from."""
+    """A model in plaintext, at its owner: tensors by their names below `bert.` or `transformer.`, config in BERT's
+    names whatever the architecture, where it came from."""
 
     architecture: str
     config: dict[str, Any]
@@ -44,7 +45,9 @@ class Checkpoint:
 
 
 def expected(config: dict[str, Any], architecture: str) -> dict[str, tuple[int, ...]]:
-    """Names (below `bert.`) and shapes of the tensors that an architecture needs."""
+    """Names (below `bert.` or `transformer.`) and shapes of the tensors that an architecture needs."""
+    if architecture == "GPT2LMHeadModel":
+        return _expected_gpt2(config)
     sizes = {"hidden": config["hidden_size"], "inner": config["intermediate_size"]}
     hidden = sizes["hidden"]
     need: dict[str, tuple[int, ...]] = {
@@ -66,6 +69,46 @@ def expected(config: dict[str, Any], architecture: str) -> dict[str, tuple[int, 
     return need
 
 
+def _expected_gpt2(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """GPT-2 keeps its projections as [inputs, outputs]; the language-model head is the word embeddings."""
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    need: dict[str, tuple[int, ...]] = {
+        "wte.weight": (config["vocab_size"], hidden),
+        "wpe.weight": (config["max_position_embeddings"], hidden),
+    }
+    for i in range(config["num_hidden_layers"]):
+        for name, shape in (
+            ("attn.c_attn", (hidden, 3 * hidden)),
+            ("attn.c_proj", (hidden, hidden)),
+            ("mlp.c_fc", (hidden, inner)),
+            ("mlp.c_proj", (inner, hidden)),
+        ):
+            need |= {f"h.{i}.{name}.weight": shape, f"h.{i}.{name}.bias": shape[1:]}
+        need |= {f"h.{i}.{norm}.{part}": (hidden,) for norm in ("ln_1", "ln_2") for part in ("weight", "bias")}
+    return need | {"ln_f.weight": (hidden,), "ln_f.bias": (hidden,)}
+
+
+def _gpt2_config(config: dict[str, Any]) -> dict[str, Any]:
+    """GPT-2's own names for the sizes, as BERT calls them. Raises UnsupportedArchitecture for variants."""
+    plain = (
+        config.get("activation_function", "gelu_new") in ("gelu_new", "gelu_pytorch_tanh")
+        and config.get("scale_attn_weights", True)
+        and not config.get("scale_attn_by_inverse_layer_idx", False)
+        and config.get("tie_word_embeddings", True)
+    )
+    if not plain:
+        raise UnsupportedArchitecture("only GPT-2 with tanh-GELU, scaled attention and tied embeddings is supported")
+    names = {
+        "hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
+        "vocab_size": "vocab_size", "max_position_embeddings": "n_positions",
+    }  # fmt: skip
+    sizes: dict[str, Any] = {ours: config[theirs] for ours, theirs in names.items()}
+    return sizes | {
+        "intermediate_size": config.get("n_inner") or 4 * config["n_embd"],
+        "layer_norm_eps": config.get("layer_norm_epsilon", 1e-5),
+    }
+
+
 def load_checkpoint(directory: Path) -> Checkpoint:
     """Load and check a checkpoint. Raises BadCheckpoint naming the file or tensor, or UnsupportedArchitecture."""
     directory = Path(directory)
@@ -83,8 +126,10 @@ def load_checkpoint(directory: Path) -> Checkpoint:
         raw = load_file(directory / "model.safetensors")
     except (OSError, SafetensorError) as error:
         raise BadCheckpoint(f"{directory / 'model.safetensors'}: {error}") from error
-    raw = {name.removeprefix("bert."): tensor for name, tensor in raw.items()}
+    raw = {name.removeprefix("bert.").removeprefix("transformer."): tensor for name, tensor in raw.items()}
     try:
+        if architecture == "GPT2LMHeadModel":
+            config = _gpt2_config(config)
         need = expected(config, architecture)
     except KeyError as error:
         raise BadCheckpoint(f"config.json: {error} is missing") from error

@@ -1,0 +1,77 @@
+"""GPT-2 in plaintext floats, with observers: calibration, fine-tuning, and the text that `--check` compares with."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from ditto.models.bert_float import Observe, silent
+
+Tensor = torch.Tensor
+
+
+def forward(t: dict[str, Tensor], config: dict[str, Any], ids: Tensor, observe: Observe = silent) -> Tensor:
+    """Token ids [B, N] -> the hidden states after the last LayerNorm, [B, N, H].
+
+    Padding belongs on the right, where causal attention keeps it from every real token. Layer -1 stands for the
+    embeddings and layer L for the last LayerNorm in what is observed; `raw` is a projection of the centred LayerNorm
+    input, gamma included, before the division by the standard deviation.
+    """
+    eps, heads = config["layer_norm_eps"], config["num_attention_heads"]
+    batch, n = ids.shape
+    future = torch.ones(n, n, dtype=torch.bool, device=ids.device).triu(1)
+
+    def norm(x: Tensor, name: str, layer: int) -> Tensor:
+        observe(layer, f"{name}.in", x)
+        return F.layer_norm(x, x.shape[-1:], t[f"{name}.weight"], t[f"{name}.bias"], eps)
+
+    def dense(x: Tensor, name: str) -> Tensor:
+        return x @ t[f"{name}.weight"] + t[f"{name}.bias"]
+
+    x = F.embedding(ids, t["wte.weight"]) + t["wpe.weight"][:n]
+    observe(-1, "embeddings", x)
+    for i in range(config["num_hidden_layers"]):
+        at = f"h.{i}"
+        if observe is not silent:
+            centred = (x - x.mean(-1, keepdim=True)) * t[f"{at}.ln_1.weight"]
+            observe(i, "raw", centred @ t[f"{at}.attn.c_attn.weight"])
+        qkv = dense(norm(x, f"{at}.ln_1", i), f"{at}.attn.c_attn")
+        q, k, v = (y.view(batch, n, heads, -1).transpose(1, 2) for y in qkv.chunk(3, -1))
+        q = q / math.sqrt(q.shape[-1])
+        for y in (q, k, v):
+            observe(i, "qkv", y)
+        scores = q @ k.transpose(-1, -2)
+        observe(i, "scores", scores)
+        context = (scores.masked_fill(future, -torch.inf).softmax(-1) @ v).transpose(1, 2).reshape(batch, n, -1)
+        observe(i, "context", context)
+        y = dense(context, f"{at}.attn.c_proj")
+        observe(i, "attention", y)
+        x = x + y
+        h = dense(norm(x, f"{at}.ln_2", i), f"{at}.mlp.c_fc")
+        observe(i, "gelu", h)
+        y = dense(F.gelu(h, approximate="tanh"), f"{at}.mlp.c_proj")
+        observe(i, "mlp", y)
+        x = x + y
+    return norm(x, "ln_f", config["num_hidden_layers"])
+
+
+def logits(t: dict[str, Tensor], hidden: Tensor) -> Tensor:
+    """Next-token logits [..., V] by the tied embeddings."""
+    return hidden @ t["wte.weight"].t()
+
+
+def continue_greedily(
+    t: dict[str, Tensor], config: dict[str, Any], prompt: list[int], count: int, stop: int | None = None
+) -> list[int]:
+    """The `count` most likely next tokens after one prompt, fewer where `stop` ends the text (it is included)."""
+    ids = list(prompt)
+    with torch.inference_mode():
+        while len(ids) < len(prompt) + count:
+            hidden = forward(t, config, torch.tensor([ids]))
+            ids.append(int(logits(t, hidden[0, -1]).argmax()))
+            if ids[-1] == stop:
+                break
+    return ids[len(prompt) :]
