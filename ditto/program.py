@@ -7,7 +7,22 @@ import math
 from dataclasses import dataclass, field, replace
 
 from ditto.errors import RangeError
-from ditto.ops import Add, Affine, Cost, Extend, Op, Open, Product, Product3, Sum, TruncateReduce, View
+from ditto.ops import (
+    Add,
+    Affine,
+    Cost,
+    Extend,
+    Join,
+    Op,
+    Open,
+    Product,
+    Product3,
+    Sum,
+    Triangle,
+    TruncateReduce,
+    Untriangle,
+    View,
+)
 from ditto.ops.base import Shape, packed_bytes
 from ditto.ops.product import broadcast
 
@@ -46,18 +61,25 @@ class Step:
 
 @dataclass
 class Program:
-    """Steps in order, and the typed wires that enter and leave."""
+    """Steps in order, and the typed wires that enter and leave.
+
+    A job may be several programs in a row, its stages. What one stage leaves to the next by name is in `kept` there
+    and in `carried` here; it stays as it is, opened or shared.
+    """
 
     layers: list[str] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     inputs: dict[str, Wire] = field(default_factory=dict)
     outputs: dict[str, Wire] = field(default_factory=dict)
     weights: dict[str, Wire] = field(default_factory=dict)
+    carried: dict[str, Wire] = field(default_factory=dict)
+    kept: dict[str, Wire] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
         """Hash of everything that the parties and the dealer must agree on."""
-        text = repr((self.layers, self.steps, sorted(self.inputs.items()), sorted(self.weights.items())))
+        wires = [sorted(w.items()) for w in (self.inputs, self.weights, self.carried, self.kept)]
+        text = repr((self.layers, self.steps, wires))
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def cost(self, layer: int | None = None) -> Cost:
@@ -84,6 +106,11 @@ class Builder:
         """Name the operation that the following steps belong to in the ledger."""
         self._label = name
 
+    @property
+    def current(self) -> str:
+        """The operation that steps belong to now."""
+        return self._label
+
     def input(self, name: str, ring: int, frac: int, shape: Shape, bound: float) -> Wire:
         wire = self.program.inputs[name] = Wire(name, ring, frac, shape, bound)
         return wire
@@ -94,6 +121,15 @@ class Builder:
 
     def output(self, name: str, wire: Wire) -> None:
         self.program.outputs[name] = wire
+
+    def carry(self, name: str, ring: int, frac: int, shape: Shape, bound: float) -> Wire:
+        """What an earlier stage of the job kept under this name."""
+        wire = self.program.carried[name] = Wire(name, ring, frac, shape, bound)
+        return wire
+
+    def keep(self, name: str, wire: Wire) -> None:
+        """Leave a wire to later stages of the job."""
+        self.program.kept[name] = wire
 
     def emit(self, op: Op, inputs: list[Wire], outputs: list[tuple[int, int, Shape, float]]) -> list[Wire]:
         """Append a step; outputs are (ring, frac, shape, bound). Raises RangeError for a bound that cannot fit."""
@@ -133,6 +169,27 @@ class Builder:
             raise ValueError(f"view of {x.shape} as {new}")
         out = tuple(new[d] for d in dims) if dims else new
         return self.emit(View(slices, tuple(shape), tuple(dims)), [x], [(x.ring, x.frac, out, x.bound)])[0]
+
+    def join(self, *wires: Wire, dim: int) -> Wire:
+        """One after another along a dimension: all opened or none, of one type."""
+        first = wires[0]
+        if any((w.ring, w.frac) != (first.ring, first.frac) for w in wires):
+            raise ValueError("join of different types")
+        shape = list(first.shape)
+        shape[dim] = sum(w.shape[dim] for w in wires)
+        bound = max(w.bound for w in wires)
+        return self.emit(Join(first.ring, dim), list(wires), [(first.ring, first.frac, tuple(shape), bound)])[0]
+
+    def triangle(self, x: Wire) -> Wire:
+        """Of [..., n, n] the entries with column <= row, flat."""
+        n = x.shape[-1]
+        return self.emit(Triangle(n), [x], [(x.ring, x.frac, (*x.shape[:-2], n * (n + 1) // 2), x.bound)])[0]
+
+    def untriangle(self, x: Wire, n: int, rest: int = 0) -> Wire:
+        """The way back, with zeros elsewhere; the last `rest` dimensions ride along."""
+        at = len(x.shape) - 1 - rest
+        op = Untriangle(n, x.shape[at + 1 :])
+        return self.emit(op, [x], [(x.ring, x.frac, (*x.shape[:at], n, n, *op.rest), x.bound)])[0]
 
     def add(self, *wires: Wire, ring: int = 0, bound: float | None = None) -> Wire:
         """Sum on the smallest ring of the inputs (or `ring`), at the largest number of fraction bits."""

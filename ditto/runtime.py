@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -138,10 +139,23 @@ class _DealerContext:
 
 
 class DealerJob:
-    """Correlations of one job, in program order. A job is dealt once: a second `deal` raises ReuseError."""
+    """Correlations of one job or of one stage of it, in program order, dealt once: a second `deal` raises ReuseError.
 
-    def __init__(self, program: Program, job: str, seeds: tuple[bytes, bytes], weights: DealerWeights) -> None:
+    `first` is how many steps the job's earlier stages had; `carried` holds the masks that they kept, and takes those
+    that this one keeps.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        job: str,
+        seeds: tuple[bytes, bytes],
+        weights: DealerWeights,
+        first: int = 0,
+        carried: dict[str, Tensor] | None = None,
+    ) -> None:
         self._program, self._job, self._seeds, self._weights = program, job, seeds, weights
+        self._first, self._carried = first, {} if carried is None else carried
         self._dealt = False
 
     def deal(self) -> Iterator[tuple[int, bytes]]:
@@ -149,18 +163,19 @@ class DealerJob:
         if self._dealt:
             raise ReuseError(f"job {self._job}: its correlations were dealt already")
         self._dealt = True
-        masks: dict[str, Any] = {}
-        last = self._program.last_use()
+        masks: dict[str, Any] = {n: self._carried[n] for n in self._program.carried if n in self._carried}
+        last, keep = self._program.last_use(), {w.name for w in self._program.kept.values()}
         for index, step in enumerate(self._program.steps):
-            context = _DealerContext(self._seeds, self._job, index)
+            context = _DealerContext(self._seeds, self._job, self._first + index)
             inputs = [self._weights[n] if n in self._program.weights else masks.get(n) for n in step.inputs]
             outputs = step.op.deal(context, *inputs)
             masks.update((n, m) for n, m in zip(step.outputs, outputs, strict=False) if m is not None)
             for name in step.inputs:
-                if last[name] == index:
+                if last[name] == index and name not in keep:
                     masks.pop(name, None)
             for correction in context.corrections:
-                yield 1 - seeded_party(index), correction
+                yield 1 - seeded_party(self._first + index), correction
+        self._carried.update((n, masks[w.name]) for n, w in self._program.kept.items() if w.name in masks)
 
 
 # ---------------------------------------------------------------- a party
@@ -218,8 +233,22 @@ class _PartyContext:
         return opened
 
 
+@dataclass
+class Carried:
+    """What the stages of a job leave to later ones, by name: one party's values, and the masks of opened ones.
+
+    Masks are there as soon as a stage is prepared, values once it has run.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    masks: dict[str, Tensor] = field(default_factory=dict)
+
+
 class PartyJob:
-    """One party's side of one job: `prepare` and `run` each layer once, in order."""
+    """One party's side of one job, or of one stage of it: `prepare` and `run` each layer once, in order.
+
+    `first` is how many steps the job's earlier stages had.
+    """
 
     def __init__(
         self,
@@ -231,15 +260,19 @@ class PartyJob:
         channel: Channel,
         source: Source,
         ledger: Ledger,
+        first: int = 0,
+        carried: Carried | None = None,
     ) -> None:
         self.program, self.party, self.job, self.ledger = program, party, job, ledger
+        self._first, self._carried = first, carried or Carried()
         self._seed, self._weights, self._channel, self._source = seed, weights, channel, source
         self._values: dict[str, Any] = {}
         self._masks: dict[str, Tensor] = {}
         self._prepared: dict[int, Any] = {}
         self._last = program.last_use()
         self._next = {"prepare": 0, "run": 0}
-        self._keep = {w.name for w in program.outputs.values()}
+        self._kept = {w.name for w in program.kept.values()}
+        self._keep = self._kept | {w.name for w in program.outputs.values()}
 
     def set_input(self, name: str, share: Tensor) -> None:
         """Take the share of an input. Raises BadShare for an unknown name, a wrong shape or a second share."""
@@ -258,27 +291,32 @@ class PartyJob:
 
     def _context(self, index: int, prg: Prg | None) -> _PartyContext:
         step = self.program.steps[index]
-        seeded = seeded_party(index) == self.party
-        label = f"{self.job}/{index}/{step.label}"
+        seeded = seeded_party(self._first + index) == self.party
+        label = f"{self.job}/{self._first + index}/{step.label}"
         return _PartyContext(self.party, prg, seeded, self._source, self._channel, label)
 
     def prepare(self, layer: int) -> None:
         """Offline: take this layer's correlations and do the work that no input enters."""
         self._enter("prepare", layer)
+        if layer == 0:
+            self._masks.update((n, self._carried.masks[n]) for n in self.program.carried if n in self._carried.masks)
         for index, step in enumerate(self.program.steps):
             if step.layer != layer:
                 continue
             start = time.perf_counter()
-            context = self._context(index, step_prg(self._seed, self.job, index))
+            context = self._context(index, step_prg(self._seed, self.job, self._first + index))
             masks = [self._mask_of(name) for name in step.inputs]
             k = self._prepared[index] = step.op.prepare(context, *masks)
             outputs = step.op.prepared_masks(k, *masks)
             self._masks.update((n, m) for n, m in zip(step.outputs, outputs, strict=False) if m is not None)
             for name in step.inputs:
-                if self._last[name] == index:
+                if self._last[name] == index and name not in self._kept:
                     self._masks.pop(name, None)
             seconds = time.perf_counter() - start
             self.ledger.add("offline", layer, step.label, seconds=seconds, bytes_from_dealer=context.received)
+        if layer == len(self.program.layers) - 1:
+            kept = self.program.kept.items()
+            self._carried.masks.update((n, self._masks[w.name]) for n, w in kept if w.name in self._masks)
 
     def _mask_of(self, name: str) -> Any:
         if name in self.program.weights:
@@ -292,6 +330,8 @@ class PartyJob:
         missing = self.program.inputs.keys() - self._values.keys() if layer == 0 else ()
         if missing:
             raise BadShare(f"input {sorted(missing)[0]}: no share received")
+        if layer == 0:
+            self._values.update((n, self._carried.values[n]) for n in self.program.carried)
         for index, step in enumerate(self.program.steps):
             if step.layer != layer:
                 continue
@@ -313,6 +353,9 @@ class PartyJob:
                 bytes_sent=self._channel.payload_sent - sent,
             )
 
+        if layer == len(self.program.layers) - 1:
+            self._carried.values.update((n, self._values[w.name]) for n, w in self.program.kept.items())
+
     def outputs(self) -> dict[str, Tensor]:
         """This party's shares of the outputs, for the client alone."""
         return {name: self._values[wire.name] for name, wire in self.program.outputs.items()}
@@ -321,17 +364,36 @@ class PartyJob:
 # ---------------------------------------------------------------- the plain interpreter
 
 
-def run_plain(program: Program, inputs: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Run the program on the signed integers themselves, wrap-around included. Returns signed int64 outputs."""
+def plain_weights(program: Program, weights: dict[str, Tensor]) -> dict[str, Any]:
+    """Weights as `run_plain` takes them, matrices split into digits: made once, used for many runs."""
+    return {
+        name: DigitMatrix(cast(weights[name], wire.ring), wire.ring)
+        if wire.kind == "matrix"
+        else signed(weights[name], wire.ring)
+        for name, wire in program.weights.items()
+    }
+
+
+def run_plain(
+    program: Program, inputs: dict[str, Tensor], weights: dict[str, Any], carried: dict[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Run the program on the signed integers themselves, wrap-around included. Returns signed int64 outputs.
+
+    `weights` are ring integers, or what `plain_weights` made of them. `carried` holds what earlier stages kept, and
+    takes what this one keeps.
+    """
     values: dict[str, Any] = {n: signed(inputs[n], w.ring) for n, w in program.inputs.items()}
-    for name, wire in program.weights.items():
-        w = weights[name]
-        values[name] = DigitMatrix(cast(w, wire.ring), wire.ring) if wire.kind == "matrix" else signed(w, wire.ring)
-    last, keep = program.last_use(), {w.name for w in program.outputs.values()} | set(program.weights)
+    ready = all(isinstance(weights[n], DigitMatrix) for n, w in program.weights.items() if w.kind == "matrix")
+    values |= {n: weights[n] for n in program.weights} if ready else plain_weights(program, weights)
+    carried = {} if carried is None else carried
+    values |= {n: carried[n] for n in program.carried}
+    last = program.last_use()
+    keep = {w.name for w in (*program.outputs.values(), *program.kept.values())} | set(program.weights)
     for index, step in enumerate(program.steps):
         outputs = step.op.plain(*(values[n] for n in step.inputs))
         values.update(zip(step.outputs, outputs, strict=True))
         for name in step.inputs:
             if last[name] == index and name not in keep:
                 values.pop(name, None)
+    carried.update((name, values[wire.name]) for name, wire in program.kept.items())
     return {name: values[wire.name] for name, wire in program.outputs.items()}

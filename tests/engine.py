@@ -13,9 +13,9 @@ from ditto.channel import Memory
 from ditto.ledger import Ledger
 from ditto.ops import Masked
 from ditto.prg import Prg, new_seed
-from ditto.program import Program
+from ditto.program import Program, Wire
 from ditto.ring import signed
-from ditto.runtime import DealerJob, DealerWeights, PartyJob, PartyWeights
+from ditto.runtime import Carried, DealerJob, DealerWeights, PartyJob, PartyWeights
 
 
 class QueueSource:
@@ -77,29 +77,52 @@ def both(work: Any) -> None:
         raise errors[0]
 
 
+class Session:
+    """Both parties and the dealer over memory channels, for the stages of one job."""
+
+    def __init__(self, weights: dict[str, Wire], values: dict[str, torch.Tensor], job: str = "job") -> None:
+        self.job, self._model, self._seeds = job, (new_seed(), new_seed()), (new_seed(), new_seed())
+        self.channels = Memory.pair()
+        shares = {name: split(w, weights[name].ring) for name, w in values.items()}
+        self._held = [PartyWeights(weights, i, self._model[i], {n: s[i] for n, s in shares.items()}) for i in (0, 1)]
+        both(lambda i: self._held[i].open_masked(self.channels[i]))
+        self._dealer = DealerWeights(weights, self._model)
+        self._masks: dict[str, torch.Tensor] = {}
+        self._carried = (Carried(), Carried())
+        self._first = 0
+
+    def run(self, program: Program, inputs: dict[str, torch.Tensor]) -> Run:
+        """The next stage: deal, prepare everything, run every layer; outputs come back reconstructed and signed."""
+        sources, ledgers = [QueueSource(), QueueSource()], [Ledger(), Ledger()]
+        dealer = DealerJob(program, self.job, self._seeds, self._dealer, self._first, self._masks)
+        for party, data in dealer.deal():
+            sources[party].pieces.put(data)
+        jobs = [
+            PartyJob(
+                program, i, self.job, self._seeds[i], self._held[i], self.channels[i], sources[i], ledgers[i],
+                self._first, self._carried[i],
+            )
+            for i in (0, 1)
+        ]  # fmt: skip
+        self._first += len(program.steps)
+        for name, x in inputs.items():
+            for party_job, share in zip(jobs, split(x, program.inputs[name].ring), strict=True):
+                party_job.set_input(name, share)
+
+        def work(i: int) -> None:
+            for layer in range(len(program.layers)):
+                jobs[i].prepare(layer)
+            for layer in range(len(program.layers)):
+                jobs[i].run(layer)
+
+        both(work)
+        a, b = ({n: additive(x, j.party) for n, x in j.outputs().items()} for j in jobs)
+        outputs = {n: signed(a[n] + b[n], w.ring) for n, w in program.outputs.items()}
+        return Run(outputs, ledgers, sources, jobs)
+
+
 def run_mpc(
     program: Program, inputs: dict[str, torch.Tensor], weights: dict[str, torch.Tensor] | None = None, job: str = "job"
 ) -> Run:
-    """Share inputs and weights, deal, run every layer; outputs come back reconstructed and signed."""
-    model, seeds = (new_seed(), new_seed()), (new_seed(), new_seed())
-    channels = Memory.pair()
-    shares = {name: split(w, program.weights[name].ring) for name, w in (weights or {}).items()}
-    held = [PartyWeights(program.weights, i, model[i], {n: s[i] for n, s in shares.items()}) for i in (0, 1)]
-    both(lambda i: held[i].open_masked(channels[i]))
-    sources, ledgers = [QueueSource(), QueueSource()], [Ledger(), Ledger()]
-    for party, data in DealerJob(program, job, seeds, DealerWeights(program.weights, model)).deal():
-        sources[party].pieces.put(data)
-    jobs = [PartyJob(program, i, job, seeds[i], held[i], channels[i], sources[i], ledgers[i]) for i in (0, 1)]
-    for name, x in inputs.items():
-        for party_job, share in zip(jobs, split(x, program.inputs[name].ring), strict=True):
-            party_job.set_input(name, share)
-
-    def work(i: int) -> None:
-        for layer in range(len(program.layers)):
-            jobs[i].prepare(layer)
-            jobs[i].run(layer)
-
-    both(work)
-    a, b = ({n: additive(x, j.party) for n, x in j.outputs().items()} for j in jobs)
-    outputs = {n: signed(a[n] + b[n], w.ring) for n, w in program.outputs.items()}
-    return Run(outputs, ledgers, sources, jobs)
+    """Share inputs and weights, deal, run every layer of a job of one stage."""
+    return Session(program.weights, weights or {}, job).run(program, inputs)

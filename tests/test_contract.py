@@ -18,7 +18,9 @@ from ditto.ops import (
     Exponential,
     Extend,
     FromBit,
+    Future,
     Harmonic,
+    Join,
     Lookup,
     Matmul,
     MatmulWeight,
@@ -32,8 +34,10 @@ from ditto.ops import (
     Square,
     SuffixSum,
     Sum,
+    Triangle,
     TruncatePair,
     TruncateReduce,
+    Untriangle,
     View,
     WideProduct,
     WideSquare,
@@ -82,6 +86,17 @@ CASES = [
     Case(Sum(40, 0), [(40, S, full(40))], 40, (1, 7), opened=False),
     Case(SuffixSum(8), [(8, S, full(8))], 8, S, opened=False),
     Case(View(((1, 2, 6),), (10, 2), (1, 0)), [(32, S, full(32))], 32, (2, 10), opened=False),
+    Case(Future(5, 24, -(1 << 20)), [(24, (2, 5, 5), full(24))], 24, (2, 5, 5), opened=False),
+    *(
+        case
+        for opened in (False, True)
+        for case in (
+            Case(Join(24, 1), [(24, S, full(24)), (24, (5, 3), full(24))], 24, (5, 10), opened),
+            Case(Triangle(5), [(40, (2, 5, 5), full(40))], 40, (2, 15), opened),
+            Case(Untriangle(5), [(16, (2, 15), full(16))], 16, (2, 5, 5), opened),
+            Case(Untriangle(3, (4,)), [(8, (2, 6, 4), full(8))], 8, (2, 3, 3, 4), opened),
+        )
+    ),
     *(
         Case(TruncateReduce(b, t, o), [(b, S, full(b))], o, S, opened=False)
         for b, t, o in (

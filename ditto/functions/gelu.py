@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from ditto.functions.fit import Array
+from ditto.functions.linear import fraction_bits
 from ditto.functions.smooth import harmonic
 from ditto.program import Builder, Wire
 
@@ -24,3 +25,24 @@ def gelu(b: Builder, x: Wire, bound: float) -> Wire:
     e = harmonic(b, x, even_part, bound, odd=False, tolerance=3.5e-3, out_bound=bound / 2 + 0.1)
     half = b.retype(x, frac=x.frac + 1, bound=bound / 2)
     return b.add(b.truncate(e, e.frac - half.frac, 24), half, bound=bound + 0.1)
+
+
+def tanh_even_part(x: Array) -> Array:
+    """Of GPT-2's GELU: x/2 tanh(sqrt(2 / pi) (x + 0.044715 x^3))."""
+    y: Array = x / 2 * np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+    return y
+
+
+def tanh_gelu(b: Builder, x: Wire, bound: float) -> Wire:
+    """[GELU x] of x (24, 12), |x| <= bound -> (16, f), f <= 8, by the tanh formula, to about 0.02. One round.
+
+    Cheaper than `gelu` in dealer bytes, since the result is rounded to f bits anyway: harmonics on 24 bits, within
+    the tolerance of that rounding.
+    """
+    wide = harmonic(
+        b, x, tanh_even_part, bound, odd=False, tolerance=0.02, out_bound=bound / 2 + 0.1, bits=24, fu=8, fv=8
+    )
+    frac = fraction_bits(bound + 0.1, 16, 8)
+    half = b.retype(x, frac=x.frac + 1, bound=bound / 2)
+    half = b.truncate(half, half.frac - frac, min(16, half.ring - half.frac + frac))
+    return b.add(b.truncate(wide, wide.frac - frac, 16), half, bound=bound + 0.1)

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from ditto.functions.fixed import Type, down, minus, multiply, settle, square
 from ditto.functions.linear import fraction_bits
 from ditto.functions.power import inverse_power
-from ditto.ops import Square
+from ditto.ops import Lookup, Square
 from ditto.program import Builder, Wire
 
 OUT_FRAC, RESIDUAL_FRAC, RESIDUAL_RING, GAMMA_FRAC = 8, 12, 24, 12
 SCALED_FRAC = 14  # of c gamma, where its bound leaves room
+TABLE_FRAC, TABLE_RING, TABLE_OCTAVES = 12, 24, 6
 PRODUCT_FRAC = 36  # of the result before truncation: leaves 1 / H at least 16 bits in `_less_mean`
 
 
@@ -35,6 +36,70 @@ def types(lo: float, hi: float) -> NormType:
     return NormType(max(0, p - math.floor(math.log2(lo))), max(1, p + math.ceil(math.log2(hi) / 2)))
 
 
+def constant(width: int) -> float:
+    """1/sqrt(var) = constant * y for the y of `inverse_deviation`: a factor that weights absorb."""
+    return math.sqrt(width / 2.0 ** round(math.log2(width)))
+
+
+def inverse_deviation(b: Builder, c: Wire, limits: tuple[float, float], eps: float) -> tuple[Wire, float]:
+    """Opened c, rows of mean 0 -> [y] = [1/sqrt(v)], v = sum c^2 / 2^k with k = log2 H rounded; the largest v.
+
+    Two rounds, and one more for each doubling of the pieces that `inverse_power` needs.
+    """
+    width = c.shape[1]
+    k = round(math.log2(width))
+    lo, hi = (limit * width / 2.0**k for limit in limits)
+    kind = types(lo, hi)
+    v = b.retype(b.sum(square(b, c, 64), 1, bound=limits[1] * width), frac=2 * c.frac + k, bound=hi)
+    v = b.affine(v, 1, eps * width / 2.0**k, v.frac)
+    v = b.truncate(v, v.frac - kind.v)
+    y, _ = inverse_power(b, v, lo, hi, root=True, frac=kind.y, index_bits=10)
+    return y, hi
+
+
+def deviation_by_table(b: Builder, c: Wire, limits: tuple[float, float], eps: float) -> Wire:
+    """The same [y] on (24, 12) by one table of 2^n entries: one round, relative error 2^-9 and the result's rounding.
+
+    n = 8 and the octaves of the range. The squares are on the smallest ring that holds their sum.
+    """
+    width = c.shape[1]
+    k = round(math.log2(width))
+    lo, hi = (limit * width / 2.0**k for limit in limits)
+    n = 8 + math.ceil(math.log2(hi / lo))
+    bits = 2 * c.frac + math.ceil(math.log2(limits[1] * width)) + 1
+    ring = next(r for r in (40, 48, 56, 64) if r >= bits)
+    v = b.retype(b.sum(square(b, c, ring), 1, bound=limits[1] * width), frac=2 * c.frac + k, bound=hi)
+    v = b.affine(v, 1, eps * width / 2.0**k, v.frac)
+    cut = max(0, math.ceil(math.log2(hi * 2.0**v.frac / (2**n - 2))))
+    (index,) = b.open(b.truncate(v, cut, n, bound=0.0))
+    most = (lo / 2) ** -0.5
+    at = (max(i, 0.5) * 2.0 ** (cut - v.frac) for i in range(1 << n))
+    table = tuple(round(min(a**-0.5, most) * 2.0**TABLE_FRAC) for a in at)
+    op = Lookup(index.shape, n, TABLE_RING, table)
+    return b.emit(op, [index], [(TABLE_RING, TABLE_FRAC, index.shape, most)])[0]
+
+
+def standardise(b: Builder, x: Wire, limits: tuple[float, float], eps: float, ring: int) -> Wire:
+    """[x] (l, f), shape [rows, H], rows of mean 0 -> [x / sqrt(var + eps) / constant(H)] on (`ring`, 8).
+
+    3 rounds where the range of var has at most `TABLE_OCTAVES`, else 4 or more. gamma and beta belong to the
+    projection that follows.
+    1. Open x.  2. y by `deviation_by_table`, or by `inverse_deviation`.  3. Open y; the product extends both.
+    """
+    (c,) = b.open(x)
+    if math.log2(limits[1] / limits[0]) <= TABLE_OCTAVES:
+        y = deviation_by_table(b, c, limits, eps)
+    else:
+        y, _ = inverse_deviation(b, c, limits, eps)
+        if y.frac > TABLE_FRAC:
+            y = b.truncate(y, y.frac - TABLE_FRAC, y.ring - y.frac + TABLE_FRAC)
+    (y,) = b.open(y)
+    frac = c.frac + y.frac
+    wide = next(r for r in (48, 56, 64) if r >= ring + frac - OUT_FRAC)
+    z = multiply(b, c, y, wide, bound=math.sqrt(2.0 * c.shape[1]))  # |c| <= sqrt(H var), var at most twice v
+    return b.truncate(z, frac - OUT_FRAC, ring)
+
+
 def layernorm(
     b: Builder, c: Wire, name: str, limits: tuple[float, float], eps: float, bound: float
 ) -> tuple[Wire, Wire]:
@@ -51,14 +116,8 @@ def layernorm(
     (PUMA section 4.3 for the order of steps.)
     """
     width = c.shape[1]
-    k = round(math.log2(width))
-    lo, hi = (limit * width / 2.0**k for limit in limits)
-    kind = types(lo, hi)
     (c,) = b.open(c)
-    v = b.retype(b.sum(square(b, c, 64), 1, bound=limits[1] * width), frac=2 * c.frac + k, bound=hi)
-    v = b.affine(v, 1, eps * width / 2.0**k, v.frac)
-    v = b.truncate(v, v.frac - kind.v)
-    y, _ = inverse_power(b, v, lo, hi, root=True, frac=kind.y, index_bits=10)
+    y, hi = inverse_deviation(b, c, limits, eps)
     gamma = b.weight(f"{name}.gamma", 64, GAMMA_FRAC, (width,), "masked", bound=0.0)
     most = 2 * bound * math.sqrt(hi)  # |c gamma'| = |out - beta| / y
     scaled = multiply(b, c, gamma, 64, bound=most)

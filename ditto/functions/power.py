@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 
+from ditto.functions.fixed import multiply
 from ditto.ops import Combine, OneHot
 from ditto.program import Builder, Wire
 
 
-def _pieces(wire: Wire, lo: float, hi: float, n: int) -> list[int]:
+def _pieces(wire: Wire, lo: float, hi: float, n: int, octaves: int) -> list[int]:
     """Shifts t of the pieces, coarsest first: piece q indexes v >> t_q with n bits.
 
-    A piece serves indices from 2^(n-4) - 1 up; the next one is 16 times finer.
+    A piece serves indices from 2^(n - octaves) - 1 up; the next one is 2^octaves times finer.
     """
     coarsest = max(0, math.ceil(math.log2(hi * 2.0**wire.frac / (2**n - 2))))
     shifts = [coarsest]
-    while lo * 2.0**wire.frac / 2 ** shifts[-1] < 2 ** (n - 4) - 1 and shifts[-1] > 0:
-        shifts.append(max(0, shifts[-1] - 4))
+    while lo * 2.0**wire.frac / 2 ** shifts[-1] < 2 ** (n - octaves) - 1 and shifts[-1] > 0:
+        shifts.append(max(0, shifts[-1] - octaves))
     return shifts
 
 
@@ -29,51 +30,59 @@ def inverse_power(
     root: bool,
     frac: int,
     index_bits: int = 7,
+    octaves: int = 4,
+    fan_in: int = 2,
+    ring: int = 64,
     second: bool = False,
     alongside: tuple[Wire, ...] = (),
 ) -> tuple[Wire, list[Wire]]:
     """[v^-1] or (root) [v^-1/2] for lo <= v <= hi, v one number a row.
 
-    1. Truncate-reduce v to n-bit indices, one for each piece of 4 octaves; open them, and v for its extension: one
+    1. Truncate-reduce v to n-bit indices, one for each piece of `octaves`; open them, and v for its extension: one
        round. The dealt one-hot vectors serve the tables of y, of y^d (d = 2, for the root 3) and of "go finer".
-    2. Join the pieces by (Y, I) o (Y', I') = (Y + I Y', I I'): one round for each doubling.
+    2. Join the pieces by (Y, I) o (Y', I') = (Y + I Y', I I'): one round for each doubling, or (`fan_in` 3, with
+       products of three) for each tripling.
     3. Newton from tables: y <- 2 y - v y^2, or (3 y - v y^3) / 2: one round. An index may be one too large (its
-       truncation is stochastic), so tables hold g at the index itself: relative error 2^(4-n) at most, before
-       this step squares it.
+       truncation is stochastic), so tables hold g at the index itself: relative error 2^(octaves - n) at most (half
+       of it for the root), before this step squares it.
     4. `second` (not for the root): y <- 2 y - v y y once more, two rounds.
-    y has frac fraction bits (one more for the root). Wires `alongside` are opened in the first round and come back
-    opened. Goldschmidt and Newton as in CrypTen, without its comparisons.
+    Tables are on `ring`. y has frac fraction bits (one more for the root). Wires `alongside` are opened in the first
+    round and come back opened. Goldschmidt and Newton as in CrypTen, without its comparisons.
     """
-    shifts, size, degree = _pieces(v, lo, hi, index_bits), 1 << index_bits, 3 if root else 2
-    first = size // 16 - 1
+    shifts, size, degree = _pieces(v, lo, hi, index_bits, octaves), 1 << index_bits, 3 if root else 2
+    first = (size >> octaves) - 1
     power = -0.5 if root else -1.0
     most = (lo / 2) ** power
     indices = [b.truncate(v, t, index_bits, bound=0.0) for t in shifts]
     opened = b.open(*indices, v, *alongside)
     opened, v_narrow, others = opened[: len(indices)], opened[len(indices)], opened[len(indices) + 1 :]
-    v64 = b.extend(v_narrow, 64)
 
     joined: list[tuple[Wire, Wire, Wire]] = []
     for q, (t, index) in enumerate(zip(shifts, opened, strict=True)):
         last = q == len(shifts) - 1
         at = [max(i, 0.5) * 2.0 ** (t - v.frac) for i in range(size)]
         y = [min(a**power, most) if last or i >= first else 0.0 for i, a in enumerate(at)]
-        (hot,) = b.emit(OneHot(v.shape, index_bits, 64), [index], [(64, 0, (*v.shape, size), 1.0)])
+        (hot,) = b.emit(OneHot(v.shape, index_bits, ring), [index], [(ring, 0, (*v.shape, size), 1.0)])
         tables = (
             (tuple(round(g * 2.0**frac) for g in y), frac, most),
             (tuple(round(g**degree * 2.0 ** (degree * frac)) for g in y), degree * frac, most**degree),
             (tuple(int(i < first) for i in range(size)), 0, 1.0),
         )
         joined.append(
-            tuple(b.emit(Combine(64, table), [hot], [(64, f, v.shape, bound)])[0] for table, f, bound in tables)  # type: ignore[arg-type]
+            tuple(b.emit(Combine(ring, table), [hot], [(ring, f, v.shape, bound)])[0] for table, f, bound in tables)  # type: ignore[arg-type]
         )
     while len(joined) > 1:
-        joined = _join(b, joined)
+        joined = _join(b, joined, fan_in)
     y0, z0, _ = joined[0]
 
-    v_open, z_open = b.open(v64, z0)
     drop = v.frac + (degree - 1) * frac
-    vz = b.truncate(b.product(v_open, z_open, bound=most), drop, min(32, 64 - drop))
+    if second:
+        v_open, z_open = b.open(b.extend(v_narrow, 64), z0)
+        vz = b.product(v_open, z_open, bound=most)
+    else:
+        (z_open,) = b.open(z0)
+        vz = multiply(b, v_narrow, z_open, 64, bound=most)
+    vz = b.truncate(vz, drop, min(32, 64 - drop))
     y1 = b.add(b.affine(y0, 3 if root else 2, 0, frac), b.affine(vz, -1, 0, frac), ring=vz.ring, bound=3 * most)
     if root:
         return b.retype(y1, frac=frac + 1, bound=most), others
@@ -86,12 +95,31 @@ def inverse_power(
     return y1, others
 
 
-def _join(b: Builder, pieces: list[tuple[Wire, Wire, Wire]]) -> list[tuple[Wire, Wire, Wire]]:
-    """Join neighbours (coarse, fine) pairwise; all products of one call share a round."""
-    pairs = list(zip(pieces[::2], pieces[1::2], strict=False))
-    opened = iter(b.open(*(w for coarse, fine in pairs for w in (coarse[2], *fine))))
+def _join(b: Builder, pieces: list[tuple[Wire, Wire, Wire]], fan_in: int) -> list[tuple[Wire, Wire, Wire]]:
+    """Join neighbours, coarse to fine, two or three at a time; all products of one call share a round.
+
+    A coarse value is 0 wherever its gate is 1, so a sum is no larger than its terms.
+    """
+    groups = [pieces[i : i + fan_in] for i in range(0, len(pieces), fan_in)]
+    opened = iter(b.open(*(w for g in groups if len(g) > 1 for w in (g[0][2], *(w for fine in g[1:] for w in fine)))))
     out = []
-    for coarse, _ in pairs:
-        gate, y, z, finer = next(opened), next(opened), next(opened), next(opened)
-        out.append((b.add(coarse[0], b.product(gate, y)), b.add(coarse[1], b.product(gate, z)), b.product(gate, finer)))
-    return out + ([pieces[-1]] if len(pieces) % 2 else [])
+    for group in groups:
+        if len(group) == 1:
+            out.append(group[0])
+            continue
+        gate = [next(opened)]
+        y, z = [group[0][0]], [group[0][1]]
+        for at in range(1, len(group)):
+            fine_y, fine_z, finer = next(opened), next(opened), next(opened)
+            y.append(_gated(b, gate, fine_y))
+            z.append(_gated(b, gate, fine_z))
+            if at == len(group) - 1:
+                joined = b.add(*y, bound=y[0].bound), b.add(*z, bound=z[0].bound), _gated(b, gate, finer)
+            gate.append(finer)
+        out.append(joined)
+    return out
+
+
+def _gated(b: Builder, gates: list[Wire], x: Wire) -> Wire:
+    """x under one or two gates, which are 0 or 1."""
+    return b.product(gates[0], x) if len(gates) == 1 else b.product3(gates[0], gates[1], x, bound=x.bound)

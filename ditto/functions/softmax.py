@@ -53,46 +53,68 @@ class ScoreType:
         return math.ceil((3 * self.bound + WINDOW + 3 * self.width) / self.width) * self.width
 
 
-def softmax_numerator(b: Builder, scores: Wire, kind: ScoreType) -> tuple[Wire, Wire, tuple[float, float]]:
+def softmax_numerator(
+    b: Builder, scores: Wire, kind: ScoreType, causal: bool = False, precise: bool = True
+) -> tuple[Wire, Wire, tuple[float, float]]:
     """[scores] (16, f) in `kind`, shape [..., N] -> [E] (40, 16), [sum E], its range. 3 rounds.
+
+    E is precise to 2^-16, or 2^-12 for an eighth less of the dealer's bytes.
+    `causal`: of [..., N, N] only the entries with column <= row count; the others are never computed, E is 0 there.
 
     E = exp(scores - M - width) where M is the row's maximum up to one bucket: max - width < M <= max + width.
     1. Bucket ids by truncate-reduce (stochastic: the id or the id plus one); open; one-hot; sum over the row.
     2. Suffix sums count the scores at or above a bucket; open; "is it used?" by table; their sum is M's id,
-       which scales onto the scores' circle without a conversion (buckets * width = T).
+       which scales onto the scores' circle without a conversion (buckets * width = T). Only buckets that a real
+       score within its bound can have are asked: every row has one, so those below are used, those above are not.
     3. Open scores - M - width, which is negative; windowed exponential: 0 for what lies more than 16 below.
     """
     buckets = kind.log_range - kind.log_width
     count_bits = max(8, (scores.shape[-1]).bit_length())
     lifted = b.affine(scores, 1, kind.offset, scores.frac, bound=kind.bound)
     index = b.truncate(lifted, scores.frac + kind.log_width, buckets, bound=0.0)
-    (opened,) = b.open(index)
-    shape = (*scores.shape, 1 << buckets)
-    (hot,) = b.emit(OneHot(scores.shape, buckets, count_bits), [opened], [(count_bits, 0, shape, 0.0)])
+    (opened,) = b.open(b.triangle(index) if causal else index)
+    shape = (*opened.shape, 1 << buckets)
+    (hot,) = b.emit(OneHot(opened.shape, buckets, count_bits), [opened], [(count_bits, 0, shape, 0.0)])
+    if causal:
+        hot = b.untriangle(hot, scores.shape[-1], rest=1)
     counts = b.view(b.sum(hot, -2), shape=(*scores.shape[:-1], 1 << buckets))
     (suffix,) = b.emit(SuffixSum(count_bits), [counts], [(count_bits, 0, counts.shape, 0.0)])
-    (suffix,) = b.open(b.view(suffix, slices=((len(counts.shape) - 1, 1, 1 << buckets),)))
+    below = math.floor((kind.offset - kind.bound) / kind.width)
+    above = math.floor((kind.offset + kind.bound) / kind.width) + 1
+    (suffix,) = b.open(b.view(suffix, slices=((len(counts.shape) - 1, below + 1, min(above + 1, 1 << buckets)),)))
     id_bits = 8 if buckets <= 8 else 16
     used = Lookup(suffix.shape, count_bits, id_bits, tuple(int(i > 0) for i in range(1 << count_bits)))
     (marks,) = b.emit(used, [suffix], [(id_bits, 0, suffix.shape, 0.0)])
     top = b.sum(marks, -1)
     # ids scaled by width 2^f: a multiplication by 2^(16 - buckets) takes Z_2^buckets onto Z_2^16
-    width = -int(kind.width * 2**scores.frac)
+    width = -int(kind.width * 2**scores.frac) * (below + 1)
     (wide,) = b.emit(Affine(16, -(1 << (16 - buckets)), width), [top], [(16, scores.frac, top.shape, 0.0)])
-    (d,) = b.open(b.add(lifted, wide, bound=kind.bound))
-    op = Exponential(d.shape, 16, scores.frac, scores.frac + UNIT, -2, -1, 64, 10, 27)
-    (e,) = b.emit(op, [d], [(64, 37, d.shape, 1.0)])
-    e = b.truncate(e, 21, 40, bound=1.1)
+    negative = b.add(lifted, wide, bound=kind.bound)
+    (d,) = b.open(b.triangle(negative) if causal else negative)
+    ring, fu, fv = (64, 10, 27) if precise else (56, 9, 23)
+    op = Exponential(d.shape, 16, scores.frac, scores.frac + UNIT, -2, -1, ring, fu, fv)
+    (e,) = b.emit(op, [d], [(ring, fu + fv, d.shape, 1.0)])
+    e = b.truncate(e, e.frac - 16, 40, bound=1.1)
+    if causal:
+        e = b.untriangle(e, scores.shape[-1])
     return e, b.sum(e, -1), (0.9 * math.exp(-2 * kind.width), 1.1 * scores.shape[-1])
 
 
 def reciprocal_of_sum(
-    b: Builder, total: Wire, limits: tuple[float, float], alongside: tuple[Wire, ...] = ()
+    b: Builder, total: Wire, limits: tuple[float, float], alongside: tuple[Wire, ...] = (), few: bool = False
 ) -> tuple[Wire, list[Wire]]:
-    """[1 / sum E] on (32, f_y), one number a row, by `inverse_power` with a second Newton step; `alongside` opened."""
+    """[1 / sum E] on (32, f_y), one number a row, by `inverse_power` with a second Newton step; `alongside` opened.
+
+    `few` rows: larger tables instead of the second step, three rounds less.
+    """
     lo, hi = limits
     p = min(12, (32 - math.ceil(math.log2(hi / lo))) // 2)
     v = b.truncate(total, max(0, total.frac - (p - math.floor(math.log2(lo)))), 32)
     frac = 32 - v.frac
     frac = min(frac, p + math.ceil(math.log2(hi)))
+    if few:
+        frac = min(frac, 23 - math.ceil(math.log2(2 / lo)))  # its square, too, fits 48 bits
+        return inverse_power(
+            b, v, lo, hi, root=False, frac=frac, index_bits=9, octaves=5, fan_in=3, ring=48, alongside=alongside
+        )
     return inverse_power(b, v, lo, hi, root=False, frac=frac, second=True, alongside=alongside)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from ditto.errors import UsageError
 from ditto.models.bert import compile_bert
 from ditto.models.checkpoint import Checkpoint, load_checkpoint
 from ditto.models.client import decode_outputs, encode_inputs, plain_float
+from ditto.models.gpt2 import compile_gpt2
 from ditto.models.importer import import_model, random_model
+from ditto.models.plan import Plan
 from ditto.program import Program
 
 __all__ = [
@@ -22,6 +25,13 @@ __all__ = [
 ]
 
 
-def compile_model(spec: dict[str, Any], batch: int, seq: int) -> Program:
-    """Compile a model's public description for one batch shape: every process gets the same program."""
+def compile_model(spec: dict[str, Any], batch: int, seq: int, tokens: int = 1, stage: int = 0) -> Program:
+    """Compile a model's public description for one batch shape: every process gets the same program.
+
+    A causal model generates up to `tokens` in as many stages. Raises UsageError for sizes that the model does not take.
+    """
+    if spec["architecture"] == "GPT2LMHeadModel":
+        return compile_gpt2(spec, Plan(batch, seq, tokens), stage)
+    if tokens != 1 or stage:
+        raise UsageError(f"{spec['architecture']} generates no text")
     return compile_bert(spec, batch, seq)

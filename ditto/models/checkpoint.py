@@ -37,6 +37,11 @@ class Checkpoint:
     tensors: dict[str, torch.Tensor]
     directory: Path | None = None
 
+    @property
+    def causal(self) -> bool:
+        """Does it generate text?"""
+        return self.architecture == "GPT2LMHeadModel"
+
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's tokenizer (tokenizer.json or vocab.txt)."""
         if self.directory is None:

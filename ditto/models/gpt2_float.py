@@ -26,7 +26,9 @@ def forward(t: dict[str, Tensor], config: dict[str, Any], ids: Tensor, observe: 
 
     def norm(x: Tensor, name: str, layer: int) -> Tensor:
         observe(layer, f"{name}.in", x)
-        return F.layer_norm(x, x.shape[-1:], t[f"{name}.weight"], t[f"{name}.bias"], eps)
+        y = F.layer_norm(x, x.shape[-1:], t[f"{name}.weight"], t[f"{name}.bias"], eps)
+        observe(layer, f"{name}.out", y)
+        return y
 
     def dense(x: Tensor, name: str) -> Tensor:
         return x @ t[f"{name}.weight"] + t[f"{name}.bias"]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 
 from ditto.errors import RangeError, UsageError
 from ditto.fixedpoint import encode
-from ditto.models.bert import FORMAT, compile_bert
+from ditto.models import bert, gpt2
+from ditto.models.bert_weights import bert_weights
 from ditto.models.checkpoint import Checkpoint, expected
+from ditto.models.gpt2_weights import gpt2_weights
+from ditto.models.plan import Plan
 from ditto.presets import preset_of
-from ditto.quantize import calibrate, centre
+from ditto.quantize import calibrate
+from ditto.quantize.calibrate_gpt2 import calibrate_gpt2
 from ditto.tokenizer import BUCKETS, Batch
 
 Tensor = torch.Tensor
@@ -20,6 +23,9 @@ SHAPES = {  # layers, hidden, heads, inner
     "bert-tiny": (2, 128, 2, 512),
     "bert-base": (12, 768, 12, 3072),
     "bert-large": (24, 1024, 16, 4096),
+    "gpt2-tiny": (2, 128, 2, 512),
+    "gpt2": (12, 768, 12, 3072),
+    "gpt2-medium": (24, 1024, 16, 4096),
 }
 KEPT = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size", "layer_norm_eps",
@@ -40,70 +46,46 @@ def import_model(
     return spec, encode_weights(spec, checkpoint.tensors)
 
 
-def describe(checkpoint: Checkpoint, name: str, batches: list[Batch], preset: str, embeddings: str) -> dict[str, Any]:
+def describe(
+    checkpoint: Checkpoint, name: str, batches: list[Batch], preset: str, embeddings: str
+) -> dict[str, Any]:
     """Calibrate on token batches: the public description."""
-    preset_of(preset)
+    chosen = preset_of(preset)
     if embeddings not in ("secret", "public"):
         raise UsageError(f"embeddings {embeddings!r}: secret or public")
-    config = checkpoint.config
+    config, tensors = checkpoint.config, checkpoint.tensors
+    if checkpoint.causal:
+        _ = chosen.causal
+        if embeddings == "public":
+            raise UsageError("GPT-2's embeddings are its language-model head, too: they can only be secret")
+        ranges = calibrate_gpt2(tensors, config, [batch.ids for batch in batches])
+    else:
+        ranges = calibrate(tensors, config, batches)
     return {
         "name": name,
-        "format": FORMAT,
+        "format": gpt2.FORMAT if checkpoint.causal else bert.FORMAT,
         "architecture": checkpoint.architecture,
         "preset": preset,
         "max_length": config["max_position_embeddings"],
         "embeddings": embeddings,
         "config": {key: config[key] for key in KEPT if key in config},
-        "calibration": calibrate(checkpoint.tensors, config, batches),
+        "calibration": ranges,
     }
 
 
 def encode_weights(spec: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Fixed-point weights by the program's names: W transposed, Q scaled by 1/sqrt(d), gamma by its constant.
-
-    Where the preset asks for it, what is added up before a LayerNorm is centred: tables by row, weights and biases
-    over the output features.
-    """
-    config = spec["config"]
-    program = compile_bert(spec, 1, min(BUCKETS[0], spec["max_length"]))
-    real: dict[str, Tensor] = {}
-    word, kinds = (tensors[f"embeddings.{part}_embeddings.weight"] for part in ("word", "token_type"))
-    real["embeddings"] = torch.cat([word, kinds])
-    real["positions"] = tensors["embeddings.position_embeddings.weight"]
-    norms = {"embeddings.norm": "embeddings.LayerNorm"}
-    for i in range(config["num_hidden_layers"]):
-        at, to = f"encoder.layer.{i}.", f"layer.{i}."
-        shrink = 1 / math.sqrt(config["hidden_size"] // config["num_attention_heads"])
-        for part in ("weight", "bias"):
-            q, k, v = (tensors[f"{at}attention.self.{p}.{part}"] for p in ("query", "key", "value"))
-            real[f"{to}qkv.{part}"] = torch.cat([q * shrink, k, v])
-            for ours, theirs in (
-                ("out", "attention.output.dense"),
-                ("ffn1", "intermediate.dense"),
-                ("ffn2", "output.dense"),
-            ):
-                real[f"{to}{ours}.{part}"] = tensors[f"{at}{theirs}.{part}"]
-        norms |= {f"{to}norm1": f"{at}attention.output.LayerNorm", f"{to}norm2": f"{at}output.LayerNorm"}
-    for ours in ("pooler", "classifier"):
-        for part in ("weight", "bias"):
-            theirs = f"pooler.dense.{part}" if ours == "pooler" else f"classifier.{part}"
-            if theirs in tensors:
-                real[f"{ours}.{part}"] = tensors[theirs]
-    width = config["hidden_size"]
-    for ours, theirs in norms.items():
-        real[f"{ours}.gamma"] = tensors[f"{theirs}.weight"] * math.sqrt(width / 2.0 ** round(math.log2(width)))
-        real[f"{ours}.beta"] = tensors[f"{theirs}.bias"]
-    if preset_of(spec["preset"]).style.centred:
-        for name in real:
-            if name.endswith((".out.weight", ".ffn2.weight")):
-                real[name] = centre(real[name].t()).t()
-            elif name in ("embeddings", "positions") or name.endswith((".out.bias", ".ffn2.bias")):
-                real[name] = centre(real[name])
+    """Fixed-point weights by the program's names. Raises RangeError for one that does not fit its type."""
+    preset = preset_of(spec["preset"])
+    if spec["architecture"] == "GPT2LMHeadModel":
+        program = gpt2.compile_gpt2(spec, Plan(1, 1))
+        real = gpt2_weights(spec["config"], tensors, preset.causal)
+    else:
+        program = bert.compile_bert(spec, 1, min(BUCKETS[0], spec["max_length"]))
+        real = bert_weights(spec["config"], tensors, preset.style)
     encoded = {}
     for name, wire in program.weights.items():
-        w = real[name].t() if wire.kind == "matrix" and name != "embeddings" else real[name]
         try:
-            encoded[name] = encode(w, wire.ring, wire.frac)
+            encoded[name] = encode(real[name], wire.ring, wire.frac)
         except OverflowError as error:
             raise RangeError(f"weight {name}: {error}") from error
     return encoded
@@ -112,7 +94,7 @@ def encode_weights(spec: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str
 def random_model(
     shape: str, layers: int | None, seq: int, preset: str = "ditto", seed: int = 0
 ) -> tuple[dict[str, Any], dict[str, Tensor], Checkpoint]:
-    """A BERT shape with random weights of realistic scale, calibrated on random tokens, for benchmarks.
+    """A shape with random weights of realistic scale, calibrated on random tokens, for benchmarks.
 
     The weights are no secret, so torch's generator serves. Scores and GELU inputs get at least the ranges seen
     on pretrained checkpoints (25 and 12), so that the cost is that of a real model. Raises UsageError.
@@ -120,22 +102,26 @@ def random_model(
     if shape not in SHAPES:
         raise UsageError(f"shape {shape!r}: one of {', '.join(SHAPES)}")
     count, hidden, heads, inner = SHAPES[shape]
+    causal = shape.startswith("gpt2")
     config = {
         "hidden_size": hidden, "num_hidden_layers": layers or count, "num_attention_heads": heads,
-        "intermediate_size": inner, "vocab_size": 30522, "max_position_embeddings": 512, "type_vocab_size": 2,
-        "layer_norm_eps": 1e-12,
+        "intermediate_size": inner, "vocab_size": 50257 if causal else 30522,
+        "max_position_embeddings": 1024 if causal else 512, "type_vocab_size": 2,
+        "layer_norm_eps": 1e-5 if causal else 1e-12,
     }  # fmt: skip
-    if not 1 <= seq <= 512:
-        raise UsageError(f"length {seq}: 1 to 512")
+    architecture = "GPT2LMHeadModel" if causal else "BertModel"
+    longest = config["max_position_embeddings"]
+    if not 1 <= seq <= longest:
+        raise UsageError(f"length {seq}: 1 to {longest}")
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, Tensor] = {}
-    for name, size in expected(config, "BertModel").items():
-        if "LayerNorm" in name:
+    for name, size in expected(config, architecture).items():
+        if "LayerNorm" in name or "ln_" in name:
             base = 1.0 if name.endswith("weight") else 0.0
             tensors[name] = base + 0.1 * torch.randn(size, generator=generator)
         else:
             tensors[name] = 0.04 * torch.randn(size, generator=generator)
-    checkpoint = Checkpoint("BertModel", config, tensors)
+    checkpoint = Checkpoint(architecture, config, tensors)
     batch = random_batch(1, seq, seed)
     spec = describe(checkpoint, shape, [batch], preset, "secret")
     for layer in spec["calibration"]["layers"]:

@@ -1,6 +1,7 @@
 """Operations: one file, one operation (or one family), its faces plain, deal, prepare/online and cost."""
 
 from ditto.ops.base import REGISTRY, Cost, Masked, Op
+from ditto.ops.causal import Future, Join, Triangle, Untriangle
 from ditto.ops.compare import Compare
 from ditto.ops.extend import Extend
 from ditto.ops.local import Add, Affine, SuffixSum, Sum, View
@@ -14,8 +15,8 @@ from ditto.ops.truncate import TruncatePair, TruncateReduce
 from ditto.ops.wide import WideProduct, WideSquare
 
 __all__ = [
-    "REGISTRY", "Add", "Affine", "Combine", "Compare", "Cost", "Exponential", "Extend", "FromBit", "Harmonic",
+    "Add", "Affine", "Combine", "Compare", "Cost", "Exponential", "Extend", "FromBit", "Future", "Harmonic", "Join",
     "Lookup", "Masked", "Matmul", "MatmulWeight", "OneHot", "Op", "Open", "Polynomial", "Product", "Product3",
-    "Select", "Square", "Sum", "SuffixSum", "TruncatePair", "TruncateReduce", "View", "WeightShare",
-    "WideProduct", "WideSquare",
+    "REGISTRY", "Select", "Square", "SuffixSum", "Sum", "Triangle", "TruncatePair", "TruncateReduce", "Untriangle",
+    "View", "WeightShare", "WideProduct", "WideSquare",
 ]  # fmt: skip

@@ -28,19 +28,10 @@ def score_types(spec: Spec) -> list[ScoreType]:
         raise RangeError(f"{error} do not fit any score type") from error
 
 
-class OneOpening:
-    """Activations between blocks on (32, 8); scores on a circle of 2^16 steps; see docs/protocol.md.
-
-    What enters a LayerNorm is free of its mean without any work under MPC: the tables and weights that lead there are
-    centred when they are encoded, and the residual comes centred from the LayerNorm before.
-    """
+class Circle:
+    """What both styles of `ditto` share: centred weights, masks on the circles of the scores, linear layers."""
 
     centred = True
-
-    def embedding_type(self, spec: Spec) -> tuple[int, int]:
-        """As many fraction bits as the tables' calibrated sum leaves in the ring."""
-        bound = spec["calibration"]["embeddings"]["bound"]
-        return EMBEDDING_RING, fraction_bits(bound, EMBEDDING_RING, EMBEDDING_FRAC)
 
     def masks(self, b: Builder, spec: Spec, batch: int, seq: int) -> list[Wire]:
         """The same padding on the circle of each score type in use."""
@@ -58,6 +49,23 @@ class OneOpening:
             on_circle = torch.remainder(padding.double() * kind.mask + period / 2, period) - period / 2
             out[f"mask.{kind.frac}"] = encode(on_circle[:, None, None, :], 16, kind.frac)
         return out
+
+    def project(self, b: Builder, x: Wire, name: str, columns: int, bound: float) -> Wire:
+        (opened,) = b.open(x)
+        return linear(b, opened, name, columns, bound)
+
+
+class OneOpening(Circle):
+    """Activations between blocks on (32, 8); scores on a circle of 2^16 steps; see docs/protocol.md.
+
+    What enters a LayerNorm is free of its mean without any work under MPC: the tables and weights that lead there are
+    centred when they are encoded, and the residual comes centred from the LayerNorm before.
+    """
+
+    def embedding_type(self, spec: Spec) -> tuple[int, int]:
+        """As many fraction bits as the tables' calibrated sum leaves in the ring."""
+        bound = spec["calibration"]["embeddings"]["bound"]
+        return EMBEDDING_RING, fraction_bits(bound, EMBEDDING_RING, EMBEDDING_FRAC)
 
     def attention(
         self, b: Builder, x: Wire, mask: Wire, ranges: Spec, name: str, heads: int, batch: int, seq: int
@@ -93,10 +101,6 @@ class OneOpening:
         context = multiply(b, context, inverse, 64, bound=ranges["context"])
         context = b.truncate(context, context.frac - HIDDEN_FRAC, 32)
         return b.view(b.view(context, dims=(0, 2, 1, 3)), shape=(rows, width))
-
-    def project(self, b: Builder, x: Wire, name: str, columns: int, bound: float) -> Wire:
-        (opened,) = b.open(x)
-        return linear(b, opened, name, columns, bound)
 
     def gelu(self, b: Builder, h: Wire, bound: float) -> Wire:
         h = b.truncate(h, 8)

@@ -62,8 +62,7 @@ class Recipe:
     def attention(
         self, b: Builder, x: Wire, mask: Wire, ranges: Spec, name: str, heads: int, batch: int, seq: int
     ) -> Wire:
-        rows, width = x.shape
-        ring = self.linear.ring
+        width, ring = x.shape[1], self.linear.ring
         b.label("qkv")
         qkv = self.project(b, x, f"{name}.qkv", 3 * width, ranges["qkv"])
         qkv, mask = b.open(qkv, mask) if self.squares else (*b.open(qkv), mask)
@@ -76,21 +75,28 @@ class Recipe:
         v = part(2, (0, 2, 1, 3))
         v = multiply(b, v, mask, ring) if self.squares else b.extend(v, ring)
         q, k, v = b.open(b.extend(part(0, (0, 2, 1, 3)), ring), b.extend(part(1, (0, 2, 3, 1)), ring), v)
-        s = down(b, self._matmul(b, q, k, ranges["scores"]), self.linear.frac)
+        s = down(b, self.matmul(b, q, k, ranges["scores"]), self.linear.frac)
         b.label("softmax")
         if self.squares:
             p = quad_softmax(b, s, mask, self.precise, lambda b, w, hi: self.reciprocal(b, w, 0.0, hi, self.precise))
         else:
-            s = b.add(s, mask)
-            p = exact_softmax(
-                b, s, self.precise, self.linear, lambda b, w, lo, hi: self.reciprocal(b, w, lo, hi, self.precise)
-            )
+            p = self.softmax(b, b.add(s, mask))
+        return self.context(b, p, v, ranges["context"])
+
+    def softmax(self, b: Builder, s: Wire) -> Wire:
+        return exact_softmax(
+            b, s, self.precise, self.linear, lambda b, w, lo, hi: self.reciprocal(b, w, lo, hi, self.precise)
+        )
+
+    def context(self, b: Builder, p: Wire, v: Wire, bound: float) -> Wire:
+        """Probabilities [B, heads, n, N] times opened values [B, heads, N, d], as [B n, H]."""
         b.label("context")
         (p,) = b.open(p)
-        context = settle(b, self._matmul(b, p, v, ranges["context"]), self.linear)
-        return b.view(b.view(context, dims=(0, 2, 1, 3)), shape=(rows, width))
+        batch, heads, n, d = *p.shape[:3], v.shape[3]
+        context = settle(b, self.matmul(b, p, v, bound), self.linear)
+        return b.view(b.view(context, dims=(0, 2, 1, 3)), shape=(batch * n, heads * d))
 
-    def _matmul(self, b: Builder, x: Wire, y: Wire, bound: float) -> Wire:
+    def matmul(self, b: Builder, x: Wire, y: Wire, bound: float) -> Wire:
         op = Matmul(x.shape, y.shape, self.linear.ring)
         return b.emit(op, [x, y], [(self.linear.ring, x.frac + y.frac, op.shape, bound)])[0]
 
@@ -128,7 +134,10 @@ class Recipe:
         return settle(b, tanh(b, down(b, y, 12, 24), bound), self.linear)
 
 
-def _mask(spec: Spec) -> float:
-    """Masked scores lie at least 20 below the row's maximum, where exp is clipped to 0."""
-    most: float = max(layer["scores"] for layer in spec["calibration"]["layers"])
+def padding_score(most: float) -> float:
+    """Added to scores within +-most, it takes them at least 20 below any of them, where exp is clipped to 0."""
     return -(2 * most + 20)
+
+
+def _mask(spec: Spec) -> float:
+    return padding_score(max(layer["scores"] for layer in spec["calibration"]["layers"]))

@@ -1,0 +1,21 @@
+"""What a job computes, as far as everybody may know it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Texts in the batch, their padded length, and for text generation the most tokens that may follow.
+
+    A job has one stage for the texts and one for each generated token but the last, whose successor nobody asks for.
+    """
+
+    batch: int
+    seq: int
+    tokens: int = 1
+
+    @property
+    def stages(self) -> int:
+        return max(1, self.tokens)
