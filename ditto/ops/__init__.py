@@ -7,6 +7,7 @@ from ditto.ops.local import Add, Affine, SuffixSum, Sum, View
 from ditto.ops.matmul import Matmul, MatmulWeight, WeightShare
 from ditto.ops.open import Open
 from ditto.ops.product import Product, Product3, Square
+from ditto.ops.rank import AddStarts, Differences, IsZero, Losses, Windows
 from ditto.ops.select import FromBit, Select
 from ditto.ops.separable import Exponential, Harmonic, Polynomial
 from ditto.ops.table import Combine, Lookup, OneHot
@@ -14,8 +15,8 @@ from ditto.ops.truncate import TruncatePair, TruncateReduce
 from ditto.ops.wide import WideProduct, WideSquare
 
 __all__ = [
-    "REGISTRY", "Add", "Affine", "Combine", "Compare", "Cost", "Exponential", "Extend", "FromBit", "Harmonic",
-    "Lookup", "Masked", "Matmul", "MatmulWeight", "OneHot", "Op", "Open", "Polynomial", "Product", "Product3",
-    "Select", "Square", "Sum", "SuffixSum", "TruncatePair", "TruncateReduce", "View", "WeightShare",
-    "WideProduct", "WideSquare",
+    "REGISTRY", "Add", "AddStarts", "Affine", "Combine", "Compare", "Cost", "Differences", "Exponential", "Extend",
+    "FromBit", "Harmonic", "IsZero", "Lookup", "Losses", "Masked", "Matmul", "MatmulWeight", "OneHot", "Op", "Open",
+    "Polynomial", "Product", "Product3", "Select", "Square", "SuffixSum", "Sum", "TruncatePair", "TruncateReduce",
+    "View", "WeightShare", "WideProduct", "WideSquare", "Windows",
 ]  # fmt: skip
