@@ -24,8 +24,9 @@ def argmax(b: Builder, x: Wire, fans: tuple[int, ...] = FANS) -> Wire:
     50,257 entries of 16 bits: 18 rounds, 0.50 MB online, 3.24 MB dealt; of 32 bits 21 rounds, 1.01 MB, 5.92 MB
     (so truncate first, where 16 bits are exact enough). Pairs alone, fans (2,): 64 rounds, 0.45 MB, 0.92 MB;
     (8,): 34, 0.41, 2.38; (16,): 24, 0.58, 4.22; (225,): 12, 5.83, 53.8.
-    Raises RangeError where twice x's bound does not fit its ring. (All pairs in one step, more to a meeting the
-    fewer candidates are left: Valiant 1975.)
+    Raises RangeError where twice x's bound does not fit its ring. Values outside their bound can give any number,
+    also one that is no index: who reconstructs it checks. (All pairs in one step, more to a meeting the fewer
+    candidates are left: Valiant 1975.)
     """
     b.fits(x, 2)
     width = x.shape[1]
