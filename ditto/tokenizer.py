@@ -1,17 +1,32 @@
-"""Texts to token ids, padded to a public bucket (all that the servers learn of a length)."""
+"""Texts to token ids, padded to a public bucket (all that the servers learn of a length), and back."""
 
 from __future__ import annotations
 
+import codecs
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer as Backend
+from tokenizers import decoders
 from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
+from tokenizers.implementations.byte_level_bpe import ByteLevelBPETokenizer
 
-from ditto.errors import BadCheckpoint, EmptyText, TextTooLong
+from ditto.errors import BadCheckpoint, EmptyText, TextTooLong, UsageError
 
 BUCKETS = (16, 32, 64, 128, 256, 512)
+END_OF_TEXT = "<|endoftext|>"
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The printable character that stands for each byte in a byte-level vocabulary (Radford et al. 2019)."""
+    own = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    other = [byte for byte in range(256) if byte not in own]
+    return {chr(byte): byte for byte in own} | {chr(256 + i): byte for i, byte in enumerate(other)}
+
+
+_BYTES = _byte_alphabet()
 
 
 @dataclass
@@ -27,8 +42,20 @@ class Batch:
         return self.ids.shape[0], self.ids.shape[1]
 
 
+@dataclass
+class Prompts:
+    """Token ids [B, N] int64, padded on the right, and how many of each row are the prompt's."""
+
+    ids: torch.Tensor
+    lengths: list[int]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.ids.shape[0], self.ids.shape[1]
+
+
 class Tokenizer:
-    """A Hugging Face tokenizer, loaded from tokenizer.json or vocab.txt."""
+    """A Hugging Face tokenizer: tokenizer.json, vocab.txt (WordPiece), or vocab.json with merges.txt (byte-level)."""
 
     def __init__(self, backend: Backend) -> None:
         backend.no_padding()
@@ -37,13 +64,22 @@ class Tokenizer:
 
     @classmethod
     def load(cls, directory: Path) -> Tokenizer:
-        """Raises BadCheckpoint when neither file is there."""
+        """Raises BadCheckpoint when none of these files is there, or when those of a byte-level BPE cannot be read."""
         if (directory / "tokenizer.json").exists():
             return cls(Backend.from_file(str(directory / "tokenizer.json")))
         if (directory / "vocab.txt").exists():
             words = BertWordPieceTokenizer(str(directory / "vocab.txt"))
             return cls(words._tokenizer)
-        raise BadCheckpoint(f"{directory}: neither tokenizer.json nor vocab.txt")
+        vocabulary, merges = directory / "vocab.json", directory / "merges.txt"
+        if vocabulary.exists() and merges.exists():
+            try:
+                pieces = ByteLevelBPETokenizer(str(vocabulary), str(merges), add_prefix_space=False)
+            except Exception as error:  # the library raises nothing narrower
+                raise BadCheckpoint(f"{directory}: vocab.json with merges.txt: {error}") from error
+            if pieces.token_to_id(END_OF_TEXT) is not None:
+                pieces.add_special_tokens([END_OF_TEXT])  # one token also where it stands in a text
+            return cls(pieces._tokenizer)
+        raise BadCheckpoint(f"{directory}: neither tokenizer.json, vocab.txt, nor vocab.json with merges.txt")
 
     def encode(self, texts: list[str], max_length: int) -> Batch:
         """Encode and pad to the smallest bucket that holds the longest. Raises EmptyText, TextTooLong."""
@@ -65,3 +101,60 @@ class Tokenizer:
             types[i, :n] = torch.tensor(row.type_ids)
             mask[i, :n] = 1
         return Batch(ids, types, mask)
+
+    @property
+    def end_of_text(self) -> int | None:
+        """The id of '<|endoftext|>', where the vocabulary has it."""
+        token: int | None = self._backend.token_to_id(END_OF_TEXT)
+        return token
+
+    def encode_prompts(self, texts: list[str], max_length: int, bucket: bool = True) -> Prompts:
+        """Encode for a causal model: padded on the right with the end of text, or the last token where there is none.
+
+        The width is the smallest bucket that holds the longest prompt, `max_length` at most; without `bucket` it is
+        the longest prompt's, which the servers then learn. White space alone is a prompt. Raises EmptyText for a
+        prompt without a token, TextTooLong.
+        """
+        rows = [row.ids for row in self._backend.encode_batch(texts)]
+        if not rows or not all(rows):
+            raise EmptyText("empty prompt")
+        longest = max(map(len, rows))
+        if longest > max_length:
+            raise TextTooLong(f"prompt of {longest} tokens: at most {max_length} fit")
+        width = min(n for n in (*BUCKETS, max_length) if longest <= n <= max_length) if bucket else longest
+        end = self.end_of_text
+        padded = [row + [row[-1] if end is None else end] * (width - len(row)) for row in rows]
+        return Prompts(torch.tensor(padded, dtype=torch.int64), [len(row) for row in rows])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of these tokens, special ones included; bytes that are no UTF-8 come as U+FFFD."""
+        text: str = self._backend.decode(list(ids), skip_special_tokens=False)
+        return text
+
+    def stream(self) -> TextStream:
+        """Decode token by token. Raises UsageError for a vocabulary that is not byte-level."""
+        if not isinstance(self._backend.decoder, decoders.ByteLevel):
+            raise UsageError("only byte-level tokenizers decode token by token")
+        return TextStream(self._backend)
+
+
+class TextStream:
+    """Text as its tokens arrive: a token may end within a character, which is held back until it is complete.
+
+    All that `push` and `finish` return is, joined, what `Tokenizer.decode` returns for all the tokens.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token: int) -> str:
+        """Take one token id; return the characters that it completes (none, often, for emoji)."""
+        piece = self._backend.id_to_token(token) or ""
+        # an added token is text as it stands, unless the alphabet happens to hold all of it: the same characters
+        known = all(c in _BYTES for c in piece)
+        return self._decoder.decode(bytes(_BYTES[c] for c in piece) if known else piece.encode())
+
+    def finish(self) -> str:
+        """What is left of an incomplete character (U+FFFD), or nothing."""
+        return self._decoder.decode(b"", final=True)

@@ -12,16 +12,20 @@ from ditto.errors import BadShare, ReuseError
 from ditto.ops import (
     REGISTRY,
     Add,
+    AddStarts,
     Affine,
     Combine,
     Compare,
+    Differences,
     Exponential,
     Extend,
     FromBit,
     Future,
     Harmonic,
+    IsZero,
     Join,
     Lookup,
+    Losses,
     Matmul,
     MatmulWeight,
     OneHot,
@@ -41,6 +45,7 @@ from ditto.ops import (
     View,
     WideProduct,
     WideSquare,
+    Windows,
 )
 from ditto.prg import new_seed
 from ditto.program import Builder, Program, Wire
@@ -55,7 +60,8 @@ S = (5, 7)
 class Case:
     """An operation on input types (ring, shape, limit on |x| in units); `opened` says whether they are opened first.
 
-    The bit that `Select` and `FromBit` read is the sign of their first input; `FromBit` makes `Compare` readable.
+    The bit that `Select` and `FromBit` read is the sign of their first input; `FromBit` makes `Compare` and `IsZero`
+    readable.
     """
 
     op: Op
@@ -158,6 +164,14 @@ CASES = [
         Case(WideProduct((S, (5, 1)), (a, b), o), [(a, S, 2 ** (a - 2)), (b, (5, 1), 2 ** (b - 2))], o, S)
         for a, b, o in ((46, 46, 64), (46, 64, 64), (64, 46, 64), (24, 32, 64), (24, 24, 32), (16, 8, 64))
     ),
+    Case(Windows(3), [(24, (2, 5, 7), full(24))], 24, (2, 5, 3, 3), opened=False),
+    Case(Windows(4), [(32, (5, 8), full(32))], 32, (5, 2, 4)),
+    *(Case(Differences(b), [(b, S, full(b))], b, (5, 21)) for b in (8, 16, 24, 64)),
+    Case(Differences(40), [(40, (4, 3, 2), full(40))], 40, (4, 3, 1), opened=False),
+    *(Case(Losses(7, b), [(b, (5, 21), full(b))], b, S, opened=False) for b in (3, 8, 11)),
+    *(Case(IsZero(shape, n), [(n, shape, full(n))], 64, shape) for n, shape in ((1, S), (2, (3, 50)), (8, S), (9, S))),
+    Case(AddStarts(50, 8, 32), [(32, S, full(32))], 32, S, opened=False),
+    Case(AddStarts(56, 8, 8), [(8, S, full(8))], 8, S, opened=False),
     Case(Combine(64, (1, -2, 3, 2**62, 5, 6, 7)), [(64, S, full(64))], 64, (5,), opened=False),
 ]
 
@@ -181,7 +195,7 @@ def build(case: Case) -> Program:
         (bit,) = b.emit(sign, wires[:1], [(1, 0, sign.out, 0.0)])
         wires[0] = b.view(bit, shape=sign.out[1:])
     (y,) = b.emit(case.op, wires, [(case.ring, 0, case.shape, 0.0)])
-    if isinstance(case.op, Compare):
+    if isinstance(case.op, (Compare, IsZero)):
         (y,) = b.emit(FromBit(case.shape, case.ring), [y], [(case.ring, 0, case.shape, 0.0)])
     b.output("y", y)
     return b.program

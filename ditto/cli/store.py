@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
     from ditto.tokenizer import Tokenizer
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json", "config.json")
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt", "special_tokens_map.json",
+    "config.json",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

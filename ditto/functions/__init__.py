@@ -1,5 +1,6 @@
 """Functions built from operations: each adds typed steps to a program."""
 
+from ditto.functions.argmax import argmax
 from ditto.functions.gelu import gelu
 from ditto.functions.layernorm import layernorm
 from ditto.functions.linear import linear
@@ -8,4 +9,14 @@ from ditto.functions.smooth import harmonic
 from ditto.functions.softmax import ScoreType, softmax_numerator
 from ditto.functions.tanh import tanh
 
-__all__ = ["ScoreType", "gelu", "harmonic", "inverse_power", "layernorm", "linear", "softmax_numerator", "tanh"]
+__all__ = [
+    "ScoreType",
+    "argmax",
+    "gelu",
+    "harmonic",
+    "inverse_power",
+    "layernorm",
+    "linear",
+    "softmax_numerator",
+    "tanh",
+]

@@ -8,6 +8,7 @@ from ditto.ops.local import Add, Affine, SuffixSum, Sum, View
 from ditto.ops.matmul import Matmul, MatmulWeight, WeightShare
 from ditto.ops.open import Open
 from ditto.ops.product import Product, Product3, Square
+from ditto.ops.rank import AddStarts, Differences, IsZero, Losses, Windows
 from ditto.ops.select import FromBit, Select
 from ditto.ops.separable import Exponential, Harmonic, Polynomial
 from ditto.ops.table import Combine, Lookup, OneHot
@@ -15,8 +16,8 @@ from ditto.ops.truncate import TruncatePair, TruncateReduce
 from ditto.ops.wide import WideProduct, WideSquare
 
 __all__ = [
-    "Add", "Affine", "Combine", "Compare", "Cost", "Exponential", "Extend", "FromBit", "Future", "Harmonic", "Join",
-    "Lookup", "Masked", "Matmul", "MatmulWeight", "OneHot", "Op", "Open", "Polynomial", "Product", "Product3",
-    "REGISTRY", "Select", "Square", "SuffixSum", "Sum", "Triangle", "TruncatePair", "TruncateReduce", "Untriangle",
-    "View", "WeightShare", "WideProduct", "WideSquare",
+    "Add", "AddStarts", "Affine", "Combine", "Compare", "Cost", "Differences", "Exponential", "Extend", "FromBit",
+    "Future", "Harmonic", "IsZero", "Join", "Lookup", "Losses", "Masked", "Matmul", "MatmulWeight", "OneHot", "Op",
+    "Open", "Polynomial", "Product", "Product3", "REGISTRY", "Select", "Square", "SuffixSum", "Sum", "Triangle",
+    "TruncatePair", "TruncateReduce", "Untriangle", "View", "WeightShare", "WideProduct", "WideSquare", "Windows",
 ]  # fmt: skip
