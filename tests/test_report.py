@@ -241,10 +241,15 @@ def test_waiting_is_the_slower_partys() -> None:
 @pytest.mark.slow
 def test_bench_model_writes_its_report(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
-    size = ["--model", "bert-tiny", "--layers", "1", "--seq", "16"]
-    result = CliRunner().invoke(app, ["bench", "model", *size, "--report", str(path), "--json"])
+    size = ["--model", "bert-tiny", "--layers", "1", "--seq", "16", "--batch", "3"]
+    result = CliRunner().invoke(app, ["bench", "model", *size, "--check", "--report", str(path), "--json"])
     assert result.exit_code == 0, result.output
     costs = json.loads(result.stdout)
+    assert costs["texts"] == len(costs["output"]) == 3
+    assert costs["max_abs_error"] < 0.05
+    for party, counted in enumerate(costs["traffic"].values()):
+        assert counted["sent"]["payload"] == costs["online"]["bytes_sent"][party]
+        assert counted["from_dealer"]["payload"] == costs["offline"]["bytes_to_party"][party]
     for row in (costs, *costs["layers"], *costs["operations"]):
         assert 0 <= row["online"]["waiting"] <= row["online"]["seconds"]
     assert costs["online"]["waiting"] > 0

@@ -10,10 +10,12 @@ _KEYS = ("name", "layer", "operation", "phase")
 
 
 def merge(a: Any, b: Any) -> Any:
-    """The sum of two reports of one shape: numbers add up, rows of the same name fall together."""
+    """The sum of two reports of one shape: numbers add up, rows of the same name fall together. What only one of them
+    has stays as it is; of texts, the first one does."""
     if isinstance(a, dict):
-        return {k: a[k] if k in _KEYS else merge(a[k], b[k]) if k in b else a[k] for k in a}
-    if isinstance(a, list) and a and isinstance(a[0], dict):
+        both = (a.keys() & b.keys()) - set(_KEYS)
+        return {k: merge(a[k], b[k]) if k in both else (b | a)[k] for k in a | b}
+    if isinstance(a, list) and any(isinstance(row, dict) for row in a + b):
         rows = {_key(row): row for row in a}
         for row in b:
             rows[_key(row)] = merge(rows[_key(row)], row) if _key(row) in rows else row

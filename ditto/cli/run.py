@@ -125,7 +125,7 @@ def document(run: Run, spec: dict[str, Any], network: str, *, checked: bool) -> 
         result["max_abs_error"] = max_abs_error(run.results, run.reference)
     return (
         result
-        | {key: run.report[key] for key in ("online", "offline", "layers", "operations")}
+        | {key: run.report[key] for key in ("online", "offline", "layers", "operations", "traffic")}
         | {"wall_seconds": run.wall_seconds}
     )
 
