@@ -10,7 +10,7 @@ import torch
 
 from ditto.channel import Channel
 from ditto.errors import BadShare, ReuseError
-from ditto.ledger import Ledger
+from ditto.ledger import LayerTimes, Ledger, Round
 from ditto.matmul import DigitMatrix
 from ditto.ops import Masked, WeightShare
 from ditto.ops.base import Shape, packed_bytes
@@ -171,8 +171,7 @@ class _PartyContext:
         self.party = party
         self._prg, self._seeded, self._source, self._channel, self._label = prg, seeded, source, channel, label
         self.received = 0
-        self.rounds = 0
-        self.waiting = 0.0
+        self.openings: list[tuple[float, float, int]] = []  # (time of sending, waiting, bytes sent)
 
     def _fresh(self) -> Prg:
         if self._prg is None:
@@ -199,8 +198,7 @@ class _PartyContext:
     def _exchange(self, mine: bytes) -> memoryview:
         start = time.perf_counter()
         theirs = memoryview(self._channel.exchange(self._label, mine))
-        self.waiting += time.perf_counter() - start
-        self.rounds += 1
+        self.openings.append((start, time.perf_counter() - start, len(mine)))
         if len(theirs) != len(mine):
             raise BadShare(f"{self._label}: {len(theirs)} bytes from the peer, expected {len(mine)}")
         return theirs
@@ -239,6 +237,8 @@ class PartyJob:
         self._prepared: dict[int, Any] = {}
         self._last = program.last_use()
         self._next = {"prepare": 0, "run": 0}
+        self._offline: dict[int, tuple[float, float]] = {}  # by layer: (start, seconds), absolute
+        self._origin = 0.0  # when the first layer began online
         self._keep = {w.name for w in program.outputs.values()}
 
     def set_input(self, name: str, share: Tensor) -> None:
@@ -265,6 +265,7 @@ class PartyJob:
     def prepare(self, layer: int) -> None:
         """Offline: take this layer's correlations and do the work that no input enters."""
         self._enter("prepare", layer)
+        began = time.perf_counter()
         for index, step in enumerate(self.program.steps):
             if step.layer != layer:
                 continue
@@ -279,6 +280,7 @@ class PartyJob:
                     self._masks.pop(name, None)
             seconds = time.perf_counter() - start
             self.ledger.add("offline", layer, step.label, seconds=seconds, bytes_from_dealer=context.received)
+        self._offline[layer] = began, time.perf_counter() - began
 
     def _mask_of(self, name: str) -> Any:
         if name in self.program.weights:
@@ -292,6 +294,12 @@ class PartyJob:
         missing = self.program.inputs.keys() - self._values.keys() if layer == 0 else ()
         if missing:
             raise BadShare(f"input {sorted(missing)[0]}: no share received")
+        began = time.perf_counter()
+        if layer == 0:
+            self._origin = began
+        prepared, offline_seconds = self._offline.pop(layer)
+        times = LayerTimes(prepared - self._origin, offline_seconds, began - self._origin)
+        self.ledger.times[layer] = times
         for index, step in enumerate(self.program.steps):
             if step.layer != layer:
                 continue
@@ -308,10 +316,12 @@ class PartyJob:
                 layer,
                 step.label,
                 seconds=time.perf_counter() - start,
-                waiting=context.waiting,
-                rounds=context.rounds,
+                waiting=sum(waiting for _, waiting, _ in context.openings),
+                rounds=len(context.openings),
                 bytes_sent=self._channel.payload_sent - sent,
             )
+            times.rounds += [Round(step.label, at - self._origin, w, n) for at, w, n in context.openings]
+        times.seconds = time.perf_counter() - began
 
     def outputs(self) -> dict[str, Tensor]:
         """This party's shares of the outputs, for the client alone."""
