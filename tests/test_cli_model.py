@@ -113,7 +113,10 @@ def test_nine_sentences_are_two_jobs(shared: str, tmp_path: Path) -> None:
     (tmp_path / "nine.txt").write_text("a cat ran\n" * 9)
     nine = run("infer", "--model", shared, "--file", str(tmp_path / "nine.txt"))[0]
     assert nine["texts"] == 9
-    assert nine["online"]["rounds"] == 2 * one["online"]["rounds"]
+    assert nine["online"]["rounds"] == 2 * one["online"]["rounds"] and (one["jobs"], nine["jobs"]) == (1, 2)
+    for answer in (one, nine):  # of several jobs, the first
+        shown = sum(len(layer["rounds"]["start"]) for layer in answer["rounds_timeline"]["layers"])
+        assert shown == one["online"]["rounds"]
     for party, counted in enumerate(nine["traffic"].values()):
         assert counted["rounds"] == nine["online"]["rounds"]
         assert counted["sent"]["payload"] == nine["online"]["bytes_sent"][party]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from ditto.program import Program
 from ditto.wire import control_pb2
 
 EVIL = "<script>alert('x')</script>&\"<b>"
+BROWSER = shutil.which("chromium")
 VOID = {"meta", "rect", "line"}
 
 
@@ -162,6 +165,20 @@ def test_page_has_the_reports_figures() -> None:
     page = check_figures(text, summary())
     check_closed(text)
     assert "What it cost: tiny" in page.words and "prefers-color-scheme: dark" in text
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+@pytest.mark.parametrize("name", ["tiny", EVIL])
+def test_a_browser_reads_the_same_figures(name: str, tmp_path: Path) -> None:
+    """What a browser makes of the page has the same nesting and figures."""
+    path = tmp_path / "report.html"
+    report_html.write(path, report_html.page(summary(name), network("loopback")))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    made = subprocess.run(
+        [str(BROWSER), *options, "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=60, check=True
+    )
+    check_figures(made.stdout, summary(name))
+    check_closed(made.stdout)
 
 
 def test_page_holds_no_answer() -> None:

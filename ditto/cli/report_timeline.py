@@ -189,8 +189,8 @@ def timeline(costs: dict[str, Any]) -> str:
         "whatever the peer still had to compute. In a gap it waits for the other party's offline part, or for the "
         f"coordinator. Point at a bar for its figures.{jobs}</p>{legend}"
         + _overview(layers)
-        + "<h2>Round by round</h2><p class='soft'>Every layer from its own start, on one scale. Before each round the "
-        "party computes, in it it waits.</p>"
+        + "<h2>Round by round</h2><p class='soft'>Every layer from its own start, on one scale. The party computes "
+        "up to a round and waits in it.</p>"
         + _lanes(layers)
         + _longest(max(layers, key=lambda layer: float(layer["online"]["seconds"])))
     )
