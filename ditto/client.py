@@ -6,7 +6,7 @@ import contextlib
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -247,11 +247,14 @@ class Report:
     program: Program
     seconds: float = 0.0
     traffic: dict[str, Any] = field(default_factory=dict)  # by party, counted at the frame
+    times: list[tuple[int, str, Sequence[party_pb2.LayerTimes]]] = field(default_factory=list)  # online, by party
     total: dict[str, Any] = field(default_factory=_phase)
     layers: dict[int, dict[str, Any]] = field(default_factory=dict)
     operations: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def add(self, done: control_pb2.LayerDone) -> dict[str, Any]:
+        if done.times:
+            self.times.append((done.layer, done.name, done.times))
         layer = self.layers.setdefault(done.layer, {"layer": done.layer, "name": done.name} | _phase())
         ledgers = [json.loads(text) for text in done.ledgers]
         for account in (self.total, layer):
@@ -283,5 +286,28 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         return {
             **self.total, "seconds": self.seconds, "layers": list(self.layers.values()),
-            "operations": list(self.operations.values()), "traffic": self.traffic,
+            "operations": list(self.operations.values()), "traffic": self.traffic, "jobs": 1,
+            "rounds_timeline": self.timeline(),
         }  # fmt: skip
+
+    def timeline(self) -> dict[str, Any]:
+        """Every round of the party that was online longer, by its clock alone: seconds since it began the first layer
+        online, to the microsecond. Rounds are columns, since there may be more than a thousand."""
+        online = [sum(times[party].seconds for _, _, times in self.times) for party in range(len(PARTIES))]
+        party = online.index(max(online))
+        return {"party": party, "layers": [_layer_times(i, name, times[party]) for i, name, times in self.times]}
+
+
+def _layer_times(layer: int, name: str, times: party_pb2.LayerTimes) -> dict[str, Any]:
+    return {
+        "layer": layer,
+        "name": name,
+        "offline": {"start": round(times.offline_start, 6), "seconds": round(times.offline_seconds, 6)},
+        "online": {"start": round(times.start, 6), "seconds": round(times.seconds, 6)},
+        "rounds": {
+            "operation": [r.operation for r in times.rounds],
+            "start": [round(r.start, 6) for r in times.rounds],
+            "waiting": [round(r.waiting, 6) for r in times.rounds],
+            "bytes_sent": [r.bytes_sent for r in times.rounds],
+        },
+    }

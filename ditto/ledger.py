@@ -1,9 +1,9 @@
-"""What an inference cost: rounds, bytes and seconds by phase, layer and operation."""
+"""What an inference cost: rounds, bytes and seconds by phase, layer and operation, and when each round was."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -18,11 +18,37 @@ class Row:
     bytes_from_dealer: int = 0
 
 
+@dataclass(frozen=True)
+class Round:
+    """One opening at one party: when its bytes were ready to send, and how long until the peer's were there."""
+
+    operation: str
+    start: float
+    waiting: float
+    bytes_sent: int  # payload
+
+
+@dataclass
+class LayerTimes:
+    """When one party did what in one layer: seconds of its own monotonic clock since it began the first layer online.
+
+    The first layer's offline part begins before 0. Two parties' clocks have no common zero: durations may be
+    compared, moments may not. Between two rounds, and after the last one, the party computes.
+    """
+
+    offline_start: float
+    offline_seconds: float
+    start: float
+    seconds: float = 0.0
+    rounds: list[Round] = field(default_factory=list)
+
+
 class Ledger:
     """One party's account of one job."""
 
     def __init__(self) -> None:
         self.rows: defaultdict[tuple[str, int, str], Row] = defaultdict(Row)
+        self.times: dict[int, LayerTimes] = {}  # by layer, once it runs online
 
     def add(
         self,

@@ -11,13 +11,13 @@ import torch
 
 from ditto.channel import Channel
 from ditto.errors import BadShare, ReuseError
-from ditto.ledger import Ledger
-from ditto.matmul import DigitMatrix
-from ditto.ops import Masked, WeightShare
+from ditto.ledger import LayerTimes, Ledger, Round
+from ditto.ops import Masked
 from ditto.ops.base import Shape, packed_bytes
 from ditto.prg import Prg, derive
-from ditto.program import Program, Wire
-from ditto.ring import cast, pack, signed, unpack
+from ditto.program import Program
+from ditto.ring import cast, pack, unpack
+from ditto.weights import DealerWeights, PartyWeights
 
 Tensor = torch.Tensor
 
@@ -36,83 +36,6 @@ def seeded_party(index: int) -> int:
 def step_prg(seed: bytes, job: str, index: int) -> Prg:
     """Randomness of one (job, operation index)."""
     return Prg(derive(seed, "step", job, index))
-
-
-# ---------------------------------------------------------------- weights under fixed masks
-
-
-def weight_mask(seed: bytes, wire: Wire) -> Tensor:
-    """One party's share of a weight's fixed mask B."""
-    return Prg(derive(seed, "weight", wire.name)).ring(wire.shape, wire.ring)
-
-
-class DealerWeights:
-    """The masks of a model's weights, expanded when first needed and kept for later jobs."""
-
-    def __init__(self, weights: dict[str, Wire], seeds: tuple[bytes, bytes]) -> None:
-        self._wires, self._seeds = weights, seeds
-        self._cache: dict[str, Any] = {}
-
-    def __getitem__(self, name: str) -> Any:
-        wire = self._wires[name]
-        if wire.kind == "share":
-            return None
-        if name not in self._cache:
-            mask = weight_mask(self._seeds[0], wire) + weight_mask(self._seeds[1], wire)
-            self._cache[name] = DigitMatrix(mask, wire.ring) if wire.kind == "matrix" else mask
-        return self._cache[name]
-
-
-class PartyWeights:
-    """One party's weights: additive shares, and F = W + B for those under a fixed mask."""
-
-    def __init__(self, weights: dict[str, Wire], party: int, seed: bytes, shares: dict[str, Tensor]) -> None:
-        for name, wire in weights.items():
-            if name not in shares or tuple(shares[name].shape) != wire.shape:
-                raise BadShare(f"weight {name}: expected a share of shape {wire.shape}")
-        self.wires, self.party, self._seed, self._shares = weights, party, seed, shares
-        self._masked: dict[str, Tensor] = {}
-        self._cache: dict[str, Any] = {}
-
-    def open_masked(self, channel: Channel) -> None:
-        """Open F = W + B for every weight under a fixed mask: once per model."""
-        for name, wire in self.wires.items():
-            if wire.kind == "share":
-                continue
-            mine = self._shares[name] + weight_mask(self._seed, wire)
-            theirs = channel.exchange(f"weight/{name}", pack(mine, wire.ring))
-            self._masked[name] = mine + unpack(theirs, wire.ring, wire.shape)
-
-    def masked(self) -> dict[str, Tensor]:
-        return self._masked
-
-    def restore(self, masked: dict[str, Tensor]) -> None:
-        """Take back F from disk. Raises BadShare when one is missing."""
-        missing = [n for n, w in self.wires.items() if w.kind != "share" and n not in masked]
-        if missing:
-            raise BadShare(f"masked weight {missing[0]} is missing")
-        self._masked = dict(masked)
-
-    def warm(self) -> None:
-        """Split every weight into digits now, so that no job waits for it."""
-        for name in self.wires:
-            self[name]
-
-    def __getitem__(self, name: str) -> Any:
-        wire = self.wires[name]
-        if name not in self._cache:
-            if wire.kind == "share":
-                self._cache[name] = self._shares.pop(name)
-            else:
-                mask, opened = weight_mask(self._seed, wire), self._masked[name]
-                self._shares.pop(name, None)
-                if wire.kind == "masked":
-                    self._cache[name] = Masked(opened, mask)
-                else:
-                    share = opened - mask if self.party == 0 else -mask
-                    self._cache[name] = WeightShare(DigitMatrix(share, wire.ring), DigitMatrix(opened, wire.ring))
-                    del self._masked[name]  # the digits hold it from here on
-        return self._cache[name]
 
 
 # ---------------------------------------------------------------- the dealer
@@ -186,8 +109,7 @@ class _PartyContext:
         self.party = party
         self._prg, self._seeded, self._source, self._channel, self._label = prg, seeded, source, channel, label
         self.received = 0
-        self.rounds = 0
-        self.waiting = 0.0
+        self.openings: list[tuple[float, float, int]] = []  # (time of sending, waiting, bytes sent)
 
     def _fresh(self) -> Prg:
         if self._prg is None:
@@ -214,8 +136,7 @@ class _PartyContext:
     def _exchange(self, mine: bytes) -> memoryview:
         start = time.perf_counter()
         theirs = memoryview(self._channel.exchange(self._label, mine))
-        self.waiting += time.perf_counter() - start
-        self.rounds += 1
+        self.openings.append((start, time.perf_counter() - start, len(mine)))
         if len(theirs) != len(mine):
             raise BadShare(f"{self._label}: {len(theirs)} bytes from the peer, expected {len(mine)}")
         return theirs
@@ -273,6 +194,8 @@ class PartyJob:
         self._next = {"prepare": 0, "run": 0}
         self._kept = {w.name for w in program.kept.values()}
         self._keep = self._kept | {w.name for w in program.outputs.values()}
+        self._offline: dict[int, tuple[float, float]] = {}  # by layer: (start, seconds), absolute
+        self._origin = 0.0  # when the first layer began online
 
     def set_input(self, name: str, share: Tensor) -> None:
         """Take the share of an input. Raises BadShare for an unknown name, a wrong shape or a second share."""
@@ -298,6 +221,7 @@ class PartyJob:
     def prepare(self, layer: int) -> None:
         """Offline: take this layer's correlations and do the work that no input enters."""
         self._enter("prepare", layer)
+        began = time.perf_counter()
         if layer == 0:
             self._masks.update((n, self._carried.masks[n]) for n in self.program.carried if n in self._carried.masks)
         for index, step in enumerate(self.program.steps):
@@ -317,6 +241,7 @@ class PartyJob:
         if layer == len(self.program.layers) - 1:
             kept = self.program.kept.items()
             self._carried.masks.update((n, self._masks[w.name]) for n, w in kept if w.name in self._masks)
+        self._offline[layer] = began, time.perf_counter() - began
 
     def _mask_of(self, name: str) -> Any:
         if name in self.program.weights:
@@ -330,8 +255,13 @@ class PartyJob:
         missing = self.program.inputs.keys() - self._values.keys() if layer == 0 else ()
         if missing:
             raise BadShare(f"input {sorted(missing)[0]}: no share received")
+        began = time.perf_counter()
         if layer == 0:
+            self._origin = began
             self._values.update((n, self._carried.values[n]) for n in self.program.carried)
+        prepared, offline_seconds = self._offline.pop(layer)
+        times = LayerTimes(prepared - self._origin, offline_seconds, began - self._origin)
+        self.ledger.times[layer] = times
         for index, step in enumerate(self.program.steps):
             if step.layer != layer:
                 continue
@@ -348,10 +278,12 @@ class PartyJob:
                 layer,
                 step.label,
                 seconds=time.perf_counter() - start,
-                waiting=context.waiting,
-                rounds=context.rounds,
+                waiting=sum(waiting for _, waiting, _ in context.openings),
+                rounds=len(context.openings),
                 bytes_sent=self._channel.payload_sent - sent,
             )
+            times.rounds += [Round(step.label, at - self._origin, w, n) for at, w, n in context.openings]
+        times.seconds = time.perf_counter() - began
 
         if layer == len(self.program.layers) - 1:
             self._carried.values.update((n, self._values[w.name]) for n, w in self.program.kept.items())
@@ -359,41 +291,3 @@ class PartyJob:
     def outputs(self) -> dict[str, Tensor]:
         """This party's shares of the outputs, for the client alone."""
         return {name: self._values[wire.name] for name, wire in self.program.outputs.items()}
-
-
-# ---------------------------------------------------------------- the plain interpreter
-
-
-def plain_weights(program: Program, weights: dict[str, Tensor]) -> dict[str, Any]:
-    """Weights as `run_plain` takes them, matrices split into digits: made once, used for many runs."""
-    return {
-        name: DigitMatrix(cast(weights[name], wire.ring), wire.ring)
-        if wire.kind == "matrix"
-        else signed(weights[name], wire.ring)
-        for name, wire in program.weights.items()
-    }
-
-
-def run_plain(
-    program: Program, inputs: dict[str, Tensor], weights: dict[str, Any], carried: dict[str, Tensor] | None = None
-) -> dict[str, Tensor]:
-    """Run the program on the signed integers themselves, wrap-around included. Returns signed int64 outputs.
-
-    `weights` are ring integers, or what `plain_weights` made of them. `carried` holds what earlier stages kept, and
-    takes what this one keeps.
-    """
-    values: dict[str, Any] = {n: signed(inputs[n], w.ring) for n, w in program.inputs.items()}
-    ready = all(isinstance(weights[n], DigitMatrix) for n, w in program.weights.items() if w.kind == "matrix")
-    values |= {n: weights[n] for n in program.weights} if ready else plain_weights(program, weights)
-    carried = {} if carried is None else carried
-    values |= {n: carried[n] for n in program.carried}
-    last = program.last_use()
-    keep = {w.name for w in (*program.outputs.values(), *program.kept.values())} | set(program.weights)
-    for index, step in enumerate(program.steps):
-        outputs = step.op.plain(*(values[n] for n in step.inputs))
-        values.update(zip(step.outputs, outputs, strict=True))
-        for name in step.inputs:
-            if last[name] == index and name not in keep:
-                values.pop(name, None)
-    carried.update((name, values[wire.name]) for name, wire in program.kept.items())
-    return {name: values[wire.name] for name, wire in program.outputs.items()}

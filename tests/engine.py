@@ -15,7 +15,8 @@ from ditto.ops import Masked
 from ditto.prg import Prg, new_seed
 from ditto.program import Program, Wire
 from ditto.ring import signed
-from ditto.runtime import Carried, DealerJob, DealerWeights, PartyJob, PartyWeights
+from ditto.runtime import Carried, DealerJob, PartyJob
+from ditto.weights import DealerWeights, PartyWeights
 
 
 class QueueSource:
@@ -92,7 +93,7 @@ class Session:
         self._first = 0
 
     def run(self, program: Program, inputs: dict[str, torch.Tensor]) -> Run:
-        """The next stage: deal, prepare everything, run every layer; outputs come back reconstructed and signed."""
+        """The next stage: deal, run layer by layer; outputs come back reconstructed and signed."""
         sources, ledgers = [QueueSource(), QueueSource()], [Ledger(), Ledger()]
         dealer = DealerJob(program, self.job, self._seeds, self._dealer, self._first, self._masks)
         for party, data in dealer.deal():
@@ -112,7 +113,6 @@ class Session:
         def work(i: int) -> None:
             for layer in range(len(program.layers)):
                 jobs[i].prepare(layer)
-            for layer in range(len(program.layers)):
                 jobs[i].run(layer)
 
         both(work)

@@ -121,6 +121,30 @@ def test_reports_add_up() -> None:
     }
 
 
+def counts(n: int) -> dict[str, Any]:
+    pairs = {key: {"payload": 100 * n + i, "framing": n} for i, key in enumerate(("sent", "received", "from_dealer"))}
+    return {"rounds": n, **pairs}
+
+
+def test_traffic_adds_up_by_party() -> None:
+    a, b = ({"traffic": {"party0": counts(n), "party1": counts(10 * n)}, "job": str(n)} for n in (1, 2))
+    total = report.merge(a, b)
+    assert total["job"] == "1"
+    assert total["traffic"]["party0"] == {
+        "rounds": 3,
+        "sent": {"payload": 300, "framing": 3},
+        "received": {"payload": 302, "framing": 3},
+        "from_dealer": {"payload": 304, "framing": 3},
+    }
+    assert total["traffic"]["party1"]["sent"] == {"payload": 3000, "framing": 30}
+
+
+def test_what_one_report_lacks_is_the_others() -> None:
+    a: dict[str, Any] = {"traffic": {}, "layers": []}
+    b = {"traffic": {"party0": counts(1)}, "layers": [row("x", 1.0, 1, [1, 1])]}
+    assert report.merge(a, b) == report.merge(b, a) == b
+
+
 def test_calibration_texts_are_varied() -> None:
     texts = calibration_texts()
     assert len(texts) >= 36 and len(set(texts)) == len(texts)

@@ -93,7 +93,10 @@ def test_infer_matches_plaintext(shared: str) -> None:
         assert answer["online"]["bytes_sent"][party] == sum(
             row["online"]["bytes_sent"][party] for row in answer["layers"]
         )
-        assert answer["offline"]["bytes_to_party"][party] > 0
+        counted = answer["traffic"][f"party{party}"]
+        assert counted["sent"]["payload"] == answer["online"]["bytes_sent"][party]
+        assert counted["from_dealer"]["payload"] == answer["offline"]["bytes_to_party"][party] > 0
+        assert counted["sent"]["framing"] > 0 and counted["rounds"] == answer["online"]["rounds"]
 
 
 def test_infer_writes_its_report(shared: str, tmp_path: Path) -> None:
@@ -110,7 +113,13 @@ def test_nine_sentences_are_two_jobs(shared: str, tmp_path: Path) -> None:
     (tmp_path / "nine.txt").write_text("a cat ran\n" * 9)
     nine = run("infer", "--model", shared, "--file", str(tmp_path / "nine.txt"))[0]
     assert nine["texts"] == 9
-    assert nine["online"]["rounds"] == 2 * one["online"]["rounds"]
+    assert nine["online"]["rounds"] == 2 * one["online"]["rounds"] and (one["jobs"], nine["jobs"]) == (1, 2)
+    for answer in (one, nine):  # of several jobs, the first
+        shown = sum(len(layer["rounds"]["start"]) for layer in answer["rounds_timeline"]["layers"])
+        assert shown == one["online"]["rounds"]
+    for party, counted in enumerate(nine["traffic"].values()):
+        assert counted["rounds"] == nine["online"]["rounds"]
+        assert counted["sent"]["payload"] == nine["online"]["bytes_sent"][party]
     assert all(result == pytest.approx(one["output"][0], abs=0.05) for result in nine["output"])
 
 

@@ -47,11 +47,13 @@ from ditto.ops import (
     WideSquare,
     Windows,
 )
+from ditto.plain import run_plain
 from ditto.prg import new_seed
 from ditto.program import Builder, Program, Wire
 from ditto.ring import pack, signed, unpack
-from ditto.runtime import DealerJob, DealerWeights, run_plain
+from ditto.runtime import DealerJob
 from ditto.sharing import reveal, reveal_cost, seeded_share, share, share_cost
+from ditto.weights import DealerWeights
 
 S = (5, 7)
 

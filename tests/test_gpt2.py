@@ -14,8 +14,8 @@ from ditto.models import Checkpoint, compile_model, importer, load_checkpoint
 from ditto.models.gpt2_client import decode_logits, encode_prompts, encode_tokens
 from ditto.models.gpt2_float import continue_greedily, forward, logits
 from ditto.models.importer import describe, encode_weights
+from ditto.plain import plain_weights, run_plain
 from ditto.presets import PRESETS
-from ditto.runtime import plain_weights, run_plain
 from ditto.tokenizer import Batch
 
 CAUSAL = ("ditto", "ditto-icml24-exact", "puma")

@@ -26,8 +26,8 @@ from ditto.models import (
     random_model,
 )  # fmt: skip
 from ditto.models.importer import random_batch
+from ditto.plain import run_plain
 from ditto.presets import PRESETS, preset_of
-from ditto.runtime import run_plain
 
 EXACT = ("ditto", "ditto-icml24-exact", "puma")  # the rest change functions: a model has to be distilled for them
 

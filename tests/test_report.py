@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ditto.program import Program
 from ditto.wire import control_pb2
 
 EVIL = "<script>alert('x')</script>&\"<b>"
+BROWSER = shutil.which("chromium")
 VOID = {"meta", "rect", "line"}
 
 
@@ -82,16 +84,31 @@ def account(seconds: float, rounds: int, sent: list[int], offline: float, dealt:
     }
 
 
+def times(layer: int, name: str, start: float, waits: list[float]) -> dict[str, Any]:
+    """A layer of a timeline: half a second offline before it; before each round and at the end 1/16 s of computing."""
+    starts = [start + 0.0625 * (i + 1) + sum(waits[:i]) for i in range(len(waits))]
+    return {
+        "layer": layer, "name": name, "offline": {"start": start - 0.75, "seconds": 0.5},
+        "online": {"start": start, "seconds": 0.0625 * (len(waits) + 1) + sum(waits)},
+        "rounds": {
+            "operation": [f"{name} {i // 2}" for i in range(len(waits))], "start": starts, "waiting": waits,
+            "bytes_sent": [1000 * layer + i for i in range(len(waits))],
+        },
+    }  # fmt: skip
+
+
 def summary(name: str = "tiny") -> dict[str, Any]:
     layers = [
         {"layer": 0, "name": "embeddings", **account(0.25, 3, [2_000, 1_000], 0.125, [8_000, 9_000])},
         {"layer": 1, "name": f"layer {name}", **account(1.5, 30, [3_000_001, 3_000_000], 2.0, [10_000_000, 7])},
     ]
+    timelines = [times(0, "embeddings", 0.0, [0.125]), times(1, f"layer {name}", 1.0, [0.25, 0.5, 0.125])]
     return {
         "model": name, "architecture": "BertModel", "preset": "ditto", "network": "loopback", "texts": 1, "seq": 16,
         "output": [[0.123456789, 987.654321]], "plaintext_output": [[0.111222333]], "max_abs_error": 0.0,
         **account(1.75, 33, [3_002_001, 3_001_000], 2.125, [10_008_000, 9_007]), "wall_seconds": 4.5,
         "layers": layers, "operations": [{"operation": name, **{k: layers[1][k] for k in ("online", "offline")}}],
+        "jobs": 1, "rounds_timeline": {"party": 1, "layers": timelines},
     }  # fmt: skip
 
 
@@ -109,6 +126,7 @@ def check_figures(text: str, costs: dict[str, Any]) -> Page:
     ]  # fmt: skip
     assert page.rows("layers") == {row["name"]: figures(row) for row in costs["layers"]} | {"all": figures(costs)}
     assert page.rows("operations") == {row["operation"]: figures(row) for row in costs["operations"]}
+    check_rounds(page, costs["rounds_timeline"]["layers"])
     runs = predict_all(costs, network(costs["network"]))
     predicted = page.rows("predictions")
     assert [name.removesuffix(" (measured)") for name in predicted] == [run.network.name for run in runs]
@@ -117,6 +135,22 @@ def check_figures(text: str, costs: dict[str, Any]) -> Page:
         assert row == [*parts, run.overlapped, run.apart]
     assert list(page.rows("layer-predictions")) == [row["name"] for row in costs["layers"]]
     return page
+
+
+def check_rounds(page: Page, layers: list[dict[str, Any]]) -> None:
+    """The timeline's figures: by layer, and each round of the longest one."""
+    for layer, row in zip(layers, page.rows("rounds").items(), strict=True):
+        waited, rounds = round(sum(layer["rounds"]["waiting"]), 6), layer["rounds"]
+        computed = round(layer["online"]["seconds"] - waited, 6)
+        assert row == (layer["name"], [computed, waited, len(rounds["start"]), sum(rounds["bytes_sent"])])
+    longest = max(layers, key=lambda layer: float(layer["online"]["seconds"]))
+    rounds, zero, before = longest["rounds"], longest["online"]["start"], longest["online"]["start"]
+    shown = page.rows("longest-rounds")
+    assert list(shown) == [f"{i} {operation}" for i, operation in enumerate(rounds["operation"], 1)]
+    for i, row_ in enumerate(shown.values()):
+        start, waited = rounds["start"][i], rounds["waiting"][i]
+        assert row_ == [pytest.approx(start - zero), pytest.approx(start - before), waited, rounds["bytes_sent"][i]]
+        before = start + waited
 
 
 def check_closed(text: str) -> None:
@@ -133,6 +167,20 @@ def test_page_has_the_reports_figures() -> None:
     assert "What it cost: tiny" in page.words and "prefers-color-scheme: dark" in text
 
 
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+@pytest.mark.parametrize("name", ["tiny", EVIL])
+def test_a_browser_reads_the_same_figures(name: str, tmp_path: Path) -> None:
+    """What a browser makes of the page has the same nesting and figures."""
+    path = tmp_path / "report.html"
+    report_html.write(path, report_html.page(summary(name), network("loopback")))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    made = subprocess.run(
+        [str(BROWSER), *options, "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=60, check=True
+    )
+    check_figures(made.stdout, summary(name))
+    check_closed(made.stdout)
+
+
 def test_page_holds_no_answer() -> None:
     text = report_html.page(summary(), network("loopback"))
     assert not any(found in text for found in ("0.1234", "987.65", "0.1112"))
@@ -145,25 +193,23 @@ def test_names_are_escaped() -> None:
     assert f"What it cost: {EVIL}" in page.words
 
 
-def test_bars_fill_their_line() -> None:
-    """The timeline's bars follow one another from 0 to 100 %."""
-    text = report_html.page(summary(), network("loopback"))
-    part = text[text.index('id="timeline"') : text.index("</table>")]
-    bars = re.findall(r'<rect class="\w+" x="([\d.]+)%" y="2" width="([\d.]+)%"', part)
-    at, wide = [float(x) for x, _ in bars], [float(x) for _, x in bars]
-    assert len(at) == 6 and at[0] == 0
-    assert at[1:] == pytest.approx([a + w for a, w in zip(at[:-1], wide[:-1], strict=True)], abs=0.01)
-    assert at[-1] + wide[-1] == pytest.approx(100, abs=0.01)
+def test_one_of_several_jobs_is_shown() -> None:
+    assert "first of 3 jobs" in Page(report_html.page(summary() | {"jobs": 3}, network("loopback"))).words
+    assert "first of" not in Page(report_html.page(summary(), network("loopback"))).words
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-6, 1.0, 1e4])
-def test_any_duration_has_an_axis(scale: float) -> None:
+def test_any_duration_makes_a_page(scale: float) -> None:
     costs = summary()
     for row in (costs, *costs["layers"]):
         for phase in ("online", "offline"):
             row[phase]["seconds"] *= scale
+    for layer in costs["rounds_timeline"]["layers"]:
+        for part in (layer["offline"], layer["online"]):
+            part |= {key: value * scale for key, value in part.items()}
+        for key in ("start", "waiting"):
+            layer["rounds"][key] = [value * scale for value in layer["rounds"][key]]
     Page(report_html.page(costs, network("wan")))
-    assert report_html._axis(3.9 * scale).count("<text") == (5 - 1 if scale else 0)
 
 
 def test_without_a_known_network_nothing_is_predicted() -> None:
@@ -241,10 +287,20 @@ def test_waiting_is_the_slower_partys() -> None:
 @pytest.mark.slow
 def test_bench_model_writes_its_report(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
-    size = ["--model", "bert-tiny", "--layers", "1", "--seq", "16"]
-    result = CliRunner().invoke(app, ["bench", "model", *size, "--report", str(path), "--json"])
+    size = ["--model", "bert-tiny", "--layers", "1", "--seq", "16", "--batch", "3"]
+    result = CliRunner().invoke(app, ["bench", "model", *size, "--check", "--report", str(path), "--json"])
     assert result.exit_code == 0, result.output
     costs = json.loads(result.stdout)
+    assert costs["texts"] == len(costs["output"]) == 3
+    assert costs["max_abs_error"] < 0.05
+    for party, counted in enumerate(costs["traffic"].values()):
+        assert counted["sent"]["payload"] == costs["online"]["bytes_sent"][party]
+        assert counted["from_dealer"]["payload"] == costs["offline"]["bytes_to_party"][party]
+    for layer, row in zip(costs["rounds_timeline"]["layers"], costs["layers"], strict=True):
+        party = costs["rounds_timeline"]["party"]
+        assert len(layer["rounds"]["start"]) == row["online"]["rounds"]
+        assert sum(layer["rounds"]["bytes_sent"]) == row["online"]["bytes_sent"][party]
+        assert layer["online"]["seconds"] <= row["online"]["seconds"] + 1e-6
     for row in (costs, *costs["layers"], *costs["operations"]):
         assert 0 <= row["online"]["waiting"] <= row["online"]["seconds"]
     assert costs["online"]["waiting"] > 0

@@ -29,6 +29,7 @@ app.command("presets")(presets)
 def model(
     model: Annotated[Shape, typer.Option("--model", help="Which shape.")] = Shape.tiny,
     seq: Annotated[int, typer.Option(min=2, max=512, help="Tokens.")] = 128,
+    batch: Annotated[int, typer.Option(min=1, help="Random sentences, all in one job.")] = 1,
     layers: Annotated[int | None, typer.Option(min=1, help="Layers; default: the shape's.")] = None,
     preset: Annotated[str, typer.Option(help="Which operation and type each layer uses.")] = "ditto",
     network: Annotated[str, typer.Option(help="The emulated network: a profile's name or a YAML file.")] = "loopback",
@@ -38,7 +39,7 @@ def model(
     report: ReportFile = None,
     json: Json = False,
 ) -> None:
-    """One inference of a shape on five processes: the fields of `infer --json`."""
+    """One job of a shape on five processes: the fields of `infer --json`."""
     from ditto.client import Client
     from ditto.models import plain_float, random_model
     from ditto.models.importer import random_batch
@@ -47,7 +48,7 @@ def model(
     say = (lambda text: None) if json else note
     say(f"{model.value}: random weights and their calibration")
     spec, weights, checkpoint = random_model(model.value, layers, seq, preset)
-    batch = random_batch(1, seq)
+    sentences = random_batch(batch, seq)  # the first is the one that the model was calibrated on
     runs = []
     with embedded(threads=threads, network=emulated) as cluster, Client(cluster.client_config()) as client:
         say("sharing the weights")
@@ -55,12 +56,12 @@ def model(
         with watching(json) as watcher:
             for i in range(repeat):
                 watcher.job(f"{model.value} {i + 1}/{repeat}")
-                run_batch(client, spec, batch, watcher, run := Run())
+                run_batch(client, spec, sentences, watcher, run := Run())
                 runs.append(run)
         memory = {p.role: p.peak_rss for p in cluster.status()}
     best = min(runs, key=lambda run: float(run.report["online"]["seconds"]))
     if check:
-        best.reference = plain_float(checkpoint.tensors, spec, batch)
+        best.reference = plain_float(checkpoint.tensors, spec, sentences)
     summary = document(best, spec, emulated.name, checked=check) | {"threads": threads, "peak_rss_bytes": memory}
     if json:
         emit(summary)
@@ -75,4 +76,5 @@ def _show(summary: dict[str, Any], memory: dict[str, int | None]) -> None:
     peaks = ", ".join(f"{role} {size(n)}" for role, n in memory.items() if n)
     if "max_abs_error" in summary:
         out.print(f"largest difference to the plaintext computation: {summary['max_abs_error']:.4f}")
-    out.print(f"\nsequence {summary['seq']}, network {summary['network']}; peak memory: {peaks}")
+    texts = f"{summary['texts']} random sentence(s) of {summary['seq']} tokens"
+    out.print(f"\n{texts}, network {summary['network']}; peak memory: {peaks}")

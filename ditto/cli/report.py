@@ -7,13 +7,16 @@ from rich.table import Table
 from ditto.cli.common import out, size
 
 _KEYS = ("name", "layer", "operation", "phase")
+_FIRST = ("rounds_timeline",)  # every job's moments count from a zero of its own, so the first job's stand for all
 
 
 def merge(a: Any, b: Any) -> Any:
-    """The sum of two reports of one shape: numbers add up, rows of the same name fall together."""
+    """The sum of two reports of one shape: numbers add up, rows of the same name fall together. What only one of them
+    has stays as it is; of texts and of timelines, the first one does."""
     if isinstance(a, dict):
-        return {k: a[k] if k in _KEYS else merge(a[k], b[k]) if k in b else a[k] for k in a}
-    if isinstance(a, list) and a and isinstance(a[0], dict):
+        both = (a.keys() & b.keys()) - {*_KEYS, *_FIRST}
+        return {k: merge(a[k], b[k]) if k in both else (b | a)[k] for k in a | b}
+    if isinstance(a, list) and any(isinstance(row, dict) for row in a + b):
         rows = {_key(row): row for row in a}
         for row in b:
             rows[_key(row)] = merge(rows[_key(row)], row) if _key(row) in rows else row

@@ -6,16 +6,15 @@ Every figure is a `data` element that carries the report's own number, so that a
 
 from __future__ import annotations
 
-import math
 import os
 import secrets
-from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import ditto
-from ditto.cli.common import size
+from ditto.cli import report_pieces as pieces
+from ditto.cli.report_timeline import timeline
 from ditto.errors import DittoError, UsageError
 from ditto.network import Network
 from ditto.prediction import RunPrediction, predict_all
@@ -28,6 +27,7 @@ _STYLE = """
 body { margin: 0 auto; max-width: 70rem; padding: 1.5rem; background: var(--page); color: var(--ink);
   font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .5rem; }
+h3 { font-size: 1rem; margin: 1.2rem 0 .4rem; }
 p { max-width: 48rem; margin: .4rem 0; } .soft, caption, footer { color: var(--soft); }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: .7rem; margin: 1.2rem 0; }
 .card { background: var(--card); border-radius: .5rem; padding: .7rem .9rem; }
@@ -35,15 +35,17 @@ p { max-width: 48rem; margin: .4rem 0; } .soft, caption, footer { color: var(--s
 .wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .22rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th { color: var(--soft); font-weight: 500; } th:first-child, td:first-child { text-align: left; padding-left: 0; }
-td.bar { width: 30%; min-width: 11rem; } #timeline td.bar { width: 85%; }
-td.bar svg { display: block; } tr.all td { font-weight: 600; }
+td.bar { width: 30%; min-width: 11rem; } #rounds td.bar { width: 70%; min-width: 30rem; } .line { min-width: 800px; }
+td.bar svg, .line svg { display: block; } tr.all td { font-weight: 600; }
 tr.measured td { background: var(--card); } details { margin: .8rem 0; } summary { cursor: pointer; }
 .offline { fill: var(--offline); } .second { fill: var(--second); } .compute { fill: var(--compute); }
-.waiting { fill: var(--waiting); } svg text { fill: var(--soft); font-size: 11px; } svg line { stroke: var(--line); }
-.key { display: inline-block; width: .8rem; height: .8rem; margin: 0 .3rem 0 .9rem; vertical-align: -.05rem; }
-.key:first-child { margin-left: 0; } footer { margin-top: 2.5rem; font-size: .85rem; }
+.waiting { fill: var(--waiting); } svg text { fill: var(--soft); font-size: 11px; }
+#rounds g:nth-child(even) .waiting, #longest g:nth-child(even) .waiting { opacity: .75; }
+svg line { stroke: var(--soft); }
+.keys span { display: inline-block; margin-right: .9rem; }
+.keys b { display: inline-block; width: .8rem; height: .8rem; margin-right: .3rem; vertical-align: -.05rem; }
+footer { margin-top: 2.5rem; font-size: .85rem; }
 """
-Bar = tuple[str, float, float, str]  # class, start, length, what to say about it
 
 
 # The file ----------------------------------------------------------------------------------------
@@ -76,104 +78,21 @@ def write(path: Path, text: str) -> None:
         fresh.unlink(missing_ok=True)
 
 
-# Pieces ------------------------------------------------------------------------------------------
-
-
-def _data(value: float, shown: str) -> str:
-    return f'<data value="{value!r}">{escape(shown)}</data>'
-
-
-def _seconds(value: float) -> str:
-    return _data(value, f"{value:.2f}" if value >= 0.995 or value == 0 else f"{value:.3f}")
-
-
-def _bytes(value: int) -> str:
-    return _data(value, size(value))
-
-
-def _count(value: int) -> str:
-    return _data(value, f"{value:,}")
-
-
-def _bar(parts: Iterable[Bar], full: float) -> str:
-    """Rectangles on a line that stands for 0 to `full`; their sizes are parts of its width."""
-    rects = []
-    for kind, start, length, said in parts:
-        at, wide = (100 * value / full if full else 0.0 for value in (start, length))
-        place = f'x="{at:.3f}%" y="2" width="{wide:.3f}%" height="12"'
-        rects.append(f'<rect class="{kind}" {place}><title>{escape(said)}</title></rect>')
-    return f'<td class="bar"><svg width="100%" height="16">{"".join(rects)}</svg></td>'
-
-
-def _axis(full: float) -> str:
-    """Seconds below the timeline, at round steps."""
-    if full <= 0:
-        return ""
-    power = 10 ** math.floor(math.log10(full / 5))
-    step = next(power * k for k in (1, 2, 5, 10) if full / (power * k) <= 5)
-    marks = []
-    for i in range(int(full / step) + 1):
-        at, anchor = 100 * i * step / full, "start" if i == 0 else "end" if (i + 0.3) * step > full else "middle"
-        marks.append(
-            f'<line x1="{at:.3f}%" x2="{at:.3f}%" y1="0" y2="4"/>'
-            f'<text x="{at:.3f}%" y="15" text-anchor="{anchor}">{i * step:g} s</text>'
-        )
-    return f'<tr><td></td><td class="bar"><svg width="100%" height="18">{"".join(marks)}</svg></td></tr>'
-
-
-def _table(name: str, heads: Iterable[str], rows: Iterable[str]) -> str:
-    head = "".join(f"<th>{escape(h)}</th>" for h in heads)
-    return f'<div class="wide"><table id="{name}">{head and f"<tr>{head}</tr>"}{"".join(rows)}</table></div>'
-
-
-def _row(label: str, cells: Iterable[str], kind: str = "") -> str:
-    body = "".join(cell if cell.startswith("<td") else f"<td>{cell}</td>" for cell in cells)
-    return f'<tr class="{kind}"><td>{escape(label)}</td>{body}</tr>'
-
-
-def _keys(*pairs: tuple[str, str]) -> str:
-    boxes = (f'<span class="key" style="background: var(--{kind})"></span>{text}' for kind, text in pairs)
-    return f'<p class="soft">{"".join(boxes)}</p>'
-
-
 # Sections ----------------------------------------------------------------------------------------
 
 
 def _cards(costs: dict[str, Any]) -> str:
     online, offline = costs["online"], costs["offline"]
     figures = (
-        ("online", f"{_seconds(online['seconds'])} s"),
-        ("rounds", _count(online["rounds"])),
-        ("sent by each party", _bytes(max(online["bytes_sent"]))),
-        ("offline", f"{_seconds(offline['seconds'])} s"),
-        ("from the dealer to both", _bytes(sum(offline["bytes_to_party"]))),
-        ("in all, as the client saw it", f"{_seconds(costs['wall_seconds'])} s"),
+        ("online", f"{pieces.seconds(online['seconds'])} s"),
+        ("rounds", pieces.count(online["rounds"])),
+        ("sent by each party", pieces.nbytes(max(online["bytes_sent"]))),
+        ("offline", f"{pieces.seconds(offline['seconds'])} s"),
+        ("from the dealer to both", pieces.nbytes(sum(offline["bytes_to_party"]))),
+        ("in all, as the client saw it", f"{pieces.seconds(costs['wall_seconds'])} s"),
     )
     cards = "".join(f'<div class="card"><b>{value}</b>{label}</div>' for label, value in figures)
     return f'<div class="cards" id="headline">{cards}</div>'
-
-
-def _timeline(costs: dict[str, Any]) -> str:
-    full = costs["online"]["seconds"] + costs["offline"]["seconds"]
-    rows, now = [], 0.0
-    for row in costs["layers"]:
-        offline, online = row["offline"]["seconds"], row["online"]["seconds"]
-        waiting = min(row["online"].get("waiting", 0.0), online)
-        compute, after = online - waiting, now + offline
-        bars = [
-            ("offline", now, offline, f"offline {offline:.3f} s"),
-            ("compute", after, compute, f"online, computing {compute:.3f} s"),
-            ("waiting", after + compute, waiting, f"online, waiting {waiting:.3f} s"),
-        ]
-        rows.append(_row(str(row["name"]), [_bar(bars, full)]))
-        now += offline + online
-    legend = _keys(("offline", "offline"), ("compute", "online, computing"), ("waiting", "online, waiting"))
-    return (
-        "<h2>Timeline</h2><p class='soft'>Layers run one after another. A layer's bars show sums: inside it, computing "
-        "and waiting alternate with every round. Waiting is from sending until the peer's bytes are there; it contains "
-        "the network and whatever the peer still had to compute.</p>"
-        + legend + _table("timeline", (), [*rows, _axis(full)])
-    )  # fmt: skip
 
 
 def _accounts(title: str, costs: dict[str, Any], rows: list[dict[str, Any]], key: str) -> str:
@@ -183,8 +102,9 @@ def _accounts(title: str, costs: dict[str, Any], rows: list[dict[str, Any]], key
     def cells(row: dict[str, Any]) -> list[str]:
         online, offline = row["online"], row["offline"]
         return [
-            _seconds(offline["seconds"]), *map(_bytes, offline["bytes_to_party"]), _seconds(online["seconds"]),
-            _seconds(online.get("waiting", 0.0)), _count(online["rounds"]), *map(_bytes, online["bytes_sent"]),
+            pieces.seconds(offline["seconds"]), *map(pieces.nbytes, offline["bytes_to_party"]),
+            pieces.seconds(online["seconds"]), pieces.seconds(online.get("waiting", 0.0)),
+            pieces.count(online["rounds"]), *map(pieces.nbytes, online["bytes_sent"]),
         ]  # fmt: skip
 
     def bytes_bar(row: dict[str, Any]) -> str:
@@ -198,15 +118,17 @@ def _accounts(title: str, costs: dict[str, Any], rows: list[dict[str, Any]], key
         for kind, what, n in amounts:
             parts.append((kind, now, n, f"{what}: {n:,} bytes"))
             now += n
-        return _bar(parts, full)
+        return pieces.bar(parts, full)
 
     heads = "offline s", "dealer to P0", "to P1", "online s", "of it waiting", "rounds", "sent by P0", "by P1", "bytes"
-    body = [_row(str(row[key]), [*cells(row), bytes_bar(row)]) for row in rows]
+    body = [pieces.row(str(row[key]), [*cells(row), bytes_bar(row)]) for row in rows]
     # the slower party differs between operations, so that their seconds need not add up to those of the layers
-    total = [_row("all", [*cells(costs), "<td></td>"], "all")] if key == "name" else []
-    legend = _keys(("offline", "dealer to P0"), ("second", "to P1"), ("compute", "sent by P0"), ("waiting", "by P1"))
+    total = [pieces.row("all", [*cells(costs), "<td></td>"], "all")] if key == "name" else []
+    legend = pieces.keys(
+        ("offline", "dealer to P0"), ("second", "to P1"), ("compute", "sent by P0"), ("waiting", "by P1")
+    )
     name = "layers" if key == "name" else "operations"
-    return f"<h2>{title}</h2>{legend}" + _table(name, (name[:-1], *heads), [*body, *total])
+    return f"<h2>{title}</h2>{legend}" + pieces.table(name, (name[:-1], *heads), [*body, *total])
 
 
 def _predictions(runs: list[RunPrediction]) -> str:
@@ -222,26 +144,28 @@ def _predictions(runs: list[RunPrediction]) -> str:
 
     def row(run: RunPrediction) -> str:
         t = run.total
-        seconds = (t.online, t.compute, t.rounds, t.transfer, t.offline, run.overlapped, run.apart)
-        cells = [link(run), f"{run.network.rtt_ms:g} ms", *map(_seconds, seconds)]
+        parts = (t.online, t.compute, t.rounds, t.transfer, t.offline, run.overlapped, run.apart)
+        cells = [link(run), f"{run.network.rtt_ms:g} ms", *map(pieces.seconds, parts)]
         name, kind = (f"{run.network.name} (measured)", "measured") if run.measured else (run.network.name, "")
-        return _row(name, cells, kind)
+        return pieces.row(name, cells, kind)
 
     heads = (
         "network", "bandwidth", "round trip", "online s", "= compute", "+ rounds", "+ bytes", "offline s",
         "both, overlapping", "both, apart",
     )  # fmt: skip
     names = [name for name, _ in runs[0].layers]
-    layers = [_row(name, [_seconds(run.layers[i][1].online) for run in runs]) for i, name in enumerate(names)]
+    layers = [
+        pieces.row(name, [pieces.seconds(run.layers[i][1].online) for run in runs]) for i, name in enumerate(names)
+    ]
     return (
         "<h2>On other networks</h2><p>Predicted online: the measured seconds without what this run's own network "
         "explains, and then half a round trip for each round and the larger party's bytes over the bandwidth. "
         "Offline, for each layer: the longer of its measured seconds and its correlations over the dealer's link, as "
         "if none arrived early. Both phases: if everything that may overlap does, and if nothing does. All of it "
         "supposes this machine, as busy as it was in this run.</p>"
-        + _table("predictions", heads, map(row, runs))
+        + pieces.table("predictions", heads, map(row, runs))
         + "<details><summary>Online seconds by layer</summary>"
-        + _table("layer-predictions", ("layer", *(run.network.name for run in runs)), layers)
+        + pieces.table("layer-predictions", ("layer", *(run.network.name for run in runs)), layers)
         + "</details>"
     )
 
@@ -257,7 +181,7 @@ def page(costs: dict[str, Any], own: Network | None) -> str:
         "img-src data:\"><meta name='viewport' content='width=device-width, initial-scale=1'>"
         f"<title>What it cost: {escape(str(costs['model']))}</title><style>{_STYLE}</style></head><body>"
         f"<h1>What it cost: {escape(str(costs['model']))}</h1><p class='soft'>{escape(about)}; {escape(size_)}</p>"
-        + _cards(costs) + _timeline(costs)
+        + _cards(costs) + timeline(costs)
         + _accounts("By layer", costs, costs["layers"], "name")
         + _accounts("By operation", costs, costs["operations"], "operation")
         + _predictions(runs)

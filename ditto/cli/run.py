@@ -125,8 +125,8 @@ def document(run: Run, spec: dict[str, Any], network: str, *, checked: bool) -> 
         result["max_abs_error"] = max_abs_error(run.results, run.reference)
     return (
         result
-        | {key: run.report[key] for key in ("online", "offline", "layers", "operations")}
-        | {"wall_seconds": run.wall_seconds}
+        | {key: run.report[key] for key in ("jobs", "online", "offline", "layers", "operations", "traffic")}
+        | {"wall_seconds": run.wall_seconds, "rounds_timeline": run.report["rounds_timeline"]}
     )
 
 

@@ -233,6 +233,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
                 done = control_pb2.LayerDone(
                     layer=layer, name=name, phase=phase, seconds=max(r.seconds for r in replies),
                     ledgers=[r.ledger_json for r in replies],
+                    times=[r.times for r in replies if r.HasField("times")],
                 )  # fmt: skip
                 run.seconds[phase] += done.seconds
                 run.traffic = [r.traffic for r in replies]

@@ -20,10 +20,11 @@ from ditto.metrics import DealerMetrics
 from ditto.network import Link
 from ditto.prg import derive, new_seed
 from ditto.program import Program, Wire
-from ditto.runtime import DealerJob, DealerWeights
+from ditto.runtime import DealerJob
 from ditto.service.files import write_secret
 from ditto.service.programs import check_id, check_name, program_for, weights_of
 from ditto.transport import CHUNK, Roles, caller, short
+from ditto.weights import DealerWeights
 from ditto.wire import dealer_pb2, dealer_pb2_grpc
 
 log = structlog.get_logger()

@@ -17,10 +17,10 @@ from ditto.errors import BadShare, ClusterError, UnknownModel
 from ditto.prg import SEED_BYTES
 from ditto.program import Wire
 from ditto.ring import carrier, unpack
-from ditto.runtime import PartyWeights
 from ditto.service.files import load_tensors, save_tensors, write_secret
 from ditto.service.programs import check_id, check_name, weights_of
 from ditto.sharing import seeded_share
+from ditto.weights import PartyWeights
 from ditto.wire import party_pb2
 
 KEPT = 2

@@ -86,6 +86,12 @@ class Job:
             payload_received=link.payload_received, framing_received=link.framing_received,
         )  # fmt: skip
 
+    def times(self, layer: int) -> party_pb2.LayerTimes:
+        """When this party ran a layer, round by round."""
+        times = self.ledger.times[layer]
+        rounds = [party_pb2.Round(**vars(opening)) for opening in times.rounds]
+        return party_pb2.LayerTimes(**(vars(times) | {"rounds": rounds}))
+
     def close(self, reason: str) -> None:
         self.channel.close(reason)
         self.source.close(reason or "the job is done")

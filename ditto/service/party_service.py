@@ -132,7 +132,8 @@ class PartyService(party_pb2_grpc.PartyServicer):
             raise
         self.metrics.seconds.labels(phase).observe(seconds)
         log.debug("layer done", name=job.program.layers[request.layer], phase=phase, seconds=round(seconds, 4))
-        return party_pb2.StepReply(seconds=seconds, ledger_json=json.dumps(rows), traffic=job.traffic())
+        times = job.times(request.layer) if phase == "online" else None
+        return party_pb2.StepReply(seconds=seconds, ledger_json=json.dumps(rows), traffic=job.traffic(), times=times)
 
     def CloseJob(self, request: party_pb2.CloseJobRequest, context: grpc.ServicerContext) -> party_pb2.CloseJobReply:
         self._jobs.close(request.job, request.reason)

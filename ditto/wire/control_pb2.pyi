@@ -335,6 +335,7 @@ class LayerDone(_message.Message):
     PHASE_FIELD_NUMBER: _builtins.int
     SECONDS_FIELD_NUMBER: _builtins.int
     LEDGERS_FIELD_NUMBER: _builtins.int
+    TIMES_FIELD_NUMBER: _builtins.int
     layer: _builtins.int
     name: _builtins.str
     phase: _builtins.str
@@ -345,6 +346,10 @@ class LayerDone(_message.Message):
     def ledgers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """JSON rows of party 0 and party 1"""
 
+    @_builtins.property
+    def times(self) -> _containers.RepeatedCompositeFieldContainer[_party_pb2.LayerTimes]:
+        """online: of party 0 and party 1, each by its own clock"""
+
     def __init__(
         self,
         *,
@@ -353,10 +358,11 @@ class LayerDone(_message.Message):
         phase: _builtins.str = ...,
         seconds: _builtins.float = ...,
         ledgers: _abc.Iterable[_builtins.str] | None = ...,
+        times: _abc.Iterable[_party_pb2.LayerTimes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["layer", b"layer", "ledgers", b"ledgers", "name", b"name", "phase", b"phase", "seconds", b"seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["layer", b"layer", "ledgers", b"ledgers", "name", b"name", "phase", b"phase", "seconds", b"seconds", "times", b"times"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

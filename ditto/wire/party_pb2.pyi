@@ -382,25 +382,97 @@ class StepReply(_message.Message):
     SECONDS_FIELD_NUMBER: _builtins.int
     LEDGER_JSON_FIELD_NUMBER: _builtins.int
     TRAFFIC_FIELD_NUMBER: _builtins.int
+    TIMES_FIELD_NUMBER: _builtins.int
     seconds: _builtins.float
     ledger_json: _builtins.str
     """the rows of this layer and phase"""
     @_builtins.property
     def traffic(self) -> Global___Traffic: ...
+    @_builtins.property
+    def times(self) -> Global___LayerTimes:
+        """of Run"""
+
     def __init__(
         self,
         *,
         seconds: _builtins.float = ...,
         ledger_json: _builtins.str = ...,
         traffic: Global___Traffic | None = ...,
+        times: Global___LayerTimes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["traffic", b"traffic"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["times", b"times", "traffic", b"traffic"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ledger_json", b"ledger_json", "seconds", b"seconds", "traffic", b"traffic"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ledger_json", b"ledger_json", "seconds", b"seconds", "times", b"times", "traffic", b"traffic"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StepReply: _TypeAlias = StepReply  # noqa: Y015
+
+@_typing.final
+class LayerTimes(_message.Message):
+    """When one party did what in one layer: seconds of its own clock since it began the job's first layer online."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OFFLINE_START_FIELD_NUMBER: _builtins.int
+    OFFLINE_SECONDS_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    ROUNDS_FIELD_NUMBER: _builtins.int
+    offline_start: _builtins.float
+    """of the first layer: before 0"""
+    offline_seconds: _builtins.float
+    start: _builtins.float
+    seconds: _builtins.float
+    @_builtins.property
+    def rounds(self) -> _containers.RepeatedCompositeFieldContainer[Global___Round]: ...
+    def __init__(
+        self,
+        *,
+        offline_start: _builtins.float = ...,
+        offline_seconds: _builtins.float = ...,
+        start: _builtins.float = ...,
+        seconds: _builtins.float = ...,
+        rounds: _abc.Iterable[Global___Round] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["offline_seconds", b"offline_seconds", "offline_start", b"offline_start", "rounds", b"rounds", "seconds", b"seconds", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LayerTimes: _TypeAlias = LayerTimes  # noqa: Y015
+
+@_typing.final
+class Round(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    BYTES_SENT_FIELD_NUMBER: _builtins.int
+    operation: _builtins.str
+    start: _builtins.float
+    """when its bytes were ready to send"""
+    waiting: _builtins.float
+    """until the other party's were there"""
+    bytes_sent: _builtins.int
+    """payload"""
+    def __init__(
+        self,
+        *,
+        operation: _builtins.str = ...,
+        start: _builtins.float = ...,
+        waiting: _builtins.float = ...,
+        bytes_sent: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_sent", b"bytes_sent", "operation", b"operation", "start", b"start", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Round: _TypeAlias = Round  # noqa: Y015
 
 @_typing.final
 class Traffic(_message.Message):

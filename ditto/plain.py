@@ -1,0 +1,48 @@
+"""The plain interpreter: a program on the signed integers that its shares stand for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ditto.matmul import DigitMatrix
+from ditto.program import Program
+from ditto.ring import cast, signed
+
+Tensor = torch.Tensor
+
+
+def plain_weights(program: Program, weights: dict[str, Tensor]) -> dict[str, Any]:
+    """Weights as `run_plain` takes them, matrices split into digits: made once, used for many runs."""
+    return {
+        name: DigitMatrix(cast(weights[name], wire.ring), wire.ring)
+        if wire.kind == "matrix"
+        else signed(weights[name], wire.ring)
+        for name, wire in program.weights.items()
+    }
+
+
+def run_plain(
+    program: Program, inputs: dict[str, Tensor], weights: dict[str, Any], carried: dict[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Run the program on the signed integers themselves, wrap-around included. Returns signed int64 outputs.
+
+    `weights` are ring integers, or what `plain_weights` made of them. `carried` holds what earlier stages kept, and
+    takes what this one keeps.
+    """
+    values: dict[str, Any] = {n: signed(inputs[n], w.ring) for n, w in program.inputs.items()}
+    ready = all(isinstance(weights[n], DigitMatrix) for n, w in program.weights.items() if w.kind == "matrix")
+    values |= {n: weights[n] for n in program.weights} if ready else plain_weights(program, weights)
+    carried = {} if carried is None else carried
+    values |= {n: carried[n] for n in program.carried}
+    last = program.last_use()
+    keep = {w.name for w in (*program.outputs.values(), *program.kept.values())} | set(program.weights)
+    for index, step in enumerate(program.steps):
+        outputs = step.op.plain(*(values[n] for n in step.inputs))
+        values.update(zip(step.outputs, outputs, strict=True))
+        for name in step.inputs:
+            if last[name] == index and name not in keep:
+                values.pop(name, None)
+    carried.update((name, values[wire.name]) for name, wire in program.kept.items())
+    return {name: values[wire.name] for name, wire in program.outputs.items()}

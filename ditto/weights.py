@@ -1,0 +1,91 @@
+"""Weights under fixed masks: what the dealer and a party keep of a model between jobs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ditto.channel import Channel
+from ditto.errors import BadShare
+from ditto.matmul import DigitMatrix
+from ditto.ops import Masked, WeightShare
+from ditto.prg import Prg, derive
+from ditto.program import Wire
+from ditto.ring import pack, unpack
+
+Tensor = torch.Tensor
+
+
+def weight_mask(seed: bytes, wire: Wire) -> Tensor:
+    """One party's share of a weight's fixed mask B."""
+    return Prg(derive(seed, "weight", wire.name)).ring(wire.shape, wire.ring)
+
+
+class DealerWeights:
+    """The masks of a model's weights, expanded when first needed and kept for later jobs."""
+
+    def __init__(self, weights: dict[str, Wire], seeds: tuple[bytes, bytes]) -> None:
+        self._wires, self._seeds = weights, seeds
+        self._cache: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        wire = self._wires[name]
+        if wire.kind == "share":
+            return None
+        if name not in self._cache:
+            mask = weight_mask(self._seeds[0], wire) + weight_mask(self._seeds[1], wire)
+            self._cache[name] = DigitMatrix(mask, wire.ring) if wire.kind == "matrix" else mask
+        return self._cache[name]
+
+
+class PartyWeights:
+    """One party's weights: additive shares, and F = W + B for those under a fixed mask."""
+
+    def __init__(self, weights: dict[str, Wire], party: int, seed: bytes, shares: dict[str, Tensor]) -> None:
+        for name, wire in weights.items():
+            if name not in shares or tuple(shares[name].shape) != wire.shape:
+                raise BadShare(f"weight {name}: expected a share of shape {wire.shape}")
+        self.wires, self.party, self._seed, self._shares = weights, party, seed, shares
+        self._masked: dict[str, Tensor] = {}
+        self._cache: dict[str, Any] = {}
+
+    def open_masked(self, channel: Channel) -> None:
+        """Open F = W + B for every weight under a fixed mask: once per model."""
+        for name, wire in self.wires.items():
+            if wire.kind == "share":
+                continue
+            mine = self._shares[name] + weight_mask(self._seed, wire)
+            theirs = channel.exchange(f"weight/{name}", pack(mine, wire.ring))
+            self._masked[name] = mine + unpack(theirs, wire.ring, wire.shape)
+
+    def masked(self) -> dict[str, Tensor]:
+        return self._masked
+
+    def restore(self, masked: dict[str, Tensor]) -> None:
+        """Take back F from disk. Raises BadShare when one is missing."""
+        missing = [n for n, w in self.wires.items() if w.kind != "share" and n not in masked]
+        if missing:
+            raise BadShare(f"masked weight {missing[0]} is missing")
+        self._masked = dict(masked)
+
+    def warm(self) -> None:
+        """Split every weight into digits now, so that no job waits for it."""
+        for name in self.wires:
+            self[name]
+
+    def __getitem__(self, name: str) -> Any:
+        wire = self.wires[name]
+        if name not in self._cache:
+            if wire.kind == "share":
+                self._cache[name] = self._shares.pop(name)
+            else:
+                mask, opened = weight_mask(self._seed, wire), self._masked[name]
+                self._shares.pop(name, None)
+                if wire.kind == "masked":
+                    self._cache[name] = Masked(opened, mask)
+                else:
+                    share = opened - mask if self.party == 0 else -mask
+                    self._cache[name] = WeightShare(DigitMatrix(share, wire.ring), DigitMatrix(opened, wire.ring))
+                    del self._masked[name]  # the digits hold it from here on
+        return self._cache[name]

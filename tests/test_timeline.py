@@ -1,0 +1,206 @@
+"""The timeline of rounds: what a party records, what the client makes of it, and how it is drawn."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from engine import run_mpc
+
+from ditto.cli import report, report_pieces, report_timeline
+from ditto.client import Report
+from ditto.ledger import LayerTimes
+from ditto.program import Builder, Program
+from ditto.wire import control_pb2, party_pb2
+
+
+def two_layers() -> Program:
+    """Three openings in two layers, and an operation without one."""
+    b = Builder()
+    b.layer("first")
+    b.label("a")
+    (x,) = b.open(b.input("x", 32, 8, (2, 3), 4.0))
+    b.layer("second")
+    b.label("b")
+    y = b.extend(x, 48)
+    b.label("c")
+    (z,) = b.open(y)
+    b.label("d")
+    b.output("z", b.open(b.extend(z, 64))[0])
+    return b.program
+
+
+def test_a_party_records_its_rounds() -> None:
+    program = two_layers()
+    run = run_mpc(program, {"x": torch.arange(6).reshape(2, 3)})
+    for ledger in run.ledgers:
+        assert list(ledger.times) == [0, 1]
+        first, second = ledger.times[0], ledger.times[1]
+        assert first.start == 0 and first.offline_start + first.offline_seconds <= 0
+        assert first.start + first.seconds <= second.offline_start
+        assert second.offline_start + second.offline_seconds <= second.start
+        for layer, times in ledger.times.items():
+            check_order(times)
+            rows = ledger.to_json("online", layer)
+            assert len(times.rounds) == sum(row["rounds"] for row in rows) == program.cost(layer).rounds
+            for row in rows:
+                found = [r for r in times.rounds if r.operation == row["operation"]]
+                assert len(found) == row["rounds"]
+                assert sum(r.bytes_sent for r in found) == row["bytes_sent"]
+                assert sum(r.waiting for r in found) == pytest.approx(row["waiting"])
+
+
+def check_order(times: LayerTimes) -> None:
+    """Rounds follow one another inside their layer."""
+    now = times.start
+    for opening in times.rounds:
+        assert now <= opening.start and opening.waiting >= 0
+        now = opening.start + opening.waiting
+    assert now <= times.start + times.seconds
+
+
+# The client ---------------------------------------------------------------------------------------
+
+
+def step(layer: int, name: str, seconds: tuple[float, float]) -> control_pb2.LayerDone:
+    """A layer at two parties whose clocks differ; each waits for half of it in one round."""
+    times = [
+        party_pb2.LayerTimes(
+            offline_start=100 * party - 1, offline_seconds=0.5, start=100 * party, seconds=s,
+            rounds=[party_pb2.Round(operation="a", start=100 * party + s / 4, waiting=s / 2, bytes_sent=10 + party)],
+        )
+        for party, s in enumerate(seconds)
+    ]  # fmt: skip
+    return control_pb2.LayerDone(
+        layer=layer, name=name, phase="online", seconds=max(seconds), ledgers=["[]", "[]"], times=times
+    )
+
+
+def test_the_timeline_is_one_partys() -> None:
+    """That of the party which was online longer in all, moments of the other one nowhere in it."""
+    made = Report(Program())
+    made.add(step(0, "x", (1.0, 0.5)))
+    made.add(step(1, "y", (1.0, 2.0)))
+    timeline = made.to_json()["rounds_timeline"]
+    assert timeline["party"] == 1
+    assert timeline["layers"][1] == {
+        "layer": 1,
+        "name": "y",
+        "offline": {"start": 99.0, "seconds": 0.5},
+        "online": {"start": 100.0, "seconds": 2.0},
+        "rounds": {"operation": ["a"], "start": [100.5], "waiting": [1.0], "bytes_sent": [11]},
+    }
+    assert all(layer["online"]["start"] >= 100 for layer in timeline["layers"])
+
+
+def test_several_jobs_keep_the_first_timeline() -> None:
+    reports = []
+    for seconds in (1.0, 2.0):
+        made = Report(Program())
+        made.add(step(0, "x", (seconds, seconds)))
+        reports.append(made.to_json())
+    total = report.merge(*reports)
+    assert total["jobs"] == 2 and total["online"]["seconds"] == 3.0
+    assert total["rounds_timeline"] == reports[0]["rounds_timeline"]
+
+
+def test_without_steps_there_is_no_timeline() -> None:
+    made = Report(Program()).to_json()
+    assert made["rounds_timeline"]["layers"] == []
+    assert report_timeline.timeline(made) == ""
+
+
+def test_a_long_timeline_stays_small() -> None:
+    """1,450 rounds, as many as a preset of two-round comparisons takes for BERT-base, as `--json` prints them."""
+    made = Report(Program())
+    for i in range(14):
+        rounds = [
+            party_pb2.Round(operation="attention out", start=50 + i + k / 3000, waiting=1 / 3, bytes_sent=10**6)
+            for k in range(104)
+        ]
+        times = party_pb2.LayerTimes(start=50 + i, seconds=1 / 3, rounds=rounds)
+        made.add(control_pb2.LayerDone(layer=i, phase="online", ledgers=["[]", "[]"], times=[times, times]))
+    assert len(json.dumps({"rounds_timeline": made.timeline()}, indent=2)) < 200_000
+
+
+# The drawing --------------------------------------------------------------------------------------
+
+
+def rects(svg: str, kind: str) -> list[tuple[float, float]]:
+    """(start, end) of the rectangles of a class, in percent."""
+    found = re.findall(rf'<rect class="{kind}" x="([-\d.]+)%" y="[\d.]+" width="([\d.]+)%"', svg)
+    return [(float(at), float(at) + float(wide)) for at, wide in found]
+
+
+def layer_of(name: str, start: float, parts: list[tuple[float, float]]) -> dict[str, Any]:
+    """A layer whose rounds compute and wait as `parts` say, then computing as long as the first time."""
+    rounds: dict[str, list[Any]] = {"operation": [], "start": [], "waiting": [], "bytes_sent": []}
+    now = start
+    for i, (computing, waiting) in enumerate(parts):
+        rounds["operation"].append(f"op {i}")
+        rounds["start"].append(now + computing)
+        rounds["waiting"].append(waiting)
+        rounds["bytes_sent"].append(100 + i)
+        now += computing + waiting
+    return {
+        "layer": 0, "name": name, "offline": {"start": start - 0.5, "seconds": 0.25},
+        "online": {"start": start, "seconds": now + parts[0][0] - start}, "rounds": rounds,
+    }  # fmt: skip
+
+
+def test_bars_lie_where_the_clock_says() -> None:
+    layers = [layer_of("x", 0.0, [(0.1, 0.4), (0.2, 0.2)]), layer_of("y", 2.5, [(0.5, 0.5)])]
+    drawn = report_timeline._overview(layers)  # from -0.5 to 4.0: 4.5 s
+    assert rects(drawn, "offline") == [pytest.approx((0, 5.555), abs=0.01), pytest.approx((55.555, 61.11), abs=0.01)]
+    assert rects(drawn, "waiting") == [
+        pytest.approx((100 * (a + 0.5) / 4.5, 100 * (b + 0.5) / 4.5), abs=0.01) for a, b in ((0, 1.0), (2.5, 4.0))
+    ]
+    computing = [(0, 0.1), (0.5, 0.7), (0.9, 1.0), (2.5, 3.0), (3.5, 4.0)]
+    assert rects(drawn, "compute") == [
+        pytest.approx((100 * (a + 0.5) / 4.5, 100 * (b + 0.5) / 4.5), abs=0.01) for a, b in computing
+    ]
+
+
+def test_a_layers_line_is_full() -> None:
+    """Computing and waiting alternate from 0 to 100 % of the longest layer."""
+    layer = layer_of("x", 7.0, [(0.1, 0.4), (0.2, 0.2), (0.0, 0.3)])
+    drawn = "".join(report_timeline._rounds(layer, layer["online"]["seconds"], 12))
+    bars = sorted(rects(drawn, "compute") + rects(drawn, "waiting"))
+    assert bars[0][0] == 0 and bars[-1][1] == pytest.approx(100, abs=0.01)
+    assert [a for a, _ in bars[1:]] == pytest.approx([b for _, b in bars[:-1]], abs=0.01)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_names_do_not_overlap(seed: int) -> None:
+    draw = random.Random(seed)
+    cuts = sorted(draw.random() ** draw.choice((1, 4)) for _ in range(draw.randint(2, 60)))
+    names = ["embeddings", "attention out", *(f"layer {i}" for i in range(60))]
+    marks = [(a, b, name) for a, b, name in zip(cuts[:-1], cuts[1:], names, strict=False)]
+    placed: dict[str, list[tuple[float, float]]] = {}
+    texts = re.findall(r'<text x="([\d.]+)%" y="(\d+)" text-anchor="(\w+)">([^<]*)', report_timeline._marks(marks))
+    for x, y, anchor, text in texts:
+        if not text:
+            continue
+        wide = len(text) * report_timeline.LETTER
+        left = float(x) / 100 * report_timeline.WIDTH - {"start": 0, "middle": wide / 2, "end": wide}[anchor]
+        assert left >= -0.01 and left + wide <= report_timeline.WIDTH + 0.01
+        placed.setdefault(y, []).append((left, left + wide))
+    for spans in placed.values():
+        spans.sort()
+        assert all(a[1] <= b[0] + 0.01 for a, b in pairwise(spans))
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
+def test_any_duration_has_an_axis(scale: float) -> None:
+    assert report_pieces.axis(0, 3.9 * scale).count("<text") == 8
+    assert report_pieces.axis(-0.6 * scale, 3.9 * scale).count("<text") == 4
+    assert ">-" in report_pieces.axis(-1.1 * scale, 3.9 * scale)
+
+
+def test_no_time_has_no_axis() -> None:
+    assert report_pieces.axis(0, 0) == ""
