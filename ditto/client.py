@@ -17,16 +17,19 @@ import torch
 
 from ditto.activity import activity, traffic
 from ditto.config import ClientConfig
-from ditto.errors import BadCheckpoint, BadShare, DittoError
+from ditto.errors import BadCheckpoint, BadShare, DittoError, UsageError
+from ditto.models import Plan
 from ditto.prg import new_seed
 from ditto.program import Program, Wire
 from ditto.ring import pack, unpack
-from ditto.service.programs import program_for, weights_of
+from ditto.service.programs import program_for, to_message, weights_of
 from ditto.sharing import reveal, share
 from ditto.transport import CHUNK, connect, from_rpc_error, open_channel
 from ditto.wire import control_pb2, control_pb2_grpc, party_pb2, party_pb2_grpc
 
 PARTIES = ("party0", "party1")
+Inputs = dict[str, torch.Tensor]  # ring integers by name
+Outputs = dict[str, torch.Tensor]
 
 
 @dataclass
@@ -65,6 +68,7 @@ class Client:
         }
         self._control = control_pb2_grpc.CoordinatorStub(self._channels["coordinator"])
         self._parties = [party_pb2_grpc.PartyStub(self._channels[role]) for role in PARTIES]
+        self._pool = ThreadPoolExecutor(2)
 
     def __enter__(self) -> Self:
         return self
@@ -75,6 +79,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
+        self._pool.shutdown(wait=False)
         for channel in self._channels.values():
             channel.close()
 
@@ -145,22 +150,36 @@ class Client:
     def infer(
         self,
         model: str,
-        inputs: Callable[[Program], dict[str, torch.Tensor]],
+        inputs: Callable[[Program], Inputs],
         batch: int,
         seq: int,
         on_event: Callable[[dict[str, Any]], None] | None = None,
     ) -> InferResult:
         """Run one job. `inputs` encodes the question for the compiled program; `on_event` follows the layers."""
+        return self.run(model, Plan(batch, seq), lambda stage, program, before: inputs(program), on_event)
+
+    def run(
+        self,
+        model: str,
+        plan: Plan,
+        inputs: Callable[[int, Program, Outputs], Inputs | None],
+        on_event: Callable[[dict[str, Any]], None] | None = None,
+    ) -> InferResult:
+        """Run one job stage by stage. `inputs` encodes a stage's question, from the outputs of the stage before (none
+        for the first); None ends the job early. The result holds the last outputs; `on_event` follows the layers."""
         found = self._model(model)
-        program = program_for(found.spec_json, batch, seq)
-        encoded = inputs(program)
+        program = program_for(found.spec_json, plan)
+        encoded = inputs(0, program, {})
+        if encoded is None:
+            raise UsageError("nothing to ask")
         self._connect(*PARTIES)
         started = time.perf_counter()
         request = control_pb2.RunJobRequest(
-            model=model, share_id=found.share_id, batch=batch, seq=seq, fingerprint=program.fingerprint
+            model=model, share_id=found.share_id, plan=to_message(plan), fingerprint=program.fingerprint
         )
         call = self._control.RunJob(request)
         report, job = Report(program), ""
+        outputs: Outputs = {}
         try:
             with _calling("coordinator", running=True):
                 for message in call:
@@ -169,25 +188,37 @@ class Client:
                     if kind == "accepted":
                         job = message.accepted.job
                         event |= {"job": job, "layers": list(message.accepted.layers)}
-                        self._upload(job, program, encoded)
-                        self._control.StartJob(control_pb2.StartJobRequest(job=job), timeout=30)
+                        self._start(job, 0, program, encoded)
                     elif kind == "queued":
                         event["position"] = message.queued.position
                     elif kind == "layer":
                         event |= report.add(message.layer)
+                    elif kind == "stage":
+                        event["stage"] = stage = message.stage.stage
+                        outputs = self._fetch(job, stage, program)
+                        if stage + 1 < plan.stages:
+                            # all later stages take and give the same types
+                            program = program_for(found.spec_json, plan, 1)
+                            self._start(job, stage + 1, program, inputs(stage + 1, program, outputs))
                     elif kind == "done":
                         event["seconds"] = report.seconds = message.done.seconds
                         report.traffic = dict(zip(PARTIES, map(traffic, message.done.traffic), strict=False))
                     if on_event is not None:
                         on_event(event)
-            outputs = self._fetch(job, program)
         finally:
             call.cancel()
         result = report.to_json()
         result |= {"job": job, "wall_seconds": time.perf_counter() - started}
         return InferResult(outputs, result)
 
-    def _upload(self, job: str, program: Program, inputs: dict[str, torch.Tensor]) -> None:
+    def _start(self, job: str, stage: int, program: Program, inputs: Inputs | None) -> None:
+        """Bring a stage's inputs, or end the job before it."""
+        if inputs is not None:
+            self._upload(job, stage, program, inputs)
+        request = control_pb2.StartJobRequest(job=job, stage=stage, end=inputs is None)
+        self._control.StartJob(request, timeout=30)
+
+    def _upload(self, job: str, stage: int, program: Program, inputs: Inputs) -> None:
         missing = program.inputs.keys() ^ inputs.keys()
         if missing:
             raise BadShare(f"inputs do not match the program: {', '.join(sorted(missing))}")
@@ -195,7 +226,7 @@ class Client:
         shares = {name: share(name, inputs[name], wire, seed) for name, wire in program.inputs.items()}
 
         def requests(party: int, name: str, wire: Wire) -> Iterator[party_pb2.PutInputRequest]:
-            header = party_pb2.InputHeader(job=job, name=name, ring=wire.ring, shape=list(wire.shape))
+            header = party_pb2.InputHeader(job=job, name=name, ring=wire.ring, shape=list(wire.shape), stage=stage)
             if party == 0:
                 header.seed = seed
             yield party_pb2.PutInputRequest(header=header)
@@ -208,13 +239,12 @@ class Client:
                 with _calling(PARTIES[party], running=True):
                     self._parties[party].PutInput(requests(party, name, wire), timeout=120)
 
-        with ThreadPoolExecutor(2) as pool:
-            list(pool.map(send, (0, 1)))
+        list(self._pool.map(send, (0, 1)))
 
-    def _fetch(self, job: str, program: Program) -> dict[str, torch.Tensor]:
+    def _fetch(self, job: str, stage: int, program: Program) -> Outputs:
         def fetch(party: int, name: str, wire: Wire) -> torch.Tensor:
             with _calling(PARTIES[party], running=True):
-                request = party_pb2.FetchOutputRequest(job=job, name=name)
+                request = party_pb2.FetchOutputRequest(job=job, name=name, stage=stage)
                 data = b"".join(chunk.data for chunk in self._parties[party].FetchOutput(request, timeout=120))
             if len(data) != wire.nbytes:
                 raise DittoError(f"{PARTIES[party]} sent {len(data)} bytes of {name}, expected {wire.nbytes}")
@@ -222,7 +252,8 @@ class Client:
 
         outputs = {}
         for name, wire in program.outputs.items():
-            outputs[name] = reveal((fetch(0, name, wire), fetch(1, name, wire)), wire)
+            first, second = self._pool.map(fetch, (0, 1), (name, name), (wire, wire))
+            outputs[name] = reveal((first, second), wire)
         return outputs
 
 

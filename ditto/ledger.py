@@ -77,10 +77,15 @@ class Ledger:
             if phase in (None, p) and layer in (None, at)
         ]
 
-    def total(self, phase: str) -> Row:
+    def by_operation(self, phase: str) -> list[dict[str, Any]]:
+        """Rows of one phase as dictionaries, all layers together."""
+        operations = dict.fromkeys(operation for p, _, operation in self.rows if p == phase)
+        return [{"phase": phase, "operation": name, **vars(self.total(phase, name))} for name in operations]
+
+    def total(self, phase: str, operation: str | None = None) -> Row:
         total = Row()
-        for (p, _, _), row in self.rows.items():
-            if p == phase:
+        for (p, _, name), row in self.rows.items():
+            if p == phase and operation in (None, name):
                 total.seconds += row.seconds
                 total.waiting += row.waiting
                 total.rounds += row.rounds

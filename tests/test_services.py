@@ -36,10 +36,10 @@ from ditto.errors import (
     UnknownModel,
     VersionMismatch,
 )
-from ditto.models import compile_model, encode_inputs, random_model
+from ditto.models import Plan, compile_model, encode_inputs, random_model
 from ditto.models.importer import random_batch
 from ditto.program import Program
-from ditto.service.programs import program_for
+from ditto.service.programs import program_for, to_message
 from ditto.transport import connect, from_rpc_error, open_channel
 from ditto.wire import control_pb2, control_pb2_grpc, dealer_pb2, dealer_pb2_grpc, party_pb2, party_pb2_grpc
 
@@ -170,10 +170,10 @@ def test_replayed_job(cluster: Cluster, config: ClientConfig, spec: dict[str, An
         "coordinator",
         lambda c: control_pb2_grpc.CoordinatorStub(c).GetModel(control_pb2.GetModelRequest(model="tiny")),
     )
-    fingerprint = program_for(model.spec_json, 1, SEQ).fingerprint
+    fingerprint = program_for(model.spec_json, Plan(1, SEQ)).fingerprint
     name = secrets.token_hex(16)
     request = party_pb2.OpenJobRequest(
-        job=name, model="tiny", share_id=model.share_id, batch=1, seq=SEQ, fingerprint=fingerprint
+        job=name, model="tiny", share_id=model.share_id, plan=to_message(Plan(1, SEQ)), fingerprint=fingerprint
     )
 
     def open_job(channel: grpc.Channel) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -73,10 +74,15 @@ def deviation_by_table(b: Builder, c: Wire, limits: tuple[float, float], eps: fl
     cut = max(0, math.ceil(math.log2(hi * 2.0**v.frac / (2**n - 2))))
     (index,) = b.open(b.truncate(v, cut, n, bound=0.0))
     most = (lo / 2) ** -0.5
-    at = (max(i, 0.5) * 2.0 ** (cut - v.frac) for i in range(1 << n))
-    table = tuple(round(min(a**-0.5, most) * 2.0**TABLE_FRAC) for a in at)
-    op = Lookup(index.shape, n, TABLE_RING, table)
+    op = Lookup(index.shape, n, TABLE_RING, _root_table(n, cut - v.frac, most))
     return b.emit(op, [index], [(TABLE_RING, TABLE_FRAC, index.shape, most)])[0]
+
+
+@functools.cache
+def _root_table(n: int, unit: int, most: float) -> tuple[int, ...]:
+    """1/sqrt at i 2^unit for every i on n bits, at most `most`; cached, since every stage of a job asks again."""
+    at = (max(i, 0.5) * 2.0**unit for i in range(1 << n))
+    return tuple(round(min(a**-0.5, most) * 2.0**TABLE_FRAC) for a in at)
 
 
 def standardise(b: Builder, x: Wire, limits: tuple[float, float], eps: float, ring: int) -> Wire:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 from ditto.functions.fixed import multiply
@@ -60,14 +61,9 @@ def inverse_power(
     joined: list[tuple[Wire, Wire, Wire]] = []
     for q, (t, index) in enumerate(zip(shifts, opened, strict=True)):
         last = q == len(shifts) - 1
-        at = [max(i, 0.5) * 2.0 ** (t - v.frac) for i in range(size)]
-        y = [min(a**power, most) if last or i >= first else 0.0 for i, a in enumerate(at)]
         (hot,) = b.emit(OneHot(v.shape, index_bits, ring), [index], [(ring, 0, (*v.shape, size), 1.0)])
-        tables = (
-            (tuple(round(g * 2.0**frac) for g in y), frac, most),
-            (tuple(round(g**degree * 2.0 ** (degree * frac)) for g in y), degree * frac, most**degree),
-            (tuple(int(i < first) for i in range(size)), 0, 1.0),
-        )
+        y, z, finer = _tables(index_bits, t - v.frac, power, degree, frac, most, 0 if last else first, first)
+        tables = ((y, frac, most), (z, degree * frac, most**degree), (finer, 0, 1.0))
         joined.append(
             tuple(b.emit(Combine(ring, table), [hot], [(ring, f, v.shape, bound)])[0] for table, f, bound in tables)  # type: ignore[arg-type]
         )
@@ -93,6 +89,23 @@ def inverse_power(
         correction = b.truncate(b.product3(wide, wide, v_open, most), v.frac + frac)
         y1 = b.retype(b.add(b.affine(y1, 2, 0, frac), b.affine(correction, -1, 0, frac), bound=3 * most), bound=most)
     return y1, others
+
+
+@functools.cache
+def _tables(
+    n: int, unit: int, power: float, degree: int, frac: int, most: float, start: int, first: int
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """y = (i 2^unit)^power from entry `start` on, y^degree, and "go finer" below `first`, for every i on n bits.
+
+    Cached, since every stage of a job asks again.
+    """
+    at = (max(i, 0.5) * 2.0**unit for i in range(1 << n))
+    y = [min(a**power, most) if i >= start else 0.0 for i, a in enumerate(at)]
+    return (
+        tuple(round(g * 2.0**frac) for g in y),
+        tuple(round(g**degree * 2.0 ** (degree * frac)) for g in y),
+        tuple(int(i < first) for i in range(1 << n)),
+    )
 
 
 def _join(b: Builder, pieces: list[tuple[Wire, Wire, Wire]], fan_in: int) -> list[tuple[Wire, Wire, Wire]]:

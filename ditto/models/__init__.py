@@ -15,7 +15,9 @@ from ditto.program import Program
 
 __all__ = [
     "Checkpoint",
+    "Plan",
     "compile_model",
+    "compile_stage",
     "decode_outputs",
     "encode_inputs",
     "import_model",
@@ -30,8 +32,13 @@ def compile_model(spec: dict[str, Any], batch: int, seq: int, tokens: int = 1, s
 
     A causal model generates up to `tokens` in as many stages. Raises UsageError for sizes that the model does not take.
     """
+    return compile_stage(spec, Plan(batch, seq, tokens), stage)
+
+
+def compile_stage(spec: dict[str, Any], plan: Plan, stage: int = 0) -> Program:
+    """Compile one stage of a job."""
     if spec["architecture"] == "GPT2LMHeadModel":
-        return compile_gpt2(spec, Plan(batch, seq, tokens), stage)
-    if tokens != 1 or stage:
+        return compile_gpt2(spec, plan, stage)
+    if plan != Plan(plan.batch, plan.seq) or stage:
         raise UsageError(f"{spec['architecture']} generates no text")
-    return compile_bert(spec, batch, seq)
+    return compile_bert(spec, plan.batch, plan.seq)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ditto.errors import UsageError, VersionMismatch
+from ditto.functions.argmax import argmax
+from ditto.functions.linear import fraction_bits
 from ditto.models.plan import Plan
 from ditto.ops import Matmul, MatmulWeight
 from ditto.presets import preset_of
@@ -15,7 +17,9 @@ FORMAT = 1  # of descriptions and encoded weights
 
 
 def compile_gpt2(spec: dict[str, Any], plan: Plan, stage: int = 0) -> Program:
-    """Compile one stage of a job: 0 takes the prompts, stage t the t-th token after them. Outputs logits [B, V].
+    """Compile one stage of a job: 0 takes the prompts, stage t the t-th token after them.
+
+    Outputs logits [B, V], or with `plan.argmax` the place of their maximum, `token` [B].
 
     Every stage keeps the opened keys and values of its tokens; a later one attends to all of them.
     Raises UsageError for a size that the model does not take, VersionMismatch for a description of another format.
@@ -43,8 +47,19 @@ def compile_gpt2(spec: dict[str, Any], plan: Plan, stage: int = 0) -> Program:
     logits = style.norm_project(
         b, x, "final", "head", config["vocab_size"], ranges["final"], ranges["logits"], eps
     )
-    b.output("logits", logits)
+    if plan.argmax:
+        b.label("argmax")
+        logits = b.truncate(logits, *_coarse(logits))
+        b.output("token", argmax(b, logits))
+    else:
+        b.output("logits", logits)
     return b.program
+
+
+def _coarse(logits: Wire) -> tuple[int, int]:
+    """Cut the logits to the 16 bits that hold them with room for a difference: (bits to cut, ring)."""
+    frac = fraction_bits(logits.bound, 16, logits.frac)
+    return logits.frac - frac, 16
 
 
 def _embeddings(b: Builder, spec: dict[str, Any], style: CausalStyle, rows: int) -> Wire:

@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 
-from ditto.errors import UsageError
+from ditto.errors import RangeError, UsageError
 from ditto.fixedpoint import decode
 from ditto.presets import preset_of
 from ditto.program import Program
 from ditto.ring import carrier
+from ditto.sampling import Sampler
 
 Tensor = torch.Tensor
 
@@ -54,3 +55,16 @@ def decode_logits(program: Program, outputs: dict[str, Tensor]) -> Tensor:
     """Next-token logits [B, V] in floats."""
     wire = program.outputs["logits"]
     return decode(outputs["logits"], wire.ring, wire.frac)
+
+
+def decode_choice(program: Program, outputs: dict[str, Tensor], sampler: Sampler, words: int) -> list[int]:
+    """The next token of each text: sampled from the logits, or as the servers found it.
+
+    Raises RangeError for a number that is no token: the logits left the range of calibration.
+    """
+    if "token" not in program.outputs:
+        return sampler.choose(decode_logits(program, outputs))
+    tokens: list[int] = outputs["token"].tolist()
+    if any(not 0 <= token < words for token in tokens):
+        raise RangeError("the servers' choice is no token: the logits left their calibrated range")
+    return tokens

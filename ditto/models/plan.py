@@ -10,11 +10,15 @@ class Plan:
     """Texts in the batch, their padded length, and for text generation the most tokens that may follow.
 
     A job has one stage for the texts and one for each generated token but the last, whose successor nobody asks for.
+    With `argmax` the answer is the most likely token instead of all logits. From stage `narrow_from` on (never: 0)
+    a preset may use narrower types.
     """
 
     batch: int
     seq: int
     tokens: int = 1
+    argmax: bool = False
+    narrow_from: int = 0
 
     @property
     def stages(self) -> int:

@@ -12,12 +12,13 @@ import grpc
 import structlog
 
 from ditto.config import CoordinatorConfig
-from ditto.errors import ClusterError, DittoError, UnknownModel, UsageError
+from ditto.errors import ClusterError, DittoError, UnknownModel
 from ditto.metrics import CoordinatorMetrics
+from ditto.models import Plan
 from ditto.program import Program
 from ditto.service.files import write_secret
 from ditto.service.job_run import Account, Fifo, JobRun
-from ditto.service.programs import check_id, check_name, program_for
+from ditto.service.programs import check_id, check_name, plan_of, program_for, to_message
 from ditto.transport import Roles, connect, open_channel, short
 from ditto.wire import control_pb2, control_pb2_grpc, dealer_pb2, dealer_pb2_grpc, party_pb2, party_pb2_grpc
 
@@ -140,8 +141,9 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
     ) -> control_pb2.StartJobReply:
         with self._lock:
             run = self._runs.get(request.job)
-        if run is None:
-            raise ClusterError("no such job waits for its inputs")
+        if run is None or request.stage != run.stage:
+            raise ClusterError("no such job waits for these inputs")
+        run.ended = request.end
         run.started.set()
         return control_pb2.StartJobReply()
 
@@ -151,20 +153,21 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         model = self._model(request.model)
         if model.share_id != request.share_id:
             raise ClusterError(f"model {request.model} was shared again meanwhile; try again")
-        if not (1 <= request.batch <= 4096 and 1 <= request.seq <= 65536):
-            raise UsageError("batch or sequence length out of range")
-        program = program_for(model.spec_json, request.batch, request.seq, request.fingerprint)
+        plan = plan_of(request.plan)
+        program = program_for(model.spec_json, plan, 0, request.fingerprint)
         run = JobRun(secrets.token_hex(16), self._stubs, self._config.step_timeout_s)
         reason, outcome = "the client ended the job", "cancelled"
         structlog.contextvars.bind_contextvars(job=short(run.name))
-        log.info("job started", model=request.model, batch=request.batch, seq=request.seq)
+        log.info("job started", model=request.model, **vars(plan))
         with self._lock:
             self._runs[run.name] = run
         try:
             self._queue.enter(run.name)
             if not context.add_callback(run.cancel):
                 run.cancel()
-            yield from self._events(run, model, program, request)
+            yield from self._events(run, model, program, plan)
+            if run.ended:
+                run.close("")
             run.done = True
             reason, outcome = "", "done"
         except DittoError as error:
@@ -202,7 +205,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         )  # fmt: skip
 
     def _events(
-        self, run: JobRun, model: control_pb2.Model, program: Program, request: control_pb2.RunJobRequest
+        self, run: JobRun, model: control_pb2.Model, program: Program, plan: Plan
     ) -> Iterator[control_pb2.JobEvent]:
         place = self._queue.place(run.name)
         while place:
@@ -214,32 +217,58 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         self._connect_all()
         ask = party_pb2.OpenJobRequest(
             job=run.name, model=model.model, share_id=model.share_id,
-            batch=request.batch, seq=request.seq, fingerprint=program.fingerprint,
+            plan=to_message(plan), fingerprint=program.fingerprint,
         )  # fmt: skip
         run.both(lambda stub, timeout: stub.OpenJob.future(ask, timeout=timeout))
         run.begun = True
         yield control_pb2.JobEvent(accepted=control_pb2.Accepted(job=run.name, layers=program.layers))
-        if not run.started.wait(self._config.idle_timeout_s):
-            raise ClusterError("the client's inputs did not arrive in time")
+        self._await_client(run)
         start = time.perf_counter()
         for layer, name in enumerate(program.layers):
             structlog.contextvars.bind_contextvars(layer=layer)
             step = party_pb2.StepRequest(job=run.name, layer=layer)
             for phase in ("offline", "online"):
-                if phase == "offline":
-                    replies = run.both(lambda stub, t, s=step: stub.Prepare.future(s, timeout=t))  # type: ignore[misc]
-                else:
-                    replies = run.both(lambda stub, t, s=step: stub.Run.future(s, timeout=t))  # type: ignore[misc]
-                done = control_pb2.LayerDone(
-                    layer=layer, name=name, phase=phase, seconds=max(r.seconds for r in replies),
-                    ledgers=[r.ledger_json for r in replies],
-                    times=[r.times for r in replies if r.HasField("times")],
-                )  # fmt: skip
-                run.seconds[phase] += done.seconds
-                run.traffic = [r.traffic for r in replies]
-                yield control_pb2.JobEvent(layer=done)
+                yield self._step(run, step, phase, layer, name)
         structlog.contextvars.unbind_contextvars("layer")
+        for stage in range(1, plan.stages):
+            run.stage = stage
+            run.started.clear()
+            yield control_pb2.JobEvent(stage=control_pb2.StageDone(stage=stage - 1))
+            # a later stage is small: one call for all its layers, its offline part while the client makes up its mind
+            step = party_pb2.StepRequest(job=run.name, stage=stage, rest=True)
+            layer, name = len(program.layers) + stage - 1, f"token {stage + 1}"
+            prepared = self._step(run, step, "offline", layer, name)
+            self._await_client(run)
+            if run.ended:
+                break
+            yield prepared
+            yield self._step(run, step, "online", layer, name)
+        else:
+            yield control_pb2.JobEvent(stage=control_pb2.StageDone(stage=plan.stages - 1))
         yield control_pb2.JobEvent(done=control_pb2.Done(seconds=time.perf_counter() - start, traffic=run.traffic))
+
+    def _await_client(self, run: JobRun) -> None:
+        if not run.started.wait(self._config.idle_timeout_s):
+            raise ClusterError("the client's inputs did not arrive in time")
+        run.check()
+
+    def _step(
+        self, run: JobRun, step: party_pb2.StepRequest, phase: str, layer: int, name: str
+    ) -> control_pb2.JobEvent:
+        """One phase of one layer, or of a whole later stage, at both parties."""
+        if phase == "offline":
+            replies = run.both(lambda stub, timeout: stub.Prepare.future(step, timeout=timeout))
+        else:
+            replies = run.both(lambda stub, timeout: stub.Run.future(step, timeout=timeout))
+        seconds = max(reply.seconds for reply in replies)
+        run.seconds[phase] += seconds
+        run.traffic = [reply.traffic for reply in replies]
+        done = control_pb2.LayerDone(
+            layer=layer, name=name, phase=phase, stage=step.stage, seconds=seconds,
+            ledgers=[reply.ledger_json for reply in replies],
+            times=[reply.times for reply in replies if reply.HasField("times")],
+        )  # fmt: skip
+        return control_pb2.JobEvent(layer=done)
 
     def close(self) -> None:
         with self._lock:

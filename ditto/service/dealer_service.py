@@ -12,6 +12,7 @@ from pathlib import Path
 
 import grpc
 import structlog
+from torch import Tensor
 
 from ditto.config import DealerConfig
 from ditto.errors import ClusterError, DittoError, ReplayedJob, UnknownModel, UsageError
@@ -19,10 +20,10 @@ from ditto.frames import around_dealt
 from ditto.metrics import DealerMetrics
 from ditto.network import Link
 from ditto.prg import derive, new_seed
-from ditto.program import Program, Wire
+from ditto.program import Wire
 from ditto.runtime import DealerJob
 from ditto.service.files import write_secret
-from ditto.service.programs import check_id, check_name, program_for, weights_of
+from ditto.service.programs import check_id, check_name, plan_of, program_for, weights_of
 from ditto.transport import CHUNK, Roles, caller, short
 from ditto.weights import DealerWeights
 from ditto.wire import dealer_pb2, dealer_pb2_grpc
@@ -115,11 +116,12 @@ class _Feed:
 
 
 class _Job:
-    """Both parties' feeds of one job and the thread that fills them."""
+    """Both parties' feeds of one job and the thread that fills them, stage after stage, ahead of their use."""
 
-    def __init__(self, request: dealer_pb2.CorrelationsRequest, program: Program, limit: int) -> None:
-        self.key = (request.share_id, request.batch, request.seq)
-        self.name, self.program = request.job, program
+    def __init__(self, request: dealer_pb2.CorrelationsRequest, spec: str, limit: int) -> None:
+        self.plan = plan_of(request.plan)
+        self.key = (request.share_id, self.plan)
+        self.name, self._spec = request.job, spec
         self.seeds = _pair(new_seed())
         self.feeds = (_Feed(limit), _Feed(limit))
         self.joined: set[int] = set()
@@ -129,11 +131,17 @@ class _Job:
     def deal(self, service: DealerService) -> None:
         structlog.contextvars.bind_contextvars(job=short(self.name))
         try:
-            masks = service.weights(self.key[0], self.program.weights)
-            for party, data in DealerJob(self.program, self.name, self.seeds, masks).deal():
-                self.feeds[party].add(data, self.feeds[1 - party])
+            carried: dict[str, Tensor] = {}
+            first = 0
+            for stage in range(self.plan.stages):
+                program = program_for(self._spec, self.plan, stage)
+                masks = service.weights(self.key[0], program.weights)
+                for party, data in DealerJob(program, self.name, self.seeds, masks, first, carried).deal():
+                    self.feeds[party].add(data, self.feeds[1 - party])
+                for feed, other in zip(self.feeds, self.feeds[::-1], strict=True):
+                    feed.flush(wait_with=other)
+                first += len(program.steps)
             for feed in self.feeds:
-                feed.flush()
                 feed.end()
         except DittoError as error:
             self.drop(error)
@@ -259,19 +267,20 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
     def _join(self, request: dealer_pb2.CorrelationsRequest, party: int) -> _Job:
         check_id(request.job)
         spec = self._model(request.share_id)[1]
-        program = program_for(spec, request.batch, request.seq, request.fingerprint)
+        plan = plan_of(request.plan)
+        program_for(spec, plan, 0, request.fingerprint)
         with self._lock:
             job = self._jobs.get(request.job)
             if job is None:
                 if request.job in self._used:
                     raise ReplayedJob(f"job {request.job} was dealt before", peer="dealer")
                 self._used.add(request.job)
-                job = self._jobs[request.job] = _Job(request, program, self._config.ahead_mb << 20)
-                log.info("job started", batch=request.batch, seq=request.seq)
+                job = self._jobs[request.job] = _Job(request, spec, self._config.ahead_mb << 20)
+                log.info("job started", **vars(plan))
                 threading.Thread(target=job.deal, args=(self,), name="deal", daemon=True).start()
             if party in job.joined:
                 raise ReplayedJob(f"job {request.job} was dealt before", peer="dealer")
-            if job.key != (request.share_id, request.batch, request.seq):
+            if job.key != (request.share_id, plan):
                 raise UsageError("the parties opened one job with different sizes", peer="dealer")
             job.joined.add(party)
             return job

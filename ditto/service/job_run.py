@@ -78,6 +78,8 @@ class JobRun:
 
     def __init__(self, name: str, stubs: Stubs, step_timeout: float) -> None:
         self.name, self._stubs, self._timeout = name, stubs, step_timeout
+        self.stage = 0  # whose inputs the client brings next
+        self.ended = False  # the client wants no further stage
         self.started = threading.Event()
         self.cancelled = threading.Event()
         self.done = False

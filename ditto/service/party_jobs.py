@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 
@@ -12,70 +13,122 @@ from ditto.config import PartyConfig
 from ditto.errors import BadShare, ClusterError, ReplayedJob
 from ditto.ledger import Ledger
 from ditto.metrics import PartyMetrics
+from ditto.models import Plan
 from ditto.peerlink import LinkChannel, PeerLink
 from ditto.prg import SEED_BYTES
 from ditto.program import Program
-from ditto.runtime import PartyJob
+from ditto.runtime import Carried, PartyJob
 from ditto.service.model_store import Assembly, ModelStore
-from ditto.service.programs import check_id, program_for
+from ditto.service.programs import check_id, plan_of, program_for
 from ditto.service.source import DealerSource
 from ditto.sharing import seeded_share
 from ditto.transport import short
+from ditto.weights import PartyWeights
 from ditto.wire import dealer_pb2, dealer_pb2_grpc, party_pb2
 
 log = structlog.get_logger()
 
 
-class Job:
-    """One job: its program, the link, the dealer's stream and what was fetched. Steps hold `lock`."""
+class Stage:
+    """One stage of a job at this party: its program, its engine, its account, and what was fetched."""
 
-    def __init__(self, name: str, program: Program, channel: LinkChannel, source: DealerSource) -> None:
-        self.name, self.program, self.channel, self.source = name, program, channel, source
-        self.ledger = Ledger()
-        self.lock = threading.Lock()
-        self.engine: PartyJob | None = None
+    def __init__(self, program: Program, engine: PartyJob) -> None:
+        self.program, self.engine = program, engine
         self.outputs: dict[str, torch.Tensor] | None = None
         self.fetched: set[str] = set()
+
+
+class Job:
+    """One job: its plan and stages, the link and the dealer's stream. Steps hold `lock`.
+
+    Stages come one after another; the last two are kept, so that an answer can be fetched while the next is prepared.
+    """
+
+    def __init__(
+        self, name: str, spec: str, plan: Plan, party: int, channel: LinkChannel, source: DealerSource
+    ) -> None:
+        self.name, self.plan, self.channel, self.source = name, plan, channel, source
+        self.lock = threading.Lock()
         self.seconds = {"offline": 0.0, "online": 0.0}
         self.used = time.monotonic()
+        self._spec, self._party = spec, party
+        self._keys: tuple[bytes, PartyWeights] | None = None
+        self._stages: list[Stage | None] = []
+        self._carried = Carried()
+        self._first = 0
 
-    def running(self) -> PartyJob:
-        if self.engine is None:
+    def begin(self, seed: bytes, weights: PartyWeights) -> None:
+        """From here on stages can be entered: `seed` is this party's of the job."""
+        self._keys = seed, weights
+
+    def stage(self, index: int) -> Stage:
+        """A stage that was entered and not left yet. Raises ClusterError."""
+        stage = self._stages[index] if index < len(self._stages) else None
+        if stage is None:
+            raise ClusterError(f"job {self.name} is not at stage {index}")
+        return stage
+
+    def _enter(self, index: int) -> Stage:
+        """The same, entering the next one if it is that; the caller holds `lock`."""
+        if self._keys is None:
             raise ClusterError(f"job {self.name} is not open yet")
         self.used = time.monotonic()
-        return self.engine
+        if index == len(self._stages) < self.plan.stages:
+            seed, weights = self._keys
+            program = program_for(self._spec, self.plan, index)
+            engine = PartyJob(
+                program, self._party, self.name, seed, weights, self.channel, self.source, Ledger(), self._first,
+                self._carried,
+            )  # fmt: skip
+            self._first += len(program.steps)
+            self._stages.append(Stage(program, engine))
+            if index >= 2:
+                self._stages[index - 2] = None
+        return self.stage(index)
 
-    def step(self, phase: str, layer: int) -> tuple[float, list[dict[str, object]]]:
-        """Prepare ("offline") or run ("online") one layer; seconds and the rows that it added."""
-        if layer >= len(self.program.layers):
-            raise ClusterError(f"the program has {len(self.program.layers)} layers, no layer {layer}")
+    def step(self, phase: str, request: party_pb2.StepRequest) -> party_pb2.StepReply:
+        """Prepare ("offline") or run ("online") one layer, or it and the rest: seconds and the rows that were added."""
         with self.lock:
-            engine, start = self.running(), time.perf_counter()
-            if phase == "offline":
-                engine.prepare(layer)
-            else:
-                engine.run(layer)
-                if layer == len(self.program.layers) - 1:
-                    self.outputs = engine.outputs()
+            stage = self._enter(request.stage)
+            count = len(stage.program.layers)
+            if request.layer >= count:
+                raise ClusterError(f"the program has {count} layers, no layer {request.layer}")
+            engine, start = stage.engine, time.perf_counter()
+            last = count if request.rest else request.layer + 1
+            for layer in range(request.layer, last):
+                (engine.prepare if phase == "offline" else engine.run)(layer)
+            if phase == "online" and last == count:
+                stage.outputs = engine.outputs()
             seconds = time.perf_counter() - start
             self.seconds[phase] += seconds
             self.used = time.monotonic()
-            return seconds, self.ledger.to_json(phase, layer)
+            ledger = engine.ledger
+            rows = ledger.by_operation(phase) if request.rest else ledger.to_json(phase, request.layer)
+            return party_pb2.StepReply(
+                seconds=seconds, ledger_json=json.dumps(rows), traffic=self.traffic(),
+                times=_times(ledger, request.layer) if phase == "online" and not request.rest else None,
+            )  # fmt: skip
 
     def input(self, header: party_pb2.InputHeader) -> Assembly | None:
         """Check an announced share; set it at once when a seed stands for it, else return what collects it."""
-        assembly = Assembly(header.name, self.program.inputs.get(header.name), header.ring, tuple(header.shape))
+        with self.lock:
+            program = self._enter(header.stage).program
+        assembly = Assembly(header.name, program.inputs.get(header.name), header.ring, tuple(header.shape))
         if not header.seed:
             return assembly
         if len(header.seed) != SEED_BYTES:
             raise BadShare(f"{header.name}: a seed of {len(header.seed)} bytes")
-        wire = assembly.wire
-        self.set_input(header.name, seeded_share(header.name, wire, header.seed))
+        self.set_input(header.stage, header.name, seeded_share(header.name, assembly.wire, header.seed))
         return None
 
-    def set_input(self, name: str, share: torch.Tensor) -> None:
+    def set_input(self, stage: int, name: str, share: torch.Tensor) -> None:
         with self.lock:
-            self.running().set_input(name, share)
+            self._enter(stage).engine.set_input(name, share)
+
+    def left(self, index: int) -> bool:
+        """Was the last answer fetched whole?"""
+        stage = self.stage(index)
+        return index == self.plan.stages - 1 and stage.fetched >= stage.program.outputs.keys()
 
     def traffic(self) -> party_pb2.Traffic:
         """What this party sent and received for the job so far, counted at the frame."""
@@ -86,15 +139,18 @@ class Job:
             payload_received=link.payload_received, framing_received=link.framing_received,
         )  # fmt: skip
 
-    def times(self, layer: int) -> party_pb2.LayerTimes:
-        """When this party ran a layer, round by round."""
-        times = self.ledger.times[layer]
-        rounds = [party_pb2.Round(**vars(opening)) for opening in times.rounds]
-        return party_pb2.LayerTimes(**(vars(times) | {"rounds": rounds}))
-
     def close(self, reason: str) -> None:
         self.channel.close(reason)
         self.source.close(reason or "the job is done")
+        self._carried.values.clear()
+        self._carried.masks.clear()
+
+
+def _times(ledger: Ledger, layer: int) -> party_pb2.LayerTimes:
+    """When this party did what in a layer that has run online, each opening for itself."""
+    times = ledger.times[layer]
+    rounds = [party_pb2.Round(**vars(opening)) for opening in times.rounds]
+    return party_pb2.LayerTimes(**(vars(times) | {"rounds": rounds}))
 
 
 class Jobs:
@@ -120,7 +176,8 @@ class Jobs:
             if request.job in self._used:
                 raise ReplayedJob(f"job {request.job} was used before", peer=self._config.role)
         entry = self._store.entry(request.share_id)
-        program = program_for(entry.spec, request.batch, request.seq, request.fingerprint)
+        plan = plan_of(request.plan)
+        program_for(entry.spec, plan, 0, request.fingerprint)
         weights = self._store.weights(request.share_id)
         with self._lock:
             if request.job in self._used:
@@ -129,16 +186,15 @@ class Jobs:
         channel = self._link.open(request.job)
         correlations = dealer_pb2.CorrelationsRequest(
             job=request.job, model=entry.model, share_id=request.share_id,
-            batch=request.batch, seq=request.seq, fingerprint=request.fingerprint,
+            plan=request.plan, fingerprint=request.fingerprint,
         )  # fmt: skip
         source = DealerSource(self._dealer, correlations, self._config.step_timeout_s, self._metrics)
-        job = Job(request.job, program, channel, source)
+        job = Job(request.job, entry.spec, plan, self._config.index, channel, source)
         with self._lock:
             self._jobs[request.job] = job
-        log.info("job started", job=short(request.job), model=entry.model, batch=request.batch, seq=request.seq)
+        log.info("job started", job=short(request.job), model=entry.model, **vars(plan))
         try:
-            seed = source.seed()
-            job.engine = PartyJob(program, self._config.index, request.job, seed, weights, channel, source, job.ledger)
+            job.begin(source.seed(), weights)
         except Exception:
             self.close(request.job, "opening failed")
             raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 import grpc
@@ -125,15 +124,14 @@ class PartyService(party_pb2_grpc.PartyServicer):
     def _step(self, phase: str, request: party_pb2.StepRequest) -> party_pb2.StepReply:
         job = self._jobs.get(request.job)
         try:
-            seconds, rows = job.step(phase, request.layer)
+            reply = job.step(phase, request)
         except Exception as error:
             code = error.code if isinstance(error, DittoError) else type(error).__name__
             self._jobs.close(request.job, f"{phase} work failed ({code})")
             raise
-        self.metrics.seconds.labels(phase).observe(seconds)
-        log.debug("layer done", name=job.program.layers[request.layer], phase=phase, seconds=round(seconds, 4))
-        times = job.times(request.layer) if phase == "online" else None
-        return party_pb2.StepReply(seconds=seconds, ledger_json=json.dumps(rows), traffic=job.traffic(), times=times)
+        self.metrics.seconds.labels(phase).observe(reply.seconds)
+        log.debug("layer done", stage=request.stage, phase=phase, seconds=round(reply.seconds, 4))
+        return reply
 
     def CloseJob(self, request: party_pb2.CloseJobRequest, context: grpc.ServicerContext) -> party_pb2.CloseJobReply:
         self._jobs.close(request.job, request.reason)
@@ -153,26 +151,27 @@ class PartyService(party_pb2_grpc.PartyServicer):
                 raise BadShare(f"{header.name}: chunks after a seed")
             assembly.add(request.chunk.offset, request.chunk.data)
         if assembly is not None:
-            job.set_input(header.name, assembly.tensor())
+            job.set_input(header.stage, header.name, assembly.tensor())
         return party_pb2.PutInputReply()
 
     def FetchOutput(
         self, request: party_pb2.FetchOutputRequest, context: grpc.ServicerContext
     ) -> Iterator[party_pb2.TensorChunk]:
         job = self._jobs.get(request.job)
-        wire = job.program.outputs.get(request.name)
-        if job.outputs is None:
+        stage = job.stage(request.stage)
+        wire = stage.program.outputs.get(request.name)
+        if stage.outputs is None:
             raise ClusterError(f"job {job.name} has no answer yet", peer=self._config.role)
         if wire is None:
             raise BadShare(f"{request.name!r} is no output of this program", peer=self._config.role)
-        data = pack(job.outputs[request.name], wire.ring)
+        data = pack(stage.outputs[request.name], wire.ring)
         for offset in range(0, len(data) or 1, CHUNK):
             yield party_pb2.TensorChunk(
                 name=request.name, ring=wire.ring, shape=list(wire.shape), offset=offset, total=len(data),
                 data=data[offset : offset + CHUNK],
             )  # fmt: skip
-        job.fetched.add(request.name)
-        if job.fetched >= job.program.outputs.keys():
+        stage.fetched.add(request.name)
+        if job.left(request.stage):
             self._jobs.close(request.job)
 
     def close(self) -> None:

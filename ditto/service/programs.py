@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 from functools import lru_cache
+from typing import Any
 
 from ditto.errors import DittoError, UsageError, VersionMismatch
-from ditto.models import compile_model
+from ditto.models import Plan, compile_stage
 from ditto.program import Program, Wire
+from ditto.wire import dealer_pb2
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _ID = re.compile(r"[0-9a-f]{32}")
@@ -28,11 +30,28 @@ def check_id(value: str) -> str:
     return value
 
 
+def plan_of(message: dealer_pb2.Plan) -> Plan:
+    """Raises UsageError for sizes beyond anything that runs."""
+    plan = Plan(message.batch, message.seq, message.tokens, message.argmax, message.narrow_from)
+    if not (1 <= plan.batch <= 4096 and 1 <= plan.seq <= 65536 and 1 <= plan.tokens <= 65536):
+        raise UsageError("batch, sequence length or number of tokens out of range")
+    return plan
+
+
+def to_message(plan: Plan) -> dealer_pb2.Plan:
+    return dealer_pb2.Plan(**vars(plan))
+
+
+@lru_cache(maxsize=4)
+def _parsed(spec_json: str) -> Any:
+    return json.loads(spec_json)
+
+
 @lru_cache(maxsize=8)
-def program_for(spec_json: str, batch: int, seq: int, fingerprint: str = "") -> Program:
-    """The program of a model for one public input size; with a fingerprint, it must be that program."""
+def program_for(spec_json: str, plan: Plan, stage: int = 0, fingerprint: str = "") -> Program:
+    """The program of a model for one plan and stage; with a fingerprint, it must be that program."""
     try:
-        program = compile_model(json.loads(spec_json), batch, seq)
+        program = compile_stage(_parsed(spec_json), plan, stage)
     except DittoError:
         raise
     except (KeyError, TypeError, ValueError) as error:
@@ -45,4 +64,4 @@ def program_for(spec_json: str, batch: int, seq: int, fingerprint: str = "") -> 
 def weights_of(spec_json: str) -> dict[str, Wire]:
     """The weight tensors of a model; they do not depend on the input size."""
     limit = json.loads(spec_json).get("max_length", 8)
-    return program_for(spec_json, 1, min(8, limit) if isinstance(limit, int) else 8).weights
+    return program_for(spec_json, Plan(1, min(8, limit) if isinstance(limit, int) else 8)).weights

@@ -258,27 +258,25 @@ class RunJobRequest(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     SHARE_ID_FIELD_NUMBER: _builtins.int
-    BATCH_FIELD_NUMBER: _builtins.int
-    SEQ_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     share_id: _builtins.str
-    batch: _builtins.int
-    seq: _builtins.int
     fingerprint: _builtins.str
-    """of the program that the client compiled"""
+    """of the first stage's program as the client compiled it"""
+    @_builtins.property
+    def plan(self) -> _dealer_pb2.Plan: ...
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
         share_id: _builtins.str = ...,
-        batch: _builtins.int = ...,
-        seq: _builtins.int = ...,
+        plan: _dealer_pb2.Plan | None = ...,
         fingerprint: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "fingerprint", b"fingerprint", "model", b"model", "seq", b"seq", "share_id", b"share_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "model", b"model", "plan", b"plan", "share_id", b"share_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -335,6 +333,7 @@ class LayerDone(_message.Message):
     PHASE_FIELD_NUMBER: _builtins.int
     SECONDS_FIELD_NUMBER: _builtins.int
     LEDGERS_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
     TIMES_FIELD_NUMBER: _builtins.int
     layer: _builtins.int
     name: _builtins.str
@@ -342,6 +341,8 @@ class LayerDone(_message.Message):
     """"offline" or "online" """
     seconds: _builtins.float
     """of the slower party"""
+    stage: _builtins.int
+    """A later stage counts as one layer: the number goes on after the first stage's."""
     @_builtins.property
     def ledgers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """JSON rows of party 0 and party 1"""
@@ -358,11 +359,12 @@ class LayerDone(_message.Message):
         phase: _builtins.str = ...,
         seconds: _builtins.float = ...,
         ledgers: _abc.Iterable[_builtins.str] | None = ...,
+        stage: _builtins.int = ...,
         times: _abc.Iterable[_party_pb2.LayerTimes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["layer", b"layer", "ledgers", b"ledgers", "name", b"name", "phase", b"phase", "seconds", b"seconds", "times", b"times"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["layer", b"layer", "ledgers", b"ledgers", "name", b"name", "phase", b"phase", "seconds", b"seconds", "stage", b"stage", "times", b"times"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -394,6 +396,27 @@ class Done(_message.Message):
 Global___Done: _TypeAlias = Done  # noqa: Y015
 
 @_typing.final
+class StageDone(_message.Message):
+    """The outputs of a stage can be fetched; the inputs of the next one are awaited."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STAGE_FIELD_NUMBER: _builtins.int
+    stage: _builtins.int
+    def __init__(
+        self,
+        *,
+        stage: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["stage", b"stage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StageDone: _TypeAlias = StageDone  # noqa: Y015
+
+@_typing.final
 class JobEvent(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -401,6 +424,7 @@ class JobEvent(_message.Message):
     ACCEPTED_FIELD_NUMBER: _builtins.int
     LAYER_FIELD_NUMBER: _builtins.int
     DONE_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def queued(self) -> Global___Queued: ...
     @_builtins.property
@@ -409,6 +433,8 @@ class JobEvent(_message.Message):
     def layer(self) -> Global___LayerDone: ...
     @_builtins.property
     def done(self) -> Global___Done: ...
+    @_builtins.property
+    def stage(self) -> Global___StageDone: ...
     def __init__(
         self,
         *,
@@ -416,12 +442,13 @@ class JobEvent(_message.Message):
         accepted: Global___Accepted | None = ...,
         layer: Global___LayerDone | None = ...,
         done: Global___Done | None = ...,
+        stage: Global___StageDone | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "done", b"done", "event", b"event", "layer", b"layer", "queued", b"queued"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "done", b"done", "event", b"event", "layer", b"layer", "queued", b"queued", "stage", b"stage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "done", b"done", "event", b"event", "layer", b"layer", "queued", b"queued"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "done", b"done", "event", b"event", "layer", b"layer", "queued", b"queued", "stage", b"stage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["queued", "accepted", "layer", "done"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["queued", "accepted", "layer", "done", "stage"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -432,15 +459,22 @@ class StartJobRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
     job: _builtins.str
+    stage: _builtins.int
+    end: _builtins.bool
+    """the client has all that it wants: no further stage"""
     def __init__(
         self,
         *,
         job: _builtins.str = ...,
+        stage: _builtins.int = ...,
+        end: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "job", b"job", "stage", b"stage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

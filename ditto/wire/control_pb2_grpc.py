@@ -102,7 +102,7 @@ class CoordinatorServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StartJob(self, request, context):
-        """The client's inputs are at both parties: go.
+        """The client's inputs of a stage are at both parties: go.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

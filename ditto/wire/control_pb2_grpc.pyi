@@ -39,7 +39,7 @@ class CoordinatorStub:
     RunJob: _grpc.UnaryStreamMultiCallable[_control_pb2.RunJobRequest, _control_pb2.JobEvent]
     """Queues a job and streams its events; ending the stream early ends the job everywhere."""
     StartJob: _grpc.UnaryUnaryMultiCallable[_control_pb2.StartJobRequest, _control_pb2.StartJobReply]
-    """The client's inputs are at both parties: go."""
+    """The client's inputs of a stage are at both parties: go."""
 
 @_typing.type_check_only
 class CoordinatorAsyncStub(CoordinatorStub):
@@ -52,7 +52,7 @@ class CoordinatorAsyncStub(CoordinatorStub):
     RunJob: _aio.UnaryStreamMultiCallable[_control_pb2.RunJobRequest, _control_pb2.JobEvent]  # type: ignore[assignment]
     """Queues a job and streams its events; ending the stream early ends the job everywhere."""
     StartJob: _aio.UnaryUnaryMultiCallable[_control_pb2.StartJobRequest, _control_pb2.StartJobReply]  # type: ignore[assignment]
-    """The client's inputs are at both parties: go."""
+    """The client's inputs of a stage are at both parties: go."""
 
 class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -98,6 +98,6 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.StartJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.StartJobReply, _abc.Awaitable[_control_pb2.StartJobReply]]:
-        """The client's inputs are at both parties: go."""
+        """The client's inputs of a stage are at both parties: go."""
 
 def add_CoordinatorServicer_to_server(servicer: CoordinatorServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -22,6 +22,44 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class Plan(_message.Message):
+    """What a job computes, as far as everybody may know it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCH_FIELD_NUMBER: _builtins.int
+    SEQ_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    ARGMAX_FIELD_NUMBER: _builtins.int
+    NARROW_FROM_FIELD_NUMBER: _builtins.int
+    batch: _builtins.int
+    """texts"""
+    seq: _builtins.int
+    """their padded length"""
+    tokens: _builtins.int
+    """generated at most, for each text; 1 where none is"""
+    argmax: _builtins.bool
+    """the servers find each most likely token; nobody sees logits"""
+    narrow_from: _builtins.int
+    """from this stage on narrower types; 0: never"""
+    def __init__(
+        self,
+        *,
+        batch: _builtins.int = ...,
+        seq: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+        argmax: _builtins.bool = ...,
+        narrow_from: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["argmax", b"argmax", "batch", b"batch", "narrow_from", b"narrow_from", "seq", b"seq", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Plan: _TypeAlias = Plan  # noqa: Y015
+
+@_typing.final
 class ModelSeedRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -75,29 +113,27 @@ class CorrelationsRequest(_message.Message):
     JOB_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     SHARE_ID_FIELD_NUMBER: _builtins.int
-    BATCH_FIELD_NUMBER: _builtins.int
-    SEQ_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     model: _builtins.str
     share_id: _builtins.str
-    batch: _builtins.int
-    seq: _builtins.int
     fingerprint: _builtins.str
-    """of the compiled program; refused when the dealer compiles another"""
+    """of the first stage's program; refused when the dealer compiles another"""
+    @_builtins.property
+    def plan(self) -> Global___Plan: ...
     def __init__(
         self,
         *,
         job: _builtins.str = ...,
         model: _builtins.str = ...,
         share_id: _builtins.str = ...,
-        batch: _builtins.int = ...,
-        seq: _builtins.int = ...,
+        plan: Global___Plan | None = ...,
         fingerprint: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "fingerprint", b"fingerprint", "job", b"job", "model", b"model", "seq", b"seq", "share_id", b"share_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "job", b"job", "model", b"model", "plan", b"plan", "share_id", b"share_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

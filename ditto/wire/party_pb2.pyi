@@ -4,6 +4,7 @@ isort:skip_file
 A compute party: shares come from the client, control from the coordinator, openings from the other party."""
 
 from collections import abc as _abc
+from ditto.wire import dealer_pb2 as _dealer_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
@@ -311,28 +312,26 @@ class OpenJobRequest(_message.Message):
     JOB_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     SHARE_ID_FIELD_NUMBER: _builtins.int
-    BATCH_FIELD_NUMBER: _builtins.int
-    SEQ_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     model: _builtins.str
     share_id: _builtins.str
-    batch: _builtins.int
-    seq: _builtins.int
     fingerprint: _builtins.str
+    @_builtins.property
+    def plan(self) -> _dealer_pb2.Plan: ...
     def __init__(
         self,
         *,
         job: _builtins.str = ...,
         model: _builtins.str = ...,
         share_id: _builtins.str = ...,
-        batch: _builtins.int = ...,
-        seq: _builtins.int = ...,
+        plan: _dealer_pb2.Plan | None = ...,
         fingerprint: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "fingerprint", b"fingerprint", "job", b"job", "model", b"model", "seq", b"seq", "share_id", b"share_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "job", b"job", "model", b"model", "plan", b"plan", "share_id", b"share_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -359,17 +358,25 @@ class StepRequest(_message.Message):
 
     JOB_FIELD_NUMBER: _builtins.int
     LAYER_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
+    REST_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     layer: _builtins.int
+    stage: _builtins.int
+    """0: the texts; t: the t-th token generated after them"""
+    rest: _builtins.bool
+    """this layer and all that follow it"""
     def __init__(
         self,
         *,
         job: _builtins.str = ...,
         layer: _builtins.int = ...,
+        stage: _builtins.int = ...,
+        rest: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "layer", b"layer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "layer", b"layer", "rest", b"rest", "stage", b"stage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -561,11 +568,13 @@ class InputHeader(_message.Message):
     RING_FIELD_NUMBER: _builtins.int
     SHAPE_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     name: _builtins.str
     ring: _builtins.int
     seed: _builtins.bytes
     """16 bytes: the share is expanded from it and no chunk follows"""
+    stage: _builtins.int
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
@@ -576,10 +585,11 @@ class InputHeader(_message.Message):
         ring: _builtins.int = ...,
         shape: _abc.Iterable[_builtins.int] | None = ...,
         seed: _builtins.bytes = ...,
+        stage: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "name", b"name", "ring", b"ring", "seed", b"seed", "shape", b"shape"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "name", b"name", "ring", b"ring", "seed", b"seed", "shape", b"shape", "stage", b"stage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -632,17 +642,20 @@ class FetchOutputRequest(_message.Message):
 
     JOB_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     name: _builtins.str
+    stage: _builtins.int
     def __init__(
         self,
         *,
         job: _builtins.str = ...,
         name: _builtins.str = ...,
+        stage: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "name", b"name", "stage", b"stage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
