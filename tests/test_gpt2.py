@@ -12,10 +12,11 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from ditto.errors import BadCheckpoint, UnsupportedArchitecture, UsageError, VersionMismatch
 from ditto.models import Checkpoint, compile_model, importer, load_checkpoint
 from ditto.models.gpt2_client import decode_logits, encode_prompts, encode_tokens
-from ditto.models.gpt2_float import continue_greedily, forward, logits
+from ditto.models.gpt2_float import continue_texts, forward, logits
 from ditto.models.importer import describe, encode_weights
 from ditto.plain import plain_weights, run_plain
 from ditto.presets import PRESETS
+from ditto.sampling import Sampler
 from ditto.tokenizer import Batch
 
 CAUSAL = ("ditto", "ditto-icml24-exact", "puma")
@@ -67,7 +68,8 @@ def test_floats_agree_with_transformers(directory: Path, checkpoint: Checkpoint)
         ours = logits(checkpoint.tensors, forward(checkpoint.tensors, checkpoint.config, ids))
         text = theirs.generate(ids[:1, :9], max_new_tokens=5, do_sample=False, pad_token_id=0)
     assert (ours - want).abs().max() < 1e-4
-    assert continue_greedily(checkpoint.tensors, checkpoint.config, ids[0, :9].tolist(), 5) == text[0, 9:].tolist()
+    ours = continue_texts(checkpoint.tensors, checkpoint.config, [ids[0, :9].tolist()], 5, Sampler().choose)
+    assert ours == [text[0, 9:].tolist()]
 
 
 @pytest.mark.parametrize("preset", CAUSAL)

@@ -54,11 +54,11 @@ class ScoreType:
 
 
 def softmax_numerator(
-    b: Builder, scores: Wire, kind: ScoreType, causal: bool = False, precise: bool = True
+    b: Builder, scores: Wire, kind: ScoreType, causal: bool = False, digits: int = 16
 ) -> tuple[Wire, Wire, tuple[float, float]]:
     """[scores] (16, f) in `kind`, shape [..., N] -> [E] (40, 16), [sum E], its range. 3 rounds.
 
-    E is precise to 2^-16, or 2^-12 for an eighth less of the dealer's bytes.
+    E is precise to 2^-`digits`: 16, 12 or 10, for 8, 7 or 6 bytes an entry from the dealer.
     `causal`: of [..., N, N] only the entries with column <= row count; the others are never computed, E is 0 there.
 
     E = exp(scores - M - width) where M is the row's maximum up to one bucket: max - width < M <= max + width.
@@ -91,21 +91,22 @@ def softmax_numerator(
     (wide,) = b.emit(Affine(16, -(1 << (16 - buckets)), width), [top], [(16, scores.frac, top.shape, 0.0)])
     negative = b.add(lifted, wide, bound=kind.bound)
     (d,) = b.open(b.triangle(negative) if causal else negative)
-    ring, fu, fv = (64, 10, 27) if precise else (56, 9, 23)
+    ring, fu, fv = {16: (64, 10, 27), 12: (56, 9, 23), 10: (48, 7, 19)}[digits]
     op = Exponential(d.shape, 16, scores.frac, scores.frac + UNIT, -2, -1, ring, fu, fv)
     (e,) = b.emit(op, [d], [(ring, fu + fv, d.shape, 1.0)])
-    e = b.truncate(e, e.frac - 16, 40, bound=1.1)
+    e = b.truncate(e, e.frac - 16, min(40, ring - e.frac + 16), bound=1.1)
     if causal:
         e = b.untriangle(e, scores.shape[-1])
     return e, b.sum(e, -1), (0.9 * math.exp(-2 * kind.width), 1.1 * scores.shape[-1])
 
 
 def reciprocal_of_sum(
-    b: Builder, total: Wire, limits: tuple[float, float], alongside: tuple[Wire, ...] = (), few: bool = False
+    b: Builder, total: Wire, limits: tuple[float, float], alongside: tuple[Wire, ...] = (), few: bool = False,
+    index_bits: int = 9,
 ) -> tuple[Wire, list[Wire]]:
     """[1 / sum E] on (32, f_y), one number a row, by `inverse_power` with a second Newton step; `alongside` opened.
 
-    `few` rows: larger tables instead of the second step, three rounds less.
+    `few` rows: larger tables, of 2^index_bits, instead of the second step, three rounds less.
     """
     lo, hi = limits
     p = min(12, (32 - math.ceil(math.log2(hi / lo))) // 2)
@@ -115,6 +116,7 @@ def reciprocal_of_sum(
     if few:
         frac = min(frac, 23 - math.ceil(math.log2(2 / lo)))  # its square, too, fits 48 bits
         return inverse_power(
-            b, v, lo, hi, root=False, frac=frac, index_bits=9, octaves=5, fan_in=3, ring=48, alongside=alongside
-        )
+            b, v, lo, hi, root=False, frac=frac, index_bits=index_bits, octaves=5, fan_in=3, ring=48,
+            alongside=alongside,
+        )  # fmt: skip
     return inverse_power(b, v, lo, hi, root=False, frac=frac, second=True, alongside=alongside)

@@ -10,7 +10,7 @@ from ditto.functions.linear import fraction_bits
 from ditto.models.plan import Plan
 from ditto.ops import Matmul, MatmulWeight
 from ditto.presets import preset_of
-from ditto.presets.causal import CausalStyle, Heads
+from ditto.presets.causal import CausalStyle, Effort, Heads
 from ditto.program import Builder, Program, Wire
 
 FORMAT = 1  # of descriptions and encoded weights
@@ -32,6 +32,8 @@ def compile_gpt2(spec: dict[str, Any], plan: Plan, stage: int = 0) -> Program:
     if not 0 <= stage < plan.stages:
         raise UsageError(f"stage {stage} of a job that has {plan.stages}")
     style = preset_of(spec["preset"]).causal
+    if plan.narrow_from and not style.narrows:
+        raise UsageError(f"preset {spec['preset']} has no narrower types for later tokens")
     config, ranges = spec["config"], spec["calibration"]
     eps, count = config["layer_norm_eps"], plan.seq if stage == 0 else 1
     b = Builder()
@@ -101,9 +103,10 @@ def _block(
     plan: Plan,
     stage: int,
 ) -> Wire:
-    eps, few, width = config["layer_norm_eps"], stage > 0, x.shape[1]
-    heads = style.heads(b, x, name, ranges, eps, config["num_attention_heads"], plan.batch, few)
-    context = style.attend(b, x, _cached(b, heads, name, plan, stage), mask, ranges, few)
+    eps, width = config["layer_norm_eps"], x.shape[1]
+    effort = Effort(few=stage > 0, narrow=0 < plan.narrow_from <= stage)
+    heads = style.heads(b, x, name, ranges, eps, config["num_attention_heads"], plan.batch)
+    context = style.attend(b, x, _cached(b, heads, name, plan, stage), mask, ranges, effort)
     b.label("attention out")
     y = style.project(b, context, f"{name}.out", width, ranges["attention"])
     x = style.residual(b, x, y, ranges["norm2"]["in"])
@@ -112,7 +115,7 @@ def _block(
         b, x, f"{name}.norm2", f"{name}.ffn1", config["intermediate_size"], ranges["norm2"], ranges["gelu"], eps
     )
     b.label("gelu")
-    h = style.gelu(b, x, h, ranges["gelu"])
+    h = style.gelu(b, x, h, ranges["gelu"], effort)
     b.label("ffn out")
     y = style.project(b, h, f"{name}.ffn2", width, ranges["mlp"])
     return style.residual(b, x, y, ranges["after"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -65,15 +66,24 @@ def logits(t: dict[str, Tensor], hidden: Tensor) -> Tensor:
     return hidden @ t["wte.weight"].t()
 
 
-def continue_greedily(
-    t: dict[str, Tensor], config: dict[str, Any], prompt: list[int], count: int, stop: int | None = None
-) -> list[int]:
-    """The `count` most likely next tokens after one prompt, fewer where `stop` ends the text (it is included)."""
-    ids = list(prompt)
+def continue_texts(
+    t: dict[str, Tensor],
+    config: dict[str, Any],
+    texts: list[list[int]],
+    count: int,
+    choose: Callable[[Tensor], list[int]],
+    stop: int | None = None,
+) -> list[list[int]]:
+    """Up to `count` tokens after each text as `choose` picks them from logits [B, V]; one ends with `stop`."""
+    ids, new, ended = [list(text) for text in texts], [[] for _ in texts], [False] * len(texts)  # type: ignore[var-annotated]
     with torch.inference_mode():
-        while len(ids) < len(prompt) + count:
-            hidden = forward(t, config, torch.tensor([ids]))
-            ids.append(int(logits(t, hidden[0, -1]).argmax()))
-            if ids[-1] == stop:
+        for _ in range(count):
+            rows = [logits(t, forward(t, config, torch.tensor([text]))[0, -1]) for text in ids]
+            for i, token in enumerate(choose(torch.stack(rows))):
+                if not ended[i]:
+                    new[i].append(token)
+                    ended[i] = token == stop
+                ids[i].append(new[i][-1])  # a text that has ended goes on with its last token, as under MPC
+            if all(ended):
                 break
-    return ids[len(prompt) :]
+    return new

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from ditto.models.plan import Plan
 from ditto.presets import preset_of
 from ditto.quantize import calibrate
 from ditto.quantize.calibrate_gpt2 import calibrate_gpt2
-from ditto.tokenizer import BUCKETS, Batch
+from ditto.tokenizer import BUCKETS, Batch, Prompts
 
 Tensor = torch.Tensor
 SHAPES = {  # layers, hidden, heads, inner
@@ -41,13 +42,17 @@ def import_model(
         raise UsageError("calibration needs at least one line of text")
     limit = checkpoint.config["max_position_embeddings"]
     tokenizer = checkpoint.tokenizer()
-    batches = [tokenizer.encode([text], limit) for text in texts if text.strip()]
+    batches: list[Batch] | list[Prompts]
+    if checkpoint.causal:
+        batches = [tokenizer.encode_prompts([text], limit) for text in texts if text.strip()]
+    else:
+        batches = [tokenizer.encode([text], limit) for text in texts if text.strip()]
     spec = describe(checkpoint, name, batches, preset, embeddings)
     return spec, encode_weights(spec, checkpoint.tensors)
 
 
 def describe(
-    checkpoint: Checkpoint, name: str, batches: list[Batch], preset: str, embeddings: str
+    checkpoint: Checkpoint, name: str, batches: Sequence[Batch | Prompts], preset: str, embeddings: str
 ) -> dict[str, Any]:
     """Calibrate on token batches: the public description."""
     chosen = preset_of(preset)
@@ -60,7 +65,7 @@ def describe(
             raise UsageError("GPT-2's embeddings are its language-model head, too: they can only be secret")
         ranges = calibrate_gpt2(tensors, config, [batch.ids for batch in batches])
     else:
-        ranges = calibrate(tensors, config, batches)
+        ranges = calibrate(tensors, config, [batch for batch in batches if isinstance(batch, Batch)])
     return {
         "name": name,
         "format": gpt2.FORMAT if checkpoint.causal else bert.FORMAT,

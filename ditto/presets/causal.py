@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
@@ -12,16 +13,27 @@ from ditto.program import Builder, Wire
 Heads = tuple[Wire, Wire, Wire]  # opened q [B, heads, n, d], k [B, heads, d, n], v [B, heads, n, d]
 
 
+@dataclass(frozen=True)
+class Effort:
+    """What a stage may spend. `few` rows: fewer rounds are worth larger tables. `narrow`: fewer bits will do."""
+
+    few: bool = False
+    narrow: bool = False
+
+
 class CausalStyle(Protocol):
     """The parts of a block whose order `ditto.models.gpt2` knows.
 
     The residual stream and activations are shares [batch * n, H]; `ranges` is the layer's part of the calibration.
-    `few`: the rows are so few that fewer rounds are worth larger tables.
     """
 
     @property
     def centred(self) -> bool:
         """Are tables and weights that lead into the residual stream encoded without their mean over the features?"""
+
+    @property
+    def narrows(self) -> bool:
+        """Has it narrower types for later tokens?"""
 
     @property
     def folded(self) -> bool:
@@ -40,11 +52,11 @@ class CausalStyle(Protocol):
         """Embeddings as the residual stream takes them."""
 
     def heads(
-        self, b: Builder, x: Wire, name: str, ranges: Spec, eps: float, heads: int, batch: int, few: bool
+        self, b: Builder, x: Wire, name: str, ranges: Spec, eps: float, heads: int, batch: int
     ) -> Heads:
         """LayerNorm and the projections of queries (scaled by 1/sqrt(d) in the weights), keys and values."""
 
-    def attend(self, b: Builder, x: Wire, heads: Heads, mask: Wire | None, ranges: Spec, few: bool) -> Wire:
+    def attend(self, b: Builder, x: Wire, heads: Heads, mask: Wire | None, ranges: Spec, effort: Effort) -> Wire:
         """Context [rows, H] of all queries, ready for the projection into the residual stream x; several queries
         attend causally, a single one to every key.
 
@@ -59,7 +71,7 @@ class CausalStyle(Protocol):
     def project(self, b: Builder, x: Wire, name: str, columns: int, bound: float) -> Wire:
         """A linear layer with secret weights, not after a LayerNorm."""
 
-    def gelu(self, b: Builder, x: Wire, h: Wire, bound: float) -> Wire:
+    def gelu(self, b: Builder, x: Wire, h: Wire, bound: float, effort: Effort) -> Wire:
         """tanh-GELU of a projection, ready for the projection into the residual stream x."""
 
     def residual(self, b: Builder, x: Wire, y: Wire, bound: float) -> Wire:

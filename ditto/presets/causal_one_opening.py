@@ -13,7 +13,7 @@ from ditto.functions.layernorm import standardise
 from ditto.functions.linear import fraction_bits
 from ditto.functions.softmax import reciprocal_of_sum
 from ditto.ops import Matmul
-from ditto.presets.causal import Heads
+from ditto.presets.causal import Effort, Heads
 from ditto.presets.one_opening import HIDDEN_FRAC, Circle
 from ditto.presets.style import Spec
 from ditto.program import Builder, Wire
@@ -51,6 +51,7 @@ class CausalOneOpening(Circle):
     """
 
     folded = True
+    narrows = True
 
     def embedding_type(self, spec: Spec) -> tuple[int, int]:
         kind = Stream.of(spec)
@@ -60,7 +61,7 @@ class CausalOneOpening(Circle):
         return x
 
     def heads(
-        self, b: Builder, x: Wire, name: str, ranges: Spec, eps: float, heads: int, batch: int, few: bool
+        self, b: Builder, x: Wire, name: str, ranges: Spec, eps: float, heads: int, batch: int
     ) -> Heads:
         rows, width = x.shape
         b.label("layernorm")
@@ -77,7 +78,7 @@ class CausalOneOpening(Circle):
         q, k, v = b.open(part(0, 32, (0, 2, 1, 3)), part(1, 32, (0, 2, 3, 1)), part(2, VALUE_RING, (0, 2, 1, 3)))
         return q, k, v
 
-    def attend(self, b: Builder, x: Wire, heads: Heads, mask: Wire | None, ranges: Spec, few: bool) -> Wire:
+    def attend(self, b: Builder, x: Wire, heads: Heads, mask: Wire | None, ranges: Spec, effort: Effort) -> Wire:
         q, k, v = heads
         kind = ScoreType.of(ranges["scores"])
         b.label("scores")
@@ -89,11 +90,12 @@ class CausalOneOpening(Circle):
         if mask is not None:
             s = masked(b, s, mask)
         b.label("softmax")
-        e, total, limits = softmax_numerator(b, s, kind, causal=q.shape[2] > 1, precise=False)
+        e, total, limits = softmax_numerator(b, s, kind, causal=q.shape[2] > 1, digits=10 if effort.narrow else 12)
         most = limits[1] * ranges["qkv"]
         room = VALUE_RING - 2 - 8 - math.ceil(math.log2(most))  # for fraction bits of E: the context then extends
         narrow = b.truncate(e, e.frac - room, e.ring - e.frac + room) if room < e.frac else e
-        inverse, (e_open,) = reciprocal_of_sum(b, total, limits, (narrow,), few)
+        index_bits = 8 if effort.narrow else 9
+        inverse, (e_open,) = reciprocal_of_sum(b, total, limits, (narrow,), effort.few, index_bits)
         if inverse.frac > 16:
             inverse = b.truncate(inverse, inverse.frac - 16, inverse.ring - inverse.frac + 16)
         b.label("context")
@@ -115,8 +117,8 @@ class CausalOneOpening(Circle):
         b.label(label)
         return self.project(b, z, name, columns, bound)
 
-    def gelu(self, b: Builder, x: Wire, h: Wire, bound: float) -> Wire:
-        (narrow,) = b.open(tanh_gelu(b, b.truncate(h, 8), bound))
+    def gelu(self, b: Builder, x: Wire, h: Wire, bound: float, effort: Effort) -> Wire:
+        (narrow,) = b.open(tanh_gelu(b, b.truncate(h, 8), bound, 16 if effort.narrow else 24))
         return b.extend(narrow, x.ring + 8)
 
     def residual(self, b: Builder, x: Wire, y: Wire, bound: float) -> Wire:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ditto.functions.fixed import down
 from ditto.ops import Future
-from ditto.presets.causal import Heads
+from ditto.presets.causal import Effort, Heads
 from ditto.presets.causal_one_opening import masked
 from ditto.presets.recipe import Recipe, padding_score
 from ditto.presets.style import Spec
@@ -22,6 +22,7 @@ class CausalRecipe:
     recipe: Recipe
     centred = False
     folded = False
+    narrows = False
 
     def embedding_type(self, spec: Spec) -> tuple[int, int]:
         return self.recipe.embedding_type(spec)
@@ -42,7 +43,7 @@ class CausalRecipe:
         return b.affine(x, 1, 0, kind.frac) if x.frac < kind.frac else x
 
     def heads(
-        self, b: Builder, x: Wire, name: str, ranges: Spec, eps: float, heads: int, batch: int, few: bool
+        self, b: Builder, x: Wire, name: str, ranges: Spec, eps: float, heads: int, batch: int
     ) -> Heads:
         (rows, width), ring = x.shape, self.recipe.linear.ring
         b.label("qkv")
@@ -56,7 +57,7 @@ class CausalRecipe:
         q, k, v = b.open(part(0, (0, 2, 1, 3)), part(1, (0, 2, 3, 1)), part(2, (0, 2, 1, 3)))
         return q, k, v
 
-    def attend(self, b: Builder, x: Wire, heads: Heads, mask: Wire | None, ranges: Spec, few: bool) -> Wire:
+    def attend(self, b: Builder, x: Wire, heads: Heads, mask: Wire | None, ranges: Spec, effort: Effort) -> Wire:
         q, k, v = heads
         b.label("scores")
         s = down(b, self.recipe.matmul(b, q, k, ranges["scores"]), self.recipe.linear.frac)
@@ -81,7 +82,7 @@ class CausalRecipe:
     def project(self, b: Builder, x: Wire, name: str, columns: int, bound: float) -> Wire:
         return self.recipe.project(b, x, name, columns, bound)
 
-    def gelu(self, b: Builder, x: Wire, h: Wire, bound: float) -> Wire:
+    def gelu(self, b: Builder, x: Wire, h: Wire, bound: float, effort: Effort) -> Wire:
         return self.recipe.gelu(b, h, bound)
 
     def residual(self, b: Builder, x: Wire, y: Wire, bound: float) -> Wire:
