@@ -121,6 +121,9 @@ def namespaces(setting: Setting, emulated: Network, half_us: int) -> Iterator[st
             up = subprocess.run(command, stdout=out, stderr=out, env=env, start_new_session=True)
         if up.returncode:
             raise Trouble(f"{netlab} up: {log.read_text().strip()}")
+        for pid in Path(run).glob("nfd-*.pid"):
+            # netem would not wait for a core, so the user-space delay must not either
+            os.sched_setscheduler(int(pid.read_text()), os.SCHED_FIFO, os.sched_param(10))
         for i, (role, node) in enumerate(NODES.items()):
             outside, (host, guest) = f"dittoctl{i}", CONTROL[role]
             stack.callback(subprocess.run, ["ip", "link", "del", outside], capture_output=True)
