@@ -175,10 +175,14 @@ class Cluster:
         environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         with (self.logs / f"{role}.log").open("ab") as log:
             child = subprocess.Popen(
-                [sys.executable, "-m", MODULES[role], str(self.config_path(role).resolve())],
+                self._command(role),
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment,
             )  # fmt: skip
         return {"pid": child.pid, "started": psutil.Process(child.pid).create_time()}
+
+    def _command(self, role: str) -> list[str]:
+        """What starts a server; its own process, no shell or parent that stays in between."""
+        return [sys.executable, "-m", MODULES[role], str(self.config_path(role).resolve())]
 
     def _refuse_taken_port(self, role: str) -> None:
         host, port = self._address(role).rsplit(":", 1)

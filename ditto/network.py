@@ -23,7 +23,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ditto.errors import ConfigError
 
 _SPIN = 0.0002  # seconds: a sleep wakes up to this late, so the last of a wait polls the clock
-_STALL = 0.01  # seconds of sending that buffers on the way may take in while the receiver does not read
+# What buffers on the way take in while the receiver does not read: this many seconds of sending, and of long links this
+# many round trips. TCP sizes the buffers of both ends, and gRPC its window, as multiples of what is on its way; 7 to 17
+# round trips were measured on 400 Mbit/s and 10 to 80 ms, none on a LAN (docs/benchmarks/network.md).
+_STALL, _STALL_ROUND_TRIPS = 0.01, 8
 
 
 class Network(BaseModel):
@@ -79,6 +82,7 @@ class Link:
         self._clock = clock
         self._second_per_byte = 8 / (rate * 1e6) if rate else 0.0
         self._delay = rtt / 2000
+        self._stall = max(_STALL, _STALL_ROUND_TRIPS * rtt / 1000)
         self._free = float("-inf")
         self._lock = threading.Lock()
 
@@ -97,7 +101,7 @@ class Link:
     def sendable(self, queued: float) -> float:
         """When a stream's next message can have been queued, given that its receiver took the last one just now.
 
-        A receiver that does not read fills what lies between and stops its sender. Without this bound, all that
-        waited would count as sent in the meantime and arrive in one burst, faster than the link.
+        A receiver that does not read fills what lies between and stops its sender. What fits there counts as sent in
+        the meantime. Without a bound, all that waited would, and arrive in one burst, faster than the link.
         """
-        return max(queued, self._clock() - self._delay - _STALL)
+        return max(queued, self._clock() - self._delay - self._stall)

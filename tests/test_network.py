@@ -22,7 +22,7 @@ from ditto.config import DealerConfig, PartyConfig, load_config
 from ditto.errors import ClusterError, ConfigError
 from ditto.models import encode_inputs, random_model
 from ditto.models.importer import random_batch
-from ditto.network import _STALL, Link, Network, network, networks
+from ditto.network import _STALL, _STALL_ROUND_TRIPS, Link, Network, network, networks
 from ditto.peerlink import LinkChannel, PeerLink
 from ditto.service.party_service import LinkService
 from ditto.wire import party_pb2_grpc
@@ -112,16 +112,21 @@ def test_an_idle_link_gives_no_credit() -> None:
     assert link.arrival(9.0, MB) == pytest.approx(9.23)
 
 
-def test_a_stalled_receiver_stops_its_sender() -> None:
-    """Ten chunks wait in the sender while the receiver sleeps 3 s after the first: no burst when it wakes."""
-    now = 5.0
-    link = Link(SLOW, clock=lambda: now)
+@pytest.mark.parametrize(
+    ("profile", "stall"),
+    [(SLOW, _STALL_ROUND_TRIPS * 0.06), (Network(bandwidth_mbps=80, rtt_ms=0.4), _STALL)],
+)
+def test_a_stalled_receiver_stops_its_sender(profile: Network, stall: float) -> None:
+    """Ten chunks wait in the sender while the receiver sleeps 3 s after the first: when it wakes, only what buffers of
+    a link this long hold has been sent in the meantime."""
+    now, delay = 5.0, profile.rtt_ms / 2000
+    link = Link(profile, clock=lambda: now)
     now = link.arrival(link.sendable(5.0), MB)
-    assert now == pytest.approx(5.13)
+    assert now == pytest.approx(5.1 + delay)
     now += 3.0
     for _ in range(9):
         now = max(now, link.arrival(link.sendable(5.0), MB))
-    assert now == pytest.approx(5.13 + 3.0 + 0.9 - _STALL)
+    assert now == pytest.approx(5.1 + delay + 3.0 + 0.9 - stall)
 
 
 def test_an_unhindered_stream_runs_at_full_rate() -> None:

@@ -30,6 +30,8 @@ def infer(
     texts = _texts(text, file)
     stored = store.load(model)
     spec = stored.spec
+    if spec["architecture"] == "GPT2LMHeadModel":
+        raise UsageError(f"{model} generates text: ask it with `ditto generate`")
     batches = encode_all(stored.tokenizer(), texts, spec["max_length"])
     tensors: dict[str, Tensor] = {}  # in plaintext, at the client: only for what needs them
     if check or spec["embeddings"] == "public":

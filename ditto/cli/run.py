@@ -38,6 +38,12 @@ class Watcher:
             self._bar.remove_task(self._task)
         self._task = self._bar.add_task(f"{label}: inputs", total=None) if self._bar else None
 
+    def end(self) -> None:
+        """The job goes on without progress."""
+        if self._bar and self._task is not None:
+            self._bar.stop()
+        self._quiet = True
+
     def program(self, program: "Program") -> None:
         if self._bar and self._task is not None:
             self._bar.update(self._task, total=2 * len(program.layers))
