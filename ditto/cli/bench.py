@@ -1,17 +1,23 @@
 """`ditto bench`: measure a shape with random weights of realistic scale."""
 
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ditto.cli import generate as generated
 from ditto.cli import report_html
 from ditto.cli.bench_presets import presets
 from ditto.cli.common import Json, ReportFile, emit, note, out, size
 from ditto.cli.report import print_costs
-from ditto.cli.run import Run, document, run_batch, watching
+from ditto.cli.run import Run, Watcher, document, run_batch, watching
 from ditto.cluster import embedded
+from ditto.errors import UsageError
 from ditto.network import network as profile
+
+if TYPE_CHECKING:
+    from ditto.client import Client
+    from ditto.tokenizer import Batch
 
 app = typer.Typer(help="Measurements.", no_args_is_help=True)
 
@@ -20,6 +26,9 @@ class Shape(StrEnum):
     tiny = "bert-tiny"
     base = "bert-base"
     large = "bert-large"
+    gpt2_tiny = "gpt2-tiny"
+    gpt2 = "gpt2"
+    gpt2_medium = "gpt2-medium"
 
 
 app.command("presets")(presets)
@@ -30,39 +39,53 @@ def model(
     model: Annotated[Shape, typer.Option("--model", help="Which shape.")] = Shape.tiny,
     seq: Annotated[int, typer.Option(min=2, max=512, help="Tokens.")] = 128,
     batch: Annotated[int, typer.Option(min=1, help="Random sentences, all in one job.")] = 1,
+    tokens: Annotated[int, typer.Option(min=1, help="Of a GPT-2: tokens to generate.")] = 1,
     layers: Annotated[int | None, typer.Option(min=1, help="Layers; default: the shape's.")] = None,
     preset: Annotated[str, typer.Option(help="Which operation and type each layer uses.")] = "ditto",
     network: Annotated[str, typer.Option(help="The emulated network: a profile's name or a YAML file.")] = "loopback",
     threads: Annotated[int, typer.Option(min=1, help="Threads of each server.")] = 1,
     check: Annotated[bool, typer.Option("--check", help="Compute in plaintext too, and compare.")] = False,
-    repeat: Annotated[int, typer.Option(min=1, help="Inferences; the fastest online one is reported.")] = 1,
+    repeat: Annotated[int, typer.Option(min=1, help="Jobs; the one of median online seconds is reported.")] = 1,
     report: ReportFile = None,
     json: Json = False,
 ) -> None:
-    """One job of a shape on five processes: the fields of `infer --json`."""
+    """One job of a shape on five processes: the fields of `infer --json`, or of `generate --json`."""
     from ditto.client import Client
     from ditto.models import plain_float, random_model
     from ditto.models.importer import random_batch
 
     emulated, page = profile(network), report_html.target(report)
+    causal = model.value.startswith("gpt2")
+    if tokens > 1 and not causal:
+        raise UsageError(f"{model.value} generates no text: --tokens is for GPT-2")
+    if causal and check:
+        raise UsageError("--check compares sentence vectors and classes; for text there is `ditto generate --check`")
     say = (lambda text: None) if json else note
     say(f"{model.value}: random weights and their calibration")
     spec, weights, checkpoint = random_model(model.value, layers, seq, preset)
     sentences = random_batch(batch, seq)  # the first is the one that the model was calibrated on
-    runs = []
+    runs: list[Run] = []
+    documents: list[dict[str, Any]] = []
     with embedded(threads=threads, network=emulated) as cluster, Client(cluster.client_config()) as client:
         say("sharing the weights")
         client.share_model(spec, weights)
         with watching(json) as watcher:
             for i in range(repeat):
                 watcher.job(f"{model.value} {i + 1}/{repeat}")
+                if causal:
+                    documents.append(_generate(client, spec, sentences, tokens, emulated.name, watcher))
+                    continue
                 run_batch(client, spec, sentences, watcher, run := Run())
                 runs.append(run)
         memory = {p.role: p.peak_rss for p in cluster.status()}
-    best = min(runs, key=lambda run: float(run.report["online"]["seconds"]))
     if check:
-        best.reference = plain_float(checkpoint.tensors, spec, sentences)
-    summary = document(best, spec, emulated.name, checked=check) | {"threads": threads, "peak_rss_bytes": memory}
+        reference = plain_float(checkpoint.tensors, spec, sentences)
+        for run in runs:
+            run.reference = reference
+    documents += [document(run, spec, emulated.name, checked=check) for run in runs]
+    documents.sort(key=lambda summary: float(summary["online"]["seconds"]))
+    summary = documents[(len(documents) - 1) // 2] | {"threads": threads, "peak_rss_bytes": memory}
+    summary["repeats"] = [{phase: row[phase]["seconds"] for phase in ("online", "offline")} for row in documents]
     if json:
         emit(summary)
     else:
@@ -71,8 +94,27 @@ def model(
         report_html.write(page, report_html.page(summary, emulated))
 
 
+def _generate(
+    client: "Client", spec: dict[str, Any], batch: "Batch", tokens: int, network: str, watcher: Watcher
+) -> dict[str, Any]:
+    """One job of text generation after random prompts, the likeliest token each time."""
+    from ditto.generation import generate
+    from ditto.models import Plan
+    from ditto.sampling import Sampler
+    from ditto.tokenizer import Prompts
+
+    count, seq = batch.shape
+    plan = Plan(count, seq, tokens)
+    result = generate(
+        client, spec, Prompts(batch.ids, [seq] * count), plan, Sampler(), on_event=lambda e: watcher.event(e)
+    )
+    return generated.document(result, spec, plan, network, None)
+
+
 def _show(summary: dict[str, Any], memory: dict[str, int | None]) -> None:
     print_costs(summary)
+    if "per_token" in summary:
+        generated.show(summary)
     peaks = ", ".join(f"{role} {size(n)}" for role, n in memory.items() if n)
     if "max_abs_error" in summary:
         out.print(f"largest difference to the plaintext computation: {summary['max_abs_error']:.4f}")

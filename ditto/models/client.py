@@ -9,6 +9,7 @@ import torch
 from ditto.errors import UsageError
 from ditto.fixedpoint import decode, encode
 from ditto.models.bert_float import classify, forward
+from ditto.models.gpt2_client import encode_prompts
 from ditto.presets import preset_of
 from ditto.program import Program
 from ditto.quantize import centre
@@ -25,6 +26,8 @@ def encode_inputs(
 
     With public embeddings, `public_table` holds the word and token-type tables (fp32). Raises UsageError without.
     """
+    if spec["architecture"] == "GPT2LMHeadModel":
+        return encode_prompts(spec, program, batch.ids, batch.mask.sum(1).tolist())
     style = preset_of(spec["preset"]).style
     inputs = style.encode_masks(spec, 1 - batch.mask)
     ids, types = batch.ids.reshape(-1), batch.types.reshape(-1)
