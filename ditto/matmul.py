@@ -15,6 +15,7 @@ from collections.abc import Callable
 import torch
 
 Tensor = torch.Tensor
+FEW = 4  # rows up to which a product is a matter of reading the matrix once: 4 bytes a weight instead of 10
 _EXACT_K = 8192  # 8 digit pairs * 8192 * 2^14 = 2^30 < 2^31: int32 sums stay exact
 
 
@@ -91,6 +92,17 @@ class DigitMatrix:
         self._packed = torch.cat(split_digits(w, bits)[::-1]).t().contiguous().t()
         self._count = -(-bits // 8)
 
+    @functools.cached_property
+    def whole(self) -> Tensor:
+        """W itself, for products with few rows; made when the first one asks."""
+        dtype = torch.int32 if self.bits <= 32 else torch.int64
+        if self.blocks:
+            return torch.cat([block.whole for block in self.blocks])
+        w = torch.zeros((self.rows, self.columns), dtype=dtype)
+        for s in range(self._count):
+            w += self.block(s)[: self.rows].to(dtype) << (8 * s)
+        return w
+
     def block(self, s: int) -> Tensor:
         """Digits s, s-1, ..., 0 stacked along K."""
         return self._packed[(self._count - 1 - s) * self.rows :]
@@ -99,6 +111,8 @@ class DigitMatrix:
 def digits_matmul(x: Tensor, w: DigitMatrix) -> Tensor:
     """Exact x W over Z_2^bits: x [M, K] ring integers, W [K, N]; returns [M, N] in int32 or int64."""
     bits = w.bits
+    if x.shape[0] <= FEW:
+        return x.to(w.whole.dtype) @ w.whole
     product = ENGINES[engine()]
     if w.blocks:
         parts = [digits_matmul(x[:, k * _EXACT_K :][:, : block.rows], block) for k, block in enumerate(w.blocks)]

@@ -69,10 +69,12 @@ class PartyWeights:
             raise BadShare(f"masked weight {missing[0]} is missing")
         self._masked = dict(masked)
 
-    def warm(self) -> None:
-        """Split every weight into digits now, so that no job waits for it."""
-        for name in self.wires:
-            self[name]
+    def warm(self, few: bool = False) -> None:
+        """Split every weight into digits now, so that no job waits for it; `few`: for products with few rows, too."""
+        for name, wire in self.wires.items():
+            weight = self[name]
+            if few and wire.kind == "matrix":
+                _ = weight.share.whole, weight.masked.whole
 
     def __getitem__(self, name: str) -> Any:
         wire = self.wires[name]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ditto.fixedpoint import decode, encode
-from ditto.matmul import ENGINES, DigitMatrix, digits_matmul, engine
+from ditto.matmul import ENGINES, FEW, DigitMatrix, digits_matmul, engine
 from ditto.prg import Prg, derive, new_seed
 from ditto.ring import carrier, matmul, pack, shift_right, signed, unpack, unsigned, wire_bytes
 
@@ -63,7 +63,7 @@ def test_digit_product(bits: int, m: int, k: int, n: int, seed: int) -> None:
 @pytest.mark.parametrize("bits", RINGS)
 @pytest.mark.parametrize("k", [4097, 16384])
 def test_digit_product_of_long_rows(bits: int, k: int) -> None:
-    a, b = torch.full((2, k), -(2 ** (bits - 1)), dtype=carrier(bits)), random_ring((k, 3), bits, 7)
+    a, b = torch.full((FEW + 1, k), -(2 ** (bits - 1)), dtype=carrier(bits)), random_ring((k, 3), bits, 7)
     a[1] = random_ring((k,), bits, 8)
     got = digits_matmul(a, DigitMatrix(b, bits))
     left, right = a.tolist(), list(zip(*b.tolist(), strict=True))

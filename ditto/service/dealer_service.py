@@ -23,7 +23,7 @@ from ditto.prg import derive, new_seed
 from ditto.program import Wire
 from ditto.runtime import DealerJob
 from ditto.service.files import write_secret
-from ditto.service.programs import check_id, check_name, plan_of, program_for, weights_of
+from ditto.service.programs import check_id, check_name, generates, plan_of, program_for, weights_of
 from ditto.transport import CHUNK, Roles, caller, short
 from ditto.weights import DealerWeights
 from ditto.wire import dealer_pb2, dealer_pb2_grpc
@@ -209,8 +209,11 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
                 while len(self._weights) >= 2:
                     self._weights.popitem(last=False)
                 weights = self._weights[share_id] = DealerWeights(wires, _pair(self._model(share_id)[2]))
-                for name in wires:
-                    _ = weights[name]  # expanded now, not in the first job
+                few = generates(self._model(share_id)[1])
+                for name, wire in wires.items():
+                    mask = weights[name]  # expanded now, not in the first job
+                    if few and wire.kind == "matrix":
+                        _ = mask.whole
             self._weights.move_to_end(share_id)
             return self._weights[share_id]
 

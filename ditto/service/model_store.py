@@ -18,7 +18,7 @@ from ditto.prg import SEED_BYTES
 from ditto.program import Wire
 from ditto.ring import carrier, unpack
 from ditto.service.files import load_tensors, save_tensors, write_secret
-from ditto.service.programs import check_id, check_name, weights_of
+from ditto.service.programs import check_id, check_name, generates, weights_of
 from ditto.sharing import seeded_share
 from ditto.weights import PartyWeights
 from ditto.wire import party_pb2
@@ -169,7 +169,7 @@ class ModelStore:
         shares |= dict(load_tensors(home / "kept.safetensors", _of_kind(wires, False)))
         weights = PartyWeights(wires, self._party, (home / "mask_seed").read_bytes(), shares)
         weights.restore(dict(load_tensors(home / "masked.safetensors", masked)))
-        weights.warm()
+        weights.warm(few=generates(entry.spec))
         return weights
 
     def _remember(self, share_id: str, weights: PartyWeights) -> None:

@@ -61,6 +61,11 @@ def program_for(spec_json: str, plan: Plan, stage: int = 0, fingerprint: str = "
     return program
 
 
+def generates(spec_json: str) -> bool:
+    """Does the model have later stages, of a token each?"""
+    return str(_parsed(spec_json).get("architecture")) == "GPT2LMHeadModel"
+
+
 def weights_of(spec_json: str) -> dict[str, Wire]:
     """The weight tensors of a model; they do not depend on the input size."""
     limit = json.loads(spec_json).get("max_length", 8)
