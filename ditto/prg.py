@@ -40,7 +40,7 @@ class Prg:
     def ring(self, shape: tuple[int, ...], bits: int) -> torch.Tensor:
         """Return uniform elements of Z_2^bits (carrier bits above l are pseudo-random too)."""
         dtype = carrier(bits)
-        size = math.prod(shape) * torch.zeros((), dtype=dtype).element_size()
+        size = math.prod(shape) * dtype.itemsize
         if size == 0:
             return torch.zeros(shape, dtype=dtype)
         data = bytearray(size + 15)  # update_into asks for block_size - 1 bytes of room

@@ -99,7 +99,7 @@ def unpack(data: bytes | bytearray | memoryview, bits: int, shape: tuple[int, ..
     if n == 0:
         return torch.zeros(shape, dtype=dtype)
     raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    width = torch.zeros((), dtype=dtype).element_size()
+    width = dtype.itemsize
     if width != size:
         wide = torch.zeros((n, width), dtype=torch.uint8)
         wide[:, :size] = raw.view(n, size)

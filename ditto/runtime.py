@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -15,7 +16,7 @@ from ditto.ledger import LayerTimes, Ledger, Round
 from ditto.ops import Masked
 from ditto.ops.base import Shape, packed_bytes
 from ditto.prg import Prg, derive
-from ditto.program import Program
+from ditto.program import Program, Step
 from ditto.ring import cast, pack, unpack
 from ditto.weights import DealerWeights, PartyWeights
 
@@ -43,9 +44,14 @@ def step_prg(seed: bytes, job: str, index: int) -> Prg:
 
 class _DealerContext:
     def __init__(self, seeds: tuple[bytes, bytes], job: str, index: int) -> None:
-        self._prgs = [step_prg(seed, job, index) for seed in seeds]
+        self._of = seeds, job, index
         self._seeded = seeded_party(index)
         self.corrections: list[bytes] = []
+
+    @cached_property
+    def _prgs(self) -> list[Prg]:
+        seeds, job, index = self._of  # most steps need no randomness, and a key costs more than they do
+        return [step_prg(seed, job, index) for seed in seeds]
 
     def mask(self, shape: Shape, bits: int) -> Tensor:
         return self._prgs[0].ring(shape, bits) + self._prgs[1].ring(shape, bits)
@@ -105,15 +111,20 @@ class DealerJob:
 
 
 class _PartyContext:
-    def __init__(self, party: int, prg: Prg | None, seeded: bool, source: Source, channel: Channel, label: str) -> None:
+    def __init__(
+        self, party: int, key: tuple[bytes, str, int] | None, seeded: bool, source: Source, channel: Channel, label: str
+    ) -> None:
         self.party = party
-        self._prg, self._seeded, self._source, self._channel, self._label = prg, seeded, source, channel, label
+        self._key, self._seeded, self._source, self._channel, self._label = key, seeded, source, channel, label
+        self._prg: Prg | None = None
         self.received = 0
         self.openings: list[tuple[float, float, int]] = []  # (time of sending, waiting, bytes sent)
 
     def _fresh(self) -> Prg:
-        if self._prg is None:
+        if self._key is None:
             raise ReuseError(f"{self._label}: correlations belong to the offline phase")
+        if self._prg is None:
+            self._prg = step_prg(*self._key)
         return self._prg
 
     def mask(self, shape: Shape, bits: int) -> Tensor:
@@ -191,6 +202,9 @@ class PartyJob:
         self._masks: dict[str, Tensor] = {}
         self._prepared: dict[int, Any] = {}
         self._last = program.last_use()
+        self._layers: list[list[tuple[int, Step]]] = [[] for _ in program.layers]
+        for index, step in enumerate(program.steps):
+            self._layers[step.layer].append((index, step))
         self._next = {"prepare": 0, "run": 0}
         self._kept = {w.name for w in program.kept.values()}
         self._keep = self._kept | {w.name for w in program.outputs.values()}
@@ -212,11 +226,11 @@ class PartyJob:
             raise ReuseError(f"job {self.job}: {phase} of layer {layer} out of order (each layer once)")
         self._next[phase] += 1
 
-    def _context(self, index: int, prg: Prg | None) -> _PartyContext:
+    def _context(self, index: int, key: tuple[bytes, str, int] | None) -> _PartyContext:
         step = self.program.steps[index]
         seeded = seeded_party(self._first + index) == self.party
         label = f"{self.job}/{self._first + index}/{step.label}"
-        return _PartyContext(self.party, prg, seeded, self._source, self._channel, label)
+        return _PartyContext(self.party, key, seeded, self._source, self._channel, label)
 
     def prepare(self, layer: int) -> None:
         """Offline: take this layer's correlations and do the work that no input enters."""
@@ -224,11 +238,9 @@ class PartyJob:
         began = time.perf_counter()
         if layer == 0:
             self._masks.update((n, self._carried.masks[n]) for n in self.program.carried if n in self._carried.masks)
-        for index, step in enumerate(self.program.steps):
-            if step.layer != layer:
-                continue
+        for index, step in self._layers[layer]:
             start = time.perf_counter()
-            context = self._context(index, step_prg(self._seed, self.job, self._first + index))
+            context = self._context(index, (self._seed, self.job, self._first + index))
             masks = [self._mask_of(name) for name in step.inputs]
             k = self._prepared[index] = step.op.prepare(context, *masks)
             outputs = step.op.prepared_masks(k, *masks)
@@ -262,9 +274,7 @@ class PartyJob:
         prepared, offline_seconds = self._offline.pop(layer)
         times = LayerTimes(prepared - self._origin, offline_seconds, began - self._origin)
         self.ledger.times[layer] = times
-        for index, step in enumerate(self.program.steps):
-            if step.layer != layer:
-                continue
+        for index, step in self._layers[layer]:
             start, sent = time.perf_counter(), self._channel.payload_sent
             context = self._context(index, None)
             inputs = [self._weights[n] if n in self.program.weights else self._values[n] for n in step.inputs]
