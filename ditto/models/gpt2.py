@@ -19,7 +19,8 @@ FORMAT = 1  # of descriptions and encoded weights
 def compile_gpt2(spec: dict[str, Any], plan: Plan, stage: int = 0) -> Program:
     """Compile one stage of a job: 0 takes the prompts, stage t the t-th token after them.
 
-    Outputs logits [B, V], or with `plan.argmax` the place of their maximum, `token` [B].
+    Outputs logits [B, V], with `plan.every` in stage 0 logits [B n, V], or with `plan.argmax` the place of the maximum
+    of a text's last logits, `token` [B].
 
     Every stage keeps the opened keys and values of its tokens; a later one attends to all of them.
     Raises UsageError for a size that the model does not take, VersionMismatch for a description of another format.
@@ -29,6 +30,8 @@ def compile_gpt2(spec: dict[str, Any], plan: Plan, stage: int = 0) -> Program:
     longest = plan.seq + plan.stages - 1
     if plan.batch < 1 or plan.seq < 1 or longest > spec["max_length"]:
         raise UsageError(f"{plan.seq} tokens and {plan.stages - 1} more: this model takes {spec['max_length']} in all")
+    if plan.every and plan.argmax:
+        raise UsageError("logits at every position, or the likeliest token: not both")
     if not 0 <= stage < plan.stages:
         raise UsageError(f"stage {stage} of a job that has {plan.stages}")
     style = preset_of(spec["preset"]).causal
@@ -43,7 +46,7 @@ def compile_gpt2(spec: dict[str, Any], plan: Plan, stage: int = 0) -> Program:
         b.layer(f"layer {i}")
         x = _block(b, x, masks[i], config, ranges["layers"][i], style, f"layer.{i}", plan, stage)
     b.layer("head")
-    if stage == 0:
+    if stage == 0 and not plan.every:
         x = _last(b, x, plan)
     b.label("head")
     logits = style.norm_project(

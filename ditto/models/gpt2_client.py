@@ -29,9 +29,10 @@ def encode_prompts(spec: dict[str, Any], program: Program, ids: Tensor, lengths:
     padding = (torch.arange(n)[None, :] >= count[:, None]).long()
     inputs = preset_of(spec["preset"]).causal.encode_masks(spec, padding)
     inputs["onehot"] = _onehot(spec, program, ids.reshape(-1), torch.arange(n).repeat(batch))
-    last = torch.zeros((batch, 1, n), dtype=carrier(program.inputs["last"].ring))
-    last[torch.arange(batch), 0, count - 1] = 1
-    return inputs | {"last": last}
+    if "last" in program.inputs:
+        inputs["last"] = torch.zeros((batch, 1, n), dtype=carrier(program.inputs["last"].ring))
+        inputs["last"][torch.arange(batch), 0, count - 1] = 1
+    return inputs
 
 
 def encode_tokens(spec: dict[str, Any], program: Program, ids: list[int], positions: list[int]) -> dict[str, Tensor]:
@@ -52,7 +53,7 @@ def _onehot(spec: dict[str, Any], program: Program, ids: Tensor, positions: Tens
 
 
 def decode_logits(program: Program, outputs: dict[str, Tensor]) -> Tensor:
-    """Next-token logits [B, V] in floats."""
+    """Next-token logits [B, V] (or at every position, [B n, V]) in floats."""
     wire = program.outputs["logits"]
     return decode(outputs["logits"], wire.ring, wire.frac)
 

@@ -11,7 +11,7 @@ class Plan:
 
     A job has one stage for the texts and one for each generated token but the last, whose successor nobody asks for.
     With `argmax` the answer is the most likely token instead of all logits. From stage `narrow_from` on (never: 0)
-    a preset may use narrower types.
+    a preset may use narrower types. `every` asks for the logits at every position of the texts, which scores them.
     """
 
     batch: int
@@ -19,6 +19,7 @@ class Plan:
     tokens: int = 1
     argmax: bool = False
     narrow_from: int = 0
+    every: bool = False
 
     @property
     def stages(self) -> int:

@@ -32,6 +32,7 @@ class Plan(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     ARGMAX_FIELD_NUMBER: _builtins.int
     NARROW_FROM_FIELD_NUMBER: _builtins.int
+    EVERY_FIELD_NUMBER: _builtins.int
     batch: _builtins.int
     """texts"""
     seq: _builtins.int
@@ -42,6 +43,8 @@ class Plan(_message.Message):
     """the servers find each most likely token; nobody sees logits"""
     narrow_from: _builtins.int
     """from this stage on narrower types; 0: never"""
+    every: _builtins.bool
+    """logits at every position of the texts, not at the last alone"""
     def __init__(
         self,
         *,
@@ -50,10 +53,11 @@ class Plan(_message.Message):
         tokens: _builtins.int = ...,
         argmax: _builtins.bool = ...,
         narrow_from: _builtins.int = ...,
+        every: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["argmax", b"argmax", "batch", b"batch", "narrow_from", b"narrow_from", "seq", b"seq", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["argmax", b"argmax", "batch", b"batch", "every", b"every", "narrow_from", b"narrow_from", "seq", b"seq", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
