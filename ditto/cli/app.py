@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 import ditto
-from ditto.cli import bench, certs, cluster, demo, generate, infer, model
+from ditto.cli import bench, certs, cluster, demo, finetune, generate, infer, model
 from ditto.cli.common import ErrorGroup, exit_codes_help
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.add_typer(cluster.app, name="cluster")
 app.add_typer(model.app, name="model")
 app.command("infer")(infer.infer)
 app.command("generate")(generate.generate)
+app.command("finetune")(finetune.finetune)
 app.command("demo")(demo.demo)
 app.add_typer(bench.app, name="bench")
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from ditto.models.bert_float import classify, forward
 from ditto.tokenizer import Batch
 
 ACTIVATION_MARGIN, SCORE_MARGIN, VARIANCE_MARGIN = 1.5, 1.5, 2.0
@@ -49,6 +48,8 @@ class Ranges:
 
 def calibrate(tensors: dict[str, torch.Tensor], config: dict[str, Any], batches: list[Batch]) -> dict[str, Any]:
     """Return the calibration part of a model's description (JSON). Padding tokens count too: they are computed."""
+    from ditto.models.bert_float import classify, forward  # ditto.models needs this package, whoever comes first
+
     seen = Ranges()
     with torch.inference_mode():
         for batch in batches:

@@ -1,0 +1,66 @@
+"""Writing Hugging Face checkpoints that `load_checkpoint` and `transformers` read. Each file is replaced as a whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+def save_gpt2(directory: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor], tokenizer: Path) -> None:
+    """config.json, model.safetensors and the tokenizer's files; `config` and `tensors` as in a Checkpoint."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in tokenizer.iterdir():
+        if path.name in TOKENIZER and path.resolve().parent != directory.resolve():
+            shutil.copyfile(path, directory / path.name)
+    write_json(directory / "config.json", gpt2_config(config, _end_of_text(tokenizer)))
+    named = {f"transformer.{name}": tensor.detach().cpu() for name, tensor in tensors.items()}
+    write_tensors(directory / "model.safetensors", named)
+
+
+def _end_of_text(tokenizer: Path) -> int | None:
+    words: dict[str, int] = json.loads((tokenizer / "vocab.json").read_text(encoding="utf-8"))
+    return words.get("<|endoftext|>")
+
+
+def gpt2_config(config: dict[str, Any], end: int | None) -> dict[str, Any]:
+    """GPT-2's own names for a Checkpoint's configuration; `end` is the token that ends a text, if there is one."""
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "activation_function": "gelu_new",
+        "vocab_size": config["vocab_size"],
+        "n_positions": config["max_position_embeddings"],
+        "n_ctx": config["max_position_embeddings"],
+        "n_embd": config["hidden_size"],
+        "n_layer": config["num_hidden_layers"],
+        "n_head": config["num_attention_heads"],
+        "n_inner": config["intermediate_size"],
+        "layer_norm_epsilon": config["layer_norm_eps"],
+        "initializer_range": 0.02,
+        "attn_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "resid_pdrop": 0.0,
+        "scale_attn_weights": True,
+        "tie_word_embeddings": True,
+        "bos_token_id": end,
+        "eos_token_id": end,
+    }
+
+
+def write_json(path: Path, document: Any) -> None:
+    fresh = path.with_name(path.name + ".new")
+    fresh.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    fresh.replace(path)
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    fresh = path.with_name(path.name + ".new")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, fresh, metadata={"format": "pt"})
+    fresh.replace(path)

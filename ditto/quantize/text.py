@@ -1,0 +1,88 @@
+"""Plain text for language models: files, GPT-2's byte-level BPE, and the order in which training sees it."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import zlib
+from pathlib import Path
+
+import torch
+from tokenizers.implementations.byte_level_bpe import ByteLevelBPETokenizer
+
+from ditto.errors import BadCheckpoint, EmptyText, UsageError
+from ditto.quantize.perplexity import windows
+
+FILES = ("vocab.json", "merges.txt")
+LINES = 4096
+
+
+class BytePairs:
+    """A tokenizer of vocab.json and merges.txt."""
+
+    def __init__(self, directory: Path) -> None:
+        """Raises BadCheckpoint naming the file that is missing or wrong."""
+        paths = [directory / name for name in FILES]
+        for path in paths:
+            if not path.is_file():
+                raise BadCheckpoint(f"{path}: no such file; GPT-2's tokenizer is vocab.json and merges.txt")
+        try:
+            ids = json.loads(paths[0].read_text(encoding="utf-8")).values()
+            self.size = max(ids) + 1
+            self._backend = ByteLevelBPETokenizer(str(paths[0]), str(paths[1]))
+        except Exception as error:  # the Rust library raises bare Exceptions
+            raise BadCheckpoint(f"{directory}: vocab.json and merges.txt are not a byte-level BPE: {error}") from error
+        self.directory = directory
+
+    def encode(self, text: str) -> torch.Tensor:
+        """Token ids, int32 [N]. Lines are encoded on their own, line ends included, as they are."""
+        lines = text.splitlines(keepends=True)
+        found: list[torch.Tensor] = []
+        for at in range(0, len(lines), LINES):
+            rows = self._backend.encode_batch(lines[at : at + LINES])
+            found.append(torch.tensor([i for row in rows for i in row.ids], dtype=torch.int32))
+        return torch.cat(found) if found else torch.empty(0, dtype=torch.int32)
+
+
+def read_text(path: Path) -> str:
+    """A text file, compressed where its name ends in .gz. Raises UsageError (absent, not UTF-8) or EmptyText."""
+    try:
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file") from None
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise UsageError(f"{path}: not a text file: {error}") from error
+    if not text.strip():
+        raise EmptyText(f"{path}: no text in this file")
+    return text
+
+
+class Order:
+    """Chunks of a text in an order that follows from seed and epoch alone, so that a position is all there is to save.
+
+    Each epoch is a permutation of all chunks; a batch may end one and begin the next, so none is left out.
+    """
+
+    def __init__(self, ids: torch.Tensor, context: int, seed: int) -> None:
+        """Raises UsageError where the text has no chunk of `context` tokens and one more."""
+        self._inputs, self._targets = windows(ids, context)
+        self.chunks, self._seed = len(self._inputs), seed
+        if not self.chunks:
+            raise UsageError(f"the text to train on has {ids.numel()} tokens: less than a context of {context}")
+        self._epoch, self._permutation = -1, torch.empty(0)
+
+    def batch(self, position: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and targets [size, context] of the chunks from `position` on, counted over all epochs."""
+        picked = torch.tensor([self._chunk(position + i) for i in range(size)])
+        return self._inputs[picked].long(), self._targets[picked].long()
+
+    def _chunk(self, position: int) -> int:
+        epoch, at = divmod(position, self.chunks)
+        if epoch != self._epoch:
+            # torch's generator takes 32 bits of a seed, so that the two cannot stand side by side in it
+            mixed = hashlib.sha256(f"{self._seed}/{epoch}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(mixed[:4], "little"))
+            self._epoch, self._permutation = epoch, torch.randperm(self.chunks, generator=generator)
+        return int(self._permutation[at])
