@@ -39,8 +39,8 @@ def tanh_gelu(b: Builder, x: Wire, bound: float, ring: int = 24) -> Wire:
     Cheaper than `gelu` in dealer bytes, since the result is rounded to f bits anyway: harmonics on 24 bits, within
     the tolerance of that rounding; on 16 bits, f <= 6 and an error of about 0.05.
     """
-    size = math.ceil(math.log2(bound / 2 + 0.1))
-    digits = min(8, (ring - 2 - size) // 2)  # fraction bits of each half of a harmonic
+    size = math.ceil(math.log2(bound + 0.1))
+    digits = min(8, (ring - 2 - size) // 2)  # of each half of a harmonic: the result then extends from what is left
     wide = harmonic(
         b, x, tanh_even_part, bound, odd=False, tolerance=0.02, out_bound=bound / 2 + 0.1, bits=ring, fu=digits,
         fv=digits,

@@ -14,12 +14,22 @@ from ditto.models.bert_float import Observe, silent
 Tensor = torch.Tensor
 
 
-def forward(t: dict[str, Tensor], config: dict[str, Any], ids: Tensor, observe: Observe = silent) -> Tensor:
+def same(x: Tensor) -> Tensor:
+    """Change nothing."""
+    return x
+
+
+def forward(
+    t: dict[str, Tensor],
+    config: dict[str, Any],
+    ids: Tensor,
+    observe: Observe = silent,
+    rounded: Callable[[Tensor], Tensor] = same,
+) -> Tensor:
     """Token ids [B, N] -> the hidden states after the last LayerNorm, [B, N, H].
 
-    Padding belongs on the right, where causal attention keeps it from every real token. Layer -1 stands for the
-    embeddings and layer L for the last LayerNorm in what is observed; `raw` is a projection of the centred LayerNorm
-    input, gamma included, before the division by the standard deviation.
+    Padding belongs on the right, where causal attention keeps it from every real token. In what is observed
+    layer L stands for the last LayerNorm. `rounded` is what every input of a linear layer goes through.
     """
     eps, heads = config["layer_norm_eps"], config["num_attention_heads"]
     batch, n = ids.shape
@@ -32,15 +42,11 @@ def forward(t: dict[str, Tensor], config: dict[str, Any], ids: Tensor, observe: 
         return y
 
     def dense(x: Tensor, name: str) -> Tensor:
-        return x @ t[f"{name}.weight"] + t[f"{name}.bias"]
+        return rounded(x) @ t[f"{name}.weight"] + t[f"{name}.bias"]
 
     x = F.embedding(ids, t["wte.weight"]) + t["wpe.weight"][:n]
-    observe(-1, "embeddings", x)
     for i in range(config["num_hidden_layers"]):
         at = f"h.{i}"
-        if observe is not silent:
-            centred = (x - x.mean(-1, keepdim=True)) * t[f"{at}.ln_1.weight"]
-            observe(i, "raw", centred @ t[f"{at}.attn.c_attn.weight"])
         qkv = dense(norm(x, f"{at}.ln_1", i), f"{at}.attn.c_attn")
         q, k, v = (y.view(batch, n, heads, -1).transpose(1, 2) for y in qkv.chunk(3, -1))
         q = q / math.sqrt(q.shape[-1])

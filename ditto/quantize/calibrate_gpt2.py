@@ -23,11 +23,10 @@ def calibrate_gpt2(
     norms = [[f"h.{i}.{n}" for n in ("ln_1", "ln_2")] for i in range(count)] + [["ln_f", "ln_f"]]
     layers = []
     for i in range(count):
-        wide = {name: seen.most[i, name] * ACTIVATION_MARGIN for name in ("qkv", "raw", "context", "attention", "mlp")}
+        wide = {name: seen.most[i, name] * ACTIVATION_MARGIN for name in ("qkv", "context", "attention", "mlp")}
         layers.append(
             wide
             | {
-                "raw": wide["raw"] * 1.25,  # the constant of the inverse deviation is at most sqrt(3/2)
                 "scores": seen.most[i, "scores"] * SCORE_MARGIN,
                 "gelu": max(2.0, seen.most[i, "gelu"] * 1.25),
                 "norm1": seen.norm(i, norms[i][0]),

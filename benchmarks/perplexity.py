@@ -1,0 +1,132 @@
+"""Perplexity of a GPT-2 in floats, in the integer interpreter and under MPC, preset by preset.
+
+    python benchmarks/perplexity.py CHECKPOINT TEXT --calibrate TEXT [--preset ditto] [--windows 0] [--mpc 20]
+
+CHECKPOINT is a directory as `ditto finetune` writes it; texts may end in .gz. Windows of the model's context, no
+overlap; `--windows 0` takes the whole text. `--narrow` also scores with later tokens in narrower types (a prompt of a
+quarter of a window, the rest token by token), on as many windows as `--mpc` says. Prints JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from ditto.cli.common import note
+from ditto.client import Client
+from ditto.cluster import embedded
+from ditto.models import Plan, compile_stage, load_checkpoint
+from ditto.models.checkpoint import Checkpoint
+from ditto.models.gpt2_client import decode_logits, encode_prompts, encode_tokens
+from ditto.models.gpt2_float import forward, logits
+from ditto.models.importer import describe, encode_weights
+from ditto.plain import plain_weights, run_plain
+from ditto.quantize.perplexity import perplexity, windows
+from ditto.quantize.text import BytePairs, read_text
+from ditto.tokenizer import Prompts
+
+BATCH = 4
+Tensor = torch.Tensor
+
+
+def in_floats(checkpoint: Checkpoint, ids: Tensor, bits: tuple[int, int] | None = None) -> Tensor:
+    """Logits [B, N, V]; with (activation, weight) fraction bits: every linear layer on rounded numbers (PTQ)."""
+    if bits is None:
+        return logits(checkpoint.tensors, forward(checkpoint.tensors, checkpoint.config, ids))
+    activation, weight = (2.0**b for b in bits)
+    tensors = {name: (w * weight).round() / weight for name, w in checkpoint.tensors.items()}
+
+    def rounded(x: Tensor) -> Tensor:
+        return (x * activation).round() / activation
+
+    return logits(tensors, rounded(forward(tensors, checkpoint.config, ids, rounded=rounded)))
+
+
+class Interpreter:
+    """Logits by the plain interpreter of a preset: all positions at once, or a prompt and then token by token."""
+
+    def __init__(self, spec: dict[str, Any], weights: dict[str, Tensor], context: int) -> None:
+        self._spec, self._context = spec, context
+        self._weights = plain_weights(compile_stage(spec, Plan(1, context, every=True)), weights)
+
+    def whole(self, ids: Tensor) -> Tensor:
+        batch, n = ids.shape
+        program = compile_stage(self._spec, Plan(batch, n, every=True))
+        out = run_plain(program, encode_prompts(self._spec, program, ids, [n] * batch), self._weights)
+        return decode_logits(program, out).float().view(batch, n, -1)
+
+    def by_token(self, ids: Tensor, narrow: bool) -> Tensor:
+        (batch, n), first = ids.shape, ids.shape[1] // 4
+        plan = Plan(batch, first, n - first + 1, narrow_from=1 if narrow else 0, every=True)
+        carried: dict[str, Tensor] = {}
+        program = compile_stage(self._spec, plan)
+        inputs = encode_prompts(self._spec, program, ids[:, :first], [first] * batch)
+        out = run_plain(program, inputs, self._weights, carried)
+        parts = [decode_logits(program, out).float().view(batch, first, -1)]
+        for at in range(first, n):
+            program = compile_stage(self._spec, plan, at - first + 1)
+            inputs = encode_tokens(self._spec, program, ids[:, at].tolist(), [at] * batch)
+            parts.append(decode_logits(program, run_plain(program, inputs, self._weights, carried)).float()[:, None])
+        return torch.cat(parts, 1)
+
+
+def main(
+    checkpoint: Path,
+    text: Path,
+    calibrate: Annotated[Path, typer.Option(help="A text like those of later use.")],
+    preset: Annotated[str, typer.Option()] = "ditto",
+    count: Annotated[int, typer.Option("--windows", help="How many of the text's windows; 0: all.")] = 0,
+    mpc: Annotated[int, typer.Option(help="Windows under MPC, on real processes.")] = 20,
+    narrow: Annotated[bool, typer.Option(help="Later tokens in narrower types, too.")] = False,
+) -> None:
+    """Print the perplexities as JSON."""
+    loaded = load_checkpoint(checkpoint)
+    context = int(loaded.config["max_position_embeddings"])
+    pairs = BytePairs(checkpoint)
+    ids = pairs.encode(read_text(text)).long()
+    if count:
+        ids = ids[: count * context + 1]
+    few = ids[: mpc * context + 1]
+    seen = windows(pairs.encode(read_text(calibrate)).long()[: 32 * context + 1], context)[0]
+    prompts = [Prompts(part, [context] * len(part)) for part in seen.split(BATCH)]
+    spec = describe(loaded, "scored", prompts, preset, "secret")
+    weights = encode_weights(spec, loaded.tensors)
+    interpreter = Interpreter(spec, weights, context)
+    result: dict[str, Any] = {"preset": preset, "context": context, "windows": (len(ids) - 1) // context}
+
+    def score(name: str, logits_fn: Any, on: Tensor = ids, batch: int = BATCH) -> None:
+        began = time.perf_counter()
+        result[name] = perplexity(logits_fn, on, context, batch)
+        note(f"{name}: {result[name]:.4f} ({time.perf_counter() - began:.0f} s)")
+
+    score("fp32", lambda x: in_floats(loaded, x))
+    score("ptq", lambda x: in_floats(loaded, x, (8, 12)))
+    score("interpreter", interpreter.whole)
+    if mpc:
+        result["mpc_windows"] = mpc
+        score("fp32_few", lambda x: in_floats(loaded, x), few)
+        score("interpreter_few", interpreter.whole, few)
+        if narrow:
+            score("by_token_few", lambda x: interpreter.by_token(x, False), few, mpc)
+            score("narrow_few", lambda x: interpreter.by_token(x, True), few, mpc)
+        with embedded() as cluster, Client(cluster.client_config()) as client:
+            client.share_model(spec, weights)
+
+            def on_shares(x: Tensor) -> Tensor:
+                plan = Plan(*x.shape, every=True)
+                program = compile_stage(spec, plan)
+                encoded = encode_prompts(spec, program, x, [context] * len(x))
+                answer = client.run("scored", plan, lambda stage, program, before: encoded)
+                return decode_logits(program, answer.outputs).float().view(*x.shape, -1)
+
+            score("mpc_few", on_shares, few)
+    typer.echo(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    typer.run(main)
