@@ -131,7 +131,7 @@ def test_padding_is_not_seen(checkpoint: Checkpoint) -> None:
 def test_budget_of_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
     """GPT2-base at context 128: at most 2 MB sent by each party, 10 MB from the dealer, 20 rounds a layer."""
     monkeypatch.setattr(importer, "encode_weights", lambda spec, tensors: {})
-    spec, _, _ = importer.random_model("gpt2", None, 32)
+    spec, _, _ = importer.random_model("gpt2", None, 112)
     program = compile_model(spec, 1, 112, 17, 16)
     assert max(program.cost(layer).rounds for layer in range(1, 13)) <= 20
     assert program.cost().online <= 2_000_000 and program.cost().dealer <= 10_000_000

@@ -15,7 +15,7 @@ from ditto.program import Builder, Wire
 
 OUT_FRAC, RESIDUAL_FRAC, RESIDUAL_RING, GAMMA_FRAC = 8, 12, 24, 12
 SCALED_FRAC = 14  # of c gamma, where its bound leaves room
-TABLE_FRAC, TABLE_RING, TABLE_OCTAVES = 12, 24, 6
+TABLE_FRAC, TABLE_RING, TABLE_OCTAVES, TABLE_BITS = 12, 24, 8, 14
 PRODUCT_FRAC = 36  # of the result before truncation: leaves 1 / H at least 16 bits in `_less_mean`
 
 
@@ -61,12 +61,13 @@ def inverse_deviation(b: Builder, c: Wire, limits: tuple[float, float], eps: flo
 def deviation_by_table(b: Builder, c: Wire, limits: tuple[float, float], eps: float) -> Wire:
     """The same [y] on (24, 12) by one table of 2^n entries: one round, relative error 2^-9 and the result's rounding.
 
-    n = 8 and the octaves of the range. The squares are on the smallest ring that holds their sum.
+    n = 8 and the octaves of the range, at most 14: for 8 octaves the error is 2^-7 at the smallest variances. The
+    squares are on the smallest ring that holds their sum.
     """
     width = c.shape[1]
     k = round(math.log2(width))
     lo, hi = (limit * width / 2.0**k for limit in limits)
-    n = 8 + math.ceil(math.log2(hi / lo))
+    n = min(TABLE_BITS, 8 + math.ceil(math.log2(hi / lo)))
     bits = 2 * c.frac + math.ceil(math.log2(limits[1] * width)) + 1
     ring = next(r for r in (40, 48, 56, 64) if r >= bits)
     v = b.retype(b.sum(square(b, c, ring), 1, bound=limits[1] * width), frac=2 * c.frac + k, bound=hi)
