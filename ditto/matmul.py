@@ -94,14 +94,14 @@ class DigitMatrix:
 
     @functools.cached_property
     def whole(self) -> Tensor:
-        """W itself, for products with few rows; made when the first one asks."""
+        """W itself (transposed beyond 32 bits), for products with few rows; made when the first one asks."""
         dtype = torch.int32 if self.bits <= 32 else torch.int64
         if self.blocks:
-            return torch.cat([block.whole for block in self.blocks])
+            return torch.cat([block.whole for block in self.blocks], 1)  # only rings beyond 32 bits are cut
         w = torch.zeros((self.rows, self.columns), dtype=dtype)
         for s in range(self._count):
             w += self.block(s)[: self.rows].to(dtype) << (8 * s)
-        return w
+        return w if self.bits <= 32 else w.t().contiguous()
 
     def block(self, s: int) -> Tensor:
         """Digits s, s-1, ..., 0 stacked along K."""
@@ -112,7 +112,9 @@ def digits_matmul(x: Tensor, w: DigitMatrix) -> Tensor:
     """Exact x W over Z_2^bits: x [M, K] ring integers, W [K, N]; returns [M, N] in int32 or int64."""
     bits = w.bits
     if x.shape[0] <= FEW:
-        return x.to(w.whole.dtype) @ w.whole
+        if bits > 32:  # torch's 64-bit product of one row is twice as fast on the transposed matrix
+            return torch.stack([torch.mv(w.whole, row) for row in x.to(torch.int64)])
+        return x.to(torch.int32) @ w.whole
     product = ENGINES[engine()]
     if w.blocks:
         parts = [digits_matmul(x[:, k * _EXACT_K :][:, : block.rows], block) for k, block in enumerate(w.blocks)]

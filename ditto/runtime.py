@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Protocol
 
 import torch
@@ -13,7 +13,7 @@ import torch
 from ditto.channel import Channel
 from ditto.errors import BadShare, ReuseError
 from ditto.ledger import LayerTimes, Ledger, Round
-from ditto.ops import Masked
+from ditto.ops import Masked, Op
 from ditto.ops.base import Shape, packed_bytes
 from ditto.prg import Prg, derive
 from ditto.program import Program, Step
@@ -111,20 +111,23 @@ class DealerJob:
 
 
 class _PartyContext:
-    def __init__(
-        self, party: int, key: tuple[bytes, str, int] | None, seeded: bool, source: Source, channel: Channel, label: str
-    ) -> None:
+    """What a step's operation may ask for; entered anew for every step."""
+
+    def __init__(self, party: int, job: str, seed: bytes | None, source: Source, channel: Channel) -> None:
         self.party = party
-        self._key, self._seeded, self._source, self._channel, self._label = key, seeded, source, channel, label
+        self._job, self._seed, self._source, self._channel = job, seed, source, channel
+
+    def enter(self, index: int, label: str) -> None:
+        self._index, self._label = index, label
         self._prg: Prg | None = None
         self.received = 0
         self.openings: list[tuple[float, float, int]] = []  # (time of sending, waiting, bytes sent)
 
     def _fresh(self) -> Prg:
-        if self._key is None:
-            raise ReuseError(f"{self._label}: correlations belong to the offline phase")
-        if self._prg is None:
-            self._prg = step_prg(*self._key)
+        if self._seed is None:
+            raise ReuseError(f"{self._job}/{self._index}: correlations belong to the offline phase")
+        if self._prg is None:  # most steps need no randomness, and a key costs more than they do
+            self._prg = step_prg(self._seed, self._job, self._index)
         return self._prg
 
     def mask(self, shape: Shape, bits: int) -> Tensor:
@@ -132,7 +135,7 @@ class _PartyContext:
 
     def dealt(self, shape: Shape, bits: int) -> Tensor:
         prg = self._fresh()
-        if self._seeded:
+        if seeded_party(self._index) == self.party:
             return prg.ring(shape, bits)
         nbytes = packed_bytes(shape, bits)
         self.received += nbytes
@@ -145,11 +148,11 @@ class _PartyContext:
         return self.dealt(shape, 64)
 
     def _exchange(self, mine: bytes) -> memoryview:
-        start = time.perf_counter()
-        theirs = memoryview(self._channel.exchange(self._label, mine))
+        start, label = time.perf_counter(), f"{self._job}/{self._index}/{self._label}"
+        theirs = memoryview(self._channel.exchange(label, mine))
         self.openings.append((start, time.perf_counter() - start, len(mine)))
         if len(theirs) != len(mine):
-            raise BadShare(f"{self._label}: {len(theirs)} bytes from the peer, expected {len(mine)}")
+            raise BadShare(f"{label}: {len(theirs)} bytes from the peer, expected {len(mine)}")
         return theirs
 
     def open_bits(self, words: Tensor) -> Tensor:
@@ -163,6 +166,12 @@ class _PartyContext:
             opened.append(x + unpack(theirs[start : start + len(raw)], b, tuple(x.shape)))
             start += len(raw)
         return opened
+
+
+@cache
+def _prepares(kind: type[Op]) -> bool:
+    """Has the operation an offline part?"""
+    return kind.prepare is not Op.prepare or kind.prepared_masks is not Op.prepared_masks
 
 
 @dataclass
@@ -226,30 +235,26 @@ class PartyJob:
             raise ReuseError(f"job {self.job}: {phase} of layer {layer} out of order (each layer once)")
         self._next[phase] += 1
 
-    def _context(self, index: int, key: tuple[bytes, str, int] | None) -> _PartyContext:
-        step = self.program.steps[index]
-        seeded = seeded_party(self._first + index) == self.party
-        label = f"{self.job}/{self._first + index}/{step.label}"
-        return _PartyContext(self.party, key, seeded, self._source, self._channel, label)
-
     def prepare(self, layer: int) -> None:
         """Offline: take this layer's correlations and do the work that no input enters."""
         self._enter("prepare", layer)
         began = time.perf_counter()
         if layer == 0:
             self._masks.update((n, self._carried.masks[n]) for n in self.program.carried if n in self._carried.masks)
+        context = _PartyContext(self.party, self.job, self._seed, self._source, self._channel)
         for index, step in self._layers[layer]:
             start = time.perf_counter()
-            context = self._context(index, (self._seed, self.job, self._first + index))
-            masks = [self._mask_of(name) for name in step.inputs]
-            k = self._prepared[index] = step.op.prepare(context, *masks)
-            outputs = step.op.prepared_masks(k, *masks)
-            self._masks.update((n, m) for n, m in zip(step.outputs, outputs, strict=False) if m is not None)
+            if _prepares(type(step.op)):  # type: ignore[arg-type]
+                context.enter(self._first + index, step.label)
+                masks = [self._mask_of(name) for name in step.inputs]
+                k = self._prepared[index] = step.op.prepare(context, *masks)
+                outputs = step.op.prepared_masks(k, *masks)
+                self._masks.update((n, m) for n, m in zip(step.outputs, outputs, strict=False) if m is not None)
+                seconds = time.perf_counter() - start
+                self.ledger.add("offline", layer, step.label, seconds=seconds, bytes_from_dealer=context.received)
             for name in step.inputs:
                 if self._last[name] == index and name not in self._kept:
                     self._masks.pop(name, None)
-            seconds = time.perf_counter() - start
-            self.ledger.add("offline", layer, step.label, seconds=seconds, bytes_from_dealer=context.received)
         if layer == len(self.program.layers) - 1:
             kept = self.program.kept.items()
             self._carried.masks.update((n, self._masks[w.name]) for n, w in kept if w.name in self._masks)
@@ -274,11 +279,12 @@ class PartyJob:
         prepared, offline_seconds = self._offline.pop(layer)
         times = LayerTimes(prepared - self._origin, offline_seconds, began - self._origin)
         self.ledger.times[layer] = times
+        context = _PartyContext(self.party, self.job, None, self._source, self._channel)
         for index, step in self._layers[layer]:
             start, sent = time.perf_counter(), self._channel.payload_sent
-            context = self._context(index, None)
+            context.enter(self._first + index, step.label)
             inputs = [self._weights[n] if n in self.program.weights else self._values[n] for n in step.inputs]
-            outputs = step.op.online(context, self._prepared.pop(index), *inputs)
+            outputs = step.op.online(context, self._prepared.pop(index, None), *inputs)
             self._values.update(zip(step.outputs, outputs, strict=True))
             for name in step.inputs:
                 if self._last[name] == index and name not in self._keep:
