@@ -108,6 +108,34 @@ class Op:
         return 0.0
 
 
+class Rearrangement(Op):
+    """A local linear map without constants: the same on plain values, shares, masked values and masks.
+
+    What is opened stays opened; several inputs are all opened, or none.
+    """
+
+    def move(self, *x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
+        return (self.move(*x),)
+
+    def _masks(self, masks: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        known = [mask for mask in masks if mask is not None]
+        return (self.move(*known) if len(known) == len(masks) else None,)
+
+    def deal(self, d: Dealer, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
+        return self._masks(masks)
+
+    def prepared_masks(self, k: Any, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
+        return self._masks(masks)
+
+    def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
+        if all(isinstance(a, Masked) for a in x):
+            return (Masked(self.move(*(a.value for a in x)), self.move(*(a.mask for a in x))),)
+        return (self.move(*x),)
+
+
 REGISTRY: dict[str, type[Op]] = {}
 
 

@@ -2,48 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from ditto.ops.base import Dealer, Masked, Op, Party, Shape, Tensor, register
+from ditto.ops.base import Op, Party, Rearrangement, Shape, Tensor, register
 from ditto.ops.local import wrap
 from ditto.ring import cast, signed
 
 
-def lift(f: Callable[..., Tensor], *x: Any) -> Any:
-    """Apply a rearrangement to shares, or to both halves of opened wires: what is opened stays opened."""
-    if all(isinstance(a, Masked) for a in x):
-        return Masked(f(*(a.value for a in x)), f(*(a.mask for a in x)))
-    return f(*x)
-
-
-class _Rearrangement(Op):
-    """An operation that only moves entries: the same on plain values, shares, masked values and masks."""
-
-    def move(self, *x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
-        return (self.move(*x),)
-
-    def deal(self, d: Dealer, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
-        known = [mask for mask in masks if mask is not None]
-        return (self.move(*known) if len(known) == len(masks) else None,)
-
-    def prepared_masks(self, k: Any, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
-        known = [mask for mask in masks if mask is not None]
-        return (self.move(*known) if len(known) == len(masks) else None,)
-
-    def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
-        return (lift(self.move, *x),)
-
-
 @register
 @dataclass(frozen=True)
-class Join(_Rearrangement):
+class Join(Rearrangement):
     """Wires of one ring, one after another along a dimension: all opened, or none."""
 
     bits: int
@@ -64,7 +35,7 @@ def _triangle(n: int) -> Tensor:
 
 @register
 @dataclass(frozen=True)
-class Triangle(_Rearrangement):
+class Triangle(Rearrangement):
     """[..., n, n] -> [..., n (n + 1) / 2]: the entries with column <= row, row by row."""
 
     n: int
@@ -75,7 +46,7 @@ class Triangle(_Rearrangement):
 
 @register
 @dataclass(frozen=True)
-class Untriangle(_Rearrangement):
+class Untriangle(Rearrangement):
     """The way back, with zeros elsewhere: [..., n (n + 1) / 2, *rest] -> [..., n, n, *rest]."""
 
     n: int

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ditto.ops.base import Dealer, Masked, Op, Party, Shape, Tensor, register
+from ditto.ops.base import Op, Party, Rearrangement, Shape, Tensor, register
 from ditto.ring import cast, signed
 
 
@@ -89,7 +89,7 @@ class SuffixSum(Op):
 
 @register
 @dataclass(frozen=True)
-class View(Op):
+class View(Rearrangement):
     """Slice, reshape, permute, in that order; opened wires stay opened. Exact.
 
     `slices` holds (dimension, start, stop) triples of the input.
@@ -99,22 +99,10 @@ class View(Op):
     shape: Shape = ()
     dims: tuple[int, ...] = ()
 
-    def _view(self, x: Tensor) -> Tensor:
+    def move(self, *x: Tensor) -> Tensor:
+        y = x[0]
         for dim, start, stop in self.slices:
-            x = x.narrow(dim, start, stop - start)
+            y = y.narrow(dim, start, stop - start)
         if self.shape:
-            x = x.reshape(self.shape)
-        return x.permute(self.dims) if self.dims else x
-
-    def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
-        return (self._view(x[0]),)
-
-    def deal(self, d: Dealer, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
-        return (None if masks[0] is None else self._view(masks[0]),)
-
-    def prepared_masks(self, k: Any, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
-        return (None if masks[0] is None else self._view(masks[0]),)
-
-    def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
-        a = x[0]
-        return (Masked(self._view(a.value), self._view(a.mask)) if isinstance(a, Masked) else self._view(a),)
+            y = y.reshape(self.shape)
+        return y.permute(self.dims) if self.dims else y

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ditto.bits import planes, unplane, words
-from ditto.ops.base import Cost, Dealer, Masked, Op, Party, Shape, Tensor, need, register
+from ditto.ops.base import Cost, Dealer, Op, Party, Rearrangement, Shape, Tensor, need, register
 from ditto.ring import cast, signed, unsigned
 
 
@@ -26,26 +26,9 @@ def pairs(k: int) -> tuple[Tensor, Tensor]:
     return first, second
 
 
-class _Linear(Op):
-    """A local map that opened wires pass opened: it applies to the masked value and to the mask alike."""
-
-    def _map(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def deal(self, d: Dealer, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
-        return (None if masks[0] is None else self._map(masks[0]),)
-
-    def prepared_masks(self, k: Any, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
-        return (None if masks[0] is None else self._map(masks[0]),)
-
-    def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
-        a = x[0]
-        return (Masked(self._map(a.value), self._map(a.mask)) if isinstance(a, Masked) else self._map(a),)
-
-
 @register
 @dataclass(frozen=True)
-class Windows(_Linear):
+class Windows(Rearrangement):
     """[..., N] -> [..., ceil(N / size), size]: consecutive windows, the last one overlapping the one before.
 
     Opened wires stay opened. Local; exact.
@@ -53,16 +36,13 @@ class Windows(_Linear):
 
     size: int
 
-    def _map(self, x: Tensor) -> Tensor:
-        return x[..., starts(x.shape[-1], self.size)[:, None] + torch.arange(self.size)]
-
-    def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
-        return (self._map(x[0]),)
+    def move(self, *x: Tensor) -> Tensor:
+        return x[0][..., starts(x[0].shape[-1], self.size)[:, None] + torch.arange(self.size)]
 
 
 @register
 @dataclass(frozen=True)
-class Differences(_Linear):
+class Differences(Rearrangement):
     """[..., k] -> x_i - x_j for all pairs i < j of the last dimension, [..., k (k - 1) / 2], over Z_2^l.
 
     Opened wires stay opened: (m_i - m_j) - (r_i - r_j), so that k openings serve all pairs. The masks of the
@@ -71,12 +51,12 @@ class Differences(_Linear):
 
     bits: int
 
-    def _map(self, x: Tensor) -> Tensor:
-        first, second = pairs(x.shape[-1])
-        return x[..., first] - x[..., second]
+    def move(self, *x: Tensor) -> Tensor:
+        first, second = pairs(x[0].shape[-1])
+        return x[0][..., first] - x[0][..., second]
 
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
-        return (signed(self._map(x[0]), self.bits),)
+        return (signed(self.move(*x), self.bits),)
 
 
 @register

@@ -1,0 +1,88 @@
+"""A language model that was trained: its perplexity in floats, in the integer interpreter and under MPC."""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engine import Session
+from tokenizers.pre_tokenizers import ByteLevel
+
+from benchmarks.perplexity import Interpreter, in_floats
+from ditto.errors import UsageError
+from ditto.models import Checkpoint, Plan, compile_stage
+from ditto.models.gpt2_client import decode_logits, encode_prompts
+from ditto.models.importer import describe, encode_weights
+from ditto.quantize.finetune import Settings, Trainer, new_config, new_weights
+from ditto.quantize.perplexity import perplexity, windows
+from ditto.quantize.text import BytePairs
+from ditto.tokenizer import Prompts
+
+CONTEXT, WINDOWS = 32, 20
+# of fp32's perplexity; icml24 keeps eight fraction bits everywhere
+CLOSE = {"ditto": 0.01, "ditto-icml24-exact": 0.03, "puma": 0.01}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, torch.Tensor]:
+    """A GPT-2 of two layers over bytes, trained for some seconds on English sentences, and their tokens."""
+    path: Path = tmp_path_factory.mktemp("words")
+    (path / "vocab.json").write_text(json.dumps({c: i for i, c in enumerate(sorted(ByteLevel.alphabet()))}))
+    (path / "merges.txt").write_text("#version: 0.2\n")
+    text = (importlib.resources.files("ditto.cli") / "calibration.txt").read_text(encoding="utf-8")
+    ids = BytePairs(path).encode(text)
+    config = new_config(256, layers=2, hidden=64, heads=2, context=CONTEXT)
+    settings = Settings(steps=200, batch=16, context=CONTEXT, lr=4e-3, seed=1, validate_every=200)
+    trainer = Trainer(new_weights(config, 1), config, ids, ids, settings)
+    for _ in range(settings.steps):
+        trainer.step()
+    tensors = {name: w.detach() for name, w in trainer.tensors.items()}
+    return Checkpoint("GPT2LMHeadModel", config, tensors), ids[: WINDOWS * CONTEXT + 1].long()
+
+
+def prepared(checkpoint: Checkpoint, ids: torch.Tensor, preset: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    rows = windows(ids, CONTEXT)[0]
+    spec = describe(checkpoint, "trained", [Prompts(rows, [CONTEXT] * len(rows))], preset, "secret")
+    return spec, encode_weights(spec, checkpoint.tensors)
+
+
+@pytest.mark.parametrize("preset", list(CLOSE))
+def test_perplexity(trained: tuple[Checkpoint, torch.Tensor], preset: str) -> None:
+    checkpoint, ids = trained
+    spec, weights = prepared(checkpoint, ids, preset)
+    exact = perplexity(lambda x: in_floats(checkpoint, x), ids, CONTEXT)
+    assert 2 < exact < 16, "it has learned something"
+    interpreter = Interpreter(spec, weights, CONTEXT)
+    plain = perplexity(interpreter.whole, ids, CONTEXT)
+    program = compile_stage(spec, Plan(4, CONTEXT, every=True))
+    session = Session(program.weights, weights)
+
+    def on_shares(x: torch.Tensor) -> torch.Tensor:
+        run = session.run(program, encode_prompts(spec, program, x, [CONTEXT] * len(x)))
+        return decode_logits(program, run.outputs).view(*x.shape, -1)
+
+    shared = perplexity(on_shares, ids, CONTEXT)
+    assert plain == pytest.approx(exact, rel=CLOSE[preset])
+    assert shared == pytest.approx(exact, rel=CLOSE[preset])
+
+
+def test_token_by_token(trained: tuple[Checkpoint, torch.Tensor]) -> None:
+    """Through the cache the same; in narrower types a little worse."""
+    checkpoint, ids = trained
+    spec, weights = prepared(checkpoint, ids, "ditto")
+    interpreter = Interpreter(spec, weights, CONTEXT)
+    exact = perplexity(lambda x: in_floats(checkpoint, x), ids, CONTEXT)
+    usual, narrow = (
+        perplexity(lambda x, n=narrow: interpreter.by_token(x, n), ids, CONTEXT, batch=WINDOWS)  # type: ignore[misc]
+        for narrow in (False, True)
+    )
+    assert usual == pytest.approx(exact, rel=0.01) and narrow == pytest.approx(exact, rel=0.03)
+    assert narrow != usual
+    with pytest.raises(UsageError, match="no narrower types"):
+        compile_stage(spec | {"preset": "puma"}, Plan(1, 8, 4, narrow_from=1))
+    with pytest.raises(UsageError, match="not both"):
+        compile_stage(spec, Plan(1, 8, argmax=True, every=True))
