@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from ditto.models.plan import Plan
 from ditto.presets import preset_of
 from ditto.quantize import calibrate
 from ditto.quantize.calibrate_gpt2 import calibrate_gpt2
-from ditto.tokenizer import BUCKETS, Batch, Prompts
+from ditto.tokenizer import BUCKETS, Batch, Prompts, Tokenizer
 
 Tensor = torch.Tensor
 SHAPES = {  # layers, hidden, heads, inner
@@ -28,6 +29,7 @@ SHAPES = {  # layers, hidden, heads, inner
     "gpt2": (12, 768, 12, 3072),
     "gpt2-medium": (24, 1024, 16, 4096),
 }
+PADDED = 16  # texts that a causal model is also calibrated on with their padding
 KEPT = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size", "layer_norm_eps",
     "max_position_embeddings", "type_vocab_size", "id2label",
@@ -44,11 +46,19 @@ def import_model(
     tokenizer = checkpoint.tokenizer()
     batches: list[Batch] | list[Prompts]
     if checkpoint.causal:
-        batches = [tokenizer.encode_prompts([text], limit) for text in texts if text.strip()]
+        batches = causal_batches(tokenizer, texts, limit)
     else:
         batches = [tokenizer.encode([text], limit) for text in texts if text.strip()]
     spec = describe(checkpoint, name, batches, preset, embeddings)
     return spec, encode_weights(spec, checkpoint.tensors)
+
+
+def causal_batches(tokenizer: Tokenizer, texts: list[str], limit: int) -> list[Prompts]:
+    """All texts as one, in windows of the model's positions, so that late ones count; and some as padded prompts."""
+    ids = tokenizer.encode_prompts(["\n".join(texts)], sys.maxsize, bucket=False).ids
+    rows = [Prompts(ids[:, i : i + limit], [min(limit, ids.shape[1] - i)]) for i in range(0, ids.shape[1], limit)]
+    short = [text for text in texts if text.strip()][:PADDED]
+    return rows + [tokenizer.encode_prompts([text], limit) for text in short]
 
 
 def describe(
