@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,15 +10,19 @@ import torch
 from engine import Session
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from ditto.errors import BadCheckpoint, UnsupportedArchitecture, UsageError, VersionMismatch
-from ditto.models import Checkpoint, compile_model, importer, load_checkpoint
+from ditto.errors import BadCheckpoint, ClusterError, UnsupportedArchitecture, UsageError, VersionMismatch
+from ditto.models import Checkpoint, Plan, compile_model, importer, load_checkpoint
 from ditto.models.gpt2_client import decode_logits, encode_prompts, encode_tokens
 from ditto.models.gpt2_float import continue_texts, forward, logits
 from ditto.models.importer import describe, encode_weights
 from ditto.plain import plain_weights, run_plain
 from ditto.presets import PRESETS
+from ditto.ring import cast
 from ditto.sampling import Sampler
+from ditto.service.party_jobs import Job
 from ditto.tokenizer import Batch
+from ditto.weights import PartyWeights
+from ditto.wire import party_pb2
 
 CAUSAL = ("ditto", "ditto-icml24-exact", "puma")
 WORDS, SEQ, TOKENS = 300, 16, 4
@@ -164,3 +169,36 @@ def test_refusals(checkpoint: Checkpoint, directory: Path, tmp_path: Path) -> No
     (tmp_path / "config.json").write_text(text.replace('"n_embd"', '"n_wide"'))
     with pytest.raises(BadCheckpoint, match="n_embd"):
         load_checkpoint(tmp_path)
+
+
+class _End:
+    """A channel or a source that can only be closed."""
+
+    closed = ""
+
+    def close(self, reason: str) -> None:
+        self.closed = reason or "done"
+
+
+def test_a_party_keeps_stages_in_order_and_wipes_what_they_kept(checkpoint: Checkpoint) -> None:
+    spec = describe_small(checkpoint, "ditto")
+    weights = encode_weights(spec, checkpoint.tensors)
+    program = compile_model(spec, 1, 8, 3)
+    shares = {name: cast(w, program.weights[name].ring) for name, w in weights.items()}
+    held = PartyWeights(program.weights, 0, bytes(16), shares)
+    channel, source = _End(), _End()
+    job = Job("0" * 32, json.dumps(spec), Plan(1, 8, 3), 0, channel, source)  # type: ignore[arg-type]
+    header = party_pb2.InputHeader(name="onehot", ring=24, shape=[8, WORDS + 64], stage=1)
+    with pytest.raises(ClusterError, match="not open"):
+        job.input(header)
+    job.begin(bytes(16), held)
+    with pytest.raises(ClusterError, match="not at stage 1"):
+        job.input(header)
+    header.stage = 0
+    assert job.input(header) is not None
+    with pytest.raises(ClusterError, match="not at stage 2"):
+        job.step("offline", party_pb2.StepRequest(stage=2, rest=True))
+    job._carried.masks["layer.0.keys"] = job._carried.values["layer.0.keys"] = torch.ones(3)
+    job.close("")
+    assert not job._carried.masks and not job._carried.values
+    assert channel.closed and source.closed
