@@ -58,8 +58,9 @@ def unsigned(x: Tensor, bits: int) -> Tensor:
 
 def signed(x: Tensor, bits: int) -> Tensor:
     """Return the representative in [-2^(bits-1), 2^(bits-1)) as int64."""
-    x = x.to(torch.int64)
-    return x if bits == 64 else (x << (64 - bits)) >> (64 - bits)
+    if bits in (8, 16, 32, 64):  # a whole carrier: the conversions wrap and extend the sign by themselves
+        return x.to(carrier(bits)).to(torch.int64)
+    return (x.to(torch.int64) << (64 - bits)) >> (64 - bits)
 
 
 def shift_right(x: Tensor, t: int, bits: int) -> Tensor:

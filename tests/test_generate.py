@@ -167,9 +167,12 @@ def test_narrower_types_cost_less(shared: str) -> None:
     assert dealt[0][:4] == dealt[1][:4] and dealt[1][4] < 0.9 * dealt[0][4]
 
 
-def test_streams_on_a_terminal(shared: str) -> None:
-    """Without --json: the prompt and its continuation on stdout as one text, the costs on stderr."""
-    result = CliRunner().invoke(app, ["generate", "--model", shared, "--prompt", "hello", "--max-new-tokens", "3"])
+def test_streams_on_a_terminal(shared: str, tmp_path: Path) -> None:
+    """Without --json: the prompt and its continuation on stdout as one text, the costs on stderr, the page on disk."""
+    page = tmp_path / "cost.html"
+    asked = ["generate", "--model", shared, "--prompt", "hello", "--max-new-tokens", "3", "--report", str(page)]
+    result = CliRunner().invoke(app, asked)
+    assert "token 3" in page.read_text() and "hello" not in page.read_text()
     assert result.exit_code == 0 and result.stdout.startswith("hello")
     assert len(result.stdout.rstrip("\n")) == len("hello") + 3
     assert "tokens a second" in result.stderr and "each later token" in result.stderr

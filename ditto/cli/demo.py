@@ -29,6 +29,7 @@ Where to go next
   ditto model import DIR --calibrate FILE --name NAME  your own BERT, from a Hugging Face directory
   ditto model share NAME                               each party gets its share of the weights
   ditto infer --model NAME --text "…" --check          ask it, and compare with plaintext
+  ditto generate --model NAME --prompt "…"             continue a text with a GPT-2
   docs/protocol.md                                     why this is private, and what is not protected"""
 
 

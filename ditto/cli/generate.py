@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from ditto.cli import store
-from ditto.cli.common import ConfigFile, Json, client_config, connect, emit, note, out, size
-from ditto.cli.run import Watcher, network_of, watching
+from ditto.cli import report_html, store
+from ditto.cli.common import ConfigFile, Json, ReportFile, client_config, connect, emit, note, out, size
+from ditto.cli.run import Watcher, emulated, network_of, watching
 from ditto.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,10 +41,12 @@ def generate(
         int, typer.Option(min=0, help="From this new token on narrower types, for fewer bytes; 0: never.")
     ] = 0,
     check: Annotated[bool, typer.Option("--check", help="Generate in plaintext here too, and compare.")] = False,
+    report: ReportFile = None,
     config: ConfigFile = None,
     json: Json = False,
 ) -> None:
     """Continue texts on secret shares, token by token. Ctrl-C ends after the token under way."""
+    page = report_html.target(report)
     prompts = _prompts(prompt, file)
     stored = store.load(model)
     spec = stored.spec
@@ -83,11 +85,13 @@ def generate(
         summary |= _check(stored, encoded, result, Sampler(temperature, top_k, top_p, seed), tokenizer)
     if json:
         emit(summary)
-        return
-    if len(prompts) > 1:
-        for text, new in zip(prompts, summary["output"], strict=True):
-            out.print(f"[bold]{escape(text)}[/]{escape(new)}", soft_wrap=True)
-    show(summary)
+    else:
+        if len(prompts) > 1:
+            for text, new in zip(prompts, summary["output"], strict=True):
+                out.print(f"[bold]{escape(text)}[/]{escape(new)}", soft_wrap=True)
+        show(summary)
+    if page:
+        report_html.write(page, report_html.page(summary, emulated(settings)))
 
 
 def document(
