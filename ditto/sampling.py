@@ -31,7 +31,7 @@ class Sampler:
         if not 0 < top_p <= 1:
             raise UsageError(f"top-p {top_p}: must be above 0 and at most 1")
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
-        self._random: random.Random = secrets.SystemRandom() if seed is None else random.Random(seed)
+        self._bytes = secrets.token_bytes if seed is None else random.Random(seed).randbytes
 
     def choose(self, logits: Tensor) -> list[int]:
         """[B, V] logits -> B token ids. Raises UsageError for NaN, for +inf, and for a row without a finite logit."""
@@ -44,16 +44,26 @@ class Sampler:
         return [self._one(row) for row in rows]
 
     def _one(self, logits: Tensor) -> int:
-        """Inverse of the cumulative distribution, on probabilities sorted from the largest, in float64."""
+        """The largest of log p_i + g_i with Gumbel noise g_i for every token of the vocabulary.
+
+        That is a draw from p (Gumbel-max), and with one seed logits that differ a little nearly always give the same
+        token, where the inverse of a cumulative distribution would not: so `--check` can compare.
+        """
         if self.temperature == 0 or self.top_k == 1:
             return int((logits == logits.max()).nonzero()[0])
         ordered, ids = logits.sort(descending=True, stable=True)
         if self.top_k:
             ordered, ids = ordered[: self.top_k], ids[: self.top_k]
         # less the largest first: a tiny temperature must not overflow to infinities
-        cumulative = ((ordered - ordered[0]) / self.temperature).softmax(0).cumsum(0)
+        scaled = (ordered - ordered[0]) / self.temperature
+        cumulative = scaled.softmax(0).cumsum(0)
         short = cumulative < self.top_p * float(cumulative[-1])  # rounding: the sum itself may miss 1
         kept = min(int(short.sum()) + 1, len(ids))
-        drawn = self._random.random() * float(cumulative[kept - 1])
-        at = int(torch.searchsorted(cumulative[:kept], drawn, right=True))
-        return int(ids[min(at, kept - 1)])
+        noise = self._gumbel(len(logits))[ids[:kept]]
+        return int(ids[int((scaled[:kept] + noise).argmax())])
+
+    def _gumbel(self, n: int) -> Tensor:
+        """-log(-log u), u uniform on (0, 1) with 53 bits."""
+        raw = torch.frombuffer(bytearray(self._bytes(8 * n)), dtype=torch.int64)
+        u = ((raw >> 11) & ((1 << 53) - 1)).double().add_(0.5) * 2.0**-53
+        return -torch.log(-torch.log(u))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from ditto.errors import RangeError, UsageError
+from ditto.errors import RangeError, TextTooLong, UsageError
 from ditto.fixedpoint import encode
 from ditto.models import bert, gpt2
 from ditto.models.bert_weights import bert_weights
@@ -57,8 +58,10 @@ def causal_batches(tokenizer: Tokenizer, texts: list[str], limit: int) -> list[P
     """All texts as one, in windows of the model's positions, so that late ones count; and some as padded prompts."""
     ids = tokenizer.encode_prompts(["\n".join(texts)], sys.maxsize, bucket=False).ids
     rows = [Prompts(ids[:, i : i + limit], [min(limit, ids.shape[1] - i)]) for i in range(0, ids.shape[1], limit)]
-    short = [text for text in texts if text.strip()][:PADDED]
-    return rows + [tokenizer.encode_prompts([text], limit) for text in short]
+    for text in [text for text in texts if text.strip()][:PADDED]:
+        with contextlib.suppress(TextTooLong):  # its windows count
+            rows.append(tokenizer.encode_prompts([text], limit))
+    return rows
 
 
 def describe(
