@@ -83,6 +83,7 @@ class DigitMatrix:
     def __init__(self, w: Tensor, bits: int) -> None:
         self.bits = bits
         self.rows, self.columns = w.shape
+        self.whole: Tensor | None = None
         # beyond 32 bits sums must be exact in int32: long rows are cut into blocks
         cut = bits > 32 and self.rows > _EXACT_K
         self.blocks = [DigitMatrix(w[k : k + _EXACT_K], bits) for k in range(0, self.rows, _EXACT_K)] if cut else []
@@ -92,12 +93,15 @@ class DigitMatrix:
         self._packed = torch.cat(split_digits(w, bits)[::-1]).t().contiguous().t()
         self._count = -(-bits // 8)
 
-    @functools.cached_property
-    def whole(self) -> Tensor:
-        """W itself (transposed beyond 32 bits), for products with few rows; made when the first one asks."""
+    def keep_whole(self) -> None:
+        """Keep W itself, too (transposed beyond 32 bits), for products with few rows: twice the memory."""
+        if self.whole is None:
+            self.whole = self._join()
+
+    def _join(self) -> Tensor:
         dtype = torch.int32 if self.bits <= 32 else torch.int64
         if self.blocks:
-            return torch.cat([block.whole for block in self.blocks], 1)  # only rings beyond 32 bits are cut
+            return torch.cat([block._join() for block in self.blocks], 1)  # only rings beyond 32 bits are cut
         w = torch.zeros((self.rows, self.columns), dtype=dtype)
         for s in range(self._count):
             w += self.block(s)[: self.rows].to(dtype) << (8 * s)
@@ -111,7 +115,7 @@ class DigitMatrix:
 def digits_matmul(x: Tensor, w: DigitMatrix) -> Tensor:
     """Exact x W over Z_2^bits: x [M, K] ring integers, W [K, N]; returns [M, N] in int32 or int64."""
     bits = w.bits
-    if x.shape[0] <= FEW:
+    if x.shape[0] <= FEW and w.whole is not None:
         if bits > 32:  # torch's 64-bit product of one row is twice as fast on the transposed matrix
             return torch.stack([torch.mv(w.whole, row) for row in x.to(torch.int64)])
         return x.to(torch.int32) @ w.whole

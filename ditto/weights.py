@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -15,6 +16,12 @@ from ditto.program import Wire
 from ditto.ring import pack, unpack
 
 Tensor = torch.Tensor
+WHOLE = 250_000_000  # weights: beyond, a second copy takes more memory than it is worth
+
+
+def keeps_whole(wires: dict[str, Wire]) -> bool:
+    """Is the model small enough to keep its matrices twice, as digits and whole?"""
+    return sum(math.prod(w.shape) for w in wires.values() if w.kind == "matrix") <= WHOLE
 
 
 def weight_mask(seed: bytes, wire: Wire) -> Tensor:
@@ -71,10 +78,12 @@ class PartyWeights:
 
     def warm(self, few: bool = False) -> None:
         """Split every weight into digits now, so that no job waits for it; `few`: for products with few rows, too."""
+        whole = few and keeps_whole(self.wires)
         for name, wire in self.wires.items():
             weight = self[name]
-            if few and wire.kind == "matrix":
-                _ = weight.share.whole, weight.masked.whole
+            if whole and wire.kind == "matrix":
+                weight.share.keep_whole()
+                weight.masked.keep_whole()
 
     def __getitem__(self, name: str) -> Any:
         wire = self.wires[name]

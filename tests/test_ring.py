@@ -61,6 +61,15 @@ def test_digit_product(bits: int, m: int, k: int, n: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("bits", RINGS)
+@pytest.mark.parametrize(("m", "k"), [(1, 300), (FEW, 9000), (FEW + 1, 20)])
+def test_product_with_the_whole_matrix(bits: int, m: int, k: int) -> None:
+    a, b = random_ring((m, k), bits, 5), random_ring((k, 7), bits, 6)
+    digits, whole = DigitMatrix(b, bits), DigitMatrix(b, bits)
+    whole.keep_whole()
+    assert torch.equal(signed(digits_matmul(a, digits), bits), signed(digits_matmul(a, whole), bits))
+
+
+@pytest.mark.parametrize("bits", RINGS)
 @pytest.mark.parametrize("k", [4097, 16384])
 def test_digit_product_of_long_rows(bits: int, k: int) -> None:
     a, b = torch.full((FEW + 1, k), -(2 ** (bits - 1)), dtype=carrier(bits)), random_ring((k, 3), bits, 7)

@@ -25,7 +25,7 @@ from ditto.runtime import DealerJob
 from ditto.service.files import write_secret
 from ditto.service.programs import check_id, check_name, generates, plan_of, program_for, weights_of
 from ditto.transport import CHUNK, Roles, caller, short
-from ditto.weights import DealerWeights
+from ditto.weights import DealerWeights, keeps_whole
 from ditto.wire import dealer_pb2, dealer_pb2_grpc
 
 log = structlog.get_logger()
@@ -209,11 +209,11 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
                 while len(self._weights) >= 2:
                     self._weights.popitem(last=False)
                 weights = self._weights[share_id] = DealerWeights(wires, _pair(self._model(share_id)[2]))
-                few = generates(self._model(share_id)[1])
+                few = generates(self._model(share_id)[1]) and keeps_whole(wires)
                 for name, wire in wires.items():
                     mask = weights[name]  # expanded now, not in the first job
                     if few and wire.kind == "matrix":
-                        _ = mask.whole
+                        mask.keep_whole()
             self._weights.move_to_end(share_id)
             return self._weights[share_id]
 
