@@ -81,6 +81,7 @@ def main(
     calibrate: Annotated[Path, typer.Option(help="A text like those of later use.")],
     preset: Annotated[str, typer.Option()] = "ditto",
     count: Annotated[int, typer.Option("--windows", help="How many of the text's windows; 0: all.")] = 0,
+    first: Annotated[int, typer.Option(help="The window to begin with: parts of a text can run side by side.")] = 0,
     mpc: Annotated[int, typer.Option(help="Windows under MPC, on real processes.")] = 20,
     narrow: Annotated[bool, typer.Option(help="Later tokens in narrower types, too.")] = False,
 ) -> None:
@@ -88,7 +89,7 @@ def main(
     loaded = load_checkpoint(checkpoint)
     context = int(loaded.config["max_position_embeddings"])
     pairs = BytePairs(checkpoint)
-    ids = pairs.encode(read_text(text)).long()
+    ids = pairs.encode(read_text(text)).long()[first * context :]
     if count:
         ids = ids[: count * context + 1]
     few = ids[: mpc * context + 1]
@@ -97,7 +98,8 @@ def main(
     spec = describe(loaded, "scored", prompts, preset, "secret")
     weights = encode_weights(spec, loaded.tensors)
     interpreter = Interpreter(spec, weights, context)
-    result: dict[str, Any] = {"preset": preset, "context": context, "windows": (len(ids) - 1) // context}
+    result: dict[str, Any] = {"preset": preset, "context": context, "first": first}
+    result["windows"] = (len(ids) - 1) // context
 
     def score(name: str, logits_fn: Any, on: Tensor = ids, batch: int = BATCH) -> None:
         began = time.perf_counter()
