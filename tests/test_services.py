@@ -186,6 +186,13 @@ def test_replayed_job(cluster: Cluster, config: ClientConfig, spec: dict[str, An
     call(config, "party0", close_job, tls=coordinator, role="coordinator")
     with pytest.raises(ReplayedJob, match=name):
         call(config, "party0", open_job, tls=coordinator, role="coordinator")
+    def dealt_job(channel: grpc.Channel) -> str:
+        return dealer_pb2_grpc.DealerStub(channel).Inventory(dealer_pb2.InventoryRequest(), timeout=5).job
+
+    until = time.monotonic() + 30  # the dealer learns of party 0's leaving when it gets round to it
+    while call(config, "dealer", dealt_job, tls=coordinator, role="coordinator"):
+        assert time.monotonic() < until
+        time.sleep(0.05)
     with pytest.raises(ReplayedJob, match=name):  # new to party 1, known to the dealer
         call(config, "party1", open_job, tls=coordinator, role="coordinator")
     request.job, request.fingerprint = secrets.token_hex(16), "0" * 32
