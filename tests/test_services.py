@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -39,8 +40,9 @@ from ditto.errors import (
 from ditto.models import Plan, compile_model, encode_inputs, random_model
 from ditto.models.importer import random_batch
 from ditto.program import Program
+from ditto.service import dealer_service
 from ditto.service.programs import program_for, to_message
-from ditto.transport import connect, from_rpc_error, open_channel
+from ditto.transport import connect, from_rpc_error, open_channel, short
 from ditto.wire import control_pb2, control_pb2_grpc, dealer_pb2, dealer_pb2_grpc, party_pb2, party_pb2_grpc
 
 SEQ = 16
@@ -170,10 +172,11 @@ def test_replayed_job(cluster: Cluster, config: ClientConfig, spec: dict[str, An
         "coordinator",
         lambda c: control_pb2_grpc.CoordinatorStub(c).GetModel(control_pb2.GetModelRequest(model="tiny")),
     )
-    fingerprint = program_for(model.spec_json, Plan(1, SEQ)).fingerprint
+    plan = Plan(64, SEQ)  # more correlations than fit on their way: the dealer is not done when party 0 leaves
+    fingerprint = program_for(model.spec_json, plan).fingerprint
     name = secrets.token_hex(16)
     request = party_pb2.OpenJobRequest(
-        job=name, model="tiny", share_id=model.share_id, plan=to_message(Plan(1, SEQ)), fingerprint=fingerprint
+        job=name, model="tiny", share_id=model.share_id, plan=to_message(plan), fingerprint=fingerprint
     )
 
     def open_job(channel: grpc.Channel) -> None:
@@ -186,11 +189,12 @@ def test_replayed_job(cluster: Cluster, config: ClientConfig, spec: dict[str, An
     call(config, "party0", close_job, tls=coordinator, role="coordinator")
     with pytest.raises(ReplayedJob, match=name):
         call(config, "party0", open_job, tls=coordinator, role="coordinator")
+
     def dealt_job(channel: grpc.Channel) -> str:
         return dealer_pb2_grpc.DealerStub(channel).Inventory(dealer_pb2.InventoryRequest(), timeout=5).job
 
     until = time.monotonic() + 30  # the dealer learns of party 0's leaving when it gets round to it
-    while call(config, "dealer", dealt_job, tls=coordinator, role="coordinator"):
+    while call(config, "dealer", dealt_job, tls=coordinator, role="coordinator") == short(name):
         assert time.monotonic() < until
         time.sleep(0.05)
     with pytest.raises(ReplayedJob, match=name):  # new to party 1, known to the dealer
@@ -198,6 +202,19 @@ def test_replayed_job(cluster: Cluster, config: ClientConfig, spec: dict[str, An
     request.job, request.fingerprint = secrets.token_hex(16), "0" * 32
     with pytest.raises(VersionMismatch):
         call(config, "party0", open_job, tls=coordinator, role="coordinator")
+
+
+def test_a_job_that_one_party_never_joined_is_dropped() -> None:
+    dropped: list[Any] = []
+    put = dropped.append
+    ages = {"old": dealer_service.PATIENCE + 1, "both": dealer_service.PATIENCE + 1, "new": 1.0}
+    jobs = {
+        name: SimpleNamespace(joined=({0, 1} if name == "both" else {0}), began=time.monotonic() - age, drop=put)
+        for name, age in ages.items()
+    }
+    service = SimpleNamespace(_lock=threading.Lock(), _jobs=jobs, _end=lambda job, outcome: dropped.append(outcome))
+    dealer_service.DealerService._drop_abandoned(service)  # type: ignore[arg-type]
+    assert list(jobs) == ["both", "new"] and dropped[0] == "aborted" and "never joined" in str(dropped[1])
 
 
 @pytest.mark.parametrize("wrong", ["shape", "ring", "length", "name"])

@@ -31,6 +31,7 @@ from ditto.weights import DealerWeights, keeps_whole
 from ditto.wire import dealer_pb2, dealer_pb2_grpc
 
 log = structlog.get_logger()
+PATIENCE = 120.0  # seconds that a party has to join a job after the other one
 PARTIES = frozenset({"party0", "party1"})
 ROLES: Roles = {"ModelSeed": PARTIES, "Correlations": PARTIES, "Inventory": frozenset({"coordinator"})}
 
@@ -283,6 +284,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
         spec = self._model(request.share_id)[1]
         plan = plan_of(request.plan)
         program_for(spec, plan, 0, request.fingerprint)
+        self._drop_abandoned()
         with self._lock:
             job = self._jobs.get(request.job)
             if job is None:
@@ -298,6 +300,16 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
                 raise UsageError("the parties opened one job with different sizes", peer="dealer")
             job.joined.add(party)
             return job
+
+    def _drop_abandoned(self) -> None:
+        """Jobs that one party has finished or left, and that the other never joined."""
+        with self._lock:
+            late = time.monotonic() - PATIENCE
+            names = [name for name, job in self._jobs.items() if len(job.joined) < 2 and job.began < late]
+            jobs = [self._jobs.pop(name) for name in names]
+        for job in jobs:
+            self._end(job, "aborted")
+            job.drop(ClusterError("the other party never joined the job", peer="dealer"))
 
     def close(self) -> None:
         with self._lock:
