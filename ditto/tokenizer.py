@@ -17,6 +17,7 @@ from ditto.errors import BadCheckpoint, EmptyText, TextTooLong, UsageError
 
 BUCKETS = (16, 32, 64, 128, 256, 512)
 END_OF_TEXT = "<|endoftext|>"
+BYTE_PAIRS = ("vocab.json", "merges.txt")
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -27,6 +28,18 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 _BYTES = _byte_alphabet()
+
+
+def byte_pairs(directory: Path) -> ByteLevelBPETokenizer:
+    """GPT-2's byte-level BPE, without special tokens. Raises BadCheckpoint naming the file that is missing or wrong."""
+    vocabulary, merges = (directory / name for name in BYTE_PAIRS)
+    for path in (vocabulary, merges):
+        if not path.is_file():
+            raise BadCheckpoint(f"{path}: no such file; GPT-2's tokenizer is {' and '.join(BYTE_PAIRS)}")
+    try:
+        return ByteLevelBPETokenizer(str(vocabulary), str(merges), add_prefix_space=False)
+    except Exception as error:  # the Rust library raises nothing narrower
+        raise BadCheckpoint(f"{directory}: {' and '.join(BYTE_PAIRS)} are not a byte-level BPE: {error}") from error
 
 
 @dataclass
@@ -70,12 +83,8 @@ class Tokenizer:
         if (directory / "vocab.txt").exists():
             words = BertWordPieceTokenizer(str(directory / "vocab.txt"))
             return cls(words._tokenizer)
-        vocabulary, merges = directory / "vocab.json", directory / "merges.txt"
-        if vocabulary.exists() and merges.exists():
-            try:
-                pieces = ByteLevelBPETokenizer(str(vocabulary), str(merges), add_prefix_space=False)
-            except Exception as error:  # the library raises nothing narrower
-                raise BadCheckpoint(f"{directory}: vocab.json with merges.txt: {error}") from error
+        if all((directory / name).exists() for name in BYTE_PAIRS):
+            pieces = byte_pairs(directory)
             if pieces.token_to_id(END_OF_TEXT) is not None:
                 pieces.add_special_tokens([END_OF_TEXT])  # one token also where it stands in a text
             return cls(pieces._tokenizer)

@@ -286,6 +286,9 @@ def test_from_a_checkpoint(words: Path, text: Path, tmp_path: Path) -> None:
     chunks = (BytePairs(words).encode(TEXT).numel() - 1) // 8
     assert done["steps"] == math.ceil(chunks / 2 / 8) == done["step"]
     assert load_checkpoint(tmp_path / "out").config["layer_norm_eps"] == 1e-4
+    ditto(*common, "--out", tmp_path / "quad", "--activation", "quad")
+    assert load_checkpoint(tmp_path / "quad").quad and not load_checkpoint(tmp_path / "out").quad
+    assert json.loads((tmp_path / "quad" / "config.json").read_text())["activation_function"] == "quad"
     ditto(*common, "--out", tmp_path / "from", code=2)  # never over what it starts from
     ditto(*common, "--out", tmp_path / "other", "--layers", 2, code=2)
     ditto(*common, "--out", tmp_path / "other", "--context", 9, code=2)

@@ -28,6 +28,11 @@ class Task(StrEnum):
     lm = "lm"
 
 
+class Activation(StrEnum):
+    gelu_new = "gelu_new"
+    quad = "quad"
+
+
 class Device(StrEnum):
     cpu = "cpu"
     cuda = "cuda"
@@ -49,6 +54,10 @@ def finetune(
     heads: Annotated[int | None, typer.Option(min=1, help="Heads of a new model.  [default: 6]")] = None,
     context: Annotated[
         int | None, typer.Option(min=1, help="Tokens in a chunk; a new model's positions.  [default: 128, or all]")
+    ] = None,
+    activation: Annotated[
+        Activation | None,
+        typer.Option(help="quad: what ditto-icml24 computes in the place of GELU.  [default: the checkpoint's]"),
     ] = None,
     epochs: Annotated[float | None, typer.Option(min=1e-6, help="Passes over the text.  [default: 1]")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps, instead of epochs.")] = None,
@@ -86,6 +95,8 @@ def finetune(
         torch.set_num_threads(threads)
     words = BytePairs(from_dir or tokenizer or Path())
     tensors, config = _start(words, from_dir, (layers or 4, hidden or 192, heads or 6, context or 128), seed)
+    if activation is not None:
+        config = config | {"activation": activation.value}
     length = context or config["max_position_embeddings"]
     given = {"train": train, "valid": valid} | ({"test": test} if test else {})
     texts = {name: _tokens(words, path, length, f"--{name}", quiet=json) for name, path in given.items()}

@@ -42,9 +42,9 @@ def import_(
     from ditto.models import import_model, load_checkpoint
     from ditto.presets import preset_of
 
-    if preset_of(preset).distilled:
-        note(f"preset {preset} replaces functions: its answers mean something only for a model distilled with them")
-    checkpoint = load_checkpoint(dir)
+    chosen, checkpoint = preset_of(preset), load_checkpoint(dir)
+    if chosen.distilled and not (chosen.quad and checkpoint.quad):
+        note(f"preset {preset} replaces functions: its answers mean something only for a model trained with them")
     if not json:
         note(f"{dir}: {checkpoint.architecture}; calibrating on {len(texts)} texts")
     spec, weights = import_model(checkpoint, known, texts, preset=preset, embeddings=embeddings.value)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from ditto.errors import BadCheckpoint, UnsupportedArchitecture
 from ditto.tokenizer import Tokenizer
 
+QUAD = "quad"  # the name of MPCFormer's replacement for GELU in a checkpoint's configuration; no other library has it
 ARCHITECTURES = ("BertModel", "BertForSequenceClassification", "GPT2LMHeadModel")
 LAYER = {
     "attention.self.query": ("hidden", "hidden"),
@@ -36,6 +37,11 @@ class Checkpoint:
     config: dict[str, Any]
     tensors: dict[str, torch.Tensor]
     directory: Path | None = None
+
+    @property
+    def quad(self) -> bool:
+        """Was it trained with Quad in the place of GELU?"""
+        return self.config.get("activation") == QUAD
 
     @property
     def causal(self) -> bool:
@@ -95,14 +101,15 @@ def _expected_gpt2(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 def _gpt2_config(config: dict[str, Any]) -> dict[str, Any]:
     """GPT-2's own names for the sizes, as BERT calls them. Raises UnsupportedArchitecture for variants."""
+    activation = config.get("activation_function", "gelu_new")
     plain = (
-        config.get("activation_function", "gelu_new") in ("gelu_new", "gelu_pytorch_tanh")
+        activation in ("gelu_new", "gelu_pytorch_tanh", QUAD)
         and config.get("scale_attn_weights", True)
         and not config.get("scale_attn_by_inverse_layer_idx", False)
         and config.get("tie_word_embeddings", True)
     )
     if not plain:
-        raise UnsupportedArchitecture("only GPT-2 with tanh-GELU, scaled attention and tied embeddings is supported")
+        raise UnsupportedArchitecture("only GPT-2 with tanh-GELU or Quad, scaled attention and tied embeddings")
     names = {
         "hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
         "vocab_size": "vocab_size", "max_position_embeddings": "n_positions",
@@ -111,6 +118,7 @@ def _gpt2_config(config: dict[str, Any]) -> dict[str, Any]:
     return sizes | {
         "intermediate_size": config.get("n_inner") or 4 * config["n_embd"],
         "layer_norm_eps": config.get("layer_norm_epsilon", 1e-5),
+        "activation": QUAD if activation == QUAD else "gelu_new",
     }
 
 

@@ -34,7 +34,7 @@ def gpt2_config(config: dict[str, Any], end: int | None) -> dict[str, Any]:
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
-        "activation_function": "gelu_new",
+        "activation_function": config.get("activation", "gelu_new"),
         "vocab_size": config["vocab_size"],
         "n_positions": config["max_position_embeddings"],
         "n_ctx": config["max_position_embeddings"],

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ditto.models.bert_float import Observe, silent
+from ditto.models.checkpoint import QUAD
 
 Tensor = torch.Tensor
 
@@ -17,6 +18,16 @@ Tensor = torch.Tensor
 def same(x: Tensor) -> Tensor:
     """Change nothing."""
     return x
+
+
+def tanh_gelu(x: Tensor) -> Tensor:
+    """GPT-2's GELU."""
+    return F.gelu(x, approximate="tanh")
+
+
+def quad(x: Tensor) -> Tensor:
+    """0.125 x^2 + 0.25 x + 0.5, in the place of GELU (MPCFormer, section 3.1)."""
+    return ((x + 1) ** 2 + 3) / 8
 
 
 def forward(
@@ -32,6 +43,7 @@ def forward(
     layer L stands for the last LayerNorm. `rounded` is what every input of a linear layer goes through.
     """
     eps, heads = config["layer_norm_eps"], config["num_attention_heads"]
+    activation = quad if config.get("activation") == QUAD else tanh_gelu
     batch, n = ids.shape
     future = torch.ones(n, n, dtype=torch.bool, device=ids.device).triu(1)
 
@@ -61,7 +73,7 @@ def forward(
         x = x + y
         h = dense(norm(x, f"{at}.ln_2", i), f"{at}.mlp.c_fc")
         observe(i, "gelu", h)
-        y = dense(F.gelu(h, approximate="tanh"), f"{at}.mlp.c_proj")
+        y = dense(activation(h), f"{at}.mlp.c_proj")
         observe(i, "mlp", y)
         x = x + y
     return norm(x, "ln_f", config["num_hidden_layers"])

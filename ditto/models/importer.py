@@ -33,7 +33,7 @@ SHAPES = {  # layers, hidden, heads, inner
 PADDED = 16  # texts that a causal model is also calibrated on with their padding
 KEPT = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size", "layer_norm_eps",
-    "max_position_embeddings", "type_vocab_size", "id2label",
+    "max_position_embeddings", "type_vocab_size", "id2label", "activation",
 )  # fmt: skip
 
 
@@ -71,6 +71,8 @@ def describe(
     chosen = preset_of(preset)
     if embeddings not in ("secret", "public"):
         raise UsageError(f"embeddings {embeddings!r}: secret or public")
+    if checkpoint.quad and not chosen.quad:
+        raise UsageError(f"this checkpoint was trained with Quad in the place of GELU, which preset {preset} has not")
     config, tensors = checkpoint.config, checkpoint.tensors
     if checkpoint.causal:
         _ = chosen.causal

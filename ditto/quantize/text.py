@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import json
 import zlib
 from pathlib import Path
 
 import torch
-from tokenizers.implementations.byte_level_bpe import ByteLevelBPETokenizer
 
-from ditto.errors import BadCheckpoint, EmptyText, UsageError
+from ditto.errors import EmptyText, UsageError
 from ditto.quantize.perplexity import windows
+from ditto.tokenizer import byte_pairs
 
-FILES = ("vocab.json", "merges.txt")
 LINES = 4096
 
 
@@ -23,16 +21,8 @@ class BytePairs:
 
     def __init__(self, directory: Path) -> None:
         """Raises BadCheckpoint naming the file that is missing or wrong."""
-        paths = [directory / name for name in FILES]
-        for path in paths:
-            if not path.is_file():
-                raise BadCheckpoint(f"{path}: no such file; GPT-2's tokenizer is vocab.json and merges.txt")
-        try:
-            ids = json.loads(paths[0].read_text(encoding="utf-8")).values()
-            self.size = max(ids) + 1
-            self._backend = ByteLevelBPETokenizer(str(paths[0]), str(paths[1]))
-        except Exception as error:  # the Rust library raises bare Exceptions
-            raise BadCheckpoint(f"{directory}: vocab.json and merges.txt are not a byte-level BPE: {error}") from error
+        self._backend = byte_pairs(directory)
+        self.size = max(self._backend.get_vocab().values(), default=-1) + 1
         self.directory = directory
 
     def encode(self, text: str) -> torch.Tensor:
