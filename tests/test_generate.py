@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from ditto.cli import app
 from ditto.cli.generate import interruptible
 from ditto.cluster import Cluster, _free_ports, home
 from ditto.models import Checkpoint, load_checkpoint
-from ditto.models.checkpoint import expected
+from ditto.models.export import save_gpt2
 from ditto.models.gpt2_float import continue_texts
+from ditto.quantize.finetune import new_config, new_weights
 from ditto.sampling import Sampler
 from ditto.tokenizer import Tokenizer
 
@@ -25,17 +25,7 @@ pytestmark = pytest.mark.slow
 
 ALPHABET = [chr(c) for c in range(33, 127)] + ["Ġ", "Ċ"]
 WORDS = [*ALPHABET, "<|endoftext|>"]
-CONFIG: dict[str, Any] = {
-    "architectures": ["GPT2LMHeadModel"],
-    "activation_function": "gelu_new",
-    "n_embd": 64,
-    "n_layer": 1,
-    "n_head": 2,
-    "n_positions": 48,
-    "vocab_size": len(WORDS),
-    "layer_norm_epsilon": 1e-5,
-}
-SIZES = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 1, "vocab_size": len(WORDS)}
+CONFIG = new_config(len(WORDS), layers=1, hidden=64, heads=2, context=48)
 PROMPTS = ("hello", "a somewhat longer prompt")
 
 
@@ -49,18 +39,10 @@ def run(*args: str, code: int = 0) -> tuple[Any, str]:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small GPT-2 with random weights, large enough that its logits are apart."""
     path = tmp_path_factory.mktemp("gpt2")
-    generator = torch.Generator().manual_seed(3)
-    tensors = {}
-    sizes = SIZES | {"max_position_embeddings": CONFIG["n_positions"]}
-    for name, shape in expected(sizes, "GPT2LMHeadModel").items():
-        if "ln_" in name:
-            tensors[f"transformer.{name}"] = torch.full(shape, 1.0 if name.endswith("weight") else 0.0)
-        else:
-            tensors[f"transformer.{name}"] = 0.2 * torch.randn(shape, generator=generator)
-    save_file(tensors, path / "model.safetensors")
-    (path / "config.json").write_text(json.dumps(CONFIG))
     (path / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(WORDS)}))
     (path / "merges.txt").write_text("#version: 0.2\n")
+    weights = {name: w if "ln_" in name else 10 * w for name, w in new_weights(CONFIG, 3).items()}
+    save_gpt2(path, CONFIG, weights, path)
     (path / "texts.txt").write_text("hello there, this is some text.\nand 1 more: (a) {b} c\nWHO? Me & you = us!\n")
     return path
 
@@ -140,14 +122,10 @@ def test_the_servers_choose(shared: str) -> None:
 def test_the_text_ends(shared: str, checkpoint: Path, tmp_path: Path) -> None:
     """A model whose likeliest token is the end of text says so at once, and the job ends as done."""
     endless = tmp_path / "ends"
-    endless.mkdir()
-    for name in ("config.json", "merges.txt", "vocab.json"):
-        (endless / name).write_bytes((checkpoint / name).read_bytes())
-    loaded = load_checkpoint(checkpoint)
-    tensors = {f"transformer.{name}": w.clone() for name, w in loaded.tensors.items()}
-    tensors["transformer.ln_f.weight"] *= 0.05  # what is left of the hidden state does not matter
-    tensors["transformer.ln_f.bias"] = tensors["transformer.wte.weight"][-1].clone()
-    save_file(tensors, endless / "model.safetensors")
+    tensors = load_checkpoint(checkpoint).tensors
+    tensors["ln_f.weight"] *= 0.05  # what is left of the hidden state does not matter
+    tensors["ln_f.bias"] = tensors["wte.weight"][-1].clone()
+    save_gpt2(endless, CONFIG, tensors, checkpoint)
     run("model", "import", str(endless), "--calibrate", str(checkpoint / "texts.txt"), "--name", "ends")
     run("model", "share", "ends")
     answer, _ = run("generate", "--model", "ends", "--prompt", "hello", "--max-new-tokens", "8", "--exact-length")
