@@ -1,9 +1,11 @@
-"""Ring matrix products through int8 digits, with a measured choice of engine.
+"""Exact products over Z_2^l with a right-hand matrix that is prepared once, by the kernel that is fastest here.
 
-x in Z_2^l is written in balanced base 256, x = sum_a x_a 256^a with x_a in [-128, 127]; then
-x w = sum_s 256^s sum_{a+b=s} x_a w_b, and only s < l/8 matters. The digit pairs of equal weight are
-concatenated along K, so a product takes l/8 int8 products. `torch._int_mm` accumulates in int32: for
-l <= 32 its wrap-around is harmless; for l > 32 the sums are kept exact by blocks of K.
+Every kernel is exact, so that processes may choose differently:
+- `int8`: x = sum_a x_a 256^a with balanced digits x_a in [-128, 127], and x w = sum_s 256^s sum_{a+b=s} x_a w_b, of
+  which only s < l/8 matters. For processors with int8 dot products (VNNI, AMX).
+- `float64`: the same in base 2^22 or less, where a sum of products stays below 2^53. For wide rings elsewhere.
+- `integer`: torch's own integer product, which wraps with its carrier as the ring does.
+Digit pairs of equal weight are concatenated along K, so that a product takes one call for each digit of the result.
 """
 
 from __future__ import annotations
@@ -11,123 +13,177 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
 Tensor = torch.Tensor
-FEW = 4  # rows up to which a product is a matter of reading the matrix once: 4 bytes a weight instead of 10
-_EXACT_K = 8192  # 8 digit pairs * 8192 * 2^14 = 2^30 < 2^31: int32 sums stay exact
+FEW = 4  # rows up to which a product is a matter of reading the matrix once, which whole integers serve best
 
 
-def split_digits(x: Tensor, bits: int) -> list[Tensor]:
-    """Balanced base-256 digits of x, least significant first: ceil(bits/8) int8 tensors of x's shape."""
+def split_digits(x: Tensor, bits: int, base: int = 8) -> list[Tensor]:
+    """Balanced base-2^base digits of x, least significant first: ceil(bits/base) tensors of x's shape.
+
+    In int8 for base 8, else in int32; each in [-2^(base-1), 2^(base-1)).
+    """
     digits = []
-    for _ in range(-(-bits // 8)):
-        low = x.to(torch.int8)
+    for _ in range(-(-bits // base)):
+        low = x.to(torch.int8) if base == 8 else ((x.to(torch.int64) << (64 - base)) >> (64 - base)).to(torch.int32)
         digits.append(low)
         if x.element_size() == 1:
             break
-        # x - low is a multiple of 256; the arithmetic shift keeps it exact modulo the ring
-        x = (x - low.to(x.dtype)) >> 8
+        # x - low is a multiple of the base; the arithmetic shift keeps it exact modulo the ring
+        x = (x - low.to(x.dtype)) >> base
     return digits
 
 
-def _int_mm(a: Tensor, b: Tensor) -> Tensor:
-    product: Tensor = torch._int_mm(a, b)
+def _int8_product(x: Tensor, w: Tensor) -> Tensor:
+    product: Tensor = torch._int_mm(x, w)
     return product
 
 
-def _float_mm(a: Tensor, b: Tensor) -> Tensor:
-    """int8 product by float64 (exact: |sum| < 2^53), wrapped to int32 as the int8 kernels do."""
-    return torch.matmul(a.double(), b.double()).to(torch.int64).to(torch.int32)
+def _float64_product(x: Tensor, w: Tensor) -> Tensor:
+    return torch.matmul(x.double(), w.double()).to(torch.int64)
 
 
-def _long_mm(a: Tensor, b: Tensor) -> Tensor:
-    return torch.matmul(a.to(torch.int32), b.to(torch.int32))
+@dataclass(frozen=True)
+class Digits:
+    """How a kernel takes numbers apart: bits of a digit, the product of digits, and the largest K that is exact."""
+
+    base: int
+    count: int
+    product: Callable[[Tensor, Tensor], Tensor]
+    longest: int
 
 
-ENGINES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"int8": _int_mm, "float64": _float_mm, "int32": _long_mm}
+def _digits(kernel: str, bits: int) -> Digits:
+    if kernel == "int8":
+        # int32 sums: up to 32 bits their wrap-around is harmless; beyond, 8 digit pairs * 8192 * 2^14 = 2^30 < 2^31
+        return Digits(8, -(-bits // 8), _int8_product, 8192 if bits > 32 else 1 << 40)
+    count = -(-bits // 22)
+    base = -(-bits // count)
+    # pairs of full digits in the longest sum; of 64 bits the top digit has 20: 2^42 + 2 * 2^40 is less than 2 * 2^42
+    pairs = 2 if bits == 64 else count
+    return Digits(base, count, _float64_product, (1 << (53 - 2 * (base - 1))) // pairs)
+
+
+def carrier_class(bits: int) -> int:
+    """16, 32 or 64: rings that share a carrier share the choice of a kernel."""
+    return 16 if bits <= 16 else 32 if bits <= 32 else 64
+
+
+def _accumulator(bits: int) -> torch.dtype:
+    return torch.int32 if bits <= 32 else torch.int64
 
 
 @functools.cache
-def engine() -> str:
-    """Pick the fastest engine that is exact on this machine (kernels without VNNI may saturate)."""
-    a = torch.full((64, 1024), -128, dtype=torch.int8)
-    a[::3] = 127
-    b = torch.full((1024, 256), -128, dtype=torch.int8)
-    b[:, ::2] = 127
-    reference = torch.matmul(a.to(torch.int64), b.to(torch.int64)).to(torch.int32)
-    best, best_seconds = "int32", float("inf")
-    for name, product in ENGINES.items():
+def kernel_of(size: int) -> str:
+    """The fastest kernel that is exact on this machine, for rings of a carrier class: 16, 32 or 64.
+
+    Kernels are timed once in a process, on a product of 32 x 512 by 512 x 128. Those that this build of torch lacks, or
+    that saturate (int8 without VNNI on some processors), are passed over.
+    """
+    generator = torch.Generator().manual_seed(0)  # operands of a timing: no secret
+    x, w = (torch.randint(-(2**62), 2**62, shape, generator=generator) for shape in ((32, 512), (512, 128)))
+    # the extremes: the ring's own, and what is extreme in base 256, where kernels without exact sums saturate
+    x[0], w[:, 0] = -(1 << (size - 1)), -(1 << (size - 1))
+    x[1], w[:, 1] = -0x7F7F7F7F7F7F7F80, 0x7F7F7F7F7F7F7F7F
+    x[2], w[:, 2] = 0x7F7F7F7F7F7F7F7F, -0x7F7F7F7F7F7F7F80
+    want = torch.matmul(x, w) << (64 - size)
+    best, best_seconds = "integer", float("inf")
+    for name in ("integer", "float64", "int8"):
+        matrix = RingMatrix(w, size, name)
         try:
-            if not torch.equal(product(a, b), reference):
+            if not torch.equal(matrix.product(x).to(torch.int64) << (64 - size), want):
                 continue
         except RuntimeError:  # not built for this processor
             continue
         seconds = []
         for _ in range(3):
             start = time.perf_counter()
-            product(a, b)
+            matrix.product(x)
             seconds.append(time.perf_counter() - start)
         if min(seconds) < best_seconds:
             best, best_seconds = name, min(seconds)
     return best
 
 
-class DigitMatrix:
-    """A right-hand matrix W [K, N] over Z_2^bits, split into digits once.
+class RingMatrix:
+    """A right-hand matrix W [K, N] over Z_2^bits in the form that a kernel reads fastest.
 
-    Stored [w_top; ...; w_1; w_0] along K, so that the digits needed for weight s are one slice of rows.
+    For digits: [w_top; ...; w_1; w_0] stacked along K, so that the digits of weight s are one slice of rows; K beyond
+    what sums exactly is cut into blocks. Everything is stored column-major (W^T contiguous).
     """
 
-    def __init__(self, w: Tensor, bits: int) -> None:
-        self.bits = bits
+    def __init__(self, w: Tensor, bits: int, kernel: str | None = None) -> None:
+        self.bits, self.kernel = bits, kernel or kernel_of(carrier_class(bits))
         self.rows, self.columns = w.shape
-        self.whole: Tensor | None = None
-        # beyond 32 bits sums must be exact in int32: long rows are cut into blocks
-        cut = bits > 32 and self.rows > _EXACT_K
-        self.blocks = [DigitMatrix(w[k : k + _EXACT_K], bits) for k in range(0, self.rows, _EXACT_K)] if cut else []
-        if cut:
+        self._whole: Tensor | None = None
+        self._blocks: list[Tensor] = []
+        if self.kernel == "integer":
+            self._whole = _transposed(w.to(integer_carrier(bits)))
             return
-        # column-major storage (W^T contiguous): the layout that the int8 kernels read fastest
-        self._packed = torch.cat(split_digits(w, bits)[::-1]).t().contiguous().t()
-        self._count = -(-bits // 8)
+        self._digits = digits = _digits(self.kernel, bits)
+        for k in range(0, self.rows, digits.longest):
+            parts = split_digits(w[k : k + digits.longest], bits, digits.base)
+            self._blocks.append(_transposed(torch.cat(parts[::-1])))
 
     def keep_whole(self) -> None:
-        """Keep W itself, too (transposed beyond 32 bits), for products with few rows: twice the memory."""
-        if self.whole is None:
-            self.whole = self._join()
+        """Keep W itself beside its digits, for products with few rows: 4 or 8 more bytes a weight."""
+        if self._whole is None:
+            self._whole = _transposed(self._join())
 
     def _join(self) -> Tensor:
-        dtype = torch.int32 if self.bits <= 32 else torch.int64
-        if self.blocks:
-            return torch.cat([block._join() for block in self.blocks], 1)  # only rings beyond 32 bits are cut
-        w = torch.zeros((self.rows, self.columns), dtype=dtype)
-        for s in range(self._count):
-            w += self.block(s)[: self.rows].to(dtype) << (8 * s)
-        return w if self.bits <= 32 else w.t().contiguous()
+        digits, dtype, blocks = self._digits, _accumulator(self.bits), []
+        for packed in self._blocks:
+            rows = packed.shape[0] // digits.count
+            w = torch.zeros((rows, self.columns), dtype=dtype)
+            for s in range(digits.count):
+                w += packed[(digits.count - 1 - s) * rows :][:rows].to(dtype) << (digits.base * s)
+            blocks.append(w)
+        return torch.cat(blocks)
 
-    def block(self, s: int) -> Tensor:
-        """Digits s, s-1, ..., 0 stacked along K."""
-        return self._packed[(self._count - 1 - s) * self.rows :]
+    def product(self, x: Tensor) -> Tensor:
+        """Exact x W for x [M, K] ring integers: [M, N] in an integer type of at least `bits` bits."""
+        whole = self._whole
+        if whole is not None and (self.kernel == "integer" or x.shape[0] <= FEW):
+            x = x.to(whole.dtype)
+            if self.bits > 32 and x.shape[0] <= FEW:  # torch's 64-bit product is faster row by row
+                return torch.stack([torch.mv(whole.t(), row) for row in x])
+            return x @ whole
+        digits, dtype = self._digits, _accumulator(self.bits)
+        out = torch.zeros((x.shape[0], self.columns), dtype=dtype)
+        for at, packed in enumerate(self._blocks):
+            rows = packed.shape[0] // digits.count
+            start = at * digits.longest
+            stacked = torch.cat(split_digits(x[:, start : start + rows], self.bits, digits.base), dim=1)
+            for s in range(digits.count):
+                part = digits.product(stacked[:, : (s + 1) * rows], packed[(digits.count - 1 - s) * rows :])
+                out += part.to(dtype) << (digits.base * s)
+        return out
 
 
-def digits_matmul(x: Tensor, w: DigitMatrix) -> Tensor:
-    """Exact x W over Z_2^bits: x [M, K] ring integers, W [K, N]; returns [M, N] in int32 or int64."""
-    bits = w.bits
-    if x.shape[0] <= FEW and w.whole is not None:
-        if bits > 32:  # torch's 64-bit product of one row is twice as fast on the transposed matrix
-            return torch.stack([torch.mv(w.whole, row) for row in x.to(torch.int64)])
-        return x.to(torch.int32) @ w.whole
-    product = ENGINES[engine()]
-    if w.blocks:
-        parts = [digits_matmul(x[:, k * _EXACT_K :][:, : block.rows], block) for k, block in enumerate(w.blocks)]
-        return torch.stack(parts).sum(0)
-    digits = split_digits(x, bits)
-    accumulator = torch.int32 if bits <= 32 else torch.int64
-    stacked = torch.cat(digits, dim=1)
-    out = torch.zeros((x.shape[0], w.columns), dtype=accumulator)
-    for s in range(len(digits)):
-        part = product(stacked[:, : (s + 1) * w.rows], w.block(s))
-        out += part.to(accumulator) << (8 * s)
-    return out
+def _transposed(w: Tensor) -> Tensor:
+    """The same matrix with W^T contiguous."""
+    return w.t().contiguous().t()
+
+
+def integer_carrier(bits: int) -> torch.dtype:
+    """The integers in which torch multiplies elements of Z_2^bits."""
+    return torch.int16 if bits <= 16 else _accumulator(bits)
+
+
+def batched_product(a: Tensor, b: Tensor, bits: int) -> Tensor:
+    """Exact a b over Z_2^bits for activations, a [..., M, K] by b [..., K, N]: nothing is prepared."""
+    if bits > 32 and kernel_of(64) == "float64":
+        digits, k = _digits("float64", bits), a.shape[-1]
+        if k <= digits.longest:
+            left = torch.cat(split_digits(a, bits, digits.base), -1).double()
+            right = torch.cat(split_digits(b, bits, digits.base)[::-1], -2).double()
+            out = torch.matmul(left[..., :k], right[..., (digits.count - 1) * k :, :]).to(torch.int64)
+            for s in range(1, digits.count):
+                part = torch.matmul(left[..., : (s + 1) * k], right[..., (digits.count - 1 - s) * k :, :])
+                out += part.to(torch.int64) << (digits.base * s)
+            return out
+    dtype = integer_carrier(bits)
+    return torch.matmul(a.to(dtype), b.to(dtype))

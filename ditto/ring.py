@@ -11,19 +11,17 @@ import math
 
 import torch
 
-from ditto.matmul import digits_matmul, split_digits
+from ditto.matmul import batched_product
 
 Tensor = torch.Tensor
 
 __all__ = [
     "carrier",
     "cast",
-    "digits_matmul",
     "matmul",
     "pack",
     "shift_right",
     "signed",
-    "split_digits",
     "unpack",
     "unsigned",
     "wire_bytes",
@@ -111,7 +109,6 @@ def unpack(data: bytes | bytearray | memoryview, bits: int, shape: tuple[int, ..
 def matmul(a: Tensor, b: Tensor, bits: int) -> Tensor:
     """Exact batched product over Z_2^bits, a [..., M, K] by b [..., K, N].
 
-    For activations (small, batched): torch's integer kernels, which wrap modulo the carrier.
+    For activations: nothing is prepared ahead.
     """
-    dtype = torch.int32 if bits <= 32 else torch.int64
-    return torch.matmul(a.to(dtype), b.to(dtype)).to(carrier(bits))
+    return batched_product(a, b, bits).to(carrier(bits))

@@ -9,7 +9,7 @@ import torch
 
 from ditto.channel import Channel
 from ditto.errors import BadShare
-from ditto.matmul import DigitMatrix
+from ditto.matmul import RingMatrix
 from ditto.ops import Masked, WeightShare
 from ditto.prg import Prg, derive
 from ditto.program import Wire
@@ -42,7 +42,7 @@ class DealerWeights:
             return None
         if name not in self._cache:
             mask = weight_mask(self._seeds[0], wire) + weight_mask(self._seeds[1], wire)
-            self._cache[name] = DigitMatrix(mask, wire.ring) if wire.kind == "matrix" else mask
+            self._cache[name] = RingMatrix(mask, wire.ring) if wire.kind == "matrix" else mask
         return self._cache[name]
 
 
@@ -97,6 +97,6 @@ class PartyWeights:
                     self._cache[name] = Masked(opened, mask)
                 else:
                     share = opened - mask if self.party == 0 else -mask
-                    self._cache[name] = WeightShare(DigitMatrix(share, wire.ring), DigitMatrix(opened, wire.ring))
+                    self._cache[name] = WeightShare(RingMatrix(share, wire.ring), RingMatrix(opened, wire.ring))
                     del self._masked[name]  # the digits hold it from here on
         return self._cache[name]

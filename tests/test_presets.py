@@ -160,4 +160,4 @@ def test_import_says_what_needs_distillation(
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["preset"] == name
-    assert ("distilled" in result.stderr) == PRESETS[name].distilled
+    assert (f"preset {name} replaces functions" in result.stderr) == PRESETS[name].distilled

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ditto.matmul import DigitMatrix, digits_matmul
+from ditto.matmul import RingMatrix
 from ditto.ops.base import Cost, Dealer, Op, Party, Shape, Tensor, need, packed_bytes, register
 from ditto.ops.product import broadcast
 from ditto.ring import carrier, cast, matmul, signed
@@ -15,11 +15,11 @@ from ditto.ring import carrier, cast, matmul, signed
 class WeightShare:
     """One party's view of a weight W under a fixed mask B: F = W + B is public to both parties.
 
-    `share` is d_i F - [B]_i, an additive share of W (d_0 = 1, d_1 = 0); `masked` is F. Both split once.
+    `share` is d_i F - [B]_i, an additive share of W (d_0 = 1, d_1 = 0); `masked` is F. Both prepared once.
     """
 
-    share: DigitMatrix
-    masked: DigitMatrix
+    share: RingMatrix
+    masked: RingMatrix
 
 
 @register
@@ -40,21 +40,21 @@ class MatmulWeight(Op):
     bits: int
 
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
-        w = x[1] if isinstance(x[1], DigitMatrix) else DigitMatrix(cast(x[1], self.bits), self.bits)
-        return (signed(digits_matmul(cast(x[0], self.bits), w), self.bits),)
+        w = x[1] if isinstance(x[1], RingMatrix) else RingMatrix(cast(x[1], self.bits), self.bits)
+        return (signed(w.product(cast(x[0], self.bits)), self.bits),)
 
     def deal(self, d: Dealer, *masks: Any) -> tuple[Tensor | None, ...]:
-        d.share(digits_matmul(cast(need(masks[0]), self.bits), masks[1]), self.bits)
+        d.share(masks[1].product(cast(need(masks[0]), self.bits)), self.bits)
         return (None,)
 
     def prepare(self, p: Party, *masks: Any) -> Any:
         weight: WeightShare = masks[1]
         c = p.dealt((self.rows, self.columns), self.bits)
-        return digits_matmul(cast(masks[0], self.bits), weight.masked) - c
+        return weight.masked.product(cast(masks[0], self.bits)) - c
 
     def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
         weight: WeightShare = x[1]
-        y = digits_matmul(cast(x[0].value, self.bits), weight.share) - k
+        y = weight.share.product(cast(x[0].value, self.bits)) - k
         return (y.to(carrier(self.bits)),)
 
     def cost(self) -> Cost:
