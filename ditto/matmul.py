@@ -19,6 +19,7 @@ import torch
 
 Tensor = torch.Tensor
 FEW = 4  # rows up to which a product is a matter of reading the matrix once, which whole integers serve best
+COLUMNS = 1024  # converted to float64 at a time: a vocabulary's 50,257 would take a gigabyte
 
 
 def split_digits(x: Tensor, bits: int, base: int = 8) -> list[Tensor]:
@@ -43,7 +44,9 @@ def _int8_product(x: Tensor, w: Tensor) -> Tensor:
 
 
 def _float64_product(x: Tensor, w: Tensor) -> Tensor:
-    return torch.matmul(x.double(), w.double()).to(torch.int64)
+    x = x.double()
+    parts = [torch.matmul(x, w[:, at : at + COLUMNS].double()).to(torch.int64) for at in range(0, w.shape[1], COLUMNS)]
+    return torch.cat(parts, 1)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ WHOLE = 250_000_000  # weights: beyond, a second copy takes more memory than it 
 
 
 def keeps_whole(wires: dict[str, Wire]) -> bool:
-    """Is the model small enough to keep its matrices twice, as digits and whole?"""
+    """Is the model small enough to keep its matrices twice, where they are digits?"""
     return sum(math.prod(w.shape) for w in wires.values() if w.kind == "matrix") <= WHOLE
 
 
@@ -77,7 +77,7 @@ class PartyWeights:
         self._masked = dict(masked)
 
     def warm(self, few: bool = False) -> None:
-        """Split every weight into digits now, so that no job waits for it; `few`: for products with few rows, too."""
+        """Prepare every weight for products now, so that no job waits for it; `few`: of few rows, too."""
         whole = few and keeps_whole(self.wires)
         for name, wire in self.wires.items():
             weight = self[name]
@@ -98,5 +98,5 @@ class PartyWeights:
                 else:
                     share = opened - mask if self.party == 0 else -mask
                     self._cache[name] = WeightShare(RingMatrix(share, wire.ring), RingMatrix(opened, wire.ring))
-                    del self._masked[name]  # the digits hold it from here on
+                    del self._masked[name]  # what was prepared holds it from here on
         return self._cache[name]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ditto.fixedpoint import decode, encode
-from ditto.matmul import FEW, RingMatrix, carrier_class, kernel_of
+from ditto.matmul import COLUMNS, FEW, RingMatrix, carrier_class, kernel_of
 from ditto.prg import Prg, derive, new_seed
 from ditto.ring import carrier, matmul, pack, shift_right, signed, unpack, unsigned, wire_bytes
 
@@ -115,6 +115,11 @@ def test_product_of_long_rows(kernel: str, bits: int, k: int) -> None:
         a[row % len(a)] = near_extreme(k, base)
         b[:, row % 3] = near_extreme(k, base)
         assert remainders(RingMatrix(b, bits, kernel).product(a), bits) == by_python(a, b, bits)
+
+
+def test_product_with_many_columns() -> None:
+    a, b = random_ring((FEW + 1, 40), 64, 1), random_ring((40, 2 * COLUMNS + 3), 64, 2)
+    assert torch.equal(RingMatrix(b, 64, "float64").product(a), a @ b)
 
 
 @pytest.mark.parametrize("bits", RINGS)
