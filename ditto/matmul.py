@@ -134,17 +134,27 @@ class RingMatrix:
     def keep_whole(self) -> None:
         """Keep W itself beside its digits, for products with few rows: 4 or 8 more bytes a weight."""
         if self._whole is None:
-            self._whole = _transposed(self._join())
+            self._whole = _transposed(self.take(torch.arange(self.rows)))
 
-    def _join(self) -> Tensor:
-        digits, dtype, blocks = self._digits, _accumulator(self.bits), []
-        for packed in self._blocks:
-            rows = packed.shape[0] // digits.count
-            w = torch.zeros((rows, self.columns), dtype=dtype)
+    def take(self, rows: Tensor) -> Tensor:
+        """The rows of W at these places: [n, N] integers."""
+        if self._whole is not None:
+            return self._whole[rows]
+        digits, dtype = self._digits, _accumulator(self.bits)
+        w = torch.zeros((len(rows), self.columns), dtype=dtype)
+        for at, packed in enumerate(self._blocks):
+            height, (here,) = packed.shape[0] // digits.count, (rows // digits.longest == at).nonzero(as_tuple=True)
             for s in range(digits.count):
-                w += packed[(digits.count - 1 - s) * rows :][:rows].to(dtype) << (digits.base * s)
-            blocks.append(w)
-        return torch.cat(blocks)
+                part = packed[(digits.count - 1 - s) * height + rows[here] % digits.longest]
+                w[here] += part.to(dtype) << (digits.base * s)
+        return w
+
+    def sparse_product(self, x: Tensor) -> Tensor:
+        """`product` for x [M, K] that is nearly all zeros, such as one-hot rows: reads the rows of W that count."""
+        at, rows = x.nonzero(as_tuple=True)
+        w = self.take(rows)
+        terms = w * x[at, rows].to(w.dtype)[:, None]
+        return torch.zeros((x.shape[0], self.columns), dtype=w.dtype).index_add_(0, at, terms)
 
     def product(self, x: Tensor) -> Tensor:
         """Exact x W for x [M, K] ring integers: [M, N] in an integer type of at least `bits` bits."""

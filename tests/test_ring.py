@@ -117,6 +117,16 @@ def test_product_of_long_rows(kernel: str, bits: int, k: int) -> None:
         assert remainders(RingMatrix(b, bits, kernel).product(a), bits) == by_python(a, b, bits)
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("bits", RINGS)
+def test_sparse_product(kernel: str, bits: int) -> None:
+    """Rows of no, one and two entries, both ends of W among them."""
+    a, b = torch.zeros((4, 9000), dtype=carrier(bits)), random_ring((9000, 7), bits, 6)
+    a[1, 0], a[2, 8999], a[3, 0], a[3, 8200] = 1, -3, 1, -(2 ** (bits - 1))
+    got = RingMatrix(b, bits, kernel).sparse_product(a)
+    assert torch.equal(signed(got, bits), signed(torch.matmul(a.long(), b.long()), bits))
+
+
 def test_product_with_many_columns() -> None:
     a, b = random_ring((FEW + 1, 40), 64, 1), random_ring((40, 2 * COLUMNS + 3), 64, 2)
     assert torch.equal(RingMatrix(b, 64, "float64").product(a), a @ b)
