@@ -4,7 +4,8 @@
 
 CHECKPOINT is a directory as `ditto finetune` writes it; texts may end in .gz. Windows of the model's context, no
 overlap; `--windows 0` takes the whole text. `--narrow` also scores with later tokens in narrower types (a prompt of a
-quarter of a window, the rest token by token), on as many windows as `--mpc` says. Prints JSON.
+quarter of a window, the rest token by token), on as many windows as `--mpc` says. Prints JSON. Parts of a text
+(`--first`, `--windows`) join as the mean of their logarithms, weighted by windows.
 """
 
 from __future__ import annotations
@@ -84,6 +85,7 @@ def main(
     first: Annotated[int, typer.Option(help="The window to begin with: parts of a text can run side by side.")] = 0,
     mpc: Annotated[int, typer.Option(help="Windows under MPC, on real processes.")] = 20,
     narrow: Annotated[bool, typer.Option(help="Later tokens in narrower types, too.")] = False,
+    floats: Annotated[bool, typer.Option(help="fp32 and PTQ, too: the same for every preset.")] = True,
 ) -> None:
     """Print the perplexities as JSON."""
     loaded = load_checkpoint(checkpoint)
@@ -106,8 +108,9 @@ def main(
         result[name] = perplexity(logits_fn, on, context, batch)
         note(f"{name}: {result[name]:.4f} ({time.perf_counter() - began:.0f} s)")
 
-    score("fp32", lambda x: in_floats(loaded, x))
-    score("ptq", lambda x: in_floats(loaded, x, (8, 12)))
+    if floats:
+        score("fp32", lambda x: in_floats(loaded, x))
+        score("ptq", lambda x: in_floats(loaded, x, (8, 12)))
     score("interpreter", interpreter.whole)
     if mpc:
         result["mpc_windows"] = mpc
