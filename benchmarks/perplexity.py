@@ -21,6 +21,7 @@ import typer
 from ditto.cli.common import note
 from ditto.client import Client
 from ditto.cluster import embedded
+from ditto.memory import tune_memory
 from ditto.models import Plan, compile_stage, load_checkpoint
 from ditto.models.checkpoint import Checkpoint
 from ditto.models.gpt2_client import decode_logits, encode_prompts, encode_tokens
@@ -88,6 +89,7 @@ def main(
     floats: Annotated[bool, typer.Option(help="fp32 and PTQ, too: the same for every preset.")] = True,
 ) -> None:
     """Print the perplexities as JSON."""
+    tune_memory()
     loaded = load_checkpoint(checkpoint)
     context = int(loaded.config["max_position_embeddings"])
     pairs = BytePairs(checkpoint)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 
 from ditto.matmul import batched_product
@@ -82,28 +83,34 @@ def pack(x: Tensor, bits: int) -> bytes:
     x = x.to(carrier(bits)).contiguous()
     if bits % 8 and bits < 64:
         x = x & ((1 << bits) - 1)
-    raw = x.reshape(-1).view(torch.uint8)
-    if x.element_size() != size:
-        raw = raw.view(-1, x.element_size())[:, :size].contiguous()
-    return raw.numpy().tobytes()
+    whole = x.reshape(-1).numpy()
+    width, n = x.element_size(), whole.size
+    if width == size or n == 0:
+        return whole.tobytes()
+    # Carriers written `size` bytes apart, in order: each covers the spare bytes of the one before it. Several times
+    # faster than picking bytes.
+    out = np.empty(n * size + width, dtype=np.uint8)
+    np.ndarray((n,), dtype=whole.dtype, buffer=out.data, strides=(size,))[...] = whole
+    return out[: n * size].tobytes()
 
 
 def unpack(data: bytes | bytearray | memoryview, bits: int, shape: tuple[int, ...]) -> Tensor:
-    """Inverse of `pack`. Raises ValueError when the length does not fit the shape."""
+    """Inverse of `pack`, but for bits above a ring's own. Raises ValueError when the length does not fit the shape."""
     n = math.prod(shape)
     size = -(-bits // 8)
     if len(data) != n * size:
         raise ValueError(f"{len(data)} bytes for shape {tuple(shape)} over {bits} bits: expected {n * size}")
     dtype = carrier(bits)
-    if n == 0:
-        return torch.zeros(shape, dtype=dtype)
-    raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     width = dtype.itemsize
-    if width != size:
-        wide = torch.zeros((n, width), dtype=torch.uint8)
-        wide[:, :size] = raw.view(n, size)
-        raw = wide.view(-1)
-    return raw.view(dtype).reshape(shape)
+    if n == 0 or width == size:
+        return torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape) if n else torch.zeros(shape, dtype=dtype)
+    # Carriers read `size` bytes apart: each takes spare bytes from the next one. The last ones would read past the end.
+    out = np.empty(n, dtype=f"<i{width}")
+    most = max(n - width, 0)
+    out[:most] = np.ndarray((most,), dtype=out.dtype, buffer=data, strides=(size,))
+    rest = bytes(data[most * size :]) + bytes(width)
+    out[most:] = np.ndarray((n - most,), dtype=out.dtype, buffer=rest, strides=(size,))
+    return torch.from_numpy(out).reshape(shape)
 
 
 def matmul(a: Tensor, b: Tensor, bits: int) -> Tensor:

@@ -86,9 +86,11 @@ def finetune(
         raise UsageError("give one of --epochs and --steps")
     import torch
 
+    from ditto.memory import tune_memory
     from ditto.quantize import finetune as training
     from ditto.quantize.text import BytePairs
 
+    tune_memory()
     if device is Device.cuda and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch finds no GPU here")
     if threads:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
 import logging
 import os
 import re
@@ -22,22 +20,11 @@ from prometheus_client import CollectorRegistry
 
 from ditto.config import CoordinatorConfig, DealerConfig, PartyConfig, load_config
 from ditto.errors import DittoError
+from ditto.memory import tune_memory
 from ditto.metrics import Metrics, serve
 from ditto.transport import build_server, short
 
 C = TypeVar("C", PartyConfig, DealerConfig, CoordinatorConfig)
-
-
-def tune_memory() -> None:
-    """glibc: one heap for all threads, and freed tensors stay in it for the next ones.
-
-    Otherwise every RPC thread keeps a heap of its own, and each large tensor is mapped and zeroed anew.
-    """
-    arena_max, mmap_threshold, trim_threshold = -8, -3, -1
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        for option, value in ((arena_max, 1), (mmap_threshold, 32 << 20), (trim_threshold, 256 << 20)):
-            libc.mallopt(option, value)
 
 
 class Service(Protocol):
