@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 Tensor = torch.Tensor
 FEW = 4  # rows up to which a product is a matter of reading the matrix once, which whole integers serve best
-COLUMNS = 1024  # converted to float64 at a time: a vocabulary's 50,257 would take a gigabyte
+COLUMNS = 1024  # of a result in float64 digits at a time
 
 
 def split_digits(x: Tensor, bits: int, base: int = 8) -> list[Tensor]:
@@ -38,36 +37,33 @@ def split_digits(x: Tensor, bits: int, base: int = 8) -> list[Tensor]:
     return digits
 
 
-def _int8_product(x: Tensor, w: Tensor) -> Tensor:
-    product: Tensor = torch._int_mm(x, w)
-    return product
-
-
-def _float64_product(x: Tensor, w: Tensor) -> Tensor:
-    x = x.double()
-    parts = [torch.matmul(x, w[:, at : at + COLUMNS].double()).to(torch.int64) for at in range(0, w.shape[1], COLUMNS)]
-    return torch.cat(parts, 1)
-
-
 @dataclass(frozen=True)
 class Digits:
-    """How a kernel takes numbers apart: bits of a digit, the product of digits, and the largest K that is exact."""
+    """How a kernel takes numbers apart: `count` digits of `base` bits in `dtype`; sums of `longest` terms are exact.
+
+    Results are made for `columns` columns at a time, so that what is converted and shifted stays in cache.
+    """
 
     base: int
     count: int
-    product: Callable[[Tensor, Tensor], Tensor]
+    dtype: torch.dtype
     longest: int
+    columns: int
+
+    def product(self, x: Tensor, w: Tensor) -> Tensor:
+        """x w of digits in `dtype`, as integers: int32 of int8, else int64."""
+        return torch._int_mm(x, w) if self.dtype == torch.int8 else torch.matmul(x, w).to(torch.int64)
 
 
 def _digits(kernel: str, bits: int) -> Digits:
     if kernel == "int8":
         # int32 sums: up to 32 bits their wrap-around is harmless; beyond, 8 digit pairs * 8192 * 2^14 = 2^30 < 2^31
-        return Digits(8, -(-bits // 8), _int8_product, 8192 if bits > 32 else 1 << 40)
+        return Digits(8, -(-bits // 8), torch.int8, 8192 if bits > 32 else 1 << 40, 1 << 40)
     count = -(-bits // 22)
     base = -(-bits // count)
     # pairs of full digits in the longest sum; of 64 bits the top digit has 20: 2^42 + 2 * 2^40 is less than 2 * 2^42
     pairs = 2 if bits == 64 else count
-    return Digits(base, count, _float64_product, (1 << (53 - 2 * (base - 1))) // pairs)
+    return Digits(base, count, torch.float64, (1 << (53 - 2 * (base - 1))) // pairs, COLUMNS)
 
 
 def carrier_class(bits: int) -> int:
@@ -167,12 +163,14 @@ class RingMatrix:
         digits, dtype = self._digits, _accumulator(self.bits)
         out = torch.zeros((x.shape[0], self.columns), dtype=dtype)
         for at, packed in enumerate(self._blocks):
-            rows = packed.shape[0] // digits.count
-            start = at * digits.longest
-            stacked = torch.cat(split_digits(x[:, start : start + rows], self.bits, digits.base), dim=1)
-            for s in range(digits.count):
-                part = digits.product(stacked[:, : (s + 1) * rows], packed[(digits.count - 1 - s) * rows :])
-                out += part.to(dtype) << (digits.base * s)
+            rows, start = packed.shape[0] // digits.count, at * digits.longest
+            left = torch.cat(split_digits(x[:, start : start + rows], self.bits, digits.base), 1).to(digits.dtype)
+            for column in range(0, self.columns, digits.columns):
+                columns = slice(column, column + digits.columns)
+                right, total = packed[:, columns].to(digits.dtype), out[:, columns]
+                for s in range(digits.count):
+                    part = digits.product(left[:, : (s + 1) * rows], right[(digits.count - 1 - s) * rows :])
+                    total += part.to(dtype) << (digits.base * s)
         return out
 
 
@@ -188,15 +186,14 @@ def integer_carrier(bits: int) -> torch.dtype:
 
 def batched_product(a: Tensor, b: Tensor, bits: int) -> Tensor:
     """Exact a b over Z_2^bits for activations, a [..., M, K] by b [..., K, N]: nothing is prepared."""
-    if bits > 32 and kernel_of(64) == "float64":
-        digits, k = _digits("float64", bits), a.shape[-1]
-        if k <= digits.longest:
-            left = torch.cat(split_digits(a, bits, digits.base), -1).double()
-            right = torch.cat(split_digits(b, bits, digits.base)[::-1], -2).double()
-            out = torch.matmul(left[..., :k], right[..., (digits.count - 1) * k :, :]).to(torch.int64)
-            for s in range(1, digits.count):
-                part = torch.matmul(left[..., : (s + 1) * k], right[..., (digits.count - 1 - s) * k :, :])
-                out += part.to(torch.int64) << (digits.base * s)
-            return out
-    dtype = integer_carrier(bits)
-    return torch.matmul(a.to(dtype), b.to(dtype))
+    digits, k = _digits("float64", bits), a.shape[-1]
+    if bits <= 32 or kernel_of(64) != "float64" or k > digits.longest:
+        dtype = integer_carrier(bits)
+        return torch.matmul(a.to(dtype), b.to(dtype))
+    left = torch.cat(split_digits(a, bits, digits.base), -1).double()
+    right = torch.cat(split_digits(b, bits, digits.base)[::-1], -2).double()
+    out = torch.zeros((), dtype=torch.int64)
+    for s in range(digits.count):
+        part = digits.product(left[..., : (s + 1) * k], right[..., (digits.count - 1 - s) * k :, :])
+        out = out + (part << (digits.base * s))
+    return out
