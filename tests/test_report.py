@@ -293,6 +293,8 @@ def test_bench_model_writes_its_report(tmp_path: Path) -> None:
     costs = json.loads(result.stdout)
     assert costs["texts"] == len(costs["output"]) == 3
     assert costs["max_abs_error"] < 0.05
+    assert costs["kernels"].keys() == {"16 bits", "32 bits", "64 bits"}
+    assert set(costs["kernels"].values()) <= {"integer", "float64", "int8"}
     for party, counted in enumerate(costs["traffic"].values()):
         assert counted["sent"]["payload"] == costs["online"]["bytes_sent"][party]
         assert counted["from_dealer"]["payload"] == costs["offline"]["bytes_to_party"][party]

@@ -51,6 +51,7 @@ def model(
 ) -> None:
     """One job of a shape on five processes: the fields of `infer --json`, or of `generate --json`."""
     from ditto.client import Client
+    from ditto.matmul import kernel_of
     from ditto.models import plain_float, random_model
     from ditto.models.importer import random_batch
 
@@ -85,6 +86,8 @@ def model(
     documents += [document(run, spec, emulated.name, checked=check) for run in runs]
     documents.sort(key=lambda summary: float(summary["online"]["seconds"]))
     summary = documents[(len(documents) - 1) // 2] | {"threads": threads, "peak_rss_bytes": memory}
+    # the servers run on this processor, too, and measure for themselves; under load a choice may differ
+    summary["kernels"] = {f"{size} bits": kernel_of(size) for size in (16, 32, 64)}
     summary["repeats"] = [{phase: row[phase]["seconds"] for phase in ("online", "offline")} for row in documents]
     if json:
         emit(summary)
@@ -119,4 +122,5 @@ def _show(summary: dict[str, Any], memory: dict[str, int | None]) -> None:
     if "max_abs_error" in summary:
         out.print(f"largest difference to the plaintext computation: {summary['max_abs_error']:.4f}")
     texts = f"{summary['texts']} random sentence(s) of {summary['seq']} tokens"
-    out.print(f"\n{texts}, network {summary['network']}; peak memory: {peaks}")
+    kernels = ", ".join(f"{kernel} ({ring})" for ring, kernel in summary["kernels"].items())
+    out.print(f"\n{texts}, network {summary['network']}; products: {kernels}; peak memory: {peaks}")
