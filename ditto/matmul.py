@@ -187,7 +187,8 @@ def integer_carrier(bits: int) -> torch.dtype:
 def batched_product(a: Tensor, b: Tensor, bits: int) -> Tensor:
     """Exact a b over Z_2^bits for activations, a [..., M, K] by b [..., K, N]: nothing is prepared."""
     digits, k = _digits("float64", bits), a.shape[-1]
-    if bits <= 32 or kernel_of(64) != "float64" or k > digits.longest:
+    few = a.shape[-2] <= FEW  # then taking b apart takes longer than the product
+    if bits <= 32 or few or kernel_of(64) != "float64" or k > digits.longest:
         dtype = integer_carrier(bits)
         return torch.matmul(a.to(dtype), b.to(dtype))
     left = torch.cat(split_digits(a, bits, digits.base), -1).double()

@@ -87,6 +87,7 @@ class DealerJob:
         self._first, self._carried = first, {} if carried is None else carried
         self._dealt = False
 
+    @torch.inference_mode()
     def deal(self) -> Iterator[tuple[int, bytes]]:
         """Yield (party, correlation bytes)."""
         if self._dealt:
@@ -235,6 +236,7 @@ class PartyJob:
             raise ReuseError(f"job {self.job}: {phase} of layer {layer} out of order (each layer once)")
         self._next[phase] += 1
 
+    @torch.inference_mode()  # a tenth less overhead of small operations
     def prepare(self, layer: int) -> None:
         """Offline: take this layer's correlations and do the work that no input enters."""
         self._enter("prepare", layer)
@@ -266,6 +268,7 @@ class PartyJob:
             return weight.mask if isinstance(weight, Masked) else weight
         return self._masks.get(name)
 
+    @torch.inference_mode()
     def run(self, layer: int) -> None:
         """Online: this layer's openings and local work."""
         self._enter("run", layer)

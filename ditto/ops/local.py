@@ -20,10 +20,11 @@ class Add(Op):
     shifts: tuple[int, ...]
 
     def _sum(self, x: tuple[Tensor, ...]) -> Tensor:
-        total = cast(x[0], self.bits) << self.shifts[0]
-        for a, shift in zip(x[1:], self.shifts[1:], strict=True):
-            total = total + (cast(a, self.bits) << shift)
-        return total
+        first, *rest = (
+            cast(a, self.bits) << shift if shift else cast(a, self.bits)
+            for a, shift in zip(x, self.shifts, strict=True)
+        )
+        return sum(rest, first)
 
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         return (signed(self._sum(x), self.bits),)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -13,6 +13,29 @@ from ditto.ops.base import Cost, Dealer, Op, Party, Shape, Tensor, need, packed_
 from ditto.ring import carrier, cast, signed, unsigned
 
 CHUNK = 1 << 13  # elements at a time: the rank-wide temporaries stay in cache
+
+# Tables are shared by the layers and stages of a program, each of which has operations of its own.
+
+
+def _waves(n: int, count: int) -> tuple[Tensor, Tensor]:
+    """cos and sin of w_k x, k = 1 to `count`, for every x in Z_2^n: [2^n, count] each."""
+    x = torch.arange(1 << n, dtype=torch.float64)
+    k = torch.arange(1, count + 1, dtype=torch.float64)
+    angle = torch.outer(x, k) % (1 << n) * (2 * math.pi / (1 << n))
+    return angle.cos(), angle.sin()
+
+
+@lru_cache(maxsize=64)
+def _public_waves(n: int, cos: tuple[float, ...], sin: tuple[float, ...], frac: int, bits: int) -> Tensor:
+    c, s = _waves(n, len(cos))
+    a, b = (torch.tensor(v, dtype=torch.float64) for v in (cos, sin))
+    u = torch.cat([a * c + b * s, a * s - b * c], dim=1)
+    return torch.floor(u * 2.0**frac + 0.5).to(carrier(bits))
+
+
+@lru_cache(maxsize=64)
+def _private_waves(n: int, count: int, frac: int, bits: int) -> Tensor:
+    return torch.floor(torch.cat(_waves(n, count), dim=1) * 2.0**frac + 0.5).to(carrier(bits))
 
 
 @register
@@ -36,26 +59,15 @@ class Harmonic(Op):
     cos: tuple[float, ...]
     sin: tuple[float, ...]
 
-    @cached_property
-    def _waves(self) -> tuple[Tensor, Tensor]:
-        """cos and sin of w_k x for every x in Z_2^n: [2^n, H] each."""
-        x = torch.arange(1 << self.n, dtype=torch.float64)
-        k = torch.arange(1, len(self.cos) + 1, dtype=torch.float64)
-        angle = torch.outer(x, k) % (1 << self.n) * (2 * math.pi / (1 << self.n))
-        return angle.cos(), angle.sin()
-
-    @cached_property
+    @property
     def _public(self) -> Tensor:
         """u(m): [2^n, 2H] ring integers with fu fraction bits."""
-        c, s = self._waves
-        a, b = (torch.tensor(v, dtype=torch.float64) for v in (self.cos, self.sin))
-        u = torch.cat([a * c + b * s, a * s - b * c], dim=1)
-        return torch.floor(u * 2.0**self.fu + 0.5).to(carrier(self.bits))
+        return _public_waves(self.n, self.cos, self.sin, self.fu, self.bits)
 
-    @cached_property
+    @property
     def _private(self) -> Tensor:
         """v(r): [2^n, 2H] ring integers with fv fraction bits."""
-        return torch.floor(torch.cat(self._waves, dim=1) * 2.0**self.fv + 0.5).to(carrier(self.bits))
+        return _private_waves(self.n, len(self.cos), self.fv, self.bits)
 
     @property
     def _constant(self) -> int:
@@ -64,7 +76,7 @@ class Harmonic(Op):
     @cached_property
     def table(self) -> Tensor:
         """g on Z_2^n, exact to half a unit: int64 [2^n]."""
-        c, s = self._waves
+        c, s = _waves(self.n, len(self.cos))
         a, b = (torch.tensor(v, dtype=torch.float64) for v in (self.cos, self.sin))
         return torch.floor((c @ a + s @ b + self.c0) * 2.0 ** (self.fu + self.fv) + 0.5).to(torch.int64)
 
@@ -192,10 +204,12 @@ class Exponential(Op):
         r = unsigned(need(masks[0]), self.n).reshape(-1)
         low, high = r & ((1 << self.low) - 1), r >> self.low
         i = torch.arange(self.entries)
-        # G rotated by every r_high once, then one row picked for each element
-        rotated = self._window[(i[None, :] - i[:, None]) % self.entries]
+        if len(r) > self.entries:  # G rotated by every r_high once, then one row picked for each element
+            rotated = self._window[(i[None, :] - i[:, None]) % self.entries][high]
+        else:
+            rotated = self._window[(i[None, :] - high[:, None]) % self.entries]
         shrink = (-low.to(torch.float64) / 2.0**self.frac).exp() * 2.0**self.fv
-        d.share(torch.floor(rotated[high] * shrink[:, None] + 0.5).to(carrier(self.bits)), self.bits)
+        d.share(torch.floor(rotated * shrink[:, None] + 0.5).to(carrier(self.bits)), self.bits)
         return (None,)
 
     def prepare(self, p: Party, *masks: Tensor | None) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,6 +13,12 @@ from ditto.ops.base import Cost, Dealer, Op, Party, Shape, Tensor, need, packed_
 from ditto.ring import carrier, signed, unsigned
 
 CHUNK = 1 << 19  # entries at a time, so that temporaries stay in cache
+
+
+@lru_cache(maxsize=256)
+def ring_table(table: tuple[int, ...], bits: int) -> Tensor:
+    """Public integers as elements of Z_2^bits; one tensor for all layers and stages that use the same."""
+    return torch.tensor(table, dtype=torch.int64).to(carrier(bits))
 
 
 @register
@@ -28,20 +35,20 @@ class Lookup(Op):
     bits: int
     table: tuple[int, ...]
 
+    @property
     def _table(self) -> Tensor:
-        return torch.tensor(self.table, dtype=torch.int64).to(carrier(self.bits))
+        return ring_table(self.table, self.bits)
 
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
-        return (signed(self._table()[unsigned(x[0], self.n)], self.bits),)
+        return (signed(self._table[unsigned(x[0], self.n)], self.bits),)
 
     def deal(self, d: Dealer, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
         r = unsigned(need(masks[0]), self.n).reshape(-1)
         i = torch.arange(1 << self.n)
-        rotations = self._table()[(i[None, :] - i[:, None]) % (1 << self.n)] if self.n <= 10 else None
-        if rotations is not None:
-            d.share(rotations[r], self.bits)
+        if len(r) > len(i):  # every rotation once, then one picked for each element
+            d.share(self._table[(i[None, :] - i[:, None]) % len(i)][r], self.bits)
         else:
-            d.share(self._table()[(i[None, :] - r[:, None]) % (1 << self.n)], self.bits)
+            d.share(self._table[(i[None, :] - r[:, None]) % len(i)], self.bits)
         return (None,)
 
     def prepare(self, p: Party, *masks: Tensor | None) -> Any:
@@ -73,8 +80,9 @@ class OneHot(Op):
         return (signed(hot, self.bits),)
 
     def deal(self, d: Dealer, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
-        eye = torch.eye(1 << self.n, dtype=carrier(self.bits))
-        d.share(eye[unsigned(need(masks[0]), self.n).reshape(-1)], self.bits)
+        r = unsigned(need(masks[0]), self.n).reshape(-1, 1)
+        hot = torch.zeros((len(r), 1 << self.n), dtype=carrier(self.bits))
+        d.share(hot.scatter_(1, r, 1), self.bits)
         return (None,)
 
     def prepare(self, p: Party, *masks: Tensor | None) -> Any:
@@ -106,10 +114,13 @@ class Combine(Op):
     bits: int
     table: tuple[int, ...]
 
+    @property
+    def _weights(self) -> Tensor:
+        return ring_table(self.table, self.bits)
+
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
-        weights = torch.tensor(self.table, dtype=torch.int64).to(carrier(self.bits)).to(torch.int64)
-        return (signed((x[0] * weights).sum(-1), self.bits),)
+        return (signed((x[0] * self._weights.to(torch.int64)).sum(-1), self.bits),)
 
     def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
-        weights = torch.tensor(self.table, dtype=torch.int64).to(carrier(self.bits))
+        weights = self._weights
         return ((x[0].to(weights.dtype) * weights).sum(-1, dtype=weights.dtype),)
