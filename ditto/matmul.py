@@ -159,8 +159,8 @@ class RingMatrix:
         if whole is not None and (self.kernel == "integer" or x.shape[0] <= FEW):
             x = x.to(whole.dtype)
             if self.bits > 32 and x.shape[0] <= FEW:  # numpy's loop over 64-bit integers is three times torch's
-                rows = [np.einsum("nk,k->n", whole.t().numpy(), row) for row in x.numpy()]
-                return torch.from_numpy(np.stack(rows))
+                products = [np.einsum("nk,k->n", whole.t().numpy(), row) for row in x.numpy()]
+                return torch.from_numpy(np.stack(products))
             return x @ whole
         digits, dtype = self._digits, _accumulator(self.bits)
         out = torch.zeros((x.shape[0], self.columns), dtype=dtype)
