@@ -19,6 +19,7 @@ import torch
 
 Tensor = torch.Tensor
 FEW = 4  # rows up to which a product is a matter of reading the matrix once, which whole integers serve best
+SPARSE = 100  # elements for each that is not zero, from which a plain product picks rows
 COLUMNS = 1024  # of a result in float64 digits at a time
 
 
@@ -128,10 +129,11 @@ class RingMatrix:
             parts = split_digits(w[k : k + digits.longest], bits, digits.base)
             self._blocks.append(_transposed(torch.cat(parts[::-1])))
 
-    def keep_whole(self) -> None:
+    def keep_whole(self) -> Tensor:
         """Keep W itself beside its digits, for products with few rows: 4 or 8 more bytes a weight."""
         if self._whole is None:
             self._whole = _transposed(self.take(torch.arange(self.rows)))
+        return self._whole
 
     def take(self, rows: Tensor) -> Tensor:
         """The rows of W at these places: [n, N] integers."""
@@ -146,12 +148,23 @@ class RingMatrix:
                 w[here] += part.to(dtype) << (digits.base * s)
         return w
 
-    def sparse_product(self, x: Tensor) -> Tensor:
-        """`product` for x [M, K] that is nearly all zeros, such as one-hot rows: reads the rows of W that count."""
-        at, rows = x.nonzero(as_tuple=True)
-        w = self.take(rows)
-        terms = w * x[at, rows].to(w.dtype)[:, None]
-        return torch.zeros((x.shape[0], self.columns), dtype=w.dtype).index_add_(0, at, terms)
+    def plain_product(self, x: Tensor) -> Tensor:
+        """`product` for signed x in the clear, which may be one-hot rows, and is rarely as large as its ring."""
+        if int(x.count_nonzero()) * SPARSE < x.numel():
+            at, rows = x.nonzero(as_tuple=True)
+            terms = self.take(rows)
+            terms = terms * x[at, rows].to(terms.dtype)[:, None]
+            return torch.zeros((x.shape[0], self.columns), dtype=terms.dtype).index_add_(0, at, terms)
+        if self.bits > 32 and self._largest * float(x.abs().max()) * self.rows <= 2.0**53:
+            left, parts = x.double(), self.keep_whole().split(COLUMNS, 1)  # type: ignore[no-untyped-call]
+            return torch.cat([torch.matmul(left, part.double()).to(torch.int64) for part in parts], 1)
+        return self.product(x)
+
+    @functools.cached_property
+    def _largest(self) -> float:
+        """The largest |w|."""
+        spare = 64 - self.bits
+        return float(((self.take(torch.arange(self.rows)).to(torch.int64) << spare) >> spare).double().abs().max())
 
     def product(self, x: Tensor) -> Tensor:
         """Exact x W for x [M, K] ring integers: [M, N] in an integer type of at least `bits` bits."""

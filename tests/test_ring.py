@@ -120,12 +120,19 @@ def test_product_of_long_rows(kernel: str, bits: int, k: int) -> None:
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("bits", RINGS)
-def test_sparse_product(kernel: str, bits: int) -> None:
-    """Rows of no, one and two entries, both ends of W among them."""
-    a, b = torch.zeros((4, 9000), dtype=carrier(bits)), random_ring((9000, 7), bits, 6)
-    a[1, 0], a[2, 8999], a[3, 0], a[3, 8200] = 1, -3, 1, -(2 ** (bits - 1))
-    got = RingMatrix(b, bits, kernel).sparse_product(a)
-    assert torch.equal(signed(got, bits), signed(torch.matmul(a.long(), b.long()), bits))
+def test_plain_product(kernel: str, bits: int) -> None:
+    """Rows of no, one and two entries; numbers that are small for their ring, and such that just are not."""
+    sparse, b = torch.zeros((4, 9000), dtype=torch.int64), random_ring((9000, 7), bits, 6)
+    sparse[1, 0], sparse[2, 8999], sparse[3, 0], sparse[3, 8200] = 1, -3, 1, -(2 ** (bits - 1))
+    cases = [(sparse, b)]
+    for size in (bits // 2 - 5, bits // 2 - 4, 25, 27):
+        size = min(max(size, 1), bits - 1)
+        edge = torch.full((6, 64), 2**size - 1)
+        edge[::2] *= -1
+        cases.append((edge, edge.t().contiguous().to(carrier(bits))))
+    for x, w in cases:
+        got = RingMatrix(w, bits, kernel).plain_product(x)
+        assert torch.equal(signed(got, bits), signed(torch.matmul(x, signed(w, bits)), bits))
 
 
 def test_product_with_many_columns() -> None:

@@ -10,8 +10,6 @@ from ditto.ops.base import Cost, Dealer, Op, Party, Shape, Tensor, need, packed_
 from ditto.ops.product import broadcast
 from ditto.ring import carrier, cast, matmul, signed
 
-SPARSE = 100  # elements for each that is not zero, from which a plain product picks rows
-
 
 @dataclass
 class WeightShare:
@@ -43,9 +41,7 @@ class MatmulWeight(Op):
 
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         w = x[1] if isinstance(x[1], RingMatrix) else RingMatrix(cast(x[1], self.bits), self.bits)
-        a = cast(x[0], self.bits)
-        sparse = int(a.count_nonzero()) * SPARSE < a.numel()  # one-hot rows of a vocabulary: never so under a mask
-        return (signed(w.sparse_product(a) if sparse else w.product(a), self.bits),)
+        return (signed(w.plain_product(signed(x[0], self.bits)), self.bits),)
 
     def deal(self, d: Dealer, *masks: Any) -> tuple[Tensor | None, ...]:
         d.share(masks[1].product(cast(need(masks[0]), self.bits)), self.bits)
