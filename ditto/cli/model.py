@@ -73,7 +73,8 @@ def share(
         emit({key: spec[key] for key in COLUMNS} | {"weights": elements, "shared": True})
     else:
         out.print(f"shared {name}: {elements:,} weights in {len(weights)} tensors")
-        out.print(f'next: ditto infer --model {name} --text "…"')
+        ask = "generate --prompt" if spec["architecture"] == "GPT2LMHeadModel" else "infer --text"
+        out.print(f'next: ditto {ask} "…" --model {name}')
 
 
 @app.command("list")
