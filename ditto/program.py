@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from ditto.errors import RangeError
 from ditto.ops import (
@@ -85,6 +86,19 @@ class Program:
     def cost(self, layer: int | None = None) -> Cost:
         """What the program states that it costs, in all or for one layer."""
         return sum((s.op.cost() for s in self.steps if layer in (None, s.layer)), Cost())
+
+    @cached_property
+    def seeded(self) -> tuple[int, ...]:
+        """The party that expands its dealt shares from a seed, at each step: whose link from the dealer carried more.
+
+        The other one receives the step's bytes, so that both links carry half to within one operation.
+        """
+        parties, carried = [], [0, 0]
+        for step in self.steps:
+            party = int(carried[1] > carried[0])
+            parties.append(party)
+            carried[1 - party] += step.op.cost().dealer
+        return tuple(parties)
 
     def last_use(self) -> dict[str, int]:
         """Index of the last step that reads each wire."""

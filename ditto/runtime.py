@@ -29,11 +29,6 @@ class Source(Protocol):
     def take(self, nbytes: int) -> bytes | bytearray | memoryview: ...
 
 
-def seeded_party(index: int) -> int:
-    """Which party expands its dealt shares from a seed at a step: alternating, so both dealer links carry half."""
-    return index % 2
-
-
 def step_prg(seed: bytes, job: str, index: int) -> Prg:
     """Randomness of one (job, operation index)."""
     return Prg(derive(seed, "step", job, index))
@@ -43,9 +38,9 @@ def step_prg(seed: bytes, job: str, index: int) -> Prg:
 
 
 class _DealerContext:
-    def __init__(self, seeds: tuple[bytes, bytes], job: str, index: int) -> None:
+    def __init__(self, seeds: tuple[bytes, bytes], job: str, index: int, seeded: int) -> None:
         self._of = seeds, job, index
-        self._seeded = seeded_party(index)
+        self._seeded = seeded
         self.corrections: list[bytes] = []
 
     @cached_property
@@ -95,8 +90,8 @@ class DealerJob:
         self._dealt = True
         masks: dict[str, Any] = {n: self._carried[n] for n in self._program.carried if n in self._carried}
         last, keep = self._program.last_use(), {w.name for w in self._program.kept.values()}
-        for index, step in enumerate(self._program.steps):
-            context = _DealerContext(self._seeds, self._job, self._first + index)
+        for index, (step, seeded) in enumerate(zip(self._program.steps, self._program.seeded, strict=True)):
+            context = _DealerContext(self._seeds, self._job, self._first + index, seeded)
             inputs = [self._weights[n] if n in self._program.weights else masks.get(n) for n in step.inputs]
             outputs = step.op.deal(context, *inputs)
             masks.update((n, m) for n, m in zip(step.outputs, outputs, strict=False) if m is not None)
@@ -104,7 +99,7 @@ class DealerJob:
                 if last[name] == index and name not in keep:
                     masks.pop(name, None)
             for correction in context.corrections:
-                yield 1 - seeded_party(self._first + index), correction
+                yield 1 - seeded, correction
         self._carried.update((n, masks[w.name]) for n, w in self._program.kept.items() if w.name in masks)
 
 
@@ -118,8 +113,9 @@ class _PartyContext:
         self.party = party
         self._job, self._seed, self._source, self._channel = job, seed, source, channel
 
-    def enter(self, index: int, label: str) -> None:
-        self._index, self._label = index, label
+    def enter(self, index: int, label: str, seeded: bool = False) -> None:
+        """`seeded`: this party expands what is dealt from its seed."""
+        self._index, self._label, self._seeded = index, label, seeded
         self._prg: Prg | None = None
         self.received = 0
         self.openings: list[tuple[float, float, int]] = []  # (time of sending, waiting, bytes sent)
@@ -136,7 +132,7 @@ class _PartyContext:
 
     def dealt(self, shape: Shape, bits: int) -> Tensor:
         prg = self._fresh()
-        if seeded_party(self._index) == self.party:
+        if self._seeded:
             return prg.ring(shape, bits)
         nbytes = packed_bytes(shape, bits)
         self.received += nbytes
@@ -247,7 +243,7 @@ class PartyJob:
         for index, step in self._layers[layer]:
             start = time.perf_counter()
             if _prepares(type(step.op)):  # type: ignore[arg-type]
-                context.enter(self._first + index, step.label)
+                context.enter(self._first + index, step.label, self.program.seeded[index] == self.party)
                 masks = [self._mask_of(name) for name in step.inputs]
                 k = self._prepared[index] = step.op.prepare(context, *masks)
                 outputs = step.op.prepared_masks(k, *masks)
