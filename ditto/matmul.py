@@ -20,6 +20,7 @@ import torch
 Tensor = torch.Tensor
 FEW = 4  # rows up to which a product is a matter of reading the matrix once, which whole integers serve best
 SPARSE = 100  # elements for each that is not zero, from which a plain product picks rows
+LONG = 4096  # of K at a time in integers: torch does not block for the cache, and a vocabulary took three times as long
 COLUMNS = 1024  # of a result in float64 digits at a time
 
 
@@ -174,7 +175,10 @@ class RingMatrix:
             if self.bits > 32 and x.shape[0] <= FEW:  # numpy's loop over 64-bit integers is three times torch's
                 products = [np.einsum("nk,k->n", whole.t().numpy(), row) for row in x.numpy()]
                 return torch.from_numpy(np.stack(products))
-            return x @ whole
+            out = x[:, :LONG] @ whole[:LONG]
+            for k in range(LONG, self.rows, LONG):
+                out += x[:, k : k + LONG] @ whole[k : k + LONG]
+            return out
         digits, dtype = self._digits, _accumulator(self.bits)
         out = torch.zeros((x.shape[0], self.columns), dtype=dtype)
         for at, packed in enumerate(self._blocks):
