@@ -24,7 +24,7 @@ LONG = 4096  # of K at a time in integers: torch does not block for the cache, a
 COLUMNS = 1024  # of a result in float64 digits at a time
 
 
-def split_digits(x: Tensor, bits: int, base: int = 8) -> list[Tensor]:
+def split_digits(x: Tensor, bits: int, base: int) -> list[Tensor]:
     """Balanced base-2^base digits of x, least significant first: ceil(bits/base) tensors of x's shape.
 
     In int8 for base 8, else in int32; each in [-2^(base-1), 2^(base-1)).

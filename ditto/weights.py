@@ -9,7 +9,7 @@ import torch
 
 from ditto.channel import Channel
 from ditto.errors import BadShare
-from ditto.matmul import RingMatrix
+from ditto.matmul import RingMatrix, kernel_of
 from ditto.ops import Masked, WeightShare
 from ditto.prg import Prg, derive
 from ditto.program import Wire
@@ -78,6 +78,7 @@ class PartyWeights:
 
     def warm(self, few: bool = False) -> None:
         """Prepare every weight for products now, so that no job waits for it; `few`: of few rows, too."""
+        kernel_of(64)  # products of activations ask for it, too
         whole = few and keeps_whole(self.wires)
         for name, wire in self.wires.items():
             weight = self[name]

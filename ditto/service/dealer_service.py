@@ -19,6 +19,7 @@ from torch import Tensor
 from ditto.config import DealerConfig
 from ditto.errors import ClusterError, DittoError, ReplayedJob, UnknownModel, UsageError
 from ditto.frames import around_dealt
+from ditto.matmul import kernel_of
 from ditto.metrics import DealerMetrics
 from ditto.network import Link
 from ditto.prg import derive, new_seed
@@ -221,9 +222,10 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
                 while len(self._weights) >= 2:
                     self._weights.popitem(last=False)
                 weights = self._weights[share_id] = DealerWeights(wires, _pair(self._model(share_id)[2]))
+                kernel_of(64)  # measured now, not in the first job, as everything below
                 few = generates(self._model(share_id)[1]) and keeps_whole(wires)
                 for name, wire in wires.items():
-                    mask = weights[name]  # expanded now, not in the first job
+                    mask = weights[name]
                     if few and wire.kind == "matrix":
                         mask.keep_whole()
             self._weights.move_to_end(share_id)
