@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ditto.network import Network
+from ditto.net.emulation import Network
 
 NODES = {"party0": "nl-p0", "party1": "nl-p1", "dealer": "nl-dl"}
 SHAPED = {"party0": "10.77.0.1", "party1": "10.77.0.2", "dealer": "10.77.0.3"}

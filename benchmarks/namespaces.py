@@ -9,8 +9,8 @@ by a bridge and shapes every eth0 to the profile, by netem, or where the kernel 
 
 Who runs where. Parties and dealer run in the namespaces and talk to each other over the shaped addresses. Client and
 coordinator stay outside and reach each server over a veth pair of its own that nothing shapes: the built-in shaping
-leaves their traffic alone, too (ditto.network), and with it on a shaped link, wall seconds would compare two different
-things. What a party asks of the dealer is shaped here and not in the built-in way: half a round trip for each job.
+leaves their traffic alone, too (ditto.net.emulation), and with it on a shaped link, wall seconds would compare two
+different things. What a party asks of the dealer is shaped here and not in the built-in way: half a round trip a job.
 
 One thing is changed in what the script made: the built-in shaping gives the dealer a link of its own to each party,
 the script one for both, which would halve the offline phase's bandwidth. lab.py splits it.
@@ -39,14 +39,14 @@ import lab
 import typer
 import yaml
 
-from ditto.certs import ROLES, init_certs
 from ditto.cli.bench_presets import machine
-from ditto.client import Client
-from ditto.cluster import Cluster, embedded
-from ditto.config import DEFAULT_PORTS
+from ditto.client.client import Client
+from ditto.client.local_cluster import Cluster, embedded
 from ditto.models import encode_inputs, random_model
 from ditto.models.importer import random_batch
-from ditto.network import Network, network
+from ditto.net.certs import ROLES, init_certs
+from ditto.net.config import DEFAULT_PORTS
+from ditto.net.emulation import Network, network
 
 FIGURES = ("online", "offline", "wall")
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -90,7 +90,7 @@ def addresses(role: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def separated(threads: int) -> Iterator[Cluster]:
-    """`ditto.cluster.embedded`, spread over the namespaces."""
+    """`ditto.client.local_cluster.embedded`, spread over the namespaces."""
     root = Path(tempfile.mkdtemp(prefix="ditto-"))
     cluster = Separated(root)
     try:

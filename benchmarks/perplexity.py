@@ -19,18 +19,18 @@ import torch
 import typer
 
 from ditto.cli.common import note
-from ditto.client import Client
-from ditto.cluster import embedded
-from ditto.memory import tune_memory
+from ditto.client.client import Client
+from ditto.client.local_cluster import embedded
+from ditto.engine.plain import plain_weights, run_plain
 from ditto.models import Plan, compile_stage, load_checkpoint
 from ditto.models.checkpoint import Checkpoint
 from ditto.models.gpt2_client import decode_logits, encode_prompts, encode_tokens
 from ditto.models.gpt2_float import forward, logits
 from ditto.models.importer import describe, encode_weights
-from ditto.plain import plain_weights, run_plain
-from ditto.quantize.perplexity import perplexity, windows
-from ditto.quantize.text import BytePairs, read_text
-from ditto.tokenizer import Prompts
+from ditto.models.tokenizer import Prompts
+from ditto.ring.malloc import tune_memory
+from ditto.train.perplexity import perplexity, windows
+from ditto.train.text import BytePairs, read_text
 
 BATCH = 4
 Tensor = torch.Tensor

@@ -18,8 +18,8 @@ import typer
 
 from ditto.cli.demo import NAME, calibration_texts, installed_checkpoint
 from ditto.cli.run import Run, encode_all, run_batch, watching
-from ditto.client import Client
-from ditto.cluster import embedded
+from ditto.client.client import Client
+from ditto.client.local_cluster import embedded
 from ditto.models import import_model, load_checkpoint, plain_float
 
 

@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ditto.network import network
-from ditto.prediction import predict_run
+from ditto.net.emulation import network
+from ditto.report.cost_model import predict_run
 
 Row = dict[str, Any]
 

@@ -19,11 +19,11 @@ from typing import Annotated, Any
 import psutil
 import typer
 
-from ditto.client import Client
-from ditto.cluster import embedded
+from ditto.client.client import Client
+from ditto.client.local_cluster import embedded
+from ditto.engine.program import Program
 from ditto.models import encode_inputs, random_model
 from ditto.models.importer import random_batch
-from ditto.program import Program
 
 RECORD = 16384  # bytes of one TLS record and, by default, of one HTTP/2 frame
 TLS = 5 + 1 + 16  # of TLS 1.3: header, content type, tag

@@ -6,10 +6,10 @@ import sys
 
 import grpc
 
-from ditto.config import CoordinatorConfig
+from ditto.net.config import CoordinatorConfig
+from ditto.net.transport import build_server
 from ditto.service.coordinator_service import ROLES, CoordinatorService
 from ditto.service.process import main
-from ditto.transport import build_server
 from ditto.wire import control_pb2_grpc
 
 

@@ -6,10 +6,10 @@ import sys
 
 import grpc
 
-from ditto.config import DealerConfig
+from ditto.net.config import DealerConfig
+from ditto.net.transport import build_server
 from ditto.service.dealer_service import ROLES, DealerService
 from ditto.service.process import main
-from ditto.transport import build_server
 from ditto.wire import dealer_pb2_grpc
 
 

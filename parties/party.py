@@ -6,10 +6,10 @@ import sys
 
 import grpc
 
-from ditto.config import PartyConfig
+from ditto.net.config import PartyConfig
+from ditto.net.transport import build_server
 from ditto.service.party_service import LinkService, PartyService, roles
 from ditto.service.process import main
-from ditto.transport import build_server
 from ditto.wire import party_pb2_grpc
 
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from ditto.channel import Memory
-from ditto.ledger import Ledger
+from ditto.engine.channel import Memory
+from ditto.engine.job import Carried, DealerJob, PartyJob
+from ditto.engine.ledger import Ledger
+from ditto.engine.program import Program, Wire
+from ditto.engine.weights import DealerWeights, PartyWeights
 from ditto.ops import Masked
-from ditto.prg import Prg, new_seed
-from ditto.program import Program, Wire
 from ditto.ring import signed
-from ditto.runtime import Carried, DealerJob, PartyJob
-from ditto.weights import DealerWeights, PartyWeights
+from ditto.ring.prg import Prg, new_seed
 
 
 class QueueSource:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from test_functions import evaluate
 
+from ditto.engine.program import Builder, Wire
 from ditto.errors import RangeError
 from ditto.functions.argmax import FANS, argmax
 from ditto.ops import Cost
-from ditto.program import Builder, Wire
 
 Tensor = torch.Tensor
 

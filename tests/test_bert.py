@@ -10,10 +10,10 @@ import torch
 from engine import run_mpc
 from safetensors.torch import save_file
 
+from ditto.engine.plain import run_plain
 from ditto.errors import BadCheckpoint, EmptyText, TextTooLong, UnsupportedArchitecture, VersionMismatch
 from ditto.models import compile_model, decode_outputs, encode_inputs, import_model, load_checkpoint, plain_float
 from ditto.models.checkpoint import expected
-from ditto.plain import run_plain
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the a cat dog runs sleeps fast here now big small red blue".split()
 TEXTS = ["the cat sleeps", "a big red dog runs fast", "the small blue cat runs here now", "dog"]

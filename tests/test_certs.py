@@ -11,7 +11,7 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from ditto.certs import ROLES, init_certs
+from ditto.net.certs import ROLES, init_certs
 
 
 @pytest.fixture(scope="module")

@@ -153,7 +153,7 @@ def test_calibration_texts_are_varied() -> None:
 
 def test_a_taken_port_is_named(tmp_path: Path) -> None:
     run("cluster", "status")
-    from ditto.cluster import Cluster, _free_ports, home
+    from ditto.client.local_cluster import Cluster, _free_ports, home
 
     ports = _free_ports()
     Cluster(home()).configure(ports=ports)

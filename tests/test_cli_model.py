@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from ditto.cli import app
-from ditto.cluster import Cluster, _free_ports, home
+from ditto.client.local_cluster import Cluster, _free_ports, home
 from ditto.models.checkpoint import expected
 
 pytestmark = pytest.mark.slow

@@ -11,9 +11,9 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from ditto.certs import init_certs
 from ditto.cli import app
-from ditto.cluster import Cluster, _free_ports, embedded, home
+from ditto.client.local_cluster import Cluster, _free_ports, embedded, home
+from ditto.net.certs import init_certs
 
 pytestmark = pytest.mark.slow
 

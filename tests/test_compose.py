@@ -17,12 +17,12 @@ import pytest
 import typer
 import yaml
 
-from ditto.certs import ROLES, init_certs
 from ditto.cli import app
-from ditto.config import ClientConfig, CoordinatorConfig, DealerConfig, PartyConfig, Tls, load_config
 from ditto.errors import ConfigError
-from ditto.network import networks
-from ditto.transport import build_server
+from ditto.net.certs import ROLES, init_certs
+from ditto.net.config import ClientConfig, CoordinatorConfig, DealerConfig, PartyConfig, Tls, load_config
+from ditto.net.emulation import networks
+from ditto.net.transport import build_server
 from parties.health import serving
 
 ROOT = Path(__file__).parent.parent

@@ -8,6 +8,11 @@ import pytest
 import torch
 from engine import run_mpc
 
+from ditto.engine.job import DealerJob
+from ditto.engine.plain import run_plain
+from ditto.engine.program import Builder, Program, Wire
+from ditto.engine.sharing import reveal, reveal_cost, seeded_share, share, share_cost
+from ditto.engine.weights import DealerWeights
 from ditto.errors import BadShare, ReuseError
 from ditto.ops import (
     REGISTRY,
@@ -47,13 +52,8 @@ from ditto.ops import (
     WideSquare,
     Windows,
 )
-from ditto.plain import run_plain
-from ditto.prg import new_seed
-from ditto.program import Builder, Program, Wire
 from ditto.ring import pack, signed, unpack
-from ditto.runtime import DealerJob
-from ditto.sharing import reveal, reveal_cost, seeded_share, share, share_cost
-from ditto.weights import DealerWeights
+from ditto.ring.prg import new_seed
 
 S = (5, 7)
 

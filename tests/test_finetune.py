@@ -22,12 +22,12 @@ from ditto.errors import BadCheckpoint, EmptyText, UsageError
 from ditto.models.checkpoint import load_checkpoint
 from ditto.models.export import save_gpt2
 from ditto.models.gpt2_float import forward, logits
-from ditto.quantize import output_loss as pieces
-from ditto.quantize import perplexity as measure
-from ditto.quantize.finetune import Run, Settings, Trainer, new_config, new_weights
-from ditto.quantize.output_loss import output_loss
-from ditto.quantize.perplexity import cross_entropy, perplexity
-from ditto.quantize.text import BytePairs, Order, read_text
+from ditto.train import output_loss as pieces
+from ditto.train import perplexity as measure
+from ditto.train.finetune import Run, Settings, Trainer, new_config, new_weights
+from ditto.train.output_loss import output_loss
+from ditto.train.perplexity import cross_entropy, perplexity
+from ditto.train.text import BytePairs, Order, read_text
 
 TEXT = " = The cat = \n \n the cat sat on the mat , and the dog ran to the hat . it 's <unk> @-@ red .\n" * 12
 
@@ -349,5 +349,5 @@ def test_quantize_can_be_imported_first() -> None:
     import subprocess
     import sys
 
-    check = "import ditto.quantize.perplexity, ditto.models"
+    check = "import ditto.train.perplexity, ditto.models"
     subprocess.run([sys.executable, "-c", check], check=True, env=os.environ | {"PYTHONPATH": os.getcwd()}, timeout=60)

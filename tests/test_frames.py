@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from ditto.frames import PREFIX, around_dealt, around_frame
-from ditto.metrics import LinkMetrics
-from ditto.network import Link
-from ditto.peerlink import Frame, PeerLink, _frames
-from ditto.transport import CHUNK
+from ditto.net.emulation import Link
+from ditto.net.framing import PREFIX, around_dealt, around_frame
+from ditto.net.metrics import LinkMetrics
+from ditto.net.peerlink import Frame, PeerLink, _frames
+from ditto.net.transport import CHUNK
 from ditto.wire import dealer_pb2
 
 NUMBERS = st.integers(0, 2**63)

@@ -8,12 +8,12 @@ import pytest
 import torch
 from engine import Run, run_mpc
 
+from ditto.engine.program import Builder, Wire
 from ditto.errors import RangeError
-from ditto.fixedpoint import decode, encode
 from ditto.functions import ScoreType, gelu, inverse_power, layernorm, softmax_numerator, tanh
 from ditto.functions.layernorm import types
 from ditto.functions.softmax import reciprocal_of_sum
-from ditto.program import Builder, Wire
+from ditto.ring.fixedpoint import decode, encode
 
 Tensor = torch.Tensor
 

@@ -13,13 +13,13 @@ from typer.testing import CliRunner
 
 from ditto.cli import app
 from ditto.cli.generate import interruptible
-from ditto.cluster import Cluster, _free_ports, home
+from ditto.client.local_cluster import Cluster, _free_ports, home
+from ditto.client.sampling import Sampler
 from ditto.models import Checkpoint, load_checkpoint
 from ditto.models.export import save_gpt2
 from ditto.models.gpt2_float import continue_texts
-from ditto.quantize.finetune import new_config, new_weights
-from ditto.sampling import Sampler
-from ditto.tokenizer import Tokenizer
+from ditto.models.tokenizer import Tokenizer
+from ditto.train.finetune import new_config, new_weights
 
 pytestmark = pytest.mark.slow
 

@@ -11,18 +11,18 @@ import torch
 from engine import Session
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from ditto.client.sampling import Sampler
+from ditto.engine.plain import plain_weights, run_plain
+from ditto.engine.weights import PartyWeights
 from ditto.errors import BadCheckpoint, ClusterError, UnsupportedArchitecture, UsageError, VersionMismatch
 from ditto.models import Checkpoint, Plan, compile_model, importer, load_checkpoint
 from ditto.models.gpt2_client import decode_logits, encode_prompts, encode_tokens
 from ditto.models.gpt2_float import continue_texts, forward, logits
 from ditto.models.importer import describe, encode_weights
-from ditto.plain import plain_weights, run_plain
+from ditto.models.tokenizer import Batch
 from ditto.presets import PRESETS
 from ditto.ring import cast
-from ditto.sampling import Sampler
 from ditto.service.party_jobs import Job
-from ditto.tokenizer import Batch
-from ditto.weights import PartyWeights
 from ditto.wire import party_pb2
 
 CAUSAL = ("ditto", "ditto-icml24", "ditto-icml24-exact", "puma")

@@ -19,11 +19,11 @@ from ditto.errors import UsageError
 from ditto.models import Checkpoint, Plan, compile_stage
 from ditto.models.gpt2_client import decode_logits, encode_prompts
 from ditto.models.importer import describe, encode_weights
+from ditto.models.tokenizer import Prompts
 from ditto.presets import PRESETS
-from ditto.quantize.finetune import Settings, Trainer, new_config, new_weights
-from ditto.quantize.perplexity import perplexity, windows
-from ditto.quantize.text import BytePairs
-from ditto.tokenizer import Prompts
+from ditto.train.finetune import Settings, Trainer, new_config, new_weights
+from ditto.train.perplexity import perplexity, windows
+from ditto.train.text import BytePairs
 
 Trained = tuple[Checkpoint, torch.Tensor]
 CONTEXT, WINDOWS = 32, 20

@@ -16,14 +16,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from typer.testing import CliRunner
 
 from ditto.cli import app
-from ditto.client import Client
-from ditto.cluster import SERVERS, Cluster, _free_ports
-from ditto.config import DealerConfig, load_config
+from ditto.client.client import Client
+from ditto.client.local_cluster import SERVERS, Cluster, _free_ports
+from ditto.engine.program import Program
 from ditto.errors import ClusterError, ConfigError
-from ditto.metrics import PARTIES, Metrics, serve
 from ditto.models import encode_inputs, random_model
 from ditto.models.importer import random_batch
-from ditto.program import Program
+from ditto.net.config import DealerConfig, load_config
+from ditto.net.metrics import PARTIES, Metrics, serve
 from ditto.service.job_run import Account
 
 pytestmark = pytest.mark.slow

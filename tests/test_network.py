@@ -16,14 +16,14 @@ from typer.testing import CliRunner
 
 from ditto.cli import app
 from ditto.cli.run import network_of
-from ditto.client import Client
-from ditto.cluster import SHAPED, Cluster, _free_ports, embedded
-from ditto.config import DealerConfig, PartyConfig, load_config
+from ditto.client.client import Client
+from ditto.client.local_cluster import SHAPED, Cluster, _free_ports, embedded
 from ditto.errors import ClusterError, ConfigError
 from ditto.models import encode_inputs, random_model
 from ditto.models.importer import random_batch
-from ditto.network import _STALL, _STALL_ROUND_TRIPS, Link, Network, network, networks
-from ditto.peerlink import LinkChannel, PeerLink
+from ditto.net.config import DealerConfig, PartyConfig, load_config
+from ditto.net.emulation import _STALL, _STALL_ROUND_TRIPS, Link, Network, network, networks
+from ditto.net.peerlink import LinkChannel, PeerLink
 from ditto.service.party_service import LinkService
 from ditto.wire import party_pb2_grpc
 

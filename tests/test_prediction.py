@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from ditto.network import Network, network, networks
-from ditto.prediction import predict, predict_all, predict_run, same
+from ditto.net.emulation import Network, network, networks
+from ditto.report.cost_model import predict, predict_all, predict_run, same
 
 LOOPBACK = network("loopback")
 SLOW = Network(name="slow", bandwidth_mbps=80, rtt_ms=60)  # 10 MB and 33 rounds a second

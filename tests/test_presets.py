@@ -13,7 +13,7 @@ from test_bert import TEXTS, checkpoint  # noqa: F401 (a fixture)
 from typer.testing import CliRunner
 
 from ditto.cli import app
-from ditto.comparison import markdown, ratio, row_of
+from ditto.engine.plain import run_plain
 from ditto.errors import UsageError
 from ditto.models import (
     compile_model,
@@ -26,8 +26,8 @@ from ditto.models import (
     random_model,
 )  # fmt: skip
 from ditto.models.importer import random_batch
-from ditto.plain import run_plain
 from ditto.presets import PRESETS, preset_of
+from ditto.report.presets import markdown, ratio, row_of
 
 EXACT = ("ditto", "ditto-icml24-exact", "puma")  # the rest change functions: a model has to be distilled for them
 

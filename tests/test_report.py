@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from ditto.cli import app, report_html
-from ditto.client import Report, _slower
+from ditto.cli import app
+from ditto.client.client import Report, _slower
+from ditto.engine.program import Program
 from ditto.errors import DittoError, UsageError
-from ditto.network import network
-from ditto.prediction import predict_all
-from ditto.program import Program
+from ditto.net.emulation import network
+from ditto.report import page as report_html
+from ditto.report.cost_model import predict_all
 from ditto.wire import control_pb2
 
 EVIL = "<script>alert('x')</script>&\"<b>"

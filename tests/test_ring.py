@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ditto.fixedpoint import decode, encode
-from ditto.matmul import COLUMNS, FEW, RingMatrix, carrier_class, kernel_of
-from ditto.prg import Prg, derive, new_seed
 from ditto.ring import carrier, matmul, pack, shift_right, signed, unpack, unsigned, wire_bytes
+from ditto.ring.fixedpoint import decode, encode
+from ditto.ring.kernels import COLUMNS, FEW, RingMatrix, carrier_class, kernel_of
+from ditto.ring.prg import Prg, derive, new_seed
 
 RINGS = (8, 16, 24, 32, 40, 48, 56, 64)
 

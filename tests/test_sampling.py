@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
+from ditto.client.sampling import Sampler
 from ditto.errors import UsageError
-from ditto.sampling import Sampler
 
 Tensor = torch.Tensor
 LOGITS = torch.tensor([2.0, -1.0, 0.5, 1.5, -3.0, 0.0])

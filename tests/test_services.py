@@ -18,10 +18,9 @@ import grpc
 import pytest
 import torch
 
-from ditto.certs import init_certs
-from ditto.client import Client
-from ditto.cluster import Cluster, embedded
-from ditto.config import ClientConfig, DealerConfig, PartyConfig, Tls, load_config
+from ditto.client.client import Client
+from ditto.client.local_cluster import Cluster, embedded
+from ditto.engine.program import Program
 from ditto.errors import (
     BY_CODE,
     EXIT_CODES,
@@ -38,11 +37,12 @@ from ditto.errors import (
     VersionMismatch,
 )
 from ditto.models import Plan, compile_model, encode_inputs, random_model
+from ditto.models.compiled import program_for, to_message
 from ditto.models.importer import random_batch
-from ditto.program import Program
+from ditto.net.certs import init_certs
+from ditto.net.config import ClientConfig, DealerConfig, PartyConfig, Tls, load_config
+from ditto.net.transport import connect, from_rpc_error, open_channel, short
 from ditto.service import dealer_service
-from ditto.service.programs import program_for, to_message
-from ditto.transport import connect, from_rpc_error, open_channel, short
 from ditto.wire import control_pb2, control_pb2_grpc, dealer_pb2, dealer_pb2_grpc, party_pb2, party_pb2_grpc
 
 SEQ = 16

@@ -13,9 +13,9 @@ import torch
 from engine import run_mpc
 
 from ditto.cli import report, report_pieces, report_timeline
-from ditto.client import Report
-from ditto.ledger import LayerTimes
-from ditto.program import Builder, Program
+from ditto.client.client import Report
+from ditto.engine.ledger import LayerTimes
+from ditto.engine.program import Builder, Program
 from ditto.wire import control_pb2, party_pb2
 
 

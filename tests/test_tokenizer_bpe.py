@@ -14,7 +14,7 @@ from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
 
 from ditto.cli.store import TOKENIZER_FILES
 from ditto.errors import BadCheckpoint, EmptyText, TextTooLong, UsageError
-from ditto.tokenizer import BUCKETS, Tokenizer
+from ditto.models.tokenizer import BUCKETS, Tokenizer
 
 DATA = Path(os.environ.get("DITTO_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 GPT2 = DATA / "tokenizers" / "gpt2"

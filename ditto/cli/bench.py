@@ -6,18 +6,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ditto.cli import generate as generated
-from ditto.cli import report_html
 from ditto.cli.bench_presets import presets
-from ditto.cli.common import Json, ReportFile, emit, note, out, size
+from ditto.cli.common import Json, ReportFile, emit, note, out
 from ditto.cli.report import print_costs
 from ditto.cli.run import Run, Watcher, document, run_batch, watching
-from ditto.cluster import embedded
+from ditto.client.local_cluster import embedded
 from ditto.errors import UsageError
-from ditto.network import network as profile
+from ditto.net.emulation import network as profile
+from ditto.report import page as report_html
+from ditto.report.pieces import size
 
 if TYPE_CHECKING:
-    from ditto.client import Client
-    from ditto.tokenizer import Batch
+    from ditto.client.client import Client
+    from ditto.models.tokenizer import Batch
 
 app = typer.Typer(help="Measurements.", no_args_is_help=True)
 
@@ -50,10 +51,10 @@ def model(
     json: Json = False,
 ) -> None:
     """One job of a shape on five processes: the fields of `infer --json`, or of `generate --json`."""
-    from ditto.client import Client
-    from ditto.matmul import kernel_of
+    from ditto.client.client import Client
     from ditto.models import plain_float, random_model
     from ditto.models.importer import random_batch
+    from ditto.ring.kernels import kernel_of
 
     emulated, page = profile(network), report_html.target(report)
     causal = model.value.startswith("gpt2")
@@ -101,10 +102,10 @@ def _generate(
     client: "Client", spec: dict[str, Any], batch: "Batch", tokens: int, network: str, watcher: Watcher
 ) -> dict[str, Any]:
     """One job of text generation after random prompts, the likeliest token each time."""
-    from ditto.generation import generate
+    from ditto.client.generation import generate
+    from ditto.client.sampling import Sampler
     from ditto.models import Plan
-    from ditto.sampling import Sampler
-    from ditto.tokenizer import Prompts
+    from ditto.models.tokenizer import Prompts
 
     count, seq = batch.shape
     plan = Plan(count, seq, tokens)

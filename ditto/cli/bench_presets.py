@@ -11,11 +11,11 @@ import typer
 import ditto
 from ditto.cli.common import note, out
 from ditto.cli.run import Run, run_batch, watching
-from ditto.cluster import embedded
-from ditto.comparison import markdown, plot, row_of
+from ditto.client.local_cluster import embedded
 from ditto.errors import UsageError
-from ditto.network import Network
-from ditto.network import network as profile
+from ditto.net.emulation import Network
+from ditto.net.emulation import network as profile
+from ditto.report.presets import markdown, plot, row_of
 
 
 def _list(text: str) -> list[str]:
@@ -82,7 +82,7 @@ def _measure(
     shape: str, layers: int | None, lengths: list[int], emulated: Network, names: list[str], repeat: int, threads: int
 ) -> list[dict[str, Any]]:
     """All presets of one shape on one cluster; the order of presets turns with every repetition."""
-    from ditto.client import Client
+    from ditto.client.client import Client
     from ditto.models import random_model
     from ditto.models.importer import random_batch
 

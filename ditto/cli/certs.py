@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from ditto.certs import ROLES, init_certs
 from ditto.cli.common import Json, emit, out
-from ditto.cluster import home
+from ditto.client.local_cluster import home
 from ditto.errors import UsageError
+from ditto.net.certs import ROLES, init_certs
 
 app = typer.Typer(help="Certificates of a cluster.", no_args_is_help=True)
 

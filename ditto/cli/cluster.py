@@ -5,11 +5,12 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from ditto.activity import ask
-from ditto.cli.common import Json, emit, note, out, size
-from ditto.cluster import Cluster, Process, home
+from ditto.cli.common import Json, emit, note, out
+from ditto.client.local_cluster import Cluster, Process, home
+from ditto.client.status import ask
 from ditto.errors import DittoError
-from ditto.network import network as profile
+from ditto.net.emulation import network as profile
+from ditto.report.pieces import size
 
 app = typer.Typer(help="The servers as local processes.", no_args_is_help=True)
 

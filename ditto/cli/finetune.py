@@ -18,8 +18,8 @@ from ditto.errors import Interrupted, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ditto.quantize.finetune import Run, Trainer
-    from ditto.quantize.text import BytePairs
+    from ditto.train.finetune import Run, Trainer
+    from ditto.train.text import BytePairs
 
 LINE_EVERY = 30.0  # seconds between lines where there is no terminal
 
@@ -86,9 +86,9 @@ def finetune(
         raise UsageError("give one of --epochs and --steps")
     import torch
 
-    from ditto.memory import tune_memory
-    from ditto.quantize import finetune as training
-    from ditto.quantize.text import BytePairs
+    from ditto.ring.malloc import tune_memory
+    from ditto.train import finetune as training
+    from ditto.train.text import BytePairs
 
     tune_memory()
     if device is Device.cuda and not torch.cuda.is_available():
@@ -136,7 +136,7 @@ def _start(
 ) -> "tuple[dict[str, Tensor], dict[str, Any]]":
     """Weights and configuration at the start."""
     from ditto.models.checkpoint import load_checkpoint
-    from ditto.quantize.finetune import new_config, new_weights
+    from ditto.train.finetune import new_config, new_weights
 
     if from_dir is None:
         layers, hidden, heads, context = sizes
@@ -152,7 +152,7 @@ def _start(
 
 def _tokens(words: "BytePairs", path: Path, context: int, option: str, *, quiet: bool) -> "Tensor":
     """A text's tokens. Raises UsageError if they are too few, before hours have gone into training."""
-    from ditto.quantize.text import read_text
+    from ditto.train.text import read_text
 
     ids = words.encode(read_text(path))
     if ids.numel() <= context:

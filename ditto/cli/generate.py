@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from ditto.cli import report_html, store
-from ditto.cli.common import ConfigFile, Json, ReportFile, client_config, connect, emit, note, out, size
+from ditto.cli import store
+from ditto.cli.common import ConfigFile, Json, ReportFile, client_config, connect, emit, note, out
 from ditto.cli.run import Watcher, emulated, network_of, watching
 from ditto.errors import UsageError
+from ditto.report import page as report_html
+from ditto.report.pieces import size
 
 if TYPE_CHECKING:
-    from ditto.generation import Generated
+    from ditto.client.generation import Generated
+    from ditto.client.sampling import Sampler
     from ditto.models import Plan
-    from ditto.sampling import Sampler
-    from ditto.tokenizer import Prompts, TextStream, Tokenizer
+    from ditto.models.tokenizer import Prompts, TextStream, Tokenizer
 
 
 def generate(
@@ -52,9 +54,9 @@ def generate(
     spec = stored.spec
     if spec["architecture"] != "GPT2LMHeadModel":
         raise UsageError(f"{model} generates no text: ask it with `ditto infer`")
-    from ditto.generation import generate as run
+    from ditto.client.generation import generate as run
+    from ditto.client.sampling import Sampler
     from ditto.models import Plan
-    from ditto.sampling import Sampler
 
     sampler = Sampler(temperature, top_k, top_p, seed)
     if server_argmax and temperature:

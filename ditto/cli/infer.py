@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ditto.cli import report_html, store
+from ditto.cli import store
 from ditto.cli.common import ConfigFile, Json, ReportFile, client_config, connect, emit, out
 from ditto.cli.report import print_costs
 from ditto.cli.run import Run, document, emulated, encode_all, network_of, run_batch, watching
 from ditto.errors import EmptyText, UsageError
+from ditto.report import page as report_html
 
 if TYPE_CHECKING:
     from torch import Tensor

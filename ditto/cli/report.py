@@ -4,7 +4,8 @@ from typing import Any
 
 from rich.table import Table
 
-from ditto.cli.common import out, size
+from ditto.cli.common import out
+from ditto.report.pieces import size
 
 _KEYS = ("name", "layer", "operation", "phase")
 _FIRST = ("rounds_timeline",)  # every job's moments count from a zero of its own, so the first job's stand for all

@@ -10,16 +10,16 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from ditto.cli.common import err, note
 from ditto.cli.report import max_abs_error, merge
-from ditto.config import DEFAULT_PORTS, ClientConfig
-from ditto.network import Network
-from ditto.network import network as profile
+from ditto.net.config import DEFAULT_PORTS, ClientConfig
+from ditto.net.emulation import Network
+from ditto.net.emulation import network as profile
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ditto.client import Client
-    from ditto.program import Program
-    from ditto.tokenizer import Batch, Tokenizer
+    from ditto.client.client import Client
+    from ditto.engine.program import Program
+    from ditto.models.tokenizer import Batch, Tokenizer
 
 BATCH = 8  # sentences in one job
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ditto.cluster import home
+from ditto.client.local_cluster import home
 from ditto.errors import BadCheckpoint, UnknownModel, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ditto.tokenizer import Tokenizer
+    from ditto.models.tokenizer import Tokenizer
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt", "special_tokens_map.json",
@@ -46,7 +46,7 @@ class StoredModel:
         return load_file(self.dir / "weights.safetensors")
 
     def tokenizer(self) -> "Tokenizer":
-        from ditto.tokenizer import Tokenizer
+        from ditto.models.tokenizer import Tokenizer
 
         return Tokenizer.load(self.dir / "tokenizer")
 

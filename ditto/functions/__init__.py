@@ -2,9 +2,9 @@
 
 from ditto.functions.argmax import argmax
 from ditto.functions.gelu import gelu
+from ditto.functions.inverse import inverse_power
 from ditto.functions.layernorm import layernorm
 from ditto.functions.linear import linear
-from ditto.functions.power import inverse_power
 from ditto.functions.smooth import harmonic
 from ditto.functions.softmax import ScoreType, softmax_numerator
 from ditto.functions.tanh import tanh

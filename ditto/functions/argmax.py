@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from ditto.engine.program import Builder, Wire
 from ditto.functions.fixed import from_bit, less, minus, select
 from ditto.ops import AddStarts, Affine, Combine, Differences, IsZero, Losses, Windows
-from ditto.program import Builder, Wire
 
 FANS = (8, 32, 256)
 RING = 32

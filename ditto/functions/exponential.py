@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ditto.engine.program import Builder, Wire
 from ditto.functions.fixed import Type, down, less, minus, select, square
-from ditto.program import Builder, Wire
 
 
 def exponential(b: Builder, x: Wire, kind: Type, k: int, floor: float | None = None) -> Wire:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ditto.engine.program import Builder, Wire
 from ditto.ops import Compare, FromBit, Select, WideProduct, WideSquare
 from ditto.ops.product import broadcast
-from ditto.program import Builder, Wire
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 
+from ditto.engine.program import Builder, Wire
 from ditto.functions.fit import Array
 from ditto.functions.linear import fraction_bits
 from ditto.functions.smooth import harmonic
-from ditto.program import Builder, Wire
 
 
 def even_part(x: Array) -> Array:

@@ -7,9 +7,9 @@ import math
 
 import numpy as np
 
+from ditto.engine.program import Builder, Wire
 from ditto.functions.fixed import Type, blend, down, from_bit, less, minus, multiply, select, square
 from ditto.ops import Harmonic
-from ditto.program import Builder, Wire
 
 PUMA_LOW = (-0.5054031199708174, -0.42226581151983866, -0.11807612951181953, -0.011034134030615728)
 PUMA_MID = (0.008526321541038084, 0.5, 0.3603292692789629, 0.0, -0.037688200365904236, 0.0, 0.0018067462606141187)

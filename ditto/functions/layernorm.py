@@ -7,11 +7,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ditto.engine.program import Builder, Wire
 from ditto.functions.fixed import Type, down, minus, multiply, settle, square
+from ditto.functions.inverse import inverse_power
 from ditto.functions.linear import fraction_bits
-from ditto.functions.power import inverse_power
 from ditto.ops import Lookup, Square
-from ditto.program import Builder, Wire
 
 OUT_FRAC, RESIDUAL_FRAC, RESIDUAL_RING, GAMMA_FRAC = 8, 12, 24, 12
 SCALED_FRAC = 14  # of c gamma, where its bound leaves room

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
+from ditto.engine.program import Builder, Wire
 from ditto.ops import MatmulWeight
-from ditto.program import Builder, Wire
 
 WEIGHT_FRAC = 12
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ditto.engine.program import Builder, Wire
 from ditto.functions.fixed import less, minus, select
-from ditto.program import Builder, Wire
 
 
 def maximum(b: Builder, x: Wire) -> Wire:

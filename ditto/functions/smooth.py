@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from ditto.engine.program import Builder, Wire
 from ditto.functions.fit import Array, choose
 from ditto.ops import Harmonic
-from ditto.program import Builder, Wire
 
 INDEX_BITS = 12
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ditto.functions.power import inverse_power
+from ditto.engine.program import Builder, Wire
+from ditto.functions.inverse import inverse_power
 from ditto.ops import Affine, Exponential, Lookup, OneHot, SuffixSum
-from ditto.program import Builder, Wire
 
 WINDOW = 10.0  # padding scores at least this much below the lowest real score
 UNIT = 3  # log2 of the exponential's table step

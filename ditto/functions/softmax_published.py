@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from ditto.engine.program import Builder, Wire
 from ditto.functions.exponential import exponential
 from ditto.functions.fixed import Type, down, minus, multiply, settle, square
 from ditto.functions.maximum import maximum
 from ditto.ops import Matmul
-from ditto.program import Builder, Wire
 
 FLOOR, STEPS = -14.0, 5  # PUMA: exp is 0 below -14, (1 + x / 2^5)^(2^5) above
 SHIFT = 5.0  # 2Quad: (x + 5)^2

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from ditto.engine.program import Builder, Wire
 from ditto.functions.fit import Array
 from ditto.functions.smooth import harmonic
-from ditto.program import Builder, Wire
 
 
 def tangent(x: Array) -> Array:

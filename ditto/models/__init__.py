@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ditto.engine.program import Program
 from ditto.errors import UsageError
 from ditto.models.bert import compile_bert
 from ditto.models.checkpoint import Checkpoint, load_checkpoint
@@ -11,7 +12,6 @@ from ditto.models.client import decode_outputs, encode_inputs, plain_float
 from ditto.models.gpt2 import compile_gpt2
 from ditto.models.importer import import_model, random_model
 from ditto.models.plan import Plan
-from ditto.program import Program
 
 __all__ = [
     "Checkpoint",

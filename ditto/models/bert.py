@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from ditto.engine.program import Builder, Program, Wire
 from ditto.errors import UsageError, VersionMismatch
 from ditto.ops import MatmulWeight
 from ditto.presets import preset_of
 from ditto.presets.style import Style
-from ditto.program import Builder, Program, Wire
 
 FORMAT = 2  # of descriptions and encoded weights; 2: what leads into a LayerNorm is centred
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from ditto.functions.layernorm import constant
+from ditto.models.ranges import centre
 from ditto.presets.style import Style
-from ditto.quantize import centre
 
 Tensor = torch.Tensor
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ditto.errors import BadCheckpoint, UnsupportedArchitecture
-from ditto.tokenizer import Tokenizer
+from ditto.models.tokenizer import Tokenizer
 
 QUAD = "quad"  # the name of MPCFormer's replacement for GELU in a checkpoint's configuration; no other library has it
 ARCHITECTURES = ("BertModel", "BertForSequenceClassification", "GPT2LMHeadModel")

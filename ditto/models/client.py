@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 
+from ditto.engine.program import Program
 from ditto.errors import UsageError
-from ditto.fixedpoint import decode, encode
 from ditto.models.bert_float import classify, forward
 from ditto.models.gpt2_client import encode_prompts
+from ditto.models.ranges import centre
+from ditto.models.tokenizer import Batch
 from ditto.presets import preset_of
-from ditto.program import Program
-from ditto.quantize import centre
 from ditto.ring import carrier
-from ditto.tokenizer import Batch
+from ditto.ring.fixedpoint import decode, encode
 
 Tensor = torch.Tensor
 

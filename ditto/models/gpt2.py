@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ditto.engine.program import Builder, Program, Wire
 from ditto.errors import UsageError, VersionMismatch
 from ditto.functions.argmax import argmax
 from ditto.functions.linear import fraction_bits
@@ -11,7 +12,6 @@ from ditto.models.plan import Plan
 from ditto.ops import Matmul, MatmulWeight
 from ditto.presets import preset_of
 from ditto.presets.causal import CausalStyle, Effort, Heads
-from ditto.program import Builder, Program, Wire
 
 FORMAT = 1  # of descriptions and encoded weights
 

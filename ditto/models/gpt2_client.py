@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
+from ditto.client.sampling import Sampler
+from ditto.engine.program import Program
 from ditto.errors import RangeError, UsageError
-from ditto.fixedpoint import decode
 from ditto.presets import preset_of
-from ditto.program import Program
 from ditto.ring import carrier
-from ditto.sampling import Sampler
+from ditto.ring.fixedpoint import decode
 
 Tensor = torch.Tensor
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from ditto.functions.layernorm import constant
+from ditto.models.ranges import centre
 from ditto.presets.causal import CausalStyle
-from ditto.quantize import centre
 
 Tensor = torch.Tensor
 

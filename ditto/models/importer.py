@@ -10,16 +10,16 @@ from typing import Any
 import torch
 
 from ditto.errors import RangeError, TextTooLong, UsageError
-from ditto.fixedpoint import encode
 from ditto.models import bert, gpt2
 from ditto.models.bert_weights import bert_weights
 from ditto.models.checkpoint import Checkpoint, expected
+from ditto.models.gpt2_calibrate import calibrate_gpt2
 from ditto.models.gpt2_weights import gpt2_weights
 from ditto.models.plan import Plan
+from ditto.models.ranges import calibrate
+from ditto.models.tokenizer import BUCKETS, Batch, Prompts, Tokenizer
 from ditto.presets import preset_of
-from ditto.quantize import calibrate
-from ditto.quantize.calibrate_gpt2 import calibrate_gpt2
-from ditto.tokenizer import BUCKETS, Batch, Prompts, Tokenizer
+from ditto.ring.fixedpoint import encode
 
 Tensor = torch.Tensor
 SHAPES = {  # layers, hidden, heads, inner

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from ditto.bits import planes, unplane, words
 from ditto.ops.base import Cost, Dealer, Op, Party, Shape, Tensor, need, register
+from ditto.ring.bits import planes, unplane, words
 
 Planes = list[Tensor]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ditto.matmul import RingMatrix
 from ditto.ops.base import Cost, Dealer, Op, Party, Shape, Tensor, need, packed_bytes, register
 from ditto.ops.product import broadcast
 from ditto.ring import carrier, cast, matmul, signed
+from ditto.ring.kernels import RingMatrix
 
 
 @dataclass

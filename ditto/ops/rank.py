@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from ditto.bits import planes, unplane, words
 from ditto.ops.base import Cost, Dealer, Op, Party, Rearrangement, Shape, Tensor, need, register
 from ditto.ring import cast, signed, unsigned
+from ditto.ring.bits import planes, unplane, words
 
 
 def starts(n: int, size: int) -> Tensor:

@@ -7,8 +7,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ditto.engine.program import Builder, Wire
 from ditto.presets.style import Spec
-from ditto.program import Builder, Wire
 
 Heads = tuple[Wire, Wire, Wire]  # opened q [B, heads, n, d], k [B, heads, d, n], v [B, heads, n, d]
 

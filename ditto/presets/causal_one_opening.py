@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ditto.engine.program import Builder, Wire
 from ditto.errors import RangeError
 from ditto.functions import ScoreType, softmax_numerator
 from ditto.functions.fixed import multiply
@@ -16,7 +17,6 @@ from ditto.ops import Matmul
 from ditto.presets.causal import Effort, Heads
 from ditto.presets.one_opening import HIDDEN_FRAC, Circle
 from ditto.presets.style import Spec
-from ditto.program import Builder, Wire
 
 STREAM_FRAC = 12
 QKV_RING, VALUE_RING = 48, 36

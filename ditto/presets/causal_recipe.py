@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ditto.engine.program import Builder, Wire
 from ditto.functions.fixed import down
 from ditto.ops import Future
 from ditto.presets.causal import Effort, Heads
 from ditto.presets.causal_one_opening import masked
 from ditto.presets.recipe import Recipe, padding_score
 from ditto.presets.style import Spec
-from ditto.program import Builder, Wire
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ditto.functions.fixed import FXP32, FXP64
 from ditto.functions.gelu_published import puma_gelu, quad_gelu
-from ditto.functions.inverse import goldschmidt_reciprocal, polynomial_rsqrt
+from ditto.functions.inverse_published import goldschmidt_reciprocal, polynomial_rsqrt
 from ditto.presets.recipe import Recipe
 
 STYLE = Recipe(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ditto.engine.program import Builder, Wire
 from ditto.errors import RangeError
-from ditto.fixedpoint import encode
 from ditto.functions import ScoreType, gelu, layernorm, linear, softmax_numerator, tanh
 from ditto.functions.fixed import multiply
 from ditto.functions.layernorm import RESIDUAL_FRAC
@@ -14,7 +14,7 @@ from ditto.functions.linear import fraction_bits
 from ditto.functions.softmax import reciprocal_of_sum
 from ditto.ops import Matmul
 from ditto.presets.style import Spec
-from ditto.program import Builder, Wire
+from ditto.ring.fixedpoint import encode
 
 EMBEDDING_RING, EMBEDDING_FRAC = 16, 12  # fewer fraction bits where the tables' values need the room
 HIDDEN_FRAC = 8

@@ -2,7 +2,7 @@
 
 from ditto.functions.fixed import FXP64
 from ditto.functions.gelu_published import puma_gelu
-from ditto.functions.inverse import goldschmidt_reciprocal, polynomial_rsqrt
+from ditto.functions.inverse_published import goldschmidt_reciprocal, polynomial_rsqrt
 from ditto.presets.recipe import Recipe
 
 STYLE = Recipe(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ditto.fixedpoint import encode
+from ditto.engine.program import Builder, Wire
 from ditto.functions import linear, tanh
 from ditto.functions.fixed import Type, down, multiply, settle
 from ditto.functions.layernorm import recipe_layernorm
@@ -15,7 +15,7 @@ from ditto.functions.linear import fraction_bits
 from ditto.functions.softmax_published import exact_softmax, quad_softmax
 from ditto.ops import Matmul
 from ditto.presets.style import Spec
-from ditto.program import Builder, Wire
+from ditto.ring.fixedpoint import encode
 
 EMBEDDING_RING = 24
 

@@ -6,11 +6,11 @@ fraction bits they would leave too few digits.
 
 import math
 
+from ditto.engine.program import Builder, Wire
 from ditto.functions.fixed import CRYPTEN, Type
 from ditto.functions.gelu_published import fourier_gelu
-from ditto.functions.inverse import deflated_reciprocal, deflated_rsqrt
+from ditto.functions.inverse_published import deflated_reciprocal, deflated_rsqrt
 from ditto.presets.recipe import Recipe
-from ditto.program import Builder, Wire
 
 
 def _above(hi: float) -> float:

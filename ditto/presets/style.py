@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ditto.program import Builder, Wire
+from ditto.engine.program import Builder, Wire
 
 Spec = dict[str, Any]
 

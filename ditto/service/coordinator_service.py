@@ -11,15 +11,15 @@ from collections.abc import Iterator
 import grpc
 import structlog
 
-from ditto.config import CoordinatorConfig
+from ditto.engine.program import Program
 from ditto.errors import ClusterError, DittoError, UnknownModel
-from ditto.metrics import CoordinatorMetrics
 from ditto.models import Plan
-from ditto.program import Program
+from ditto.models.compiled import check_id, check_name, plan_of, program_for, to_message
+from ditto.net.config import CoordinatorConfig
+from ditto.net.metrics import CoordinatorMetrics
+from ditto.net.transport import Roles, connect, open_channel, short
 from ditto.service.files import write_secret
 from ditto.service.job_run import Account, Fifo, JobRun
-from ditto.service.programs import check_id, check_name, plan_of, program_for, to_message
-from ditto.transport import Roles, connect, open_channel, short
 from ditto.wire import control_pb2, control_pb2_grpc, dealer_pb2, dealer_pb2_grpc, party_pb2, party_pb2_grpc
 
 log = structlog.get_logger()

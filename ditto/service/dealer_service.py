@@ -16,19 +16,19 @@ import grpc
 import structlog
 from torch import Tensor
 
-from ditto.config import DealerConfig
+from ditto.engine.job import DealerJob
+from ditto.engine.program import Wire
+from ditto.engine.weights import DealerWeights, keeps_whole
 from ditto.errors import ClusterError, DittoError, ReplayedJob, UnknownModel, UsageError
-from ditto.frames import around_dealt
-from ditto.matmul import kernel_of
-from ditto.metrics import DealerMetrics
-from ditto.network import Link
-from ditto.prg import derive, new_seed
-from ditto.program import Wire
-from ditto.runtime import DealerJob
+from ditto.models.compiled import check_id, check_name, generates, plan_of, program_for, weights_of
+from ditto.net.config import DealerConfig
+from ditto.net.emulation import Link
+from ditto.net.framing import around_dealt
+from ditto.net.metrics import DealerMetrics
+from ditto.net.transport import CHUNK, Roles, caller, short
+from ditto.ring.kernels import kernel_of
+from ditto.ring.prg import derive, new_seed
 from ditto.service.files import write_secret
-from ditto.service.programs import check_id, check_name, generates, plan_of, program_for, weights_of
-from ditto.transport import CHUNK, Roles, caller, short
-from ditto.weights import DealerWeights, keeps_whole
 from ditto.wire import dealer_pb2, dealer_pb2_grpc
 
 log = structlog.get_logger()

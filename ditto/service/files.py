@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ditto.program import Wire
+from ditto.engine.program import Wire
 from ditto.ring import carrier
 
 _DTYPES = {torch.int8: "I8", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64"}

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 
 from ditto.errors import ClusterError, DittoError, PeerLost
-from ditto.transport import from_rpc_error
+from ditto.net.transport import from_rpc_error
 from ditto.wire import control_pb2, party_pb2, party_pb2_grpc
 
 Stubs = dict[str, party_pb2_grpc.PartyStub]

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import torch
 
-from ditto.channel import Channel
+from ditto.engine.channel import Channel
+from ditto.engine.program import Wire
+from ditto.engine.sharing import seeded_share
+from ditto.engine.weights import PartyWeights
 from ditto.errors import BadShare, ClusterError, UnknownModel
-from ditto.prg import SEED_BYTES
-from ditto.program import Wire
+from ditto.models.compiled import check_id, check_name, generates, weights_of
 from ditto.ring import carrier, unpack
+from ditto.ring.prg import SEED_BYTES
 from ditto.service.files import load_tensors, save_tensors, write_secret
-from ditto.service.programs import check_id, check_name, generates, weights_of
-from ditto.sharing import seeded_share
-from ditto.weights import PartyWeights
 from ditto.wire import party_pb2
 
 KEPT = 2

@@ -9,21 +9,21 @@ import time
 import structlog
 import torch
 
-from ditto.config import PartyConfig
+from ditto.engine.job import Carried, PartyJob
+from ditto.engine.ledger import Ledger
+from ditto.engine.program import Program
+from ditto.engine.sharing import seeded_share
+from ditto.engine.weights import PartyWeights
 from ditto.errors import BadShare, ClusterError, ReplayedJob
-from ditto.ledger import Ledger
-from ditto.metrics import PartyMetrics
 from ditto.models import Plan
-from ditto.peerlink import LinkChannel, PeerLink
-from ditto.prg import SEED_BYTES
-from ditto.program import Program
-from ditto.runtime import Carried, PartyJob
+from ditto.models.compiled import check_id, plan_of, program_for
+from ditto.net.config import PartyConfig
+from ditto.net.metrics import PartyMetrics
+from ditto.net.peerlink import LinkChannel, PeerLink
+from ditto.net.transport import short
+from ditto.ring.prg import SEED_BYTES
 from ditto.service.model_store import Assembly, ModelStore
-from ditto.service.programs import check_id, plan_of, program_for
 from ditto.service.source import DealerSource
-from ditto.sharing import seeded_share
-from ditto.transport import short
-from ditto.weights import PartyWeights
 from ditto.wire import dealer_pb2, dealer_pb2_grpc, party_pb2
 
 log = structlog.get_logger()

@@ -7,15 +7,15 @@ from collections.abc import Iterator
 import grpc
 import structlog
 
-from ditto.config import PartyConfig
 from ditto.errors import BadShare, ClusterError, DittoError
-from ditto.metrics import PartyMetrics
-from ditto.peerlink import PeerLink
+from ditto.models.compiled import check_id
+from ditto.net.config import PartyConfig
+from ditto.net.metrics import PartyMetrics
+from ditto.net.peerlink import PeerLink
+from ditto.net.transport import CHUNK, Roles, connect, from_rpc_error, open_channel, short
 from ditto.ring import pack
 from ditto.service.model_store import Assembly, ModelStore
 from ditto.service.party_jobs import Jobs
-from ditto.service.programs import check_id
-from ditto.transport import CHUNK, Roles, connect, from_rpc_error, open_channel, short
 from ditto.wire import dealer_pb2, dealer_pb2_grpc, party_pb2, party_pb2_grpc
 
 log = structlog.get_logger()

@@ -18,11 +18,11 @@ import structlog
 import torch
 from prometheus_client import CollectorRegistry
 
-from ditto.config import CoordinatorConfig, DealerConfig, PartyConfig, load_config
 from ditto.errors import DittoError
-from ditto.memory import tune_memory
-from ditto.metrics import Metrics, serve
-from ditto.transport import build_server, short
+from ditto.net.config import CoordinatorConfig, DealerConfig, PartyConfig, load_config
+from ditto.net.metrics import Metrics, serve
+from ditto.net.transport import build_server, short
+from ditto.ring.malloc import tune_memory
 
 C = TypeVar("C", PartyConfig, DealerConfig, CoordinatorConfig)
 

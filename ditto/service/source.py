@@ -8,10 +8,10 @@ from collections import deque
 import grpc
 
 from ditto.errors import ClusterError, DittoError, PeerLost
-from ditto.frames import around_dealt
-from ditto.metrics import PartyMetrics
-from ditto.prg import SEED_BYTES
-from ditto.transport import from_rpc_error
+from ditto.net.framing import around_dealt
+from ditto.net.metrics import PartyMetrics
+from ditto.net.transport import from_rpc_error
+from ditto.ring.prg import SEED_BYTES
 from ditto.wire import dealer_pb2, dealer_pb2_grpc
 
 AHEAD = 32 << 20

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ditto.client import Client, Inputs, Outputs
+from ditto.client.client import Client, Inputs, Outputs
+from ditto.client.sampling import Sampler
+from ditto.engine.program import Program
 from ditto.models import Plan
 from ditto.models.gpt2_client import decode_choice, encode_prompts, encode_tokens
-from ditto.program import Program
-from ditto.sampling import Sampler
-from ditto.tokenizer import Prompts
+from ditto.models.tokenizer import Prompts
 
 
 @dataclass

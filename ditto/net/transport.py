@@ -21,7 +21,6 @@ from cryptography.x509.oid import NameOID
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from ditto.config import Tls
 from ditto.errors import (
     BY_CODE,
     BadShare,
@@ -35,6 +34,7 @@ from ditto.errors import (
     UnknownModel,
     VersionMismatch,
 )
+from ditto.net.config import Tls
 
 PROTOCOL_VERSION = 1
 CHUNK = 1 << 20

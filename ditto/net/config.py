@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
 from ditto.errors import ConfigError
-from ditto.network import Network, network
+from ditto.net.emulation import Network, network
 
 DEFAULT_PORTS = {"coordinator": 50050, "party0": 50051, "party1": 50052, "dealer": 50053}
 Address = Annotated[str, StringConstraints(pattern=r"^[^\s:/]+:\d{1,5}$|^\[[0-9a-fA-F:]+\]:\d{1,5}$")]

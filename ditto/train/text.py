@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from ditto.errors import EmptyText, UsageError
-from ditto.quantize.perplexity import windows
-from ditto.tokenizer import byte_pairs
+from ditto.models.tokenizer import byte_pairs
+from ditto.train.perplexity import windows
 
 LINES = 4096
 

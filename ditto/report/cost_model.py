@@ -1,7 +1,7 @@
 """What a run that was measured on one network would take on another, from its report alone.
 
 A report (`infer --json`, `bench model --json`) says for each layer and for the whole run how many seconds, rounds and
-bytes it took. An emulated network (ditto.network) explains a known part of the online seconds:
+bytes it took. An emulated network (ditto.net.emulation) explains a known part of the online seconds:
 
     rounds * rtt / 2 + 8 * bytes / bandwidth        bytes: of the party that sends more
 
@@ -23,7 +23,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ditto.network import Network, network, networks
+from ditto.net.emulation import Network, network, networks
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class Network(BaseModel):
 
 def networks() -> list[str]:
     """The names of the built-in profiles."""
-    files = resources.files("ditto").joinpath("networks").iterdir()
+    files = resources.files("ditto.net").joinpath("networks").iterdir()
     return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
 
 
@@ -53,7 +53,7 @@ def network(name_or_path: str | Path) -> Network:
     path = Path(name_or_path)
     try:
         if str(name_or_path) in networks():
-            text = resources.files("ditto").joinpath("networks", f"{name_or_path}.yaml").read_text()
+            text = resources.files("ditto.net").joinpath("networks", f"{name_or_path}.yaml").read_text()
         elif path.suffix in (".yaml", ".yml") or path.is_file():
             text = path.read_text()
         else:

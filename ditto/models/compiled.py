@@ -7,9 +7,9 @@ import re
 from functools import lru_cache
 from typing import Any
 
+from ditto.engine.program import Program, Wire
 from ditto.errors import DittoError, UsageError, VersionMismatch
 from ditto.models import Plan, compile_stage
-from ditto.program import Program, Wire
 from ditto.wire import dealer_pb2
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from ditto.matmul import RingMatrix
-from ditto.program import Program
+from ditto.engine.program import Program
 from ditto.ring import cast, signed
+from ditto.ring.kernels import RingMatrix
 
 Tensor = torch.Tensor
 

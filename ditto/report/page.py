@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import ditto
-from ditto.cli import report_pieces as pieces
-from ditto.cli.report_timeline import timeline
 from ditto.errors import DittoError, UsageError
-from ditto.network import Network
-from ditto.prediction import RunPrediction, predict_all
+from ditto.net.emulation import Network
+from ditto.report import pieces
+from ditto.report.cost_model import RunPrediction, predict_all
+from ditto.report.timeline import timeline
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #fff; --ink: #1c2430; --soft: #5b6675; --line: #dde2e9; --card: #f5f7fa;

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ditto.tokenizer import Batch
+from ditto.models.tokenizer import Batch
 
 ACTIVATION_MARGIN, SCORE_MARGIN, VARIANCE_MARGIN = 1.5, 1.5, 2.0
 

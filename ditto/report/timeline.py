@@ -1,6 +1,6 @@
 """The report's timeline: one job as one party saw it, round by round, computing and waiting.
 
-All moments are of one party's clock (`rounds_timeline`, see `ditto.client.Report.timeline`).
+All moments are of one party's clock (`rounds_timeline`, see `ditto.client.client.Report.timeline`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from html import escape
 from itertools import groupby
 from typing import Any
 
-from ditto.cli.report_pieces import axis, count, keys, milliseconds, nbytes, rect, row, seconds, table
+from ditto.report.pieces import axis, count, keys, milliseconds, nbytes, rect, row, seconds, table
 
 WIDTH = 800  # pixels that a timeline has at least (the page's style says so): what fits is reckoned with this
 LETTER = 6.4  # of them for one letter

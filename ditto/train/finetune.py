@@ -16,10 +16,10 @@ from ditto.errors import UsageError
 from ditto.models.checkpoint import expected, load_checkpoint
 from ditto.models.export import save_gpt2
 from ditto.models.gpt2_float import forward, logits
-from ditto.quantize import training_state
-from ditto.quantize.output_loss import output_loss
-from ditto.quantize.perplexity import Watch, cross_entropy
-from ditto.quantize.text import Order
+from ditto.train import training_state
+from ditto.train.output_loss import output_loss
+from ditto.train.perplexity import Watch, cross_entropy
+from ditto.train.text import Order
 
 Tensor = torch.Tensor
 BETAS, DECAY, CLIP, FINAL = (0.9, 0.95), 0.1, 1.0, 0.1  # FINAL: the learning rate at the end, of the highest

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from ditto.channel import Channel
+from ditto.engine.channel import Channel
+from ditto.engine.program import Wire
 from ditto.errors import BadShare
-from ditto.matmul import RingMatrix, kernel_of
 from ditto.ops import Masked, WeightShare
-from ditto.prg import Prg, derive
-from ditto.program import Wire
 from ditto.ring import pack, unpack
+from ditto.ring.kernels import RingMatrix, kernel_of
+from ditto.ring.prg import Prg, derive
 
 Tensor = torch.Tensor
 WHOLE = 250_000_000  # weights: beyond, a second copy takes more memory than it is worth

@@ -10,15 +10,15 @@ from typing import Any, Protocol
 
 import torch
 
-from ditto.channel import Channel
+from ditto.engine.channel import Channel
+from ditto.engine.ledger import LayerTimes, Ledger, Round
+from ditto.engine.program import Program, Step
+from ditto.engine.weights import DealerWeights, PartyWeights
 from ditto.errors import BadShare, ReuseError
-from ditto.ledger import LayerTimes, Ledger, Round
 from ditto.ops import Masked, Op
 from ditto.ops.base import Shape, packed_bytes
-from ditto.prg import Prg, derive
-from ditto.program import Program, Step
 from ditto.ring import cast, pack, unpack
-from ditto.weights import DealerWeights, PartyWeights
+from ditto.ring.prg import Prg, derive
 
 Tensor = torch.Tensor
 

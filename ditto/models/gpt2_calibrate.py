@@ -1,4 +1,4 @@
-"""Calibration of GPT-2: the ranges that fix its types and bounds (see `ditto.quantize.calibrate`)."""
+"""Calibration of GPT-2: the ranges that fix its types and bounds (see `ditto.models.ranges`)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ditto.models.gpt2_float import forward, logits
-from ditto.quantize.calibrate import ACTIVATION_MARGIN, SCORE_MARGIN, Ranges, centre
+from ditto.models.ranges import ACTIVATION_MARGIN, SCORE_MARGIN, Ranges, centre
 
 
 def calibrate_gpt2(

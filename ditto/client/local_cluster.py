@@ -22,11 +22,11 @@ from typing import Any
 import psutil
 import yaml
 
-from ditto.certs import ROLES, init_certs
-from ditto.config import DEFAULT_PORTS, ClientConfig, DealerConfig, PartyConfig, load_config
 from ditto.errors import CertificateError, ClusterError, DittoError
-from ditto.network import Network
-from ditto.transport import connect, open_channel
+from ditto.net.certs import ROLES, init_certs
+from ditto.net.config import DEFAULT_PORTS, ClientConfig, DealerConfig, PartyConfig, load_config
+from ditto.net.emulation import Network
+from ditto.net.transport import connect, open_channel
 
 SERVERS = ("dealer", "party0", "party1", "coordinator")  # in the order of their start
 MODULES = {"dealer": "parties.dealer", "party0": "parties.party", "party1": "parties.party"}

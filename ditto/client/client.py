@@ -15,16 +15,16 @@ from typing import Any, Self
 import grpc
 import torch
 
-from ditto.activity import activity, traffic
-from ditto.config import ClientConfig
+from ditto.client.status import activity, traffic
+from ditto.engine.program import Program, Wire
+from ditto.engine.sharing import reveal, share
 from ditto.errors import BadCheckpoint, BadShare, DittoError, UsageError
 from ditto.models import Plan
-from ditto.prg import new_seed
-from ditto.program import Program, Wire
+from ditto.models.compiled import program_for, to_message, weights_of
+from ditto.net.config import ClientConfig
+from ditto.net.transport import CHUNK, connect, from_rpc_error, open_channel
 from ditto.ring import pack, unpack
-from ditto.service.programs import program_for, to_message, weights_of
-from ditto.sharing import reveal, share
-from ditto.transport import CHUNK, connect, from_rpc_error, open_channel
+from ditto.ring.prg import new_seed
 from ditto.wire import control_pb2, control_pb2_grpc, party_pb2, party_pb2_grpc
 
 PARTIES = ("party0", "party1")

@@ -6,8 +6,8 @@ from typing import Any
 
 import grpc
 
-from ditto.config import ClientConfig
-from ditto.transport import connect, from_rpc_error, open_channel
+from ditto.net.config import ClientConfig
+from ditto.net.transport import connect, from_rpc_error, open_channel
 from ditto.wire import control_pb2, control_pb2_grpc, party_pb2
 
 PARTIES = ("party0", "party1")

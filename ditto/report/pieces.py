@@ -6,9 +6,16 @@ import math
 from collections.abc import Iterable
 from html import escape
 
-from ditto.cli.common import size
-
 Bar = tuple[str, float, float, str]  # class, start, length, what to say about it
+
+
+def size(n: float) -> str:
+    """Bytes for people, in powers of ten as networks count."""
+    for unit in ("B", "kB", "MB"):
+        if n < 999.5:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.2f} GB"
 
 
 def data(value: float, shown: str) -> str:

@@ -12,7 +12,7 @@ import math
 import numpy as np
 import torch
 
-from ditto.matmul import batched_product
+from ditto.ring.kernels import batched_product
 
 Tensor = torch.Tensor
 

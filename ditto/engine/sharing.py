@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from ditto.engine.program import Wire
 from ditto.errors import BadShare
 from ditto.ops.base import Cost
-from ditto.prg import Prg, derive
-from ditto.program import Wire
 from ditto.ring import signed
+from ditto.ring.prg import Prg, derive
 
 
 def seeded_share(name: str, wire: Wire, seed: bytes) -> torch.Tensor:

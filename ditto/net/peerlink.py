@@ -3,7 +3,7 @@
 Party 1 opens the stream and opens it again when it breaks; party 0 serves it. A `LinkChannel` is one job's view
 of the link: `exchange` queues its own frames and only then waits for the peer's, so large payloads flow both ways
 at once. A broken link fails every open channel at once and names the peer; the process goes on. The link may emulate
-a slower network (ditto.network).
+a slower network (ditto.net.emulation).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import grpc
 import structlog
 
 from ditto.errors import CertificateError, ClusterError, DittoError, PeerAbsent, PeerLost, VersionMismatch
-from ditto.frames import around_frame
-from ditto.metrics import LinkMetrics
-from ditto.network import Link, Network
-from ditto.transport import CHUNK, from_rpc_error
+from ditto.net.emulation import Link, Network
+from ditto.net.framing import around_frame
+from ditto.net.metrics import LinkMetrics
+from ditto.net.transport import CHUNK, from_rpc_error
 from ditto.wire import party_pb2, party_pb2_grpc
 
 log = structlog.get_logger()
@@ -251,7 +251,7 @@ class PeerLink:
 
 
 class LinkChannel:
-    """One job's labelled rounds over the link (ditto.channel.Channel), counted at the frame."""
+    """One job's labelled rounds over the link (ditto.engine.channel.Channel), counted at the frame."""
 
     def __init__(self, link: PeerLink, job: str, box: _Mailbox) -> None:
         self._link, self._job, self._box, self._sequence = link, job, box, 0

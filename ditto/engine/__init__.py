@@ -1,0 +1,1 @@
+"""Programs, and what runs them: the dealer's job, a party's job, the plain interpreter."""

@@ -1,5 +1,0 @@
-"""Quantization: calibration of ranges after training."""
-
-from ditto.quantize.calibrate import calibrate, centre
-
-__all__ = ["calibrate", "centre"]

@@ -1,0 +1,1 @@
+"""Training in floats, before a model is imported."""
