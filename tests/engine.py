@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ditto.engine.channel import Memory
+from ditto.engine.channel import MemoryChannel
 from ditto.engine.job import Carried, DealerJob, PartyJob
 from ditto.engine.ledger import Ledger
 from ditto.engine.program import Program, Wire
@@ -83,7 +83,7 @@ class Session:
 
     def __init__(self, weights: dict[str, Wire], values: dict[str, torch.Tensor], job: str = "job") -> None:
         self.job, self._model, self._seeds = job, (new_seed(), new_seed()), (new_seed(), new_seed())
-        self.channels = Memory.pair()
+        self.channels = MemoryChannel.pair()
         shares = {name: split(w, weights[name].ring) for name, w in values.items()}
         self._held = [PartyWeights(weights, i, self._model[i], {n: s[i] for n, s in shares.items()}) for i in (0, 1)]
         both(lambda i: self._held[i].open_masked(self.channels[i]))

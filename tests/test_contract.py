@@ -15,17 +15,17 @@ from ditto.engine.sharing import reveal, reveal_cost, seeded_share, share, share
 from ditto.engine.weights import DealerWeights
 from ditto.errors import BadShare, ReuseError
 from ditto.ops import (
+    B2A,
     REGISTRY,
     Add,
     AddStarts,
     Affine,
+    CausalMask,
     Combine,
     Compare,
     Differences,
     Exponential,
     Extend,
-    FromBit,
-    Future,
     Harmonic,
     IsZero,
     Join,
@@ -33,13 +33,13 @@ from ditto.ops import (
     Losses,
     Matmul,
     MatmulWeight,
+    Mux,
     OneHot,
     Op,
     Open,
     Polynomial,
     Product,
     Product3,
-    Select,
     Square,
     SuffixSum,
     Sum,
@@ -62,7 +62,7 @@ S = (5, 7)
 class Case:
     """An operation on input types (ring, shape, limit on |x| in units); `opened` says whether they are opened first.
 
-    The bit that `Select` and `FromBit` read is the sign of their first input; `FromBit` makes `Compare` and `IsZero`
+    The bit that `Mux` and `B2A` read is the sign of their first input; `B2A` makes `Compare` and `IsZero`
     readable.
     """
 
@@ -94,7 +94,7 @@ CASES = [
     Case(Sum(40, 0), [(40, S, full(40))], 40, (1, 7), opened=False),
     Case(SuffixSum(8), [(8, S, full(8))], 8, S, opened=False),
     Case(View(((1, 2, 6),), (10, 2), (1, 0)), [(32, S, full(32))], 32, (2, 10), opened=False),
-    Case(Future(5, 24, -(1 << 20)), [(24, (2, 5, 5), full(24))], 24, (2, 5, 5), opened=False),
+    Case(CausalMask(5, 24, -(1 << 20)), [(24, (2, 5, 5), full(24))], 24, (2, 5, 5), opened=False),
     *(
         case
         for opened in (False, True)
@@ -156,8 +156,8 @@ CASES = [
         for b, shape in ((8, S), (12, S), (24, S), (32, (3, 100)), (40, S), (46, (2, 64)), (64, S))
     ),
     Case(Compare((1,), 16, (3,)), [(16, (1,), 2**14)], 64, (1, 1)),
-    *(Case(FromBit(S, b), [(b, S, full(b))], b, S) for b in (8, 24, 46, 64)),
-    *(Case(Select(S, (5, 1), b), [(b, S, full(b)), (b, (5, 1), full(b))], b, S) for b in (8, 24, 46, 64)),
+    *(Case(B2A(S, b), [(b, S, full(b))], b, S) for b in (8, 24, 46, 64)),
+    *(Case(Mux(S, (5, 1), b), [(b, S, full(b)), (b, (5, 1), full(b))], b, S) for b in (8, 24, 46, 64)),
     *(
         Case(WideSquare(S, b, o), [(b, S, 2 ** (b - 2))], o, S)
         for b, o in ((24, 32), (24, 64), (46, 64), (56, 64), (16, 64), (36, 64))
@@ -189,16 +189,16 @@ def build(case: Case) -> Program:
         else:
             wires.append(b.input(f"x{i}", bits, 0, shape, 0.0))
     if case.opened:
-        free = [w for w in wires if not w.kind]
+        free = [w for w in wires if not w.held]
         opened = b.open(*free)
-        wires = opened + [w for w in wires if w.kind]
-    if isinstance(case.op, (Select, FromBit)):
+        wires = opened + [w for w in wires if w.held]
+    if isinstance(case.op, (Mux, B2A)):
         sign = Compare(wires[0].shape, wires[0].ring, (0,))
         (bit,) = b.emit(sign, wires[:1], [(1, 0, sign.out, 0.0)])
         wires[0] = b.view(bit, shape=sign.out[1:])
     (y,) = b.emit(case.op, wires, [(case.ring, 0, case.shape, 0.0)])
     if isinstance(case.op, (Compare, IsZero)):
-        (y,) = b.emit(FromBit(case.shape, case.ring), [y], [(case.ring, 0, case.shape, 0.0)])
+        (y,) = b.emit(B2A(case.shape, case.ring), [y], [(case.ring, 0, case.shape, 0.0)])
     b.output("y", y)
     return b.program
 

@@ -11,7 +11,7 @@ from test_functions import evaluate
 from ditto.engine.program import Builder, Wire
 from ditto.errors import RangeError
 from ditto.functions.exponential import exponential
-from ditto.functions.fixed import CRYPTEN, FXP32, FXP64, Type, down, settle
+from ditto.functions.fixed import CRYPTEN, FXP32, FXP64, FixedPoint, convert, truncate_to
 from ditto.functions.gelu_published import (
     FOURIER_EDGE,
     PUMA_LOW,
@@ -130,9 +130,9 @@ def test_quad_gelu_in_both_types() -> None:
 
 def test_type_conversions_between_fxp32_and_fxp64() -> None:
     x = torch.round(grid(-4000.0, 4000.0) * 256) / 256
-    up, run = evaluate(x, 24, 8, 4000.0, lambda b, w: settle(b, w, FXP64))
+    up, run = evaluate(x, 24, 8, 4000.0, lambda b, w: convert(b, w, FXP64))
     assert torch.equal(up, x) and run.ledgers[0].total("online").rounds == 1
-    back, run = evaluate(x, 64, 18, 4000.0, lambda b, w: settle(b, w, FXP32))
+    back, run = evaluate(x, 64, 18, 4000.0, lambda b, w: convert(b, w, FXP32))
     assert (back - x).abs().max() <= 2.0**-8 and run.ledgers[0].total("online").rounds == 0
 
 
@@ -150,7 +150,7 @@ def test_fourier_gelu() -> None:
 
 
 @pytest.mark.parametrize(("ring", "frac", "out"), [(24, 8, FXP32), (46, 18, FXP64)])
-def test_exact_softmax_with_masked_positions(ring: int, frac: int, out: Type) -> None:
+def test_exact_softmax_with_masked_positions(ring: int, frac: int, out: FixedPoint) -> None:
     generator = torch.Generator().manual_seed(2)
     x = torch.randn((2, 8, 16), generator=generator, dtype=torch.float64) * 6
     x[0, 0], x[0, 1, 3] = -20.0, 24.0
@@ -189,7 +189,7 @@ def test_quad_softmax_counts_what_is_kept(deflated: bool) -> None:
 
 
 @pytest.mark.parametrize(("frac", "out"), [(8, FXP32), (18, FXP64)])
-def test_recipe_layernorm(frac: int, out: Type) -> None:
+def test_recipe_layernorm(frac: int, out: FixedPoint) -> None:
     generator = torch.Generator().manual_seed(1)
     width = 384
     x = torch.randn((12, width), generator=generator, dtype=torch.float64) * torch.logspace(-0.5, 0.7, 12)[:, None]
@@ -202,8 +202,8 @@ def test_recipe_layernorm(frac: int, out: Type) -> None:
 
     def function(b: Builder, w: Wire) -> Wire:
         return recipe_layernorm(
-            b, down(b, w, frac, 64 - frac), "norm", (float(var.min()) / 2, float(var.max()) * 2), 1e-12, 40.0, FXP64,
-            out, lambda b, v, lo, hi: polynomial_rsqrt(b, v, lo, hi, FXP64),
+            b, truncate_to(b, w, frac, 64 - frac), "norm", (float(var.min()) / 2, float(var.max()) * 2), 1e-12, 40.0,
+            FXP64, out, lambda b, v, lo, hi: polynomial_rsqrt(b, v, lo, hi, FXP64),
         )  # fmt: skip
 
     y, _ = evaluate(x, 24 if frac == 8 else 46, frac, 60.0, function, gamma=gamma * scale, beta=beta)

@@ -18,7 +18,7 @@ class Channel(Protocol):
         """Send `payload`, return the peer's message of the same label: one round."""
 
 
-class Memory:
+class MemoryChannel:
     """Both ends in one process, for tests and for the contract of each operation."""
 
     def __init__(self, out: queue.Queue[tuple[str, bytes]], into: queue.Queue[tuple[str, bytes]]) -> None:
@@ -27,7 +27,7 @@ class Memory:
         self.framing_sent = 0
 
     @classmethod
-    def pair(cls) -> tuple[Memory, Memory]:
+    def pair(cls) -> tuple[MemoryChannel, MemoryChannel]:
         a: queue.Queue[tuple[str, bytes]] = queue.Queue()
         b: queue.Queue[tuple[str, bytes]] = queue.Queue()
         return cls(a, b), cls(b, a)

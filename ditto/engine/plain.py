@@ -17,7 +17,7 @@ def plain_weights(program: Program, weights: dict[str, Tensor]) -> dict[str, Any
     """Weights as `run_plain` takes them, matrices prepared for products: made once, used for many runs."""
     return {
         name: RingMatrix(cast(weights[name], wire.ring), wire.ring)
-        if wire.kind == "matrix"
+        if wire.held == "matrix"
         else signed(weights[name], wire.ring)
         for name, wire in program.weights.items()
     }
@@ -32,7 +32,7 @@ def run_plain(
     takes what this one keeps.
     """
     values: dict[str, Any] = {n: signed(inputs[n], w.ring) for n, w in program.inputs.items()}
-    ready = all(isinstance(weights[n], RingMatrix) for n, w in program.weights.items() if w.kind == "matrix")
+    ready = all(isinstance(weights[n], RingMatrix) for n, w in program.weights.items() if w.held == "matrix")
     values |= {n: weights[n] for n in program.weights} if ready else plain_weights(program, weights)
     carried = {} if carried is None else carried
     values |= {n: carried[n] for n in program.carried}

@@ -32,7 +32,7 @@ from ditto.ops.product import broadcast
 class Wire:
     """A secret tensor: ring bits, fraction bits, shape and a static bound on |x| (as a real number).
 
-    `kind` says how a weight is held: "matrix" (right-hand side of products, fixed mask), "masked" (fixed mask,
+    `held` says how a weight is held: "matrix" (right-hand side of products, fixed mask), "masked" (fixed mask,
     elementwise) or "share" (additive share only).
     """
 
@@ -41,7 +41,7 @@ class Wire:
     frac: int
     shape: Shape
     bound: float
-    kind: str = ""
+    held: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -129,8 +129,8 @@ class Builder:
         wire = self.program.inputs[name] = Wire(name, ring, frac, shape, bound)
         return wire
 
-    def weight(self, name: str, ring: int, frac: int, shape: Shape, kind: str, bound: float = 0.0) -> Wire:
-        wire = self.program.weights[name] = Wire(name, ring, frac, shape, bound, kind)
+    def weight(self, name: str, ring: int, frac: int, shape: Shape, held: str, bound: float = 0.0) -> Wire:
+        wire = self.program.weights[name] = Wire(name, ring, frac, shape, bound, held)
         return wire
 
     def output(self, name: str, wire: Wire) -> None:

@@ -21,7 +21,7 @@ WHOLE = 250_000_000  # weights: beyond, a second copy takes more memory than it 
 
 def keeps_whole(wires: dict[str, Wire]) -> bool:
     """Is the model small enough to keep its matrices twice, where they are digits?"""
-    return sum(math.prod(w.shape) for w in wires.values() if w.kind == "matrix") <= WHOLE
+    return sum(math.prod(w.shape) for w in wires.values() if w.held == "matrix") <= WHOLE
 
 
 def weight_mask(seed: bytes, wire: Wire) -> Tensor:
@@ -38,11 +38,11 @@ class DealerWeights:
 
     def __getitem__(self, name: str) -> Any:
         wire = self._wires[name]
-        if wire.kind == "share":
+        if wire.held == "share":
             return None
         if name not in self._cache:
             mask = weight_mask(self._seeds[0], wire) + weight_mask(self._seeds[1], wire)
-            self._cache[name] = RingMatrix(mask, wire.ring) if wire.kind == "matrix" else mask
+            self._cache[name] = RingMatrix(mask, wire.ring) if wire.held == "matrix" else mask
         return self._cache[name]
 
 
@@ -60,7 +60,7 @@ class PartyWeights:
     def open_masked(self, channel: Channel) -> None:
         """Open F = W + B for every weight under a fixed mask: once per model."""
         for name, wire in self.wires.items():
-            if wire.kind == "share":
+            if wire.held == "share":
                 continue
             mine = self._shares[name] + weight_mask(self._seed, wire)
             theirs = channel.exchange(f"weight/{name}", pack(mine, wire.ring))
@@ -71,7 +71,7 @@ class PartyWeights:
 
     def restore(self, masked: dict[str, Tensor]) -> None:
         """Take back F from disk. Raises BadShare when one is missing."""
-        missing = [n for n, w in self.wires.items() if w.kind != "share" and n not in masked]
+        missing = [n for n, w in self.wires.items() if w.held != "share" and n not in masked]
         if missing:
             raise BadShare(f"masked weight {missing[0]} is missing")
         self._masked = dict(masked)
@@ -82,19 +82,19 @@ class PartyWeights:
         whole = few and keeps_whole(self.wires)
         for name, wire in self.wires.items():
             weight = self[name]
-            if whole and wire.kind == "matrix":
+            if whole and wire.held == "matrix":
                 weight.share.keep_whole()
                 weight.masked.keep_whole()
 
     def __getitem__(self, name: str) -> Any:
         wire = self.wires[name]
         if name not in self._cache:
-            if wire.kind == "share":
+            if wire.held == "share":
                 self._cache[name] = self._shares.pop(name)
             else:
                 mask, opened = weight_mask(self._seed, wire), self._masked[name]
                 self._shares.pop(name, None)
-                if wire.kind == "masked":
+                if wire.held == "masked":
                     self._cache[name] = Masked(opened, mask)
                 else:
                     share = opened - mask if self.party == 0 else -mask

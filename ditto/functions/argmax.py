@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ditto.engine.program import Builder, Wire
-from ditto.functions.fixed import from_bit, less, minus, select
+from ditto.functions.fixed import b2a, less, minus, mux
 from ditto.ops import AddStarts, Affine, Combine, Differences, IsZero, Losses, Windows
 
 FANS = (8, 32, 256)
@@ -17,7 +17,7 @@ def argmax(b: Builder, x: Wire, fans: tuple[int, ...] = FANS) -> Wire:
     ties with itself and keeps its place), k the next of `fans`, or n once that is at most the last of them:
     1. Open x, and i, the candidates' indices (public in the first level).
     2. d_pq = x_p - x_q for all pairs p < q of a window: opened, too. bit = [d_pq < 0] by `Compare`.
-    3. losses_p on few bits by `FromBit`, opened; hot_p = [losses_p = 0] by `IsZero`: one of each window.
+    3. losses_p on few bits by `B2A`, opened; hot_p = [losses_p = 0] by `IsZero`: one of each window.
     4. [x] <- sum_p hot_p x_p, [i] <- sum_p hot_p i_p, without a further round.
     For k = 2 the bit is hot_1 itself: [x] <- [x_0] - [bit d], [i] alike, and no 3. Rounds of a level: 1 + C + 2
     (k = 2: 1 + C), where C is those of `Compare`: 3 on rings of 10 to 17 bits, 4 up to 33.
@@ -65,16 +65,16 @@ def _windows(b: Builder, x: Wire, index: Wire | None, k: int, bound: float) -> t
     n, few = x.shape[1], (k - 1).bit_length()
     opened = [_split(b, wire, k) for wire in b.open(x, *([] if index is None else [index]))]
     (bit,) = less(b, _differences(b, opened[0]), [0.0])
-    lost = from_bit(b, bit, few)
+    lost = b2a(b, bit, few)
     # counted modulo 2^few, where k - 1 losses still differ from none
     (losses,) = b.emit(Losses(k, few), [lost], [(few, 0, opened[0].shape, 0.0)])
     (count,) = b.open(losses)
     (hot,) = b.emit(IsZero(count.shape, few), [count], [(1, 0, count.shape, 1.0)])
 
     def chosen(wire: Wire) -> Wire:
-        return b.view(b.sum(select(b, hot, wire), 2, bound=wire.bound), shape=wire.shape[:2])
+        return b.view(b.sum(mux(b, hot, wire), 2, bound=wire.bound), shape=wire.shape[:2])
 
-    places = _first(b, from_bit(b, hot, RING), n, k, bound) if index is None else chosen(opened[1])
+    places = _first(b, b2a(b, hot, RING), n, k, bound) if index is None else chosen(opened[1])
     return chosen(opened[0]), places
 
 
@@ -87,9 +87,9 @@ def _pairs(b: Builder, x: Wire, index: Wire | None, k: int, bound: float) -> tup
 
     def chosen(wire: Wire, d: Wire) -> Wire:
         left = b.view(_split(b, wire, 2), slices=((2, 0, 1),))
-        return b.view(b.add(left, minus(b, select(b, bit, d)), bound=wire.bound), shape=half)
+        return b.view(b.add(left, minus(b, mux(b, bit, d)), bound=wire.bound), shape=half)
 
     if index is not None:
         return chosen(x, differences[0]), chosen(index, differences[1])
-    place = b.view(from_bit(b, bit, RING), shape=half)
+    place = b.view(b2a(b, bit, RING), shape=half)
     return chosen(x, differences[0]), b.emit(AddStarts(n, k, RING), [place], [(RING, 0, half, bound)])[0]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from ditto.engine.program import Builder, Wire
-from ditto.functions.fixed import Type, down, less, minus, select, square
+from ditto.functions.fixed import FixedPoint, less, minus, mux, square, truncate_to
 
 
-def exponential(b: Builder, x: Wire, kind: Type, k: int, floor: float | None = None) -> Wire:
-    """[x] -> [exp x] for x <= 0 (up to rounding), on the ring that `kind` leaves after a truncation.
+def exponential(b: Builder, x: Wire, fxp: FixedPoint, k: int, floor: float | None = None) -> Wire:
+    """[x] -> [exp x] for x <= 0 (up to rounding), on the ring that `fxp` leaves after a truncation.
 
     1. With a floor: open d = x - floor, bit = [d < 0], [x] <- floor + [d] - [bit d]. At floor -14 and k = 5 the
        result is below one unit, so clipping the input is PUMA's clipping of the result to 0.
@@ -18,10 +18,10 @@ def exponential(b: Builder, x: Wire, kind: Type, k: int, floor: float | None = N
     if floor is not None:
         (d,) = b.open(x := b.affine(x, 1, -floor, x.frac))
         (bit,) = less(b, d, [0.0])
-        rest = b.add(x, minus(b, select(b, bit, d)), bound=-floor + 1)
+        rest = b.add(x, minus(b, mux(b, bit, d)), bound=-floor + 1)
         x = b.affine(rest, 1, floor, x.frac)
     y = b.affine(b.retype(x, frac=x.frac + k, bound=x.bound / 2**k), 1, 1, x.frac + k, bound=3.0)
     for _ in range(k):
         (opened,) = b.open(y)
-        y = down(b, square(b, opened, kind.ring, bound=3.0), kind.frac)
+        y = truncate_to(b, square(b, opened, fxp.ring, bound=3.0), fxp.frac)
     return y

@@ -10,23 +10,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ditto.engine.program import Builder, Wire
-from ditto.ops import Compare, FromBit, Select, WideProduct, WideSquare
+from ditto.ops import B2A, Compare, Mux, WideProduct, WideSquare
 from ditto.ops.product import broadcast
 
 
 @dataclass(frozen=True)
-class Type:
+class FixedPoint:
     """Ring bits and fraction bits."""
 
     ring: int
     frac: int
 
 
-FXP32, FXP64 = Type(32, 8), Type(64, 18)  # Ditto, section 4.1
-CRYPTEN = Type(64, 16)
+FXP32, FXP64 = FixedPoint(32, 8), FixedPoint(64, 18)  # Ditto, section 4.1
+CRYPTEN = FixedPoint(64, 16)
 
 
-def down(b: Builder, z: Wire, frac: int, most: int = 64) -> Wire:
+def truncate_to(b: Builder, z: Wire, frac: int, most: int = 64) -> Wire:
     """[z] at `frac` fraction bits on what truncation leaves of the ring (at most `most` bits). Local."""
     if z.frac < frac:
         z = b.affine(z, 1, 0, frac)
@@ -35,15 +35,15 @@ def down(b: Builder, z: Wire, frac: int, most: int = 64) -> Wire:
     return b.truncate(z, cut, ring) if cut or ring < z.ring else z
 
 
-def settle(b: Builder, z: Wire, kind: Type) -> Wire:
-    """[z] -> [z] in `kind`: local where its ring is left after truncation, else one opening and an extension."""
-    if z.frac >= kind.frac:
-        z = down(b, z, kind.frac, kind.ring)
-    if z.ring < kind.ring:
+def convert(b: Builder, z: Wire, fxp: FixedPoint) -> Wire:
+    """[z] -> [z] in `fxp`: local where its ring is left after truncation, else one opening and an extension."""
+    if z.frac >= fxp.frac:
+        z = truncate_to(b, z, fxp.frac, fxp.ring)
+    if z.ring < fxp.ring:
         (opened,) = b.open(z)
-        z = b.extend(opened, kind.ring)
+        z = b.extend(opened, fxp.ring)
     # more fraction bits only after the extension: the narrow ring has no room for them
-    return z if z.frac == kind.frac else b.affine(z, 1, 0, kind.frac)
+    return z if z.frac == fxp.frac else b.affine(z, 1, 0, fxp.frac)
 
 
 def square(b: Builder, x: Wire, ring: int, bound: float | None = None) -> Wire:
@@ -77,15 +77,15 @@ def less(b: Builder, x: Wire, thresholds: list[float]) -> list[Wire]:
     return [b.view(bits, slices=((0, i, i + 1),), shape=x.shape) for i in range(len(thresholds))]
 
 
-def select(b: Builder, bit: Wire, x: Wire) -> Wire:
+def mux(b: Builder, bit: Wire, x: Wire) -> Wire:
     """Opened bit and opened x -> [bit x] on x's ring. No round."""
-    op = Select(bit.shape, x.shape, x.ring)
+    op = Mux(bit.shape, x.shape, x.ring)
     return b.emit(op, [bit, x], [(x.ring, x.frac, broadcast(bit.shape, x.shape), x.bound)])[0]
 
 
-def from_bit(b: Builder, bit: Wire, ring: int) -> Wire:
+def b2a(b: Builder, bit: Wire, ring: int) -> Wire:
     """Opened bit -> [bit] on `ring` as an integer. No round."""
-    return b.emit(FromBit(bit.shape, ring), [bit], [(ring, 0, bit.shape, 1.0)])[0]
+    return b.emit(B2A(bit.shape, ring), [bit], [(ring, 0, bit.shape, 1.0)])[0]
 
 
 def minus(b: Builder, x: Wire) -> Wire:

@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from ditto.engine.program import Builder, Wire
-from ditto.functions.fixed import Type, blend, down, from_bit, less, minus, multiply, select, square
+from ditto.functions.fixed import FixedPoint, b2a, blend, less, minus, multiply, mux, square, truncate_to
 from ditto.ops import Harmonic
 
 PUMA_LOW = (-0.5054031199708174, -0.42226581151983866, -0.11807612951181953, -0.011034134030615728)
@@ -16,16 +16,16 @@ PUMA_MID = (0.008526321541038084, 0.5, 0.3603292692789629, 0.0, -0.0376882003659
 FOURIER_TERMS, FOURIER_PERIOD, FOURIER_EDGE = 7, 20.0, 1.7
 
 
-def quad_gelu(b: Builder, x: Wire, kind: Type) -> Wire:
+def quad_gelu(b: Builder, x: Wire, fxp: FixedPoint) -> Wire:
     """[x] narrow -> [0.125 x^2 + 0.25 x + 0.5] narrow = ((x + 1)^2 + 3) / 8. One round. (MPCFormer, section 3.1.)"""
     (opened,) = b.open(b.affine(x, 1, 1, x.frac))
-    y = square(b, opened, kind.ring)
+    y = square(b, opened, fxp.ring)
     y = b.affine(y, 1, 3, y.frac)
-    return down(b, b.retype(y, frac=y.frac + 3, bound=y.bound / 8), kind.frac)
+    return truncate_to(b, b.retype(y, frac=y.frac + 3, bound=y.bound / 8), fxp.frac)
 
 
-def puma_gelu(b: Builder, x: Wire, kind: Type) -> Wire:
-    """[x] narrow, on the ring that `kind` leaves -> [GELU x] narrow, to 0.02. (PUMA section 4.1.)
+def puma_gelu(b: Builder, x: Wire, fxp: FixedPoint) -> Wire:
+    """[x] narrow, on the ring that `fxp` leaves -> [GELU x] narrow, to 0.02. (PUMA section 4.1.)
 
     0 below -4, degree 3 on [-4, -1.95), degree 6 on [-1.95, 3), x from 3 on.
     1. Open x; bits [x < -4], [x < -1.95], [x < 3].  2. x^2; x^3, x^4; x^6: a round each.
@@ -35,20 +35,20 @@ def puma_gelu(b: Builder, x: Wire, kind: Type) -> Wire:
     (x1,) = b.open(x)
     lowest, low, mid = less(b, x1, [-4.0, -1.95, 3.0])
     near = b.retype(x1, bound=4.0)
-    (x2,) = b.open(down(b, square(b, near, kind.ring), kind.frac))
-    cube, fourth = multiply(b, near, x2, kind.ring), square(b, x2, kind.ring)
-    x3, x4 = b.open(down(b, cube, kind.frac), down(b, fourth, kind.frac))
-    (x6,) = b.open(down(b, square(b, x3, kind.ring), kind.frac))
-    wide = {power: b.extend(w, kind.ring) for power, w in ((1, near), (2, x2), (3, x3), (4, x4), (6, x6))}
+    (x2,) = b.open(truncate_to(b, square(b, near, fxp.ring), fxp.frac))
+    cube, fourth = multiply(b, near, x2, fxp.ring), square(b, x2, fxp.ring)
+    x3, x4 = b.open(truncate_to(b, cube, fxp.frac), truncate_to(b, fourth, fxp.frac))
+    (x6,) = b.open(truncate_to(b, square(b, x3, fxp.ring), fxp.frac))
+    wide = {power: b.extend(w, fxp.ring) for power, w in ((1, near), (2, x2), (3, x3), (4, x4), (6, x6))}
 
     def piece(c: tuple[float, ...]) -> Wire:
         terms = [(a, wide[i]) for i, a in enumerate(c) if i and a]
-        return down(b, blend(b, terms, c[0], 2 * kind.frac, 64.0), kind.frac)
+        return truncate_to(b, blend(b, terms, c[0], 2 * fxp.frac, 64.0), fxp.frac)
 
     f, g = b.open(piece(PUMA_LOW), piece(PUMA_MID))
     # [x < -1.95] f - [x < -4] f  +  [x < 3] g - [x < -1.95] g  +  x - [x < 3] x
-    chosen = [select(b, low, f), minus(b, select(b, lowest, f)), select(b, mid, g), minus(b, select(b, low, g))]
-    return b.add(*chosen, x, minus(b, select(b, mid, x1)), bound=x.bound)
+    chosen = [mux(b, low, f), minus(b, mux(b, lowest, f)), mux(b, mid, g), minus(b, mux(b, low, g))]
+    return b.add(*chosen, x, minus(b, mux(b, mid, x1)), bound=x.bound)
 
 
 @functools.cache
@@ -61,7 +61,7 @@ def fourier_erf() -> tuple[float, ...]:
     return tuple(round(float(0.2 * (erf * wave).sum() * (10.0 / n)), 9) for wave in waves)
 
 
-def fourier_gelu(b: Builder, x: Wire, kind: Type) -> Wire:
+def fourier_gelu(b: Builder, x: Wire, fxp: FixedPoint) -> Wire:
     """[x] narrow -> [x/2 (1 + erf(x / sqrt 2))] narrow with erf by seven sines. (SecFormer section 3.2.)
 
     1. Scale x onto a circle of 2^12 steps for one period of 20 sqrt 2; open it, and x.
@@ -76,11 +76,11 @@ def fourier_gelu(b: Builder, x: Wire, kind: Type) -> Wire:
     op = Harmonic(x.shape, n, 40, 12, 12, 0.0, (0.0,) * len(c), c)
     (sines,) = b.emit(op, [index], [(40, 24, x.shape, 1.5)])
     low, high = less(b, x1, [-edge, edge])
-    (sines,) = b.open(down(b, sines, kind.frac))
-    inside = b.add(select(b, high, sines), minus(b, select(b, low, sines)), bound=1.5)
-    outside = b.affine(b.add(from_bit(b, high, sines.ring), from_bit(b, low, sines.ring)), -1, 2, kind.frac)
+    (sines,) = b.open(truncate_to(b, sines, fxp.frac))
+    inside = b.add(mux(b, high, sines), minus(b, mux(b, low, sines)), bound=1.5)
+    outside = b.affine(b.add(b2a(b, high, sines.ring), b2a(b, low, sines.ring)), -1, 2, fxp.frac)
     # 1 + erf: 0 below, 1 + sines inside, 2 above; [x < edge] - [x < -edge] = 1 inside
     total = b.add(inside, outside, bound=2.5)
     (total,) = b.open(total)
-    y = multiply(b, total, x1, kind.ring)
-    return down(b, b.retype(y, frac=y.frac + 1, bound=y.bound / 2), kind.frac)
+    y = multiply(b, total, x1, fxp.ring)
+    return truncate_to(b, b.retype(y, frac=y.frac + 1, bound=y.bound / 2), fxp.frac)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ditto.engine.program import Builder, Wire
-from ditto.functions.fixed import Type, down, minus, multiply, settle, square
+from ditto.functions.fixed import FixedPoint, convert, minus, multiply, square, truncate_to
 from ditto.functions.inverse import inverse_power
 from ditto.functions.linear import fraction_bits
 from ditto.ops import Lookup, Square
@@ -50,15 +50,15 @@ def inverse_deviation(b: Builder, c: Wire, limits: tuple[float, float], eps: flo
     width = c.shape[1]
     k = round(math.log2(width))
     lo, hi = (limit * width / 2.0**k for limit in limits)
-    kind = types(lo, hi)
+    norm_type = types(lo, hi)
     v = b.retype(b.sum(square(b, c, 64), 1, bound=limits[1] * width), frac=2 * c.frac + k, bound=hi)
     v = b.affine(v, 1, eps * width / 2.0**k, v.frac)
-    v = b.truncate(v, v.frac - kind.v)
-    y, _ = inverse_power(b, v, lo, hi, root=True, frac=kind.y, index_bits=10)
+    v = b.truncate(v, v.frac - norm_type.v)
+    y, _ = inverse_power(b, v, lo, hi, root=True, frac=norm_type.y, index_bits=10)
     return y, hi
 
 
-def deviation_by_table(b: Builder, c: Wire, limits: tuple[float, float], eps: float) -> Wire:
+def inverse_deviation_by_table(b: Builder, c: Wire, limits: tuple[float, float], eps: float) -> Wire:
     """The same [y] on (24, 12) by one table of 2^n entries: one round, relative error 2^-9 and the result's rounding.
 
     n = 8 and the octaves of the range, at most 14: for 8 octaves the error is 2^-7 at the smallest variances. The
@@ -91,11 +91,11 @@ def standardise(b: Builder, x: Wire, limits: tuple[float, float], eps: float, ri
 
     3 rounds where the range of var has at most `TABLE_OCTAVES`, else 4 or more. gamma and beta belong to the
     projection that follows.
-    1. Open x.  2. y by `deviation_by_table`, or by `inverse_deviation`.  3. Open y; the product extends both.
+    1. Open x.  2. y by `inverse_deviation_by_table`, or by `inverse_deviation`.  3. Open y; the product extends both.
     """
     (c,) = b.open(x)
     if math.log2(limits[1] / limits[0]) <= TABLE_OCTAVES:
-        y = deviation_by_table(b, c, limits, eps)
+        y = inverse_deviation_by_table(b, c, limits, eps)
     else:
         y, _ = inverse_deviation(b, c, limits, eps)
         if y.frac > TABLE_FRAC:
@@ -151,11 +151,11 @@ def recipe_layernorm(
     limits: tuple[float, float],
     eps: float,
     bound: float,
-    kind: Type,
-    out: Type,
+    fxp: FixedPoint,
+    out: FixedPoint,
     rsqrt: Callable[[Builder, Wire, float, float], Wire],
 ) -> Wire:
-    """[x] narrow, shape [rows, H] -> the same function in `kind` (a full ring), back to `out`.
+    """[x] narrow, shape [rows, H] -> the same function in `fxp` (a full ring), back to `out`.
 
     1. Open x, extend; mean = sum / H, truncated and extended again (one number a row).
     2. Open c = x - mean once.  3. v = sum c^2 / 2^k, truncated; [y] = `rsqrt`(v) by the recipe.
@@ -166,17 +166,17 @@ def recipe_layernorm(
     k = round(math.log2(width))
     lo, hi = (limit * width / 2.0**k for limit in limits)
     (narrow,) = b.open(x)
-    wide = b.affine(b.extend(narrow, kind.ring), 1, 0, kind.frac)
-    total = b.affine(b.sum(wide, 1), 1 / width, 0, kind.frac + 20, bound=x.bound)
-    mean = settle(b, total, kind)
+    wide = b.affine(b.extend(narrow, fxp.ring), 1, 0, fxp.frac)
+    total = b.affine(b.sum(wide, 1), 1 / width, 0, fxp.frac + 20, bound=x.bound)
+    mean = convert(b, total, fxp)
     (c,) = b.open(b.add(wide, minus(b, mean), bound=2 * x.bound))
-    (squared,) = b.emit(Square(c.shape, kind.ring), [c], [(kind.ring, 2 * c.frac, c.shape, c.bound**2)])
+    (squared,) = b.emit(Square(c.shape, fxp.ring), [c], [(fxp.ring, 2 * c.frac, c.shape, c.bound**2)])
     v = b.retype(b.sum(squared, 1, bound=limits[1] * width), frac=2 * c.frac + k, bound=hi)
-    v = down(b, b.affine(v, 1, eps * width / 2.0**k, v.frac), kind.frac)
+    v = truncate_to(b, b.affine(v, 1, eps * width / 2.0**k, v.frac), fxp.frac)
     (y,) = b.open(rsqrt(b, v, lo, hi))
-    (y,) = b.open(b.extend(y, kind.ring))
-    gamma = b.weight(f"{name}.gamma", kind.ring, kind.frac, (width,), "masked", bound=0.0)
-    frac = c.frac + y.frac + kind.frac
-    beta = b.weight(f"{name}.beta", kind.ring, frac, (width,), "share")
+    (y,) = b.open(b.extend(y, fxp.ring))
+    gamma = b.weight(f"{name}.gamma", fxp.ring, fxp.frac, (width,), "masked", bound=0.0)
+    frac = c.frac + y.frac + fxp.frac
+    beta = b.weight(f"{name}.beta", fxp.ring, frac, (width,), "share")
     z = b.add(b.product3(c, y, gamma, bound), beta, bound=bound)
-    return settle(b, z, out)
+    return convert(b, z, out)

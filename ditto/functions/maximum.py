@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ditto.engine.program import Builder, Wire
-from ditto.functions.fixed import less, minus, select
+from ditto.functions.fixed import less, minus, mux
 
 
 def maximum(b: Builder, x: Wire) -> Wire:
@@ -20,5 +20,5 @@ def maximum(b: Builder, x: Wire) -> Wire:
         right = b.view(x, slices=((axis, n - half, n),))
         (d,) = b.open(b.add(left, minus(b, right), bound=2 * x.bound))
         (bit,) = less(b, d, [0.0])
-        x = b.add(left, minus(b, select(b, bit, d)), bound=x.bound)
+        x = b.add(left, minus(b, mux(b, bit, d)), bound=x.bound)
     return x

@@ -54,9 +54,9 @@ class ScoreType:
 
 
 def softmax_numerator(
-    b: Builder, scores: Wire, kind: ScoreType, causal: bool = False, digits: int = 16
+    b: Builder, scores: Wire, circle: ScoreType, causal: bool = False, digits: int = 16
 ) -> tuple[Wire, Wire, tuple[float, float]]:
-    """[scores] (16, f) in `kind`, shape [..., N] -> [E] (40, 16), [sum E], its range. 3 rounds.
+    """[scores] (16, f) in `circle`, shape [..., N] -> [E] (40, 16), [sum E], its range. 3 rounds.
 
     E is precise to 2^-`digits`: 16, 12 or 10, for 8, 7 or 6 bytes an entry from the dealer.
     `causal`: of [..., N, N] only the entries with column <= row count; the others are never computed, E is 0 there.
@@ -68,10 +68,10 @@ def softmax_numerator(
        score within its bound can have are asked: every row has one, so those below are used, those above are not.
     3. Open scores - M - width, which is negative; windowed exponential: 0 for what lies more than 16 below.
     """
-    buckets = kind.log_range - kind.log_width
+    buckets = circle.log_range - circle.log_width
     count_bits = max(8, (scores.shape[-1]).bit_length())
-    lifted = b.affine(scores, 1, kind.offset, scores.frac, bound=kind.bound)
-    index = b.truncate(lifted, scores.frac + kind.log_width, buckets, bound=0.0)
+    lifted = b.affine(scores, 1, circle.offset, scores.frac, bound=circle.bound)
+    index = b.truncate(lifted, scores.frac + circle.log_width, buckets, bound=0.0)
     (opened,) = b.open(b.triangle(index) if causal else index)
     shape = (*opened.shape, 1 << buckets)
     (hot,) = b.emit(OneHot(opened.shape, buckets, count_bits), [opened], [(count_bits, 0, shape, 0.0)])
@@ -79,17 +79,17 @@ def softmax_numerator(
         hot = b.untriangle(hot, scores.shape[-1], rest=1)
     counts = b.view(b.sum(hot, -2), shape=(*scores.shape[:-1], 1 << buckets))
     (suffix,) = b.emit(SuffixSum(count_bits), [counts], [(count_bits, 0, counts.shape, 0.0)])
-    below = math.floor((kind.offset - kind.bound) / kind.width)
-    above = math.floor((kind.offset + kind.bound) / kind.width) + 1
+    below = math.floor((circle.offset - circle.bound) / circle.width)
+    above = math.floor((circle.offset + circle.bound) / circle.width) + 1
     (suffix,) = b.open(b.view(suffix, slices=((len(counts.shape) - 1, below + 1, min(above + 1, 1 << buckets)),)))
     id_bits = 8 if buckets <= 8 else 16
     used = Lookup(suffix.shape, count_bits, id_bits, tuple(int(i > 0) for i in range(1 << count_bits)))
     (marks,) = b.emit(used, [suffix], [(id_bits, 0, suffix.shape, 0.0)])
     top = b.sum(marks, -1)
     # ids scaled by width 2^f: a multiplication by 2^(16 - buckets) takes Z_2^buckets onto Z_2^16
-    width = -int(kind.width * 2**scores.frac) * (below + 1)
+    width = -int(circle.width * 2**scores.frac) * (below + 1)
     (wide,) = b.emit(Affine(16, -(1 << (16 - buckets)), width), [top], [(16, scores.frac, top.shape, 0.0)])
-    negative = b.add(lifted, wide, bound=kind.bound)
+    negative = b.add(lifted, wide, bound=circle.bound)
     (d,) = b.open(b.triangle(negative) if causal else negative)
     ring, fu, fv = {16: (64, 10, 27), 12: (56, 9, 23), 10: (48, 7, 19)}[digits]
     op = Exponential(d.shape, 16, scores.frac, scores.frac + UNIT, -2, -1, ring, fu, fv)
@@ -97,7 +97,7 @@ def softmax_numerator(
     e = b.truncate(e, e.frac - 16, min(40, ring - e.frac + 16), bound=1.1)
     if causal:
         e = b.untriangle(e, scores.shape[-1])
-    return e, b.sum(e, -1), (0.9 * math.exp(-2 * kind.width), 1.1 * scores.shape[-1])
+    return e, b.sum(e, -1), (0.9 * math.exp(-2 * circle.width), 1.1 * scores.shape[-1])
 
 
 def reciprocal_of_sum(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from ditto.engine.program import Builder, Wire
 from ditto.functions.exponential import exponential
-from ditto.functions.fixed import Type, down, minus, multiply, settle, square
+from ditto.functions.fixed import FixedPoint, convert, minus, multiply, square, truncate_to
 from ditto.functions.maximum import maximum
 from ditto.ops import Matmul
 
@@ -16,39 +16,43 @@ SHIFT = 5.0  # 2Quad: (x + 5)^2
 
 
 def exact_softmax(
-    b: Builder, scores: Wire, kind: Type, out: Type, reciprocal: Callable[[Builder, Wire, float, float], Wire]
+    b: Builder,
+    scores: Wire,
+    fxp: FixedPoint,
+    out: FixedPoint,
+    reciprocal: Callable[[Builder, Wire, float, float], Wire],
 ) -> Wire:
     """[scores] narrow, shape [..., N], masked additively -> probabilities in `out`.
 
     1. Maximum by a tournament and the difference, in the scores' type.
-    2. exp by the limit, clipped; its first square extends to `kind`.  3. 1 / sum, one number a row.
+    2. exp by the limit, clipped; its first square extends to `fxp`.  3. 1 / sum, one number a row.
     4. exp times 1 / sum, truncated to `out`. (PUMA section 4.2; in Ditto the steps from 2 on are FXP64.)
     """
     difference = b.add(scores, minus(b, maximum(b, scores)), bound=2 * scores.bound)
-    e = exponential(b, difference, kind, STEPS, FLOOR)
+    e = exponential(b, difference, fxp, STEPS, FLOOR)
     n = scores.shape[-1]
     inverse = reciprocal(b, b.sum(e, len(scores.shape) - 1, bound=1.01 * n), 1.0, 1.01 * n)
     e, inverse = b.open(e, inverse)
-    return settle(b, multiply(b, e, inverse, kind.ring, bound=1.1), out)
+    return convert(b, multiply(b, e, inverse, fxp.ring, bound=1.1), out)
 
 
 def quad_softmax(
-    b: Builder, scores: Wire, keep: Wire, kind: Type, inverse_of: Callable[[Builder, Wire, float], Wire]
+    b: Builder, scores: Wire, keep: Wire, fxp: FixedPoint, inverse_of: Callable[[Builder, Wire, float], Wire]
 ) -> Wire:
-    """[scores] narrow, shape [..., N], opened keep [..., N, 1] of zeros and ones -> [(x + 5)^2 / sum] in `kind`.
+    """[scores] narrow, shape [..., N], opened keep [..., N, 1] of zeros and ones -> [(x + 5)^2 / sum] in `fxp`.
 
     The sum counts what is kept; the caller leaves the rest out of the product with the values. The sum is divided
     by a power of two first, so that the inverse converges (as published, it overflows).
     (MPCFormer section 3.1; SecFormer section 3.3.)
     """
     (opened,) = b.open(b.affine(scores, 1, SHIFT, scores.frac))
-    q = down(b, square(b, opened, kind.ring), kind.frac)
+    q = truncate_to(b, square(b, opened, fxp.ring), fxp.frac)
     (q,) = b.open(q)
     op = Matmul(q.shape, keep.shape, q.ring)
     most = q.bound * scores.shape[-1]
     (total,) = b.emit(op, [q, keep], [(q.ring, q.frac, op.shape, most)])
     shift = max(0, math.ceil(math.log2(most / 250.0)))
-    total = down(b, b.retype(total, frac=total.frac + shift, bound=most / 2**shift), kind.frac)
+    total = truncate_to(b, b.retype(total, frac=total.frac + shift, bound=most / 2**shift), fxp.frac)
     (inverse,) = b.open(inverse_of(b, total, most / 2**shift))
-    p = multiply(b, q, inverse, kind.ring, bound=1.1 * 2**shift)
-    return settle(b, b.retype(p, frac=p.frac + shift, bound=1.1), kind)
+    p = multiply(b, q, inverse, fxp.ring, bound=1.1 * 2**shift)
+    return convert(b, b.retype(p, frac=p.frac + shift, bound=1.1), fxp)

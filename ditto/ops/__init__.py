@@ -1,23 +1,23 @@
 """Operations: one file, one operation (or one family), its faces plain, deal, prepare/online and cost."""
 
 from ditto.ops.base import REGISTRY, Cost, Masked, Op
-from ditto.ops.causal import Future, Join, Triangle, Untriangle
+from ditto.ops.causal import CausalMask, Join, Triangle, Untriangle
 from ditto.ops.compare import Compare
 from ditto.ops.extend import Extend
 from ditto.ops.local import Add, Affine, SuffixSum, Sum, View
 from ditto.ops.matmul import Matmul, MatmulWeight, WeightShare
+from ditto.ops.mux import B2A, Mux
 from ditto.ops.open import Open
 from ditto.ops.product import Product, Product3, Square
 from ditto.ops.rank import AddStarts, Differences, IsZero, Losses, Windows
-from ditto.ops.select import FromBit, Select
 from ditto.ops.separable import Exponential, Harmonic, Polynomial
 from ditto.ops.table import Combine, Lookup, OneHot
 from ditto.ops.truncate import TruncatePair, TruncateReduce
 from ditto.ops.wide import WideProduct, WideSquare
 
 __all__ = [
-    "Add", "AddStarts", "Affine", "Combine", "Compare", "Cost", "Differences", "Exponential", "Extend", "FromBit",
-    "Future", "Harmonic", "IsZero", "Join", "Lookup", "Losses", "Masked", "Matmul", "MatmulWeight", "OneHot", "Op",
-    "Open", "Polynomial", "Product", "Product3", "REGISTRY", "Select", "Square", "SuffixSum", "Sum", "Triangle",
+    "Add", "AddStarts", "Affine", "Combine", "Compare", "Cost", "Differences", "Exponential", "Extend", "B2A",
+    "CausalMask", "Harmonic", "IsZero", "Join", "Lookup", "Losses", "Masked", "Matmul", "MatmulWeight", "OneHot", "Op",
+    "Open", "Polynomial", "Product", "Product3", "REGISTRY", "Mux", "Square", "SuffixSum", "Sum", "Triangle",
     "TruncatePair", "TruncateReduce", "Untriangle", "View", "WeightShare", "WideProduct", "WideSquare", "Windows",
 ]  # fmt: skip

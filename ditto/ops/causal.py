@@ -62,7 +62,7 @@ class Untriangle(Rearrangement):
 
 @register
 @dataclass(frozen=True)
-class Future(Op):
+class CausalMask(Op):
     """[..., n, n] -> the same with a public integer added where column > row (by party 0)."""
 
     n: int

@@ -69,7 +69,7 @@ class Compare(Op):
     2. With public m', [less] and [equal] of every group of four bits are linear in those shares: no round.
     3. A tree joins neighbours: less = less_h + equal_h less_l, equal = equal_h equal_l. Each level opens its
        three operands under masks once (AND triples, Beaver 1991): one round.
-    4. Open the bit under a mask s known to the dealer: one round. c = bit + s serves `Select` and `FromBit`.
+    4. Open the bit under a mask s known to the dealer: one round. c = bit + s serves `Mux` and `B2A`.
     ceil(log2(ceil((l-1)/4))) + 1 rounds, all thresholds and all elements together. Exact. The value of the wire is c;
     its mask is s. (Comparison by edaBits: Escudero et al. 2020; PUMA and ABY3 pay log2(l) levels.)
     Output shape: [thresholds, *shape].

@@ -91,7 +91,7 @@ class IsZero(Op):
 
     1. The dealer shares the one-hot vector of r in bits, <e_r>: 2^n bits an element, packed by planes.
     2. x = 0 exactly where r = m: <b> = <e_r>_m, local.
-    3. Open b under a mask s known to the dealer: c = b xor s serves `Select` and `FromBit`, as that of `Compare`.
+    3. Open b under a mask s known to the dealer: c = b xor s serves `Mux` and `B2A`, as that of `Compare`.
     (One-time truth tables, Ishai et al. 2013, on one bit of output.)
     """
 

@@ -54,8 +54,8 @@ class CausalOneOpening(Circle):
     narrows = True
 
     def embedding_type(self, spec: Spec) -> tuple[int, int]:
-        kind = Stream.of(spec)
-        return kind.ring, kind.frac
+        stream = Stream.of(spec)
+        return stream.ring, stream.frac
 
     def stream(self, b: Builder, x: Wire, spec: Spec) -> Wire:
         return x
@@ -80,17 +80,17 @@ class CausalOneOpening(Circle):
 
     def attend(self, b: Builder, x: Wire, heads: Heads, mask: Wire | None, ranges: Spec, effort: Effort) -> Wire:
         q, k, v = heads
-        kind = ScoreType.of(ranges["scores"])
+        circle = ScoreType.of(ranges["scores"])
         b.label("scores")
         op = Matmul(q.shape, k.shape, 32)
-        (s,) = b.emit(op, [q, k], [(32, q.frac + k.frac, op.shape, kind.bound)])
-        if s.frac < kind.frac:
-            s = b.affine(s, 1, 0, kind.frac)
-        s = b.truncate(s, s.frac - kind.frac, 16)
+        (s,) = b.emit(op, [q, k], [(32, q.frac + k.frac, op.shape, circle.bound)])
+        if s.frac < circle.frac:
+            s = b.affine(s, 1, 0, circle.frac)
+        s = b.truncate(s, s.frac - circle.frac, 16)
         if mask is not None:
             s = masked(b, s, mask)
         b.label("softmax")
-        e, total, limits = softmax_numerator(b, s, kind, causal=q.shape[2] > 1, digits=10 if effort.narrow else 12)
+        e, total, limits = softmax_numerator(b, s, circle, causal=q.shape[2] > 1, digits=10 if effort.narrow else 12)
         most = limits[1] * ranges["qkv"]
         room = VALUE_RING - 2 - 8 - math.ceil(math.log2(most))  # for fraction bits of E: the context then extends
         narrow = b.truncate(e, e.frac - room, e.ring - e.frac + room) if room < e.frac else e

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ditto.engine.program import Builder, Wire
-from ditto.functions.fixed import down
-from ditto.ops import Future
+from ditto.functions.fixed import truncate_to
+from ditto.ops import CausalMask
 from ditto.presets.causal import Effort, Heads
 from ditto.presets.causal_one_opening import masked
 from ditto.presets.recipe import Recipe, padding_score
@@ -35,12 +35,12 @@ class CausalRecipe:
 
     def stream(self, b: Builder, x: Wire, spec: Spec) -> Wire:
         """In the linear layers' type, as narrow as a projection leaves it."""
-        kind = self.recipe.linear
-        if x.frac > kind.frac:
-            x = down(b, x, kind.frac)
+        fxp = self.recipe.linear
+        if x.frac > fxp.frac:
+            x = truncate_to(b, x, fxp.frac)
         (opened,) = b.open(x)
-        x = b.extend(opened, kind.ring - kind.frac)
-        return b.affine(x, 1, 0, kind.frac) if x.frac < kind.frac else x
+        x = b.extend(opened, fxp.ring - fxp.frac)
+        return b.affine(x, 1, 0, fxp.frac) if x.frac < fxp.frac else x
 
     def heads(
         self, b: Builder, x: Wire, name: str, ranges: Spec, eps: float, heads: int, batch: int
@@ -60,11 +60,11 @@ class CausalRecipe:
     def attend(self, b: Builder, x: Wire, heads: Heads, mask: Wire | None, ranges: Spec, effort: Effort) -> Wire:
         q, k, v = heads
         b.label("scores")
-        s = down(b, self.recipe.matmul(b, q, k, ranges["scores"]), self.recipe.linear.frac)
+        s = truncate_to(b, self.recipe.matmul(b, q, k, ranges["scores"]), self.recipe.linear.frac)
         b.label("softmax")
         if q.shape[2] > 1:
             hidden = round(padding_score(ranges["scores"]) * 2**s.frac)
-            (s,) = b.emit(Future(q.shape[2], s.ring, hidden), [s], [(s.ring, s.frac, s.shape, s.bound)])
+            (s,) = b.emit(CausalMask(q.shape[2], s.ring, hidden), [s], [(s.ring, s.frac, s.shape, s.bound)])
         if mask is not None:
             s = masked(b, s, mask)
         s = b.retype(s, bound=s.bound - padding_score(ranges["scores"]))

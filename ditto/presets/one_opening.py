@@ -35,19 +35,17 @@ class Circle:
 
     def masks(self, b: Builder, spec: Spec, batch: int, seq: int) -> list[Wire]:
         """The same padding on the circle of each score type in use."""
-        kinds = score_types(spec)
-        wires = {
-            kind: b.input(f"mask.{kind.frac}", 16, kind.frac, (batch, 1, 1, seq), 0.0) for kind in dict.fromkeys(kinds)
-        }
-        return [wires[kind] for kind in kinds]
+        circles = score_types(spec)
+        wires = {c: b.input(f"mask.{c.frac}", 16, c.frac, (batch, 1, 1, seq), 0.0) for c in dict.fromkeys(circles)}
+        return [wires[c] for c in circles]
 
     def encode_masks(self, spec: Spec, padding: Tensor) -> dict[str, Tensor]:
         """Masked scores go round the circle: the representative in [-T/2, T/2)."""
         out = {}
-        for kind in dict.fromkeys(score_types(spec)):
-            period = 2.0**kind.log_range
-            on_circle = torch.remainder(padding.double() * kind.mask + period / 2, period) - period / 2
-            out[f"mask.{kind.frac}"] = encode(on_circle[:, None, None, :], 16, kind.frac)
+        for circle in dict.fromkeys(score_types(spec)):
+            period = 2.0**circle.log_range
+            on_circle = torch.remainder(padding.double() * circle.mask + period / 2, period) - period / 2
+            out[f"mask.{circle.frac}"] = encode(on_circle[:, None, None, :], 16, circle.frac)
         return out
 
     def project(self, b: Builder, x: Wire, name: str, columns: int, bound: float) -> Wire:
@@ -70,7 +68,7 @@ class OneOpening(Circle):
     def attention(
         self, b: Builder, x: Wire, mask: Wire, ranges: Spec, name: str, heads: int, batch: int, seq: int
     ) -> Wire:
-        kind = ScoreType.of(ranges["scores"])
+        circle = ScoreType.of(ranges["scores"])
         rows, width = x.shape
         b.label("qkv")
         qkv = self.project(b, x, f"{name}.qkv", 3 * width, ranges["qkv"])
@@ -86,12 +84,12 @@ class OneOpening(Circle):
         b.label("scores")
         q, k, v = b.open(part(0, 32, (0, 2, 1, 3)), part(1, 32, (0, 2, 3, 1)), part(2, 40, (0, 2, 1, 3)))
         op = Matmul(q.shape, k.shape, 32)
-        (s,) = b.emit(op, [q, k], [(32, 2 * frac, op.shape, kind.bound)])
-        if 2 * frac < kind.frac:
-            s = b.affine(s, 1, 0, kind.frac)
-        s = b.truncate(s, s.frac - kind.frac, 16)
+        (s,) = b.emit(op, [q, k], [(32, 2 * frac, op.shape, circle.bound)])
+        if 2 * frac < circle.frac:
+            s = b.affine(s, 1, 0, circle.frac)
+        s = b.truncate(s, s.frac - circle.frac, 16)
         b.label("softmax")
-        e, total, limits = softmax_numerator(b, b.add(s, mask, bound=kind.bound), kind)
+        e, total, limits = softmax_numerator(b, b.add(s, mask, bound=circle.bound), circle)
         inverse, (e_open,) = reciprocal_of_sum(b, total, limits, (e,))
         b.label("context")
         op = Matmul(e.shape, v.shape, 40)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ditto.engine.program import Builder, Wire
 from ditto.functions import linear, tanh
-from ditto.functions.fixed import Type, down, multiply, settle
+from ditto.functions.fixed import FixedPoint, convert, multiply, truncate_to
 from ditto.functions.layernorm import recipe_layernorm
 from ditto.functions.linear import fraction_bits
 from ditto.functions.softmax_published import exact_softmax, quad_softmax
@@ -19,8 +19,8 @@ from ditto.ring.fixedpoint import encode
 
 EMBEDDING_RING = 24
 
-Gelu = Callable[[Builder, Wire, Type], Wire]
-Inverse = Callable[[Builder, Wire, float, float, Type], Wire]  # of v in [lo, hi], in a type
+Gelu = Callable[[Builder, Wire, FixedPoint], Wire]
+Inverse = Callable[[Builder, Wire, float, float, FixedPoint], Wire]  # of v in [lo, hi], in a type
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Recipe:
     cut; it is extended again where the next product needs it (`ditto.functions.fixed`).
     """
 
-    linear: Type
-    precise: Type
-    gelu_type: Type
+    linear: FixedPoint
+    precise: FixedPoint
+    gelu_type: FixedPoint
     activation: Gelu
     reciprocal: Inverse
     rsqrt: Inverse
@@ -75,7 +75,7 @@ class Recipe:
         v = part(2, (0, 2, 1, 3))
         v = multiply(b, v, mask, ring) if self.squares else b.extend(v, ring)
         q, k, v = b.open(b.extend(part(0, (0, 2, 1, 3)), ring), b.extend(part(1, (0, 2, 3, 1)), ring), v)
-        s = down(b, self.matmul(b, q, k, ranges["scores"]), self.linear.frac)
+        s = truncate_to(b, self.matmul(b, q, k, ranges["scores"]), self.linear.frac)
         b.label("softmax")
         if self.squares:
             p = quad_softmax(b, s, mask, self.precise, lambda b, w, hi: self.reciprocal(b, w, 0.0, hi, self.precise))
@@ -93,7 +93,7 @@ class Recipe:
         b.label("context")
         (p,) = b.open(p)
         batch, heads, n, d = *p.shape[:3], v.shape[3]
-        context = settle(b, self.matmul(b, p, v, bound), self.linear)
+        context = convert(b, self.matmul(b, p, v, bound), self.linear)
         return b.view(b.view(context, dims=(0, 2, 1, 3)), shape=(batch * n, heads * d))
 
     def matmul(self, b: Builder, x: Wire, y: Wire, bound: float) -> Wire:
@@ -103,15 +103,15 @@ class Recipe:
     def project(self, b: Builder, x: Wire, name: str, columns: int, bound: float) -> Wire:
         """Narrow: on the ring that the truncation leaves."""
         (opened,) = b.open(x)
-        return down(b, linear(b, opened, name, columns, bound, self.linear.frac), self.linear.frac)
+        return truncate_to(b, linear(b, opened, name, columns, bound, self.linear.frac), self.linear.frac)
 
     def gelu(self, b: Builder, h: Wire, bound: float) -> Wire:
         b.label("gelu")
-        kind = self.gelu_type
-        if h.frac < kind.frac:
-            h = settle(b, h, kind)
-        h = down(b, h, kind.frac, kind.ring - kind.frac)
-        y = settle(b, self.activation(b, h, kind), self.linear)
+        fxp = self.gelu_type
+        if h.frac < fxp.frac:
+            h = convert(b, h, fxp)
+        h = truncate_to(b, h, fxp.frac, fxp.ring - fxp.frac)
+        y = convert(b, self.activation(b, h, fxp), self.linear)
         b.label("ffn out")
         return y
 
@@ -119,11 +119,11 @@ class Recipe:
         return b.add(x, y, bound=bound)
 
     def norm(self, b: Builder, x: Wire, name: str, ranges: Spec, eps: float) -> tuple[Wire, Wire]:
-        kind = self.precise
+        fxp = self.precise
         limits = tuple(ranges["var"])
         y = recipe_layernorm(
-            b, x, name, limits, eps, ranges["out"], kind, self.linear,
-            lambda b, v, lo, hi: self.rsqrt(b, v, lo, hi, kind),
+            b, x, name, limits, eps, ranges["out"], fxp, self.linear,
+            lambda b, v, lo, hi: self.rsqrt(b, v, lo, hi, fxp),
         )  # fmt: skip
         return y, y
 
@@ -131,7 +131,7 @@ class Recipe:
         """The pooler's, on one row: the publications name none, so all presets use harmonics."""
         if y.frac < 12:
             y = b.affine(y, 1, 0, 12)
-        return settle(b, tanh(b, down(b, y, 12, 24), bound), self.linear)
+        return convert(b, tanh(b, truncate_to(b, y, 12, 24), bound), self.linear)
 
 
 def padding_score(most: float) -> float:

@@ -7,7 +7,7 @@ fraction bits they would leave too few digits.
 import math
 
 from ditto.engine.program import Builder, Wire
-from ditto.functions.fixed import CRYPTEN, Type
+from ditto.functions.fixed import CRYPTEN, FixedPoint
 from ditto.functions.gelu_published import fourier_gelu
 from ditto.functions.inverse_published import deflated_reciprocal, deflated_rsqrt
 from ditto.presets.recipe import Recipe
@@ -17,12 +17,12 @@ def _above(hi: float) -> float:
     return float(4 ** math.ceil(math.log2(hi) / 2))
 
 
-def _reciprocal(b: Builder, v: Wire, lo: float, hi: float, kind: Type) -> Wire:
-    return deflated_reciprocal(b, v, _above(hi), kind)
+def _reciprocal(b: Builder, v: Wire, lo: float, hi: float, fxp: FixedPoint) -> Wire:
+    return deflated_reciprocal(b, v, _above(hi), fxp)
 
 
-def _rsqrt(b: Builder, v: Wire, lo: float, hi: float, kind: Type) -> Wire:
-    return deflated_rsqrt(b, v, _above(hi), kind)
+def _rsqrt(b: Builder, v: Wire, lo: float, hi: float, fxp: FixedPoint) -> Wire:
+    return deflated_rsqrt(b, v, _above(hi), fxp)
 
 
 STYLE = Recipe(

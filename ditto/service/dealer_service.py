@@ -226,7 +226,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
                 few = generates(self._model(share_id)[1]) and keeps_whole(wires)
                 for name, wire in wires.items():
                     mask = weights[name]
-                    if few and wire.kind == "matrix":
+                    if few and wire.held == "matrix":
                         mask.keep_whole()
             self._weights.move_to_end(share_id)
             return self._weights[share_id]

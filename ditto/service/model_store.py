@@ -64,7 +64,7 @@ def expand(seed: bytes, wires: dict[str, Wire]) -> Iterator[tuple[str, torch.Ten
 
 
 def _of_kind(wires: dict[str, Wire], masked: bool) -> dict[str, Wire]:
-    return {name: wire for name, wire in wires.items() if (wire.kind != "share") == masked}
+    return {name: wire for name, wire in wires.items() if (wire.held != "share") == masked}
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class ModelStore:
 
         def opened() -> Iterator[torch.Tensor]:
             for name, share in self._shares(entry, wires):
-                if wires[name].kind == "share":
+                if wires[name].held == "share":
                     kept[name] = share
                     continue
                 one = PartyWeights({name: wires[name]}, self._party, mask_seed, {name: share})

@@ -12,7 +12,7 @@ from ditto.ring import cast, signed
 
 @register
 @dataclass(frozen=True)
-class FromBit(Op):
+class B2A(Op):
     """An opened bit b = c + s mod 2 -> [b] on Z_2^l: c + (1 - 2 c) [s]. The dealer shares s. No round; exact."""
 
     shape: Shape
@@ -39,7 +39,7 @@ class FromBit(Op):
 
 @register
 @dataclass(frozen=True)
-class Select(Op):
+class Mux(Op):
     """An opened bit b = c + s mod 2 and an opened x = m - r in Z_2^l -> [b x], with broadcasting. Exact.
 
     b x = (c + (1 - 2 c) s)(m - r) = c m - c r + (1 - 2 c)(m s - s r).
