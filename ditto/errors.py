@@ -85,6 +85,10 @@ class ReuseError(DittoError):
     exit_code, code, help = 25, "REUSE", "a correlation was about to be used twice"
 
 
+class BadDescription(DittoError):
+    exit_code, code, help = 26, "DESCRIPTION", "a model's public description is malformed"
+
+
 class Interrupted(DittoError):
     exit_code, code, help = 130, "INTERRUPTED", "interrupted"
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -78,8 +80,12 @@ class Program:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything that the parties and the dealer must agree on."""
-        wires = [sorted(w.items()) for w in (self.inputs, self.weights, self.carried, self.kept)]
+        """Hash of everything that the parties and the dealer must agree on.
+
+        What it covers is integers and exactly rounded arithmetic on them, alike on every processor
+        (docs/decisions/0010).
+        """
+        wires = [sorted(w.items()) for w in (self.inputs, self.outputs, self.weights, self.carried, self.kept)]
         text = repr((self.layers, self.steps, wires))
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -116,14 +122,14 @@ class Builder:
     def layer(self, name: str) -> None:
         self.program.layers.append(name)
 
-    def label(self, name: str) -> None:
-        """Name the operation that the following steps belong to in the ledger."""
-        self._label = name
-
-    @property
-    def current(self) -> str:
-        """The operation that steps belong to now."""
-        return self._label
+    @contextmanager
+    def label(self, name: str) -> Iterator[None]:
+        """Name the operation that the steps of this block belong to in the ledger; a block inside may name its own."""
+        before, self._label = self._label, name
+        try:
+            yield
+        finally:
+            self._label = before
 
     def input(self, name: str, ring: int, frac: int, shape: Shape, bound: float) -> Wire:
         wire = self.program.inputs[name] = Wire(name, ring, frac, shape, bound)
@@ -160,7 +166,7 @@ class Builder:
 
     def fits(self, wire: Wire, headroom: int) -> None:
         """Require |x| < 2^(ring - headroom)."""
-        if wire.bound * 2.0**wire.frac > 2.0 ** (wire.ring - headroom):
+        if math.ldexp(wire.bound, wire.frac) > math.ldexp(1.0, wire.ring - headroom):
             where = f"{self.program.layers[-1] if self.program.layers else 'inputs'}, {self._label or 'input'}"
             raise RangeError(
                 f"{where}: |x| up to {wire.bound:.4g} with {wire.frac} fraction bits does not fit a ring of "
@@ -215,8 +221,7 @@ class Builder:
 
     def affine(self, x: Wire, a: float, b: float, frac: int, bound: float | None = None) -> Wire:
         """a x + b with a encoded at frac - x.frac fraction bits."""
-        scale = round(a * 2 ** (frac - x.frac))
-        op = Affine(x.ring, scale, round(b * 2**frac))
+        op = Affine(x.ring, round(math.ldexp(a, frac - x.frac)), round(math.ldexp(b, frac)))
         return self.emit(op, [x], [(x.ring, frac, x.shape, abs(a) * x.bound + abs(b) if bound is None else bound)])[0]
 
     def sum(self, x: Wire, dim: int, bound: float | None = None) -> Wire:

@@ -1,48 +1,111 @@
-"""Least-squares fits of harmonics, with a ridge that keeps the coefficients small."""
+"""Least-squares fits of harmonics, made once, when a model is imported, and kept in its public description."""
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from ditto.errors import BadDescription
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 RIDGE = 1e-8  # of the mean square: large coefficients amplify the rounding of dealt values
+MOST = 64  # harmonics
+FEWEST, STEP, USUAL = 4, 2, 40  # what `choose` tries: from, by, up to
+SLACK = 1.15  # of the period over the range: outside it the fit goes on smoothly
+Coefficient = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
-@functools.cache
-def fit(
-    g: Callable[[Array], Array], bound: float, period: float, harmonics: int, odd: bool
-) -> tuple[float, tuple[float, ...], float]:
-    """Fit g on [-bound, bound] by c0 + sum_k c_k cos(2 pi k x / period), or sines for an odd g.
+class Fit(BaseModel):
+    """g(x) = constant + sum_k c_k cos(2 pi k x / T) for an even g, sines for an odd one, on |x| <= bound; T = 2^period.
 
-    Returns (c0, c, maximum absolute error on the range). Coefficients are rounded to 9 decimals, so that every
-    process that compiles the program gets the same ones.
+    `function` names g in the catalogue (`ditto.functions.smooth`); `tolerance` is what was asked for, `error` the
+    largest difference found on a grid.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    function: Annotated[str, Field(min_length=1, max_length=32)]
+    bound: Annotated[float, Field(gt=0, le=1e6)]
+    tolerance: Annotated[float, Field(gt=0, le=1)]
+    period: Annotated[int, Field(ge=-8, le=11)]
+    odd: bool
+    constant: Coefficient
+    coefficients: Annotated[tuple[Coefficient, ...], Field(min_length=1, max_length=MOST, strict=False)]
+    error: Annotated[float, Field(ge=0, le=1e6)]
+
+
+class Fits:
+    """The fits that a description holds, by what they were made for."""
+
+    def __init__(self, fits: Iterable[Fit] = ()) -> None:
+        self._found = {(f.function, f.bound, f.tolerance): f for f in fits}
+
+    def find(self, smooth: Smooth, bound: float, tolerance: float) -> Fit:
+        """The fit of a function on |x| <= bound. Raises BadDescription where there is none."""
+        found = self._found.get((smooth.name, bound, tolerance))
+        if found is None or found.odd != smooth.odd:
+            raise BadDescription(
+                f"functions: no fit of {smooth.name} on +-{bound:.4g} within {tolerance}; import the model again"
+            )
+        return found
+
+    def all(self) -> tuple[Fit, ...]:
+        return tuple(self._found.values())
+
+
+class Fitting(Fits):
+    """Makes what is asked for and is not there yet: at import only, since another processor rounds otherwise."""
+
+    def find(self, smooth: Smooth, bound: float, tolerance: float) -> Fit:
+        key = smooth.name, bound, tolerance
+        if key not in self._found:
+            self._found[key] = choose(smooth, bound, tolerance)
+        return self._found[key]
+
+
+@dataclass(frozen=True)
+class Smooth:
+    """A function to be fitted: its name, itself in floats, and whether it is odd (else it is even)."""
+
+    name: str
+    g: Callable[[Array], Array]
+    odd: bool
+
+
+def fit(smooth: Smooth, bound: float, period: float, harmonics: int) -> tuple[float, tuple[float, ...], float]:
+    """Fit on [-bound, bound] over a period: (constant, coefficients, largest error on the grid).
+
+    Coefficients are rounded to 9 decimals, far below what 11 fraction bits resolve: a description stays short.
     """
     x = np.linspace(-bound, bound, 4001)
     angle = np.outer(x, np.arange(1, harmonics + 1)) * (2 * math.pi / period)
-    basis = np.sin(angle) if odd else np.cos(angle)
-    if not odd:
+    basis = np.sin(angle) if smooth.odd else np.cos(angle)
+    if not smooth.odd:
         basis = np.concatenate([np.ones((len(x), 1)), basis], axis=1)
     gram = basis.T @ basis / len(x)
     gram += RIDGE * np.trace(gram) / len(gram) * np.eye(len(gram))
-    c = np.round(np.linalg.solve(gram, basis.T @ g(x) / len(x)), 9)
-    error = float(np.abs(basis @ c - g(x)).max())
-    return (0.0, tuple(c.tolist()), error) if odd else (float(c[0]), tuple(c[1:].tolist()), error)
+    c = np.round(np.linalg.solve(gram, basis.T @ smooth.g(x) / len(x)), 9)
+    error = float(np.abs(basis @ c - smooth.g(x)).max())
+    values = tuple(c.tolist())
+    return (0.0, values, error) if smooth.odd else (values[0], values[1:], error)
 
 
-def choose(
-    g: Callable[[Array], Array], bound: float, tolerance: float, odd: bool, most: int = 40
-) -> tuple[float, float, tuple[float, ...], float]:
-    """Return (period, c0, c, error): the fewest harmonics within tolerance, for the smallest usable period 2^k.
+def choose(smooth: Smooth, bound: float, tolerance: float) -> Fit:
+    """The fewest harmonics within tolerance, for the smallest usable period 2^k.
 
-    If none is, the best fit with `most` harmonics: its error stands in what it returns.
+    If none is, the best fit with `USUAL` harmonics: its error stands in what it returns.
     """
-    period = 2.0 ** math.ceil(math.log2(2 * bound * 1.15))
-    for harmonics in range(4, most + 1, 2):
-        c0, c, error = fit(g, bound, period, harmonics, odd)
+    period = math.ceil(math.log2(2 * bound * SLACK))
+    for harmonics in range(FEWEST, USUAL + 1, STEP):
+        constant, coefficients, error = fit(smooth, bound, 2.0**period, harmonics)
         if error <= tolerance:
             break
-    return period, c0, c, error
+    return Fit(
+        function=smooth.name, bound=bound, tolerance=tolerance, period=period, odd=smooth.odd, constant=constant,
+        coefficients=coefficients, error=error,
+    )  # fmt: skip

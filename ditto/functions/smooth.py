@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-
 from ditto.engine.program import Builder, Wire
-from ditto.functions.fit import Array, choose
+from ditto.functions.fit import Fits, Smooth
 from ditto.ops import Harmonic
 
 INDEX_BITS = 12
@@ -15,10 +12,10 @@ INDEX_BITS = 12
 def harmonic(
     b: Builder,
     x: Wire,
-    g: Callable[[Array], Array],
+    smooth: Smooth,
     bound: float,
+    fits: Fits,
     *,
-    odd: bool,
     tolerance: float,
     out_bound: float,
     bits: int = 32,
@@ -27,12 +24,16 @@ def harmonic(
 ) -> Wire:
     """[g(x)] for |x| <= bound: (bits, fu + fv). One round.
 
-    1. Truncate-reduce x to n = 12 bits over one period.  2. Open.  3. Harmonic.
+    1. Truncate-reduce x to n = 12 bits over one period.  2. Open.  3. Harmonic, with the description's coefficients.
+    Raises BadDescription where the description has no fit for this range.
     """
-    period, c0, c, _ = choose(g, bound, tolerance, odd)
-    frac = INDEX_BITS - int(math.log2(period))
-    index = b.truncate(x, x.frac - frac, INDEX_BITS, bound=bound)
+    fit = fits.find(smooth, bound, tolerance)
+    # 1
+    index = b.truncate(x, x.frac - (INDEX_BITS - fit.period), INDEX_BITS, bound=bound)
+    # 2
     (opened,) = b.open(index)
-    zeros = (0.0,) * len(c)
-    op = Harmonic(x.shape, INDEX_BITS, bits, fu, fv, c0, zeros if odd else c, c if odd else zeros)
+    # 3
+    zeros = (0.0,) * len(fit.coefficients)
+    cos, sin = (zeros, fit.coefficients) if fit.odd else (fit.coefficients, zeros)
+    op = Harmonic(x.shape, INDEX_BITS, bits, fu, fv, fit.constant, cos, sin)
     return b.emit(op, [opened], [(bits, fu + fv, x.shape, out_bound)])[0]

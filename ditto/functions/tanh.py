@@ -5,15 +5,19 @@ from __future__ import annotations
 import numpy as np
 
 from ditto.engine.program import Builder, Wire
-from ditto.functions.fit import Array
+from ditto.functions.fit import Array, Fits, Smooth
 from ditto.functions.smooth import harmonic
 
 
-def tangent(x: Array) -> Array:
+def _tanh(x: Array) -> Array:
     out: Array = np.tanh(x)
     return out
 
 
-def tanh(b: Builder, x: Wire, bound: float) -> Wire:
+TANH = Smooth("tanh", _tanh, odd=True)
+TOLERANCE, LARGEST = 4e-3, 1.1
+
+
+def tanh(b: Builder, x: Wire, bound: float, fits: Fits) -> Wire:
     """[tanh(x)] of x (24, 12), |x| <= bound -> (32, 21), to about 0.01. One round."""
-    return harmonic(b, x, tangent, bound, odd=True, tolerance=4e-3, out_bound=1.1)
+    return harmonic(b, x, TANH, bound, fits, tolerance=TOLERANCE, out_bound=LARGEST)

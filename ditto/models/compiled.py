@@ -1,19 +1,21 @@
-"""Compiled programs, shared by everything in one process: the same public spec gives every process the same program."""
+"""Compiled programs, shared by everything in one process: the same public description gives every process the same."""
 
 from __future__ import annotations
 
-import json
 import re
 from functools import lru_cache
-from typing import Any
 
 from ditto.engine.program import Program, Wire
-from ditto.errors import DittoError, UsageError, VersionMismatch
-from ditto.models import Plan, compile_stage
+from ditto.errors import BadDescription, DittoError, UsageError, VersionMismatch
+from ditto.models.description import parse
+from ditto.models.plan import Plan
+from ditto.models.registry import architecture_of
+from ditto.models.registry import generates as generates_by_name
 from ditto.wire import dealer_pb2
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _ID = re.compile(r"[0-9a-f]{32}")
+FEW = 8  # tokens: weights do not depend on the input's size
 
 
 def check_name(name: str) -> str:
@@ -42,31 +44,31 @@ def to_message(plan: Plan) -> dealer_pb2.Plan:
     return dealer_pb2.Plan(**vars(plan))
 
 
-@lru_cache(maxsize=4)
-def _parsed(spec_json: str) -> Any:
-    return json.loads(spec_json)
-
-
 @lru_cache(maxsize=8)
-def program_for(spec_json: str, plan: Plan, stage: int = 0, fingerprint: str = "") -> Program:
-    """The program of a model for one plan and stage; with a fingerprint, it must be that program."""
+def program_for(description: str, plan: Plan, stage: int = 0) -> Program:
+    """The program of a model for one plan and stage. Raises BadDescription for a description that compiles to none."""
+    found = parse(description)
     try:
-        program = compile_stage(_parsed(spec_json), plan, stage)
+        return architecture_of(found.architecture).compile(found, plan, stage)
     except DittoError:
         raise
-    except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"bad model description: {type(error).__name__}: {error}") from error
-    if fingerprint and program.fingerprint != fingerprint:
+    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
+        raise BadDescription(f"a description that does not compile: {type(error).__name__}: {error}") from error
+
+
+def agreed_program(description: str, plan: Plan, fingerprint: str) -> Program:
+    """The first stage's program, which must be the one that the asker means. Raises VersionMismatch."""
+    program = program_for(description, plan)
+    if program.fingerprint != fingerprint:
         raise VersionMismatch("the processes compile this model to different programs: same version everywhere?")
     return program
 
 
-def generates(spec_json: str) -> bool:
+def generates(description: str) -> bool:
     """Does the model have later stages, of a token each?"""
-    return str(_parsed(spec_json).get("architecture")) == "GPT2LMHeadModel"
+    return generates_by_name(parse(description).architecture)
 
 
-def weights_of(spec_json: str) -> dict[str, Wire]:
+def weights_of(description: str) -> dict[str, Wire]:
     """The weight tensors of a model; they do not depend on the input size."""
-    limit = json.loads(spec_json).get("max_length", 8)
-    return program_for(spec_json, Plan(1, min(8, limit) if isinstance(limit, int) else 8)).weights
+    return program_for(description, Plan(1, min(FEW, parse(description).dimensions.positions))).weights

@@ -8,6 +8,7 @@ from ditto.ops.local import Add, Affine, SuffixSum, Sum, View
 from ditto.ops.matmul import Matmul, MatmulWeight, WeightShare
 from ditto.ops.mux import B2A, Mux
 from ditto.ops.open import Open
+from ditto.ops.positions import RelativePositions
 from ditto.ops.product import Product, Product3, Square
 from ditto.ops.rank import AddStarts, Differences, IsZero, Losses, Windows
 from ditto.ops.separable import Exponential, Harmonic, Polynomial
@@ -18,6 +19,6 @@ from ditto.ops.wide import WideProduct, WideSquare
 __all__ = [
     "Add", "AddStarts", "Affine", "Combine", "Compare", "Cost", "Differences", "Exponential", "Extend", "B2A",
     "CausalMask", "Harmonic", "IsZero", "Join", "Lookup", "Losses", "Masked", "Matmul", "MatmulWeight", "OneHot", "Op",
-    "Open", "Polynomial", "Product", "Product3", "REGISTRY", "Mux", "Square", "SuffixSum", "Sum", "Triangle",
+    "Open", "Polynomial", "Product", "Product3", "REGISTRY", "RelativePositions", "Mux", "Square", "SuffixSum", "Sum", "Triangle",
     "TruncatePair", "TruncateReduce", "Untriangle", "View", "WeightShare", "WideProduct", "WideSquare", "Windows",
 ]  # fmt: skip

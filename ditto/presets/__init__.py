@@ -7,10 +7,6 @@ from dataclasses import dataclass
 from ditto.errors import UsageError
 from ditto.functions.gelu_published import quad_gelu
 from ditto.presets import ditto, ditto_icml24, mpcformer, puma, secformer
-from ditto.presets.causal import CausalStyle
-from ditto.presets.causal_one_opening import CausalOneOpening
-from ditto.presets.causal_recipe import CausalRecipe
-from ditto.presets.one_opening import OneOpening
 from ditto.presets.recipe import Recipe
 from ditto.presets.style import Style
 
@@ -33,16 +29,7 @@ class Preset:
     @property
     def quad(self) -> bool:
         """Does it compute Quad in the place of GELU?"""
-        return isinstance(self.style, Recipe) and self.style.activation is quad_gelu
-
-    @property
-    def causal(self) -> CausalStyle:
-        """The same recipe for causal Transformers. Raises UsageError where it has none."""
-        if isinstance(self.style, OneOpening):
-            return CausalOneOpening()
-        if isinstance(self.style, Recipe) and not self.style.squares:
-            return CausalRecipe(self.style)
-        raise UsageError(f"preset {self.name}: its softmax has no causal form; take another for GPT-2")
+        return isinstance(self.style, Recipe) and self.style.gelu is quad_gelu
 
 
 PRESETS = {

@@ -11,11 +11,11 @@ from ditto.functions.inverse_published import goldschmidt_reciprocal, polynomial
 from ditto.presets.recipe import Recipe
 
 STYLE = Recipe(
-    linear=FXP32,
+    linear_type=FXP32,
     precise=FXP64,
     gelu_type=FXP32,
-    activation=quad_gelu,
+    gelu=quad_gelu,
     reciprocal=goldschmidt_reciprocal,
     rsqrt=polynomial_rsqrt,
 )
-EXACT = replace(STYLE, gelu_type=FXP64, activation=puma_gelu)
+EXACT = replace(STYLE, gelu_type=FXP64, gelu=puma_gelu)

@@ -16,10 +16,10 @@ def _rsqrt(b: Builder, v: Wire, lo: float, hi: float, fxp: FixedPoint) -> Wire:
 
 
 STYLE = Recipe(
-    linear=CRYPTEN,
+    linear_type=CRYPTEN,
     precise=CRYPTEN,
     gelu_type=CRYPTEN,
-    activation=quad_gelu,
+    gelu=quad_gelu,
     reciprocal=_reciprocal,
     rsqrt=_rsqrt,
     squares=True,

@@ -2,122 +2,205 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
 
 from ditto.engine.program import Builder, Wire
-from ditto.errors import RangeError
+from ditto.errors import RangeError, UsageError
 from ditto.functions import ScoreType, gelu, layernorm, linear, softmax_numerator, tanh
-from ditto.functions.fixed import multiply
-from ditto.functions.layernorm import RESIDUAL_FRAC
+from ditto.functions.fit import Fits
+from ditto.functions.fixed import FixedPoint, minus, multiply
+from ditto.functions.gelu import tanh_gelu
+from ditto.functions.layernorm import standardise
 from ditto.functions.linear import fraction_bits
+from ditto.functions.relu import relu
 from ditto.functions.softmax import reciprocal_of_sum
 from ditto.ops import Matmul
-from ditto.presets.style import Spec
+from ditto.presets.style import AttentionBounds, Heads, Norm, Normed, Stage, Stream, masked, merge_heads, split_heads
+from ditto.ring.exact import ceil_log2, floor_log2
 from ditto.ring.fixedpoint import encode
 
-EMBEDDING_RING, EMBEDDING_FRAC = 16, 12  # fewer fraction bits where the tables' values need the room
-HIDDEN_FRAC = 8
+HIDDEN = FixedPoint(32, 8)  # what linear layers read
+RESIDUAL = FixedPoint(24, 12)  # a sum before a LayerNorm that cuts it
+TABLE = FixedPoint(16, 12)  # embeddings; fewer fraction bits where the values need the room
+NARROW = 16  # ring bits of a wire on its way to an extension
+SCORES = 16  # of scores, as steps on their circle
+QUERIES = 32  # of opened queries and keys, whose product has 2 f fraction bits
+FOLDED, FOLDED_QKV = 32, 48  # of what a LayerNorm gives to its projection; 48 spare the heads an extension
+CUT = 8  # bits of the ring that the truncation before an addition to the residual stream takes
+STREAMS = (FixedPoint(24, 12), FixedPoint(32, 16))  # of a stream: the largest number of fraction bits in each ring
+RESOLVED = 6  # bits below the least deviation that a stream's fraction resolves
+TANH_FRAC = 12
 
 
-def score_types(spec: Spec) -> list[ScoreType]:
-    """The score type of each layer: the narrowest circle that its calibrated scores fit. Raises RangeError."""
-    try:
-        return [ScoreType.of(layer["scores"]) for layer in spec["calibration"]["layers"]]
-    except ValueError as error:
-        raise RangeError(f"{error} do not fit any score type") from error
+@dataclass(frozen=True)
+class Attention:
+    """Types of the attention after its scores.
+
+    `values`: ring of values and context; `digits`: of the exponentials; `inverse`: fraction bits of 1 / sum, at most;
+    `product`: ring of the context times 1 / sum (0: what its result needs); `index_bits`: of the table for 1 / sum.
+    """
+
+    values: int
+    digits: int
+    inverse: int
+    product: int = 0
+    index_bits: int = 9
+
+    @classmethod
+    def of(cls, stage: Stage) -> Attention:
+        if not stage.causal:
+            return cls(values=40, digits=16, inverse=64, product=64)
+        causal = cls(values=36, digits=12, inverse=16)
+        return replace(causal, digits=10, index_bits=8) if stage.narrow else causal
 
 
-class Circle:
-    """What both styles of `ditto` share: centred weights, masks on the circles of the scores, linear layers."""
+class OneOpening:
+    """Scores on a circle of 2^16 steps, activations on (32, 8), residual sums on (24, 12); see docs/protocol.md.
+
+    What enters a LayerNorm is free of its mean without any work under MPC: the tables and weights that lead there are
+    centred when they are encoded, and a residual comes centred from the LayerNorm before. Where only a projection
+    reads a LayerNorm, gamma and beta are folded into it.
+    """
 
     centred = True
+    folded = True
+    narrows = True
 
-    def masks(self, b: Builder, spec: Spec, batch: int, seq: int) -> list[Wire]:
+    def table(self, bound: float, stream: Stream | None = None) -> FixedPoint:
+        """A stream's: the smallest ring whose fraction bits resolve the least deviation to 2^-RESOLVED."""
+        if stream is None:
+            return FixedPoint(TABLE.ring, fraction_bits(bound, TABLE.ring, TABLE.frac))
+        size = max(ceil_log2(stream.bound), 0)
+        need = RESOLVED - (floor_log2(stream.least_variance) // 2)
+        for widest in STREAMS:
+            frac = min(widest.frac, widest.ring - 2 - size)
+            if frac >= need:
+                return FixedPoint(widest.ring, frac)
+        raise RangeError(f"the residual stream needs {need} fraction bits and {size} for its size: no type has them")
+
+    def enter(self, b: Builder, x: Wire) -> Wire:
+        return x
+
+    def project_embeddings(self, b: Builder, x: Wire, name: str, columns: int, bound: float) -> Normed:
+        y = self.linear(b, x, name, columns + 1, bound)
+        mean = b.view(y, slices=((1, columns, columns + 1),))
+        y = b.view(y, slices=((1, 0, columns),))
+        cut = y.frac - RESIDUAL.frac
+        residual = b.add(b.truncate(y, cut, RESIDUAL.ring), minus(b, b.truncate(mean, cut, RESIDUAL.ring)))
+        (narrow,) = b.open(b.truncate(y, y.frac - fraction_bits(bound, NARROW, HIDDEN.frac), NARROW))
+        return Normed(b.extend(narrow, HIDDEN.ring), residual)
+
+    def masks(self, b: Builder, scores: list[float], batch: int, n: int) -> list[Wire]:
         """The same padding on the circle of each score type in use."""
-        circles = score_types(spec)
-        wires = {c: b.input(f"mask.{c.frac}", 16, c.frac, (batch, 1, 1, seq), 0.0) for c in dict.fromkeys(circles)}
+        circles = [ScoreType.of(bound) for bound in scores]
+        wires = {c: b.input(f"mask.{c.frac}", SCORES, c.frac, (batch, 1, 1, n), 0.0) for c in dict.fromkeys(circles)}
         return [wires[c] for c in circles]
 
-    def encode_masks(self, spec: Spec, padding: Tensor) -> dict[str, Tensor]:
+    def encode_masks(self, scores: list[float], padding: Tensor) -> dict[str, Tensor]:
         """Masked scores go round the circle: the representative in [-T/2, T/2)."""
         out = {}
-        for circle in dict.fromkeys(score_types(spec)):
+        for circle in dict.fromkeys(ScoreType.of(bound) for bound in scores):
             period = 2.0**circle.log_range
             on_circle = torch.remainder(padding.double() * circle.mask + period / 2, period) - period / 2
-            out[f"mask.{circle.frac}"] = encode(on_circle[:, None, None, :], 16, circle.frac)
+            out[f"mask.{circle.frac}"] = encode(on_circle[:, None, None, :], SCORES, circle.frac)
         return out
 
-    def project(self, b: Builder, x: Wire, name: str, columns: int, bound: float) -> Wire:
+    def bias(self, scores: float) -> FixedPoint:
+        return FixedPoint(SCORES, ScoreType.of(scores).frac)
+
+    def linear(self, b: Builder, x: Wire, name: str, columns: int, bound: float) -> Wire:
         (opened,) = b.open(x)
         return linear(b, opened, name, columns, bound)
 
+    def norm(self, b: Builder, x: Wire, norm: Norm) -> Normed:
+        return Normed(*layernorm(b, x, norm.name, norm.variance, norm.epsilon, norm.bound))
 
-class OneOpening(Circle):
-    """Activations between blocks on (32, 8); scores on a circle of 2^16 steps; see docs/protocol.md.
+    def norm_linear(self, b: Builder, x: Wire, norm: Norm, name: str, columns: int, bound: float) -> Wire:
+        with b.label("layernorm"):
+            z = standardise(b, x, norm.variance, norm.epsilon, FOLDED)
+        return self.linear(b, z, name, columns, bound)
 
-    What enters a LayerNorm is free of its mean without any work under MPC: the tables and weights that lead there are
-    centred when they are encoded, and the residual comes centred from the LayerNorm before.
-    """
+    def heads(
+        self, b: Builder, x: Wire, name: str, count: int, batch: int, bound: float, stage: Stage, *,
+        norm: Norm | None = None, mask: Wire | None = None,
+    ) -> Heads:  # fmt: skip
+        """After a folded LayerNorm the projection's ring lets a truncation give what the products need; else its
+        result is opened on 16 bits, once, and extended to each of them."""
+        width = x.shape[1]
+        frac = fraction_bits(bound, NARROW, HIDDEN.frac)
+        rings = QUERIES, QUERIES, Attention.of(stage).values
+        if norm is not None:
+            with b.label("layernorm"):
+                x = standardise(b, x, norm.variance, norm.epsilon, FOLDED_QKV)
+        qkv = self.linear(b, x, name, 3 * width, bound)
+        if norm is not None:
+            parts = [split_heads(b, qkv, i, count, batch) for i in range(3)]
+            parts = [b.truncate(part, part.frac - frac, ring) for part, ring in zip(parts, rings, strict=True)]
+        else:
+            (qkv,) = b.open(b.truncate(qkv, qkv.frac - frac, NARROW))
+            parts = [b.extend(split_heads(b, qkv, i, count, batch), ring) for i, ring in enumerate(rings)]
+        return Heads(*b.open(*parts))
 
-    def embedding_type(self, spec: Spec) -> tuple[int, int]:
-        """As many fraction bits as the tables' calibrated sum leaves in the ring."""
-        bound = spec["calibration"]["embeddings"]["bound"]
-        return EMBEDDING_RING, fraction_bits(bound, EMBEDDING_RING, EMBEDDING_FRAC)
+    def attend(
+        self, b: Builder, heads: Heads, bounds: AttentionBounds, residual: Wire, stage: Stage, *,
+        mask: Wire | None = None, bias: Wire | None = None,
+    ) -> Wire:  # fmt: skip
+        """1. Scores, cut onto their circle; mask and bias.  2. Exponentials, and 1 / sum by row.
+        3. Exponentials times values; both opened; their product.  All types by `Attention`."""
+        q, k, v, _ = heads
+        types, circle = Attention.of(stage), ScoreType.of(bounds.scores)
+        with b.label("scores"):  # 1
+            op = Matmul(q.shape, k.shape, QUERIES)
+            (s,) = b.emit(op, [q, k], [(QUERIES, q.frac + k.frac, op.shape, circle.bound)])
+            if s.frac < circle.frac:
+                s = b.affine(s, 1, 0, circle.frac)
+            s = b.truncate(s, s.frac - circle.frac, SCORES)
+            for added in (bias, mask):
+                s = s if added is None else masked(b, s, added)
+        with b.label("softmax"):  # 2
+            causal = stage.causal and q.shape[2] > 1
+            e, total, limits = softmax_numerator(b, s, circle, causal=causal, digits=types.digits)
+            most = limits[1] * bounds.qkv
+            # fraction bits of E that the context has room for: CUT of them are truncated, then it extends
+            room = types.values - 2 - CUT - ceil_log2(most)
+            if room < e.frac:
+                e = b.truncate(e, e.frac - room, e.ring - e.frac + room)
+            inverse, (e_open,) = reciprocal_of_sum(b, total, limits, (e,), stage.later, types.index_bits)
+            if inverse.frac > types.inverse:
+                cut = inverse.frac - types.inverse
+                inverse = b.truncate(inverse, cut, inverse.ring - cut)
+        with b.label("context"):  # 3
+            op = Matmul(e_open.shape, v.shape, types.values)
+            (context,) = b.emit(op, [e_open, v], [(types.values, e_open.frac + v.frac, op.shape, most)])
+            context, inverse = b.open(b.truncate(context, CUT, types.values - CUT), inverse)
+            ring, cut = residual.ring + CUT, context.frac + inverse.frac - HIDDEN.frac
+            context = multiply(b, context, inverse, types.product or ring + cut, bound=bounds.context)
+            return merge_heads(b, b.truncate(context, cut, ring))
 
-    def attention(
-        self, b: Builder, x: Wire, mask: Wire, ranges: Spec, name: str, heads: int, batch: int, seq: int
+    def activation(
+        self, b: Builder, function: str, h: Wire, bound: float, residual: Wire | None, fits: Fits, stage: Stage
     ) -> Wire:
-        circle = ScoreType.of(ranges["scores"])
-        rows, width = x.shape
-        b.label("qkv")
-        qkv = self.project(b, x, f"{name}.qkv", 3 * width, ranges["qkv"])
-        frac = fraction_bits(ranges["qkv"], 16, HIDDEN_FRAC)
-        (qkv,) = b.open(b.truncate(qkv, qkv.frac - frac, 16))
-
-        def part(i: int, ring: int, dims: tuple[int, ...]) -> Wire:
-            one = b.view(
-                qkv, slices=((1, i * width, (i + 1) * width),), shape=(batch, seq, heads, width // heads), dims=dims
-            )
-            return b.extend(one, ring)
-
-        b.label("scores")
-        q, k, v = b.open(part(0, 32, (0, 2, 1, 3)), part(1, 32, (0, 2, 3, 1)), part(2, 40, (0, 2, 1, 3)))
-        op = Matmul(q.shape, k.shape, 32)
-        (s,) = b.emit(op, [q, k], [(32, 2 * frac, op.shape, circle.bound)])
-        if 2 * frac < circle.frac:
-            s = b.affine(s, 1, 0, circle.frac)
-        s = b.truncate(s, s.frac - circle.frac, 16)
-        b.label("softmax")
-        e, total, limits = softmax_numerator(b, b.add(s, mask, bound=circle.bound), circle)
-        inverse, (e_open,) = reciprocal_of_sum(b, total, limits, (e,))
-        b.label("context")
-        op = Matmul(e.shape, v.shape, 40)
-        bound = limits[1] * ranges["qkv"]
-        (context,) = b.emit(op, [e_open, v], [(40, e.frac + v.frac, op.shape, bound)])
-        context, inverse = b.open(b.truncate(context, 8, 32), inverse)
-        context = multiply(b, context, inverse, 64, bound=ranges["context"])
-        context = b.truncate(context, context.frac - HIDDEN_FRAC, 32)
-        return b.view(b.view(context, dims=(0, 2, 1, 3)), shape=(rows, width))
-
-    def gelu(self, b: Builder, h: Wire, bound: float) -> Wire:
-        h = b.truncate(h, 8)
-        b.label("gelu")
-        h = gelu(b, h, bound)
-        frac = fraction_bits(h.bound, 16, HIDDEN_FRAC)
-        (narrow,) = b.open(b.truncate(h, h.frac - frac, 16))
-        wide = b.extend(narrow, 32)
-        b.label("ffn out")
-        return wide
+        h = b.truncate(h, h.ring - RESIDUAL.ring)
+        if function == "tanh gelu":
+            y = tanh_gelu(b, h, bound, fits, NARROW if stage.narrow else RESIDUAL.ring)
+        elif function == "gelu":
+            y = gelu(b, h, bound, fits)
+            y = b.truncate(y, y.frac - fraction_bits(y.bound, NARROW, HIDDEN.frac), NARROW)
+        elif function == "tanh":
+            y = tanh(b, h, bound, fits)
+            y = b.truncate(y, y.frac - TANH_FRAC, NARROW)
+        elif function == "relu":
+            y = relu(b, h)
+            y = b.truncate(y, y.frac - fraction_bits(y.bound, NARROW, HIDDEN.frac), NARROW)
+        else:
+            raise UsageError(f"preset ditto has no {function}: take one that was made for it")
+        (narrow,) = b.open(y)
+        return b.extend(narrow, HIDDEN.ring if residual is None else residual.ring + CUT)
 
     def residual(self, b: Builder, x: Wire, y: Wire, bound: float) -> Wire:
-        """The sum on (24, 12)."""
-        return b.add(b.truncate(y, y.frac - RESIDUAL_FRAC, 24), x, ring=24, bound=bound)
-
-    def norm(self, b: Builder, x: Wire, name: str, ranges: Spec, eps: float) -> tuple[Wire, Wire]:
-        return layernorm(b, x, name, tuple(ranges["var"]), eps, ranges["out"])
-
-    def tanh(self, b: Builder, y: Wire, bound: float) -> Wire:
-        y = tanh(b, b.truncate(y, 8), bound)
-        (narrow,) = b.open(b.truncate(y, y.frac - 12, 16))
-        return b.extend(narrow, 32)
+        """On the residual's type."""
+        cut = y.frac - x.frac
+        return b.add(x, b.truncate(y, cut, min(y.ring - cut, x.ring)), bound=bound)

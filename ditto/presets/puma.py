@@ -6,10 +6,10 @@ from ditto.functions.inverse_published import goldschmidt_reciprocal, polynomial
 from ditto.presets.recipe import Recipe
 
 STYLE = Recipe(
-    linear=FXP64,
+    linear_type=FXP64,
     precise=FXP64,
     gelu_type=FXP64,
-    activation=puma_gelu,
+    gelu=puma_gelu,
     reciprocal=goldschmidt_reciprocal,
     rsqrt=polynomial_rsqrt,
 )

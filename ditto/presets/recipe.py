@@ -8,136 +8,174 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ditto.engine.program import Builder, Wire
+from ditto.errors import UsageError
 from ditto.functions import linear, tanh
+from ditto.functions.fit import Fits
 from ditto.functions.fixed import FixedPoint, convert, multiply, truncate_to
 from ditto.functions.layernorm import recipe_layernorm
 from ditto.functions.linear import fraction_bits
+from ditto.functions.relu import relu
 from ditto.functions.softmax_published import exact_softmax, quad_softmax
-from ditto.ops import Matmul
-from ditto.presets.style import Spec
+from ditto.ops import CausalMask, Matmul
+from ditto.presets.style import AttentionBounds, Heads, Norm, Normed, Stage, Stream, masked, merge_heads, split_heads
 from ditto.ring.fixedpoint import encode
 
-EMBEDDING_RING = 24
+TABLE_RING = 24
+TANH = FixedPoint(24, 12)  # what the harmonics of tanh read, whatever the recipe
+BELOW = 20.0  # masked scores lie at least this much below any other, where exp is clipped to 0
 
 Gelu = Callable[[Builder, Wire, FixedPoint], Wire]
 Inverse = Callable[[Builder, Wire, float, float, FixedPoint], Wire]  # of v in [lo, hi], in a type
+
+
+def padding_score(most: float) -> float:
+    """What takes scores within +-most below any of them."""
+    return -(2 * most + BELOW)
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Types of the linear layers, of GELU, and of softmax's exponential and LayerNorm; the operations.
 
-    `squares` replaces softmax by 2Quad. Between operations a wire may be narrower than its type by what a truncation
-    cut; it is extended again where the next product needs it (`ditto.functions.fixed`).
+    `squares` replaces softmax by 2Quad, which has no causal form. Between operations a wire may be narrower than its
+    type by what a truncation cut; it is extended again where the next product needs it (`ditto.functions.fixed`).
     """
 
-    linear: FixedPoint
+    linear_type: FixedPoint
     precise: FixedPoint
     gelu_type: FixedPoint
-    activation: Gelu
+    gelu: Gelu
     reciprocal: Inverse
     rsqrt: Inverse
     squares: bool = False
     centred = False
+    folded = False
+    narrows = False
 
-    def embedding_type(self, spec: Spec) -> tuple[int, int]:
-        """LayerNorm follows, so the tables have its fraction bits, on the smallest ring that holds their sum."""
-        bound = spec["calibration"]["embeddings"]["bound"]
-        return EMBEDDING_RING, fraction_bits(bound, EMBEDDING_RING, self.precise.frac)
+    @property
+    def _narrow(self) -> int:
+        """The ring that truncation leaves of the linear layers' type."""
+        return self.linear_type.ring - self.linear_type.frac
 
-    def masks(self, b: Builder, spec: Spec, batch: int, seq: int) -> list[Wire]:
+    def table(self, bound: float, stream: Stream | None = None) -> FixedPoint:
+        """LayerNorm reads them, so they have its fraction bits, on the smallest ring that holds their sum."""
+        return FixedPoint(TABLE_RING, fraction_bits(bound, TABLE_RING, self.precise.frac))
+
+    def enter(self, b: Builder, x: Wire) -> Wire:
+        """In the linear layers' type, as narrow as a projection leaves it."""
+        frac = self.linear_type.frac
+        if x.frac > frac:
+            x = truncate_to(b, x, frac)
+        (opened,) = b.open(x)
+        x = b.extend(opened, self._narrow)
+        return b.affine(x, 1, 0, frac) if x.frac < frac else x
+
+    def project_embeddings(self, b: Builder, x: Wire, name: str, columns: int, bound: float) -> Normed:
+        y = convert(b, self.linear(b, x, name, columns, bound), self.linear_type)
+        return Normed(y, y)
+
+    def masks(self, b: Builder, scores: list[float], batch: int, n: int) -> list[Wire]:
         """Added to the scores; for 2Quad, ones for what counts in the sum and zeros for padding."""
-        count = spec["config"]["num_hidden_layers"]
         if self.squares:
-            return [b.input("keep", self.linear.ring, 0, (batch, 1, seq, 1), 1.0)] * count
-        ring, frac = self.linear.ring - self.linear.frac, self.linear.frac
-        return [b.input("mask", ring, frac, (batch, 1, 1, seq), -_mask(spec))] * count
+            return [b.input("keep", self.linear_type.ring, 0, (batch, 1, n, 1), 1.0)] * len(scores)
+        bound = -padding_score(max(scores))
+        return [b.input("mask", self._narrow, self.linear_type.frac, (batch, 1, 1, n), bound)] * len(scores)
 
-    def encode_masks(self, spec: Spec, padding: Tensor) -> dict[str, Tensor]:
+    def encode_masks(self, scores: list[float], padding: Tensor) -> dict[str, Tensor]:
         if self.squares:
-            return {"keep": encode(1 - padding[:, None, :, None], self.linear.ring, 0)}
-        ring, frac = self.linear.ring - self.linear.frac, self.linear.frac
-        return {"mask": encode(padding[:, None, None, :] * _mask(spec), ring, frac)}
+            return {"keep": encode(1 - padding[:, None, :, None], self.linear_type.ring, 0)}
+        added = padding[:, None, None, :] * padding_score(max(scores))
+        return {"mask": encode(added, self._narrow, self.linear_type.frac)}
 
-    def attention(
-        self, b: Builder, x: Wire, mask: Wire, ranges: Spec, name: str, heads: int, batch: int, seq: int
-    ) -> Wire:
-        width, ring = x.shape[1], self.linear.ring
-        b.label("qkv")
-        qkv = self.project(b, x, f"{name}.qkv", 3 * width, ranges["qkv"])
-        qkv, mask = b.open(qkv, mask) if self.squares else (*b.open(qkv), mask)
+    def bias(self, scores: float) -> FixedPoint:
+        return FixedPoint(self._narrow, self.linear_type.frac)
 
-        def part(i: int, dims: tuple[int, ...]) -> Wire:
-            one = b.view(qkv, slices=((1, i * width, (i + 1) * width),), shape=(batch, seq, heads, width // heads))
-            return b.view(one, dims=dims)
-
-        b.label("scores")
-        v = part(2, (0, 2, 1, 3))
-        v = multiply(b, v, mask, ring) if self.squares else b.extend(v, ring)
-        q, k, v = b.open(b.extend(part(0, (0, 2, 1, 3)), ring), b.extend(part(1, (0, 2, 3, 1)), ring), v)
-        s = truncate_to(b, self.matmul(b, q, k, ranges["scores"]), self.linear.frac)
-        b.label("softmax")
-        if self.squares:
-            p = quad_softmax(b, s, mask, self.precise, lambda b, w, hi: self.reciprocal(b, w, 0.0, hi, self.precise))
-        else:
-            p = self.softmax(b, b.add(s, mask))
-        return self.context(b, p, v, ranges["context"])
-
-    def softmax(self, b: Builder, s: Wire) -> Wire:
-        return exact_softmax(
-            b, s, self.precise, self.linear, lambda b, w, lo, hi: self.reciprocal(b, w, lo, hi, self.precise)
-        )
-
-    def context(self, b: Builder, p: Wire, v: Wire, bound: float) -> Wire:
-        """Probabilities [B, heads, n, N] times opened values [B, heads, N, d], as [B n, H]."""
-        b.label("context")
-        (p,) = b.open(p)
-        batch, heads, n, d = *p.shape[:3], v.shape[3]
-        context = convert(b, self.matmul(b, p, v, bound), self.linear)
-        return b.view(b.view(context, dims=(0, 2, 1, 3)), shape=(batch * n, heads * d))
-
-    def matmul(self, b: Builder, x: Wire, y: Wire, bound: float) -> Wire:
-        op = Matmul(x.shape, y.shape, self.linear.ring)
-        return b.emit(op, [x, y], [(self.linear.ring, x.frac + y.frac, op.shape, bound)])[0]
-
-    def project(self, b: Builder, x: Wire, name: str, columns: int, bound: float) -> Wire:
+    def linear(self, b: Builder, x: Wire, name: str, columns: int, bound: float) -> Wire:
         """Narrow: on the ring that the truncation leaves."""
         (opened,) = b.open(x)
-        return truncate_to(b, linear(b, opened, name, columns, bound, self.linear.frac), self.linear.frac)
+        frac = self.linear_type.frac
+        return truncate_to(b, linear(b, opened, name, columns, bound, frac), frac)
 
-    def gelu(self, b: Builder, h: Wire, bound: float) -> Wire:
-        b.label("gelu")
+    def norm(self, b: Builder, x: Wire, norm: Norm) -> Normed:
+        y = recipe_layernorm(
+            b, x, norm.name, norm.variance, norm.epsilon, norm.bound, self.precise, self.linear_type,
+            lambda b, v, lo, hi: self.rsqrt(b, v, lo, hi, self.precise),
+        )  # fmt: skip
+        return Normed(y, y)
+
+    def norm_linear(self, b: Builder, x: Wire, norm: Norm, name: str, columns: int, bound: float) -> Wire:
+        with b.label("layernorm"):
+            z, _ = self.norm(b, x, norm)
+        return self.linear(b, z, name, columns, bound)
+
+    def heads(
+        self, b: Builder, x: Wire, name: str, count: int, batch: int, bound: float, stage: Stage, *,
+        norm: Norm | None = None, mask: Wire | None = None,
+    ) -> Heads:  # fmt: skip
+        """One opening of the projection, one of what it extends to; 2Quad takes padding out of the values."""
+        width, ring = x.shape[1], self.linear_type.ring
+        if norm is None:
+            qkv = self.linear(b, x, name, 3 * width, bound)
+        else:
+            qkv = self.norm_linear(b, x, norm, name, 3 * width, bound)
+        keep = None
+        if self.squares and mask is not None:
+            qkv, keep = b.open(qkv, mask)
+        else:
+            (qkv,) = b.open(qkv)
+        q, k, v = (split_heads(b, qkv, part, count, batch) for part in range(3))
+        v = b.extend(v, ring) if keep is None else multiply(b, v, keep, ring)
+        return Heads(*b.open(b.extend(q, ring), b.extend(k, ring), v), keep)
+
+    def attend(
+        self, b: Builder, heads: Heads, bounds: AttentionBounds, residual: Wire, stage: Stage, *,
+        mask: Wire | None = None, bias: Wire | None = None,
+    ) -> Wire:  # fmt: skip
+        q, k, v, keep = heads
+        if self.squares and (stage.causal or keep is None):
+            raise UsageError("this preset's softmax has no causal form; take another for text generation")
+        with b.label("scores"):
+            s = truncate_to(b, self._matmul(b, q, k, bounds.scores), self.linear_type.frac)
+        with b.label("softmax"):
+            if stage.causal and q.shape[2] > 1:
+                future = padding_score(bounds.scores)
+                op = CausalMask(q.shape[2], s.ring, round(future * 2**s.frac))
+                (s,) = b.emit(op, [s], [(s.ring, s.frac, s.shape, s.bound - future)])
+            for added in (bias, None if self.squares else mask):
+                s = s if added is None else masked(b, s, added)
+            p = self._softmax(b, s) if keep is None else self._quad_softmax(b, s, keep)
+        with b.label("context"):
+            (p,) = b.open(p)
+            return merge_heads(b, convert(b, self._matmul(b, p, v, bounds.context), self.linear_type))
+
+    def _softmax(self, b: Builder, s: Wire) -> Wire:
+        return exact_softmax(
+            b, s, self.precise, self.linear_type, lambda b, w, lo, hi: self.reciprocal(b, w, lo, hi, self.precise)
+        )
+
+    def _quad_softmax(self, b: Builder, s: Wire, keep: Wire) -> Wire:
+        return quad_softmax(b, s, keep, self.precise, lambda b, w, hi: self.reciprocal(b, w, 0.0, hi, self.precise))
+
+    def _matmul(self, b: Builder, x: Wire, y: Wire, bound: float) -> Wire:
+        op = Matmul(x.shape, y.shape, self.linear_type.ring)
+        return b.emit(op, [x, y], [(op.bits, x.frac + y.frac, op.shape, bound)])[0]
+
+    def activation(
+        self, b: Builder, function: str, h: Wire, bound: float, residual: Wire | None, fits: Fits, stage: Stage
+    ) -> Wire:
+        """Whatever GELU the model was trained with, the recipe's; tanh on few rows, for which no publication names a
+        function, by harmonics."""
+        if function == "tanh":
+            if h.frac < TANH.frac:
+                h = b.affine(h, 1, 0, TANH.frac)
+            return convert(b, tanh(b, truncate_to(b, h, TANH.frac, TANH.ring), bound, fits), self.linear_type)
+        if function == "relu":
+            return convert(b, relu(b, h), self.linear_type)
         fxp = self.gelu_type
         if h.frac < fxp.frac:
             h = convert(b, h, fxp)
         h = truncate_to(b, h, fxp.frac, fxp.ring - fxp.frac)
-        y = convert(b, self.activation(b, h, fxp), self.linear)
-        b.label("ffn out")
-        return y
+        return convert(b, self.gelu(b, h, fxp), self.linear_type)
 
     def residual(self, b: Builder, x: Wire, y: Wire, bound: float) -> Wire:
         return b.add(x, y, bound=bound)
-
-    def norm(self, b: Builder, x: Wire, name: str, ranges: Spec, eps: float) -> tuple[Wire, Wire]:
-        fxp = self.precise
-        limits = tuple(ranges["var"])
-        y = recipe_layernorm(
-            b, x, name, limits, eps, ranges["out"], fxp, self.linear,
-            lambda b, v, lo, hi: self.rsqrt(b, v, lo, hi, fxp),
-        )  # fmt: skip
-        return y, y
-
-    def tanh(self, b: Builder, y: Wire, bound: float) -> Wire:
-        """The pooler's, on one row: the publications name none, so all presets use harmonics."""
-        if y.frac < 12:
-            y = b.affine(y, 1, 0, 12)
-        return convert(b, tanh(b, truncate_to(b, y, 12, 24), bound), self.linear)
-
-
-def padding_score(most: float) -> float:
-    """Added to scores within +-most, it takes them at least 20 below any of them, where exp is clipped to 0."""
-    return -(2 * most + 20)
-
-
-def _mask(spec: Spec) -> float:
-    return padding_score(max(layer["scores"] for layer in spec["calibration"]["layers"]))

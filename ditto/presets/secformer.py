@@ -26,10 +26,10 @@ def _rsqrt(b: Builder, v: Wire, lo: float, hi: float, fxp: FixedPoint) -> Wire:
 
 
 STYLE = Recipe(
-    linear=CRYPTEN,
+    linear_type=CRYPTEN,
     precise=CRYPTEN,
     gelu_type=CRYPTEN,
-    activation=fourier_gelu,
+    gelu=fourier_gelu,
     reciprocal=_reciprocal,
     rsqrt=_rsqrt,
     squares=True,

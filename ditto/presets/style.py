@@ -1,51 +1,167 @@
-"""What a preset decides about a Transformer: types and operations, layer by layer."""
+"""What a preset decides about a Transformer: types and operations, verb by verb of a block.
+
+The architecture knows the order of the verbs (a LayerNorm before or after what it normalizes, where the residual stream
+adds up); a style knows types, rings and functions. Activations are shares [rows, H], rows = texts * tokens.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from ditto.engine.program import Builder, Wire
+from ditto.functions.fit import Fits
+from ditto.functions.fixed import FixedPoint
 
-Spec = dict[str, Any]
+Variances = tuple[float, float]  # the least and the largest
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How a block is used. `later`: for one more token of each text, where fewer rounds are worth larger tables.
+    `narrow`: fewer bits will do."""
+
+    causal: bool = False
+    later: bool = False
+    narrow: bool = False
+
+
+ENCODER = Stage()
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A LayerNorm with secret gamma and beta: its name, the calibrated range of its variance, the bound of its result."""
+
+    name: str
+    variance: Variances
+    bound: float
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A residual stream that no LayerNorm cuts: its largest |x|, the least variance of what is normalized."""
+
+    bound: float
+    least_variance: float
+
+
+class Heads(NamedTuple):
+    """Opened queries [B, heads, n, d] (scaled by 1/sqrt(d) in the weights), keys [B, heads, d, N], values
+    [B, heads, N, d]; `keep`: what an attention without a maximum counts, where a style needs it."""
+
+    q: Wire
+    k: Wire
+    v: Wire
+    keep: Wire | None = None
+
+
+class AttentionBounds(NamedTuple):
+    """Largest |x| of queries, keys and values; of scores; of the context."""
+
+    qkv: float
+    scores: float
+    context: float
+
+
+class Normed(NamedTuple):
+    """A LayerNorm's result as the next projection and as the next residual sum take it."""
+
+    out: Wire
+    residual: Wire
 
 
 class Style(Protocol):
-    """The parts of a block whose order `ditto.models.bert` knows.
-
-    Activations are shares [batch * seq, H]; `ranges` is the layer's part of the calibration.
-    """
+    """A preset's side of a block."""
 
     @property
     def centred(self) -> bool:
         """Are tables and weights that lead into a LayerNorm encoded without their mean over the features?"""
 
-    def embedding_type(self, spec: Spec) -> tuple[int, int]:
-        """(ring, fraction bits) of the embedding tables."""
+    @property
+    def folded(self) -> bool:
+        """Are gamma and beta part of the projection after a LayerNorm that nothing else reads?"""
 
-    def masks(self, b: Builder, spec: Spec, batch: int, seq: int) -> list[Wire]:
-        """Inputs that keep padding out of the attention, one for each layer (one wire may serve all)."""
+    @property
+    def narrows(self) -> bool:
+        """Has it narrower types for later tokens?"""
 
-    def encode_masks(self, spec: Spec, padding: Tensor) -> dict[str, Tensor]:
-        """Those inputs as ring integers; padding [batch, seq] is 1 where there is no token."""
+    def table(self, bound: float, stream: Stream | None = None) -> FixedPoint:
+        """The type of embedding tables whose rows' sum is at most `bound`. A LayerNorm follows, or they are the
+        beginning of a stream. Raises RangeError where no type holds the stream."""
 
-    def attention(
-        self, b: Builder, x: Wire, mask: Wire, ranges: Spec, name: str, heads: int, batch: int, seq: int
-    ) -> Wire:
-        """Multi-head attention up to the context [rows, H]; 1/sqrt(d) is folded into the query weights."""
+    def enter(self, b: Builder, x: Wire) -> Wire:
+        """Embeddings as a stream takes them."""
 
-    def project(self, b: Builder, x: Wire, name: str, columns: int, bound: float) -> Wire:
+    def project_embeddings(self, b: Builder, x: Wire, name: str, columns: int, bound: float) -> Normed:
+        """A projection of the embeddings in the place of a LayerNorm's result: the first block reads it, and the
+        first residual sum. A centred style has one column more, the mean of the others."""
+
+    def masks(self, b: Builder, scores: list[float], batch: int, n: int) -> list[Wire]:
+        """Inputs that keep padding out of the attention, one for each layer (one wire may serve all); `scores` are
+        the layers' bounds."""
+
+    def encode_masks(self, scores: list[float], padding: Tensor) -> dict[str, Tensor]:
+        """Those inputs as ring integers; padding [batch, n] is 1 where there is no token."""
+
+    def bias(self, scores: float) -> FixedPoint:
+        """The type of what is added to the scores of a layer."""
+
+    def linear(self, b: Builder, x: Wire, name: str, columns: int, bound: float) -> Wire:
         """A linear layer with secret weights."""
 
-    def gelu(self, b: Builder, h: Wire, bound: float) -> Wire:
-        """GELU of a projection, ready for the next one; labels what follows it as the next projection."""
+    def norm(self, b: Builder, x: Wire, norm: Norm) -> Normed:
+        """A LayerNorm whose result a projection and the residual sum read."""
+
+    def norm_linear(self, b: Builder, x: Wire, norm: Norm, name: str, columns: int, bound: float) -> Wire:
+        """A LayerNorm and the projection after it, which alone reads it."""
+
+    def heads(
+        self, b: Builder, x: Wire, name: str, count: int, batch: int, bound: float, stage: Stage, *,
+        norm: Norm | None = None, mask: Wire | None = None,
+    ) -> Heads:
+        """Queries, keys and values of x, or of its LayerNorm, in `count` heads."""
+
+    def attend(
+        self, b: Builder, heads: Heads, bounds: AttentionBounds, residual: Wire, stage: Stage, *,
+        mask: Wire | None = None, bias: Wire | None = None,
+    ) -> Wire:
+        """Context [rows, H] of all queries, ready for the projection into the residual stream.
+
+        Mask and bias, if any, are added to the scores of the first keys. Several queries attend causally where the
+        stage says so, a single one to every key.
+        """
+
+    def activation(
+        self, b: Builder, function: str, h: Wire, bound: float, residual: Wire | None, fits: Fits, stage: Stage
+    ) -> Wire:
+        """A function ("gelu", "tanh gelu", "quad", "tanh", "relu") of a projection, ready for the next one, which
+        leads into the residual stream where there is one."""
 
     def residual(self, b: Builder, x: Wire, y: Wire, bound: float) -> Wire:
-        """x + y of what the last `norm` left for the residual and a projection, ready for `norm`."""
+        """x + y of the residual stream (or what `norm` left for it) and a projection."""
 
-    def norm(self, b: Builder, x: Wire, name: str, ranges: Spec, eps: float) -> tuple[Wire, Wire]:
-        """LayerNorm with secret gamma and beta: its result, and the result as the next residual takes it."""
 
-    def tanh(self, b: Builder, y: Wire, bound: float) -> Wire:
-        """tanh of a projection, ready for the next one."""
+def split_heads(b: Builder, qkv: Wire, part: int, count: int, batch: int) -> Wire:
+    """Of a projection [rows, 3 H] the queries (0), keys (1) or values (2) by head: keys as [B, heads, d, n]."""
+    rows, width = qkv.shape[0], qkv.shape[1] // 3
+    cut = ((1, part * width, (part + 1) * width),)
+    dims = (0, 2, 3, 1) if part == 1 else (0, 2, 1, 3)
+    return b.view(qkv, cut, (batch, rows // batch, count, width // count), dims)
+
+
+def merge_heads(b: Builder, context: Wire) -> Wire:
+    """[B, heads, n, d] -> [B n, H]."""
+    batch, count, n, d = context.shape
+    return b.view(b.view(context, dims=(0, 2, 1, 3)), shape=(batch * n, count * d))
+
+
+def masked(b: Builder, scores: Wire, mask: Wire) -> Wire:
+    """Scores [..., N] with a mask [..., m] added to the first m of them."""
+    last, n, m = len(scores.shape) - 1, scores.shape[-1], mask.shape[-1]
+    first = scores if m == n else b.view(scores, slices=((last, 0, m),))
+    first = b.add(first, mask, ring=scores.ring, bound=scores.bound + mask.bound)
+    return first if m == n else b.join(first, b.view(scores, slices=((last, m, n),)), dim=last)

@@ -1,16 +1,16 @@
-"""GPT-2 in plaintext floats, with observers: calibration, fine-tuning, and the text that `--check` compares with."""
+"""GPT-2 in plaintext floats, with taps: calibration, fine-tuning, and the text that `--check` compares with."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from ditto.models.bert_float import Observe, silent
-from ditto.models.checkpoint import QUAD
+from ditto.models.architecture import Tensors
+from ditto.models.description import Dimensions
+from ditto.models.ranges import Observe, silent
 
 Tensor = torch.Tensor
 
@@ -31,36 +31,32 @@ def quad(x: Tensor) -> Tensor:
 
 
 def forward(
-    t: dict[str, Tensor],
-    config: dict[str, Any],
-    ids: Tensor,
-    observe: Observe = silent,
-    rounded: Callable[[Tensor], Tensor] = same,
+    t: Tensors, d: Dimensions, ids: Tensor, observe: Observe = silent, rounded: Callable[[Tensor], Tensor] = same
 ) -> Tensor:
     """Token ids [B, N] -> the hidden states after the last LayerNorm, [B, N, H].
 
-    Padding belongs on the right, where causal attention keeps it from every real token. In what is observed
-    layer L stands for the last LayerNorm. `rounded` is what every input of a linear layer goes through.
+    Padding belongs on the right, where causal attention keeps it from every real token. In what is observed the number
+    after the last layer's stands for the last LayerNorm. `rounded` is what every input of a linear layer goes through.
     """
-    eps, heads = config["layer_norm_eps"], config["num_attention_heads"]
-    activation = quad if config.get("activation") == QUAD else tanh_gelu
+    function = quad if d.activation == "quad" else tanh_gelu
     batch, n = ids.shape
     future = torch.ones(n, n, dtype=torch.bool, device=ids.device).triu(1)
 
     def norm(x: Tensor, name: str, layer: int) -> Tensor:
-        observe(layer, f"{name}.in", x)
-        y = F.layer_norm(x, x.shape[-1:], t[f"{name}.weight"], t[f"{name}.bias"], eps)
-        observe(layer, f"{name}.out", y)
+        tap = name.rpartition(".")[2]
+        observe(layer, f"{tap}.in", x)
+        y = F.layer_norm(x, x.shape[-1:], t[f"{name}.weight"], t[f"{name}.bias"], d.epsilon)
+        observe(layer, f"{tap}.out", y)
         return y
 
     def dense(x: Tensor, name: str) -> Tensor:
         return rounded(x) @ t[f"{name}.weight"] + t[f"{name}.bias"]
 
     x = F.embedding(ids, t["wte.weight"]) + t["wpe.weight"][:n]
-    for i in range(config["num_hidden_layers"]):
+    for i in range(d.layers):
         at = f"h.{i}"
         qkv = dense(norm(x, f"{at}.ln_1", i), f"{at}.attn.c_attn")
-        q, k, v = (y.view(batch, n, heads, -1).transpose(1, 2) for y in qkv.chunk(3, -1))
+        q, k, v = (y.view(batch, n, d.heads, -1).transpose(1, 2) for y in qkv.chunk(3, -1))
         q = q / math.sqrt(q.shape[-1])
         for y in (q, k, v):
             observe(i, "qkv", y)
@@ -72,21 +68,21 @@ def forward(
         observe(i, "attention", y)
         x = x + y
         h = dense(norm(x, f"{at}.ln_2", i), f"{at}.mlp.c_fc")
-        observe(i, "gelu", h)
-        y = dense(activation(h), f"{at}.mlp.c_proj")
-        observe(i, "mlp", y)
+        observe(i, "activation", h)
+        y = dense(function(h), f"{at}.mlp.c_proj")
+        observe(i, "ffn", y)
         x = x + y
-    return norm(x, "ln_f", config["num_hidden_layers"])
+    return norm(x, "ln_f", d.layers)
 
 
-def logits(t: dict[str, Tensor], hidden: Tensor) -> Tensor:
+def logits(t: Tensors, hidden: Tensor) -> Tensor:
     """Next-token logits [..., V] by the tied embeddings."""
     return hidden @ t["wte.weight"].t()
 
 
 def continue_texts(
-    t: dict[str, Tensor],
-    config: dict[str, Any],
+    t: Tensors,
+    d: Dimensions,
     texts: list[list[int]],
     count: int,
     choose: Callable[[Tensor], list[int]],
@@ -96,7 +92,7 @@ def continue_texts(
     ids, new, ended = [list(text) for text in texts], [[] for _ in texts], [False] * len(texts)  # type: ignore[var-annotated]
     with torch.inference_mode():
         for _ in range(count):
-            rows = [logits(t, forward(t, config, torch.tensor([text]))[0, -1]) for text in ids]
+            rows = [logits(t, forward(t, d, torch.tensor([text]))[0, -1]) for text in ids]
             for i, token in enumerate(choose(torch.stack(rows))):
                 if not ended[i]:
                     new[i].append(token)

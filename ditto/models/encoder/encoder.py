@@ -1,0 +1,147 @@
+"""The protocol of an architecture, for an encoder: names and sizes are the family's, the rest is here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ditto.engine.program import Program
+from ditto.errors import UsageError
+from ditto.functions.fit import Fits
+from ditto.models.architecture import Answer, Config, Shapes, Tensors, Texts
+from ditto.models.description import Description, Dimensions, LayerRanges, Ranges
+from ditto.models.encoder.floats import EMBEDDINGS, forward
+from ditto.models.encoder.heads import Head, Hidden
+from ditto.models.encoder.names import Names
+from ditto.models.encoder.program import compile_encoder
+from ditto.models.encoder.weights import encoder_weights
+from ditto.models.plan import Plan
+from ditto.models.ranges import Seen, centre, largest, round_up, silent
+from ditto.models.tokenizer import Batch, Tokenizer
+from ditto.presets import preset_of
+from ditto.ring import carrier
+from ditto.ring.fixedpoint import decode, encode
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """One class of a family: how it names things, how it reads its configuration, what stands on top.
+
+    `skipped`: rows of the table of positions before the first token's (RoBERTa counts from 2).
+    """
+
+    names: Names
+    sizes: Callable[[Config], Dimensions]
+    prefix: str
+    head: Head = Hidden()  # noqa: RUF009 (frozen, without state)
+    skipped: int = 0
+
+    @property
+    def answer(self) -> Answer:
+        return self.head.answer
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        return (self.prefix,)
+
+    def dimensions(self, config: Config) -> Dimensions:
+        return self.sizes(config).model_copy(update={"labels": self.head.labels(config)})
+
+    # The checkpoint --------------------------------------------------------------------------------
+
+    def expected(self, d: Dimensions) -> Shapes:
+        need = {theirs: shape for _, theirs, shape in self.names.rows(d, self.skipped)}
+        ours = self.head.shapes(d)
+        for theirs, module in self.head.names().items():
+            need |= {f"{theirs}.{part}": ours[f"{module}.{part}"] for part in ("weight", "bias")}
+        return need
+
+    def adopt(self, tensors: Tensors, d: Dimensions) -> Tensors:
+        found = {ours: tensors[theirs] for ours, theirs, _ in self.names.rows(d, self.skipped)}
+        found["embeddings.position.weight"] = found["embeddings.position.weight"][self.skipped :]
+        for theirs, module in self.head.names().items():
+            found |= {f"{module}.{part}": tensors[f"{theirs}.{part}"] for part in ("weight", "bias")}
+        return found
+
+    def shapes(self, d: Dimensions) -> Shapes:
+        return {ours: shape for ours, _, shape in self.names.rows(d)} | self.head.shapes(d)
+
+    # Calibration -----------------------------------------------------------------------------------
+
+    def batches(self, tokenizer: Tokenizer, texts: list[Any], d: Dimensions) -> list[Texts]:
+        return [tokenizer.encode([text], d.positions) for text in texts]
+
+    def calibrate(self, t: Tensors, d: Dimensions, batches: list[Texts]) -> Ranges:
+        seen = Seen()
+        with torch.inference_mode():
+            for batch in batches:
+                assert isinstance(batch, Batch)
+                self.head.floats(t, forward(t, d, batch, seen), seen)
+        tables = [t[f"embeddings.{part}.weight"] for part in ("word", "position")]
+        if d.token_types:
+            tables.append(t["embeddings.type.weight"])
+        layers = [
+            LayerRanges(
+                qkv=seen.bound(i, "qkv"), scores=seen.scores(i), context=seen.bound(i, "context"),
+                attention=seen.bound(i, "attention"), activation=seen.activation(i), ffn=seen.bound(i, "ffn"),
+                norm1=seen.norm(i, "norm1"), norm2=seen.norm(i, "norm2"),
+            )  # fmt: skip
+            for i in range(d.layers)
+        ]
+        return Ranges(
+            embeddings=round_up(sum(largest(table) for table in tables)),
+            embedding_norm=seen.norm(EMBEDDINGS, "norm"),
+            embedding_projection=seen.bound(EMBEDDINGS, "projection") if d.embedding != d.hidden else None,
+            layers=tuple(layers),
+            **self.head.ranges(seen),
+        )
+
+    def compile(self, description: Description, plan: Plan, stage: int = 0, fits: Fits | None = None) -> Program:
+        if stage:
+            raise UsageError(f"{description.architecture} generates no text")
+        return compile_encoder(self.head, description, plan, fits or description.fits)
+
+    def weights(self, description: Description, t: Tensors) -> Tensors:
+        return encoder_weights(description, t)
+
+    # The client ------------------------------------------------------------------------------------
+
+    def encode(
+        self, description: Description, program: Program, batch: Batch, tables: Tensors | None = None
+    ) -> Tensors:
+        """One-hot rows (or looked-up embeddings) and the padding mask. Raises UsageError without the public tables."""
+        style, d = preset_of(description.preset).style, description.dimensions
+        inputs = style.encode_masks([layer.scores for layer in description.ranges.layers], 1 - batch.mask)
+        ids, types = batch.ids.reshape(-1), batch.types.reshape(-1)
+        if int(ids.min()) < 0 or int(ids.max()) >= d.vocabulary:
+            raise UsageError(f"token ids below {d.vocabulary} expected: is this the model's tokenizer?")
+        if d.token_types:
+            types = types.clamp(max=d.token_types - 1)  # a family with one type knows no second segment
+        if description.embeddings == "public":
+            if not tables:
+                raise UsageError("this model's embeddings are public: the client needs its tables")
+            x = tables["embeddings.word.weight"][ids]
+            if d.token_types:
+                x = x + tables["embeddings.type.weight"][types]
+            wire = program.inputs["embeddings"]
+            inputs["embeddings"] = encode(centre(x) if style.centred else x, wire.ring, wire.frac)
+            return inputs
+        wire = program.inputs["onehot"]
+        onehot = torch.zeros(wire.shape, dtype=carrier(wire.ring))
+        rows = torch.arange(len(ids))
+        onehot[rows, ids] = 1
+        if d.token_types:
+            onehot[rows, d.vocabulary + types] = 1
+        inputs["onehot"] = onehot
+        return inputs
+
+    def decode(self, description: Description, program: Program, outputs: Tensors, batch: Batch) -> list[Any]:
+        ((name, wire),) = program.outputs.items()
+        return self.head.answers(decode(outputs[name], wire.ring, wire.frac), batch)
+
+    def reference(self, t: Tensors, d: Dimensions, batch: Batch) -> list[Any]:
+        with torch.inference_mode():
+            return self.head.answers(self.head.floats(t, forward(t, d, batch, silent), silent), batch)

@@ -1,0 +1,62 @@
+"""An encoder in plaintext floats, with taps: calibration, and the answer that `--check` compares with."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from ditto.models.architecture import Tensors
+from ditto.models.description import Dimensions
+from ditto.models.ranges import Observe, silent
+from ditto.models.tokenizer import Batch
+from ditto.ops.positions import buckets
+
+Tensor = torch.Tensor
+EMBEDDINGS = -1  # stands for the embeddings' layer in what is observed
+HIDDEN_SCORE = -1e9
+
+
+def forward(t: Tensors, d: Dimensions, batch: Batch, observe: Observe = silent) -> Tensor:
+    """Token ids, types and mask -> the last hidden state [B, N, H]. Padding is computed, too, but not attended to."""
+
+    def norm(x: Tensor, name: str, layer: int) -> Tensor:
+        tap = name.rpartition(".")[2]
+        observe(layer, f"{tap}.in", x)
+        y = F.layer_norm(x, x.shape[-1:], t[f"{name}.weight"], t[f"{name}.bias"], d.epsilon)
+        observe(layer, f"{tap}.out", y)
+        return y
+
+    def dense(x: Tensor, name: str) -> Tensor:
+        return F.linear(x, t[f"{name}.weight"], t[f"{name}.bias"])
+
+    size, n = batch.shape
+    x = F.embedding(batch.ids, t["embeddings.word.weight"]) + t["embeddings.position.weight"][:n]
+    if d.token_types:
+        x = x + F.embedding(batch.types, t["embeddings.type.weight"])
+    x = norm(x, "embeddings.norm", EMBEDDINGS)
+    if d.embedding != d.hidden:
+        x = dense(x, "embeddings.projection")
+        observe(EMBEDDINGS, "projection", x)
+    added = (1.0 - batch.mask[:, None, None, :].float()) * HIDDEN_SCORE
+    bias = t["relative.weight"].t()[:, buckets(n, d.relative_buckets, d.relative_distance)] if d.relative_buckets else 0
+    for i in range(d.layers):
+        at = f"layer.{i}"
+        q, k, v = (dense(x, f"{at}.{p}").view(size, n, d.heads, -1).transpose(1, 2) for p in ("query", "key", "value"))
+        q = q / math.sqrt(q.shape[-1])
+        for y in (q, k, v):
+            observe(i, "qkv", y)
+        scores = q @ k.transpose(-1, -2) + bias
+        observe(i, "scores", scores)
+        context = ((scores + added).softmax(-1) @ v).transpose(1, 2).reshape(size, n, -1)
+        observe(i, "context", context)
+        y = dense(context, f"{at}.out")
+        observe(i, "attention", y)
+        x = norm(x + y, f"{at}.norm1", i)
+        h = dense(x, f"{at}.ffn1")
+        observe(i, "activation", h)
+        y = dense(F.gelu(h), f"{at}.ffn2")
+        observe(i, "ffn", y)
+        x = norm(x + y, f"{at}.norm2", i)
+    return x

@@ -1,0 +1,57 @@
+"""An encoder's tensors as its programs take them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from ditto.functions.layernorm import constant
+from ditto.models.architecture import Tensors
+from ditto.models.description import Description
+from ditto.models.ranges import centre
+from ditto.presets import preset_of
+
+
+def encoder_weights(description: Description, t: Tensors) -> Tensors:
+    """Real weights by the program's names, matrices [inputs, outputs]: Q scaled by 1/sqrt(d), gamma by its constant.
+
+    Where the preset asks for it, what is added up before a LayerNorm is centred: tables by row, weights and biases
+    over the output features.
+    """
+    d, style = description.dimensions, preset_of(description.preset).style
+    into_norm = centre if style.centred else lambda x: x
+    real: Tensors = {}
+
+    def linear(ours: str, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        real[f"{ours}.weight"], real[f"{ours}.bias"] = weight, bias
+
+    def norm(name: str, width: int) -> None:
+        real[f"{name}.gamma"], real[f"{name}.beta"] = t[f"{name}.weight"] * constant(width), t[f"{name}.bias"]
+
+    tables = [t["embeddings.word.weight"]] + ([t["embeddings.type.weight"]] if d.token_types else [])
+    real["embeddings"] = into_norm(torch.cat(tables))
+    real["positions"] = into_norm(t["embeddings.position.weight"])
+    norm("embeddings.norm", d.embedding)
+    if d.embedding != d.hidden:
+        w, bias = t["embeddings.projection.weight"].t(), t["embeddings.projection.bias"]
+        if style.centred:  # one column more, the mean of the others
+            w, bias = (torch.cat([x, x.mean(-1, keepdim=True)], -1) for x in (w, bias))
+        linear("embeddings.projection", w, bias)
+    if d.relative_buckets:
+        for layer in description.ranges.layers:
+            real[f"relative.{style.bias(layer.scores).frac}"] = t["relative.weight"].t()
+    shrink = 1 / math.sqrt(d.hidden // d.heads)
+    for i in range(d.layers):
+        at = f"layer.{i}"
+        q, k, v = ((t[f"{at}.{p}.weight"].t(), t[f"{at}.{p}.bias"]) for p in ("query", "key", "value"))
+        linear(f"{at}.qkv", torch.cat([q[0] * shrink, k[0], v[0]], 1), torch.cat([q[1] * shrink, k[1], v[1]]))
+        for part in ("out", "ffn2"):
+            linear(f"{at}.{part}", into_norm(t[f"{at}.{part}.weight"].t()), into_norm(t[f"{at}.{part}.bias"]))
+        linear(f"{at}.ffn1", t[f"{at}.ffn1.weight"].t(), t[f"{at}.ffn1.bias"])
+        norm(f"{at}.norm1", d.hidden)
+        norm(f"{at}.norm2", d.hidden)
+    for part in ("pooler", "classifier"):
+        if f"{part}.weight" in t:
+            linear(part, t[f"{part}.weight"].t(), t[f"{part}.bias"])
+    return real

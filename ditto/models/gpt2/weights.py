@@ -1,0 +1,69 @@
+"""GPT-2's tensors: their shapes, and as its programs take them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from ditto.functions.layernorm import constant
+from ditto.models.architecture import Shapes, Tensors
+from ditto.models.description import Description, Dimensions
+from ditto.models.ranges import centre
+from ditto.presets import preset_of
+
+Tensor = torch.Tensor
+
+
+def shapes(d: Dimensions) -> Shapes:
+    """GPT-2 keeps its projections as [inputs, outputs]; the language-model head is the word embeddings."""
+    need: Shapes = {"wte.weight": (d.vocabulary, d.hidden), "wpe.weight": (d.positions, d.hidden)}
+    for i in range(d.layers):
+        for name, shape in (
+            ("attn.c_attn", (d.hidden, 3 * d.hidden)),
+            ("attn.c_proj", (d.hidden, d.hidden)),
+            ("mlp.c_fc", (d.hidden, d.inner)),
+            ("mlp.c_proj", (d.inner, d.hidden)),
+        ):
+            need |= {f"h.{i}.{name}.weight": shape, f"h.{i}.{name}.bias": shape[1:]}
+        need |= {f"h.{i}.{norm}.{part}": (d.hidden,) for norm in ("ln_1", "ln_2") for part in ("weight", "bias")}
+    return need | {"ln_f.weight": (d.hidden,), "ln_f.bias": (d.hidden,)}
+
+
+def gpt2_weights(description: Description, t: Tensors) -> Tensors:
+    """Real weights by the programs' names, matrices [inputs, outputs].
+
+    Queries are scaled by 1/sqrt(d), gamma by the constant of the inverse deviation. A folded style has
+    W' = diag(gamma) W and b' = beta W + b after each LayerNorm; a centred one has what leads into the residual
+    stream without its mean over the features.
+    """
+    d, style = description.dimensions, preset_of(description.preset).style
+    scale = constant(d.hidden)
+    real: Tensors = {"embeddings": torch.cat([t["wte.weight"], t["wpe.weight"]])}
+
+    def after_norm(name: str, norm: str, theirs: str, w: Tensor, bias: Tensor) -> None:
+        gamma, beta = t[f"{theirs}.weight"], t[f"{theirs}.bias"]
+        if style.folded:
+            w, bias = scale * gamma[:, None] * w, beta @ w + bias
+        else:
+            real[f"{norm}.gamma"], real[f"{norm}.beta"] = gamma * scale, beta
+        real[f"{name}.weight"], real[f"{name}.bias"] = w, bias
+
+    def into_stream(name: str, theirs: str) -> None:
+        for part in ("weight", "bias"):
+            w = t[f"{theirs}.{part}"]
+            real[f"{name}.{part}"] = centre(w) if style.centred else w
+
+    shrink = torch.ones(3 * d.hidden)
+    shrink[: d.hidden] = 1 / math.sqrt(d.hidden // d.heads)
+    for i in range(d.layers):
+        at, to = f"h.{i}", f"layer.{i}"
+        qkv, bias = t[f"{at}.attn.c_attn.weight"] * shrink, t[f"{at}.attn.c_attn.bias"] * shrink
+        after_norm(f"{to}.qkv", f"{to}.norm1", f"{at}.ln_1", qkv, bias)
+        into_stream(f"{to}.out", f"{at}.attn.c_proj")
+        after_norm(f"{to}.ffn1", f"{to}.norm2", f"{at}.ln_2", t[f"{at}.mlp.c_fc.weight"], t[f"{at}.mlp.c_fc.bias"])
+        into_stream(f"{to}.ffn2", f"{at}.mlp.c_proj")
+    after_norm("head", "final", "ln_f", t["wte.weight"].t(), torch.zeros(d.vocabulary))
+    if style.centred:
+        real["embeddings"] = centre(real["embeddings"])
+    return real
