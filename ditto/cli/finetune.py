@@ -18,6 +18,7 @@ from ditto.errors import Interrupted, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ditto.models import Dimensions
     from ditto.train.finetune import Run, Trainer
     from ditto.train.text import BytePairs
 
@@ -96,17 +97,17 @@ def finetune(
     if threads:
         torch.set_num_threads(threads)
     words = BytePairs(from_dir or tokenizer or Path())
-    tensors, config = _start(words, from_dir, (layers or 4, hidden or 192, heads or 6, context or 128), seed)
+    tensors, d = _start(words, from_dir, (layers or 4, hidden or 192, heads or 6, context or 128), seed)
     if activation is not None:
-        config = config | {"activation": activation.value}
-    length = context or config["max_position_embeddings"]
+        d = d.model_copy(update={"activation": "quad" if activation is Activation.quad else "tanh gelu"})
+    length = context or d.positions
     given = {"train": train, "valid": valid} | ({"test": test} if test else {})
     texts = {name: _tokens(words, path, length, f"--{name}", quiet=json) for name, path in given.items()}
     if steps is None:
         chunks = (texts["train"].numel() - 1) // length
         steps = max(1, -(-round((epochs or 1) * chunks) // batch))
     settings = training.Settings(steps, batch, length, lr, seed, max(1, -(-steps // validations)), bf16)
-    trainer = training.Trainer(tensors, config, texts["train"], texts["valid"], settings, device.value)
+    trainer = training.Trainer(tensors, d, texts["train"], texts["valid"], settings, device.value)
     run = training.Run(trainer, out_dir, words.directory)
     del tensors
     if run.resumed and not json:
@@ -133,21 +134,23 @@ def finetune(
 
 def _start(
     words: "BytePairs", from_dir: Path | None, sizes: tuple[int, int, int, int], seed: int
-) -> "tuple[dict[str, Tensor], dict[str, Any]]":
-    """Weights and configuration at the start."""
-    from ditto.models.checkpoint import load_checkpoint
-    from ditto.train.finetune import new_config, new_weights
+) -> "tuple[dict[str, Tensor], Dimensions]":
+    """Weights and sizes at the start."""
+    from ditto.models import load_checkpoint
+    from ditto.models.registry import GENERATORS
+    from ditto.train.finetune import new_dimensions, new_weights
 
     if from_dir is None:
         layers, hidden, heads, context = sizes
-        config = new_config(words.size, layers, hidden, heads, context)
-        return new_weights(config, seed), config
+        d = new_dimensions(words.size, layers, hidden, heads, context)
+        return new_weights(d, seed), d
     checkpoint = load_checkpoint(from_dir)
-    if checkpoint.architecture != "GPT2LMHeadModel":
-        raise UsageError(f"{from_dir}: {checkpoint.architecture}; --task lm trains GPT2LMHeadModel")
-    if words.size > checkpoint.config["vocab_size"]:
-        raise UsageError(f"{from_dir}: {words.size} words in vocab.json, {checkpoint.config['vocab_size']} embeddings")
-    return checkpoint.tensors, checkpoint.config
+    if checkpoint.class_name not in GENERATORS:
+        raise UsageError(f"{from_dir}: {checkpoint.class_name}; --task lm trains {', '.join(GENERATORS)}")
+    d = checkpoint.dimensions
+    if words.size > d.vocabulary:
+        raise UsageError(f"{from_dir}: {words.size} words in vocab.json, {d.vocabulary} embeddings")
+    return checkpoint.tensors, d
 
 
 def _tokens(words: "BytePairs", path: Path, context: int, option: str, *, quiet: bool) -> "Tensor":

@@ -10,8 +10,7 @@ from typing import Any
 from ditto.client.client import Client, Inputs, Outputs
 from ditto.client.sampling import Sampler
 from ditto.engine.program import Program
-from ditto.models import Plan
-from ditto.models.gpt2_client import decode_choice, encode_prompts, encode_tokens
+from ditto.models import Description, Plan, generator_of
 from ditto.models.tokenizer import Prompts
 
 
@@ -36,7 +35,7 @@ class Generated:
 
 def generate(
     client: Client,
-    spec: dict[str, Any],
+    description: Description,
     prompts: Prompts,
     plan: Plan,
     sampler: Sampler,
@@ -50,14 +49,17 @@ def generate(
     servers find on shares. A text ends with `stop`; the job ends when all texts have. `on_token` gets the batch's new
     tokens (None for a text that has ended) and may return False to end the job.
     """
-    began = time.perf_counter()
+    began, generator = time.perf_counter(), generator_of(description.architecture)
     result = Generated([[] for _ in prompts.lengths])
     ended = [False] * len(prompts.lengths)
     latest: list[Program] = []
 
     def take(outputs: Outputs) -> bool:
         """The next token of each text; should there be more?"""
-        chosen = decode_choice(latest[-1], outputs, sampler, spec["config"]["vocab_size"])
+        if plan.argmax:
+            chosen = generator.tokens(description, outputs)
+        else:
+            chosen = sampler.choose(generator.logits(latest[-1], outputs))
         fresh: list[int | None] = []
         for i, token in enumerate(chosen):
             fresh.append(None if ended[i] else token)
@@ -70,17 +72,17 @@ def generate(
 
     def inputs(stage: int, program: Program, before: Outputs) -> Inputs | None:
         if stage == 0:
-            encoded = encode_prompts(spec, program, prompts.ids, prompts.lengths)
+            encoded = generator.encode(description, program, prompts)
         else:
             if not take(before):
                 return None
             # a text that has ended goes on with its last token: nobody sees that it has
             tokens = [text[-1] for text in result.tokens]
-            encoded = encode_tokens(spec, program, tokens, [n + stage - 1 for n in prompts.lengths])
+            encoded = generator.encode_next(description, program, tokens, [n + stage - 1 for n in prompts.lengths])
         latest.append(program)
         return encoded
 
-    answer = client.run(spec["name"], plan, inputs, on_event)
+    answer = client.run(description.name, plan, inputs, on_event)
     if len(result.seconds) < plan.stages and not all(ended) and len(latest) == plan.stages:
         take(answer.outputs)
     result.report = answer.report

@@ -1,7 +1,7 @@
 """What a class of Hugging Face models is to Ditto: one protocol, satisfied in one file (or folder) each.
 
-An architecture reads a checkpoint (configuration, tensor names), runs in plaintext with taps for calibration, encodes its
-weights, compiles to programs, and encodes and decodes for the client. `ditto.models.registry` has all of them.
+An architecture reads a checkpoint (configuration, tensor names), runs in plaintext with taps for calibration, encodes
+its weights, compiles to programs, and encodes and decodes for the client. `ditto.models.registry` has all of them.
 """
 
 from __future__ import annotations

@@ -22,14 +22,14 @@ from ditto.models.tokenizer import Tokenizer
 class Checkpoint:
     """A model in plaintext, at its owner: its class, sizes, fp32 tensors by the project's names, where it came from."""
 
-    name: str
+    class_name: str
     dimensions: Dimensions
     tensors: Tensors
     directory: Path | None = None
 
     @property
     def architecture(self) -> Architecture:
-        return architecture_of(self.name)
+        return architecture_of(self.class_name)
 
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's tokenizer (tokenizer.json or vocab.txt)."""

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ditto.errors import BadDescription, VersionMismatch
 from ditto.functions.fit import Fit, Fits
 
-FORMAT = 3  # of descriptions and of encoded weights
+FORMAT: Literal[3] = 3  # of descriptions and of encoded weights
 LONGEST = 4 << 20  # characters of a description
 DIGITS = 3  # of a bound: exact maxima tell about the texts of the calibration
 
@@ -97,7 +97,7 @@ class Ranges(_Public):
 class Description(_Public):
     """A model as everybody may know it."""
 
-    format: Literal[3] = FORMAT
+    format: Literal[3] = 3
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     architecture: Annotated[str, Field(pattern=r"^[A-Za-z0-9]{1,64}$")]
     preset: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,64}$")]

@@ -10,16 +10,19 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from ditto.models.description import Dimensions
+from ditto.models.gpt2.gpt2 import QUAD, TANH
+
 TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
-def save_gpt2(directory: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor], tokenizer: Path) -> None:
-    """config.json, model.safetensors and the tokenizer's files; `config` and `tensors` as in a Checkpoint."""
+def save_gpt2(directory: Path, d: Dimensions, tensors: dict[str, torch.Tensor], tokenizer: Path) -> None:
+    """config.json, model.safetensors and the tokenizer's files; `d` and `tensors` as in a Checkpoint."""
     directory.mkdir(parents=True, exist_ok=True)
     for path in tokenizer.iterdir():
         if path.name in TOKENIZER and path.resolve().parent != directory.resolve():
             shutil.copyfile(path, directory / path.name)
-    write_json(directory / "config.json", gpt2_config(config, _end_of_text(tokenizer)))
+    write_json(directory / "config.json", gpt2_config(d, _end_of_text(tokenizer)))
     named = {f"transformer.{name}": tensor.detach().cpu() for name, tensor in tensors.items()}
     write_tensors(directory / "model.safetensors", named)
 
@@ -29,20 +32,20 @@ def _end_of_text(tokenizer: Path) -> int | None:
     return words.get("<|endoftext|>")
 
 
-def gpt2_config(config: dict[str, Any], end: int | None) -> dict[str, Any]:
-    """GPT-2's own names for a Checkpoint's configuration; `end` is the token that ends a text, if there is one."""
+def gpt2_config(d: Dimensions, end: int | None) -> dict[str, Any]:
+    """GPT-2's own names for a Checkpoint's dimensions; `end` is the token that ends a text, if there is one."""
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
-        "activation_function": config.get("activation", "gelu_new"),
-        "vocab_size": config["vocab_size"],
-        "n_positions": config["max_position_embeddings"],
-        "n_ctx": config["max_position_embeddings"],
-        "n_embd": config["hidden_size"],
-        "n_layer": config["num_hidden_layers"],
-        "n_head": config["num_attention_heads"],
-        "n_inner": config["intermediate_size"],
-        "layer_norm_epsilon": config["layer_norm_eps"],
+        "activation_function": QUAD if d.activation == "quad" else TANH[0],
+        "vocab_size": d.vocabulary,
+        "n_positions": d.positions,
+        "n_ctx": d.positions,
+        "n_embd": d.hidden,
+        "n_layer": d.layers,
+        "n_head": d.heads,
+        "n_inner": d.inner,
+        "layer_norm_epsilon": d.epsilon,
         "initializer_range": 0.02,
         "attn_pdrop": 0.0,
         "embd_pdrop": 0.0,

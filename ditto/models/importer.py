@@ -45,7 +45,7 @@ def describe(
     return fitted(
         Description(
             name=name,
-            architecture=checkpoint.name,
+            architecture=checkpoint.class_name,
             preset=preset_of(preset).name,
             embeddings=cast(Literal["secret", "public"], embeddings),
             dimensions=checkpoint.dimensions,

@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 import torch
 
-from ditto.models.description import NormRange, round_down, round_up
+from ditto.models.description import LayerRanges, NormRange, round_down, round_up
+from ditto.presets.style import Norm
 
 Tensor = torch.Tensor
 Observe = Callable[[int, str, Tensor], None]  # layer, name, values: what a plaintext forward shows of itself
@@ -58,11 +59,18 @@ class Seen:
         """The largest |x| with its margin, at least `least`."""
         return round_up(max(least, self._most[layer, name] * margin))
 
-    def scores(self, layer: int) -> float:
-        return self.bound(layer, "scores", SCORE_MARGIN)
-
-    def activation(self, layer: int) -> float:
-        return self.bound(layer, "activation", GELU_MARGIN, LEAST_GELU)
+    def layer(self, i: int, norm1: str, norm2: str) -> LayerRanges:
+        """One block; its LayerNorms by the names under which they were observed."""
+        return LayerRanges(
+            qkv=self.bound(i, "qkv"),
+            scores=self.bound(i, "scores", SCORE_MARGIN),
+            context=self.bound(i, "context"),
+            attention=self.bound(i, "attention"),
+            activation=self.bound(i, "activation", GELU_MARGIN, LEAST_GELU),
+            ffn=self.bound(i, "ffn"),
+            norm1=self.norm(i, norm1),
+            norm2=self.norm(i, norm2),
+        )
 
     def norm(self, layer: int, name: str) -> NormRange:
         lo, hi = self._variance[layer, f"{name}.in"]
@@ -71,3 +79,8 @@ class Seen:
             output=self.bound(layer, f"{name}.out"),
             variance=(round_down(lo / VARIANCE_MARGIN), round_up(hi * VARIANCE_MARGIN)),
         )
+
+
+def norm_of(name: str, found: NormRange, epsilon: float) -> Norm:
+    """A LayerNorm as a style takes it."""
+    return Norm(name, found.variance, found.output, epsilon)

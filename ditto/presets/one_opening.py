@@ -142,7 +142,8 @@ class OneOpening:
         else:
             (qkv,) = b.open(b.truncate(qkv, qkv.frac - frac, NARROW))
             parts = [b.extend(split_heads(b, qkv, i, count, batch), ring) for i, ring in enumerate(rings)]
-        return Heads(*b.open(*parts))
+        q, k, v = b.open(*parts)
+        return Heads(q, k, v)
 
     def attend(
         self, b: Builder, heads: Heads, bounds: AttentionBounds, residual: Wire, stage: Stage, *,

@@ -125,7 +125,8 @@ class Recipe:
             (qkv,) = b.open(qkv)
         q, k, v = (split_heads(b, qkv, part, count, batch) for part in range(3))
         v = b.extend(v, ring) if keep is None else multiply(b, v, keep, ring)
-        return Heads(*b.open(b.extend(q, ring), b.extend(k, ring), v), keep)
+        q, k, v = b.open(b.extend(q, ring), b.extend(k, ring), v)
+        return Heads(q, k, v, keep)
 
     def attend(
         self, b: Builder, heads: Heads, bounds: AttentionBounds, residual: Wire, stage: Stage, *,

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from ditto.errors import UsageError
-from ditto.models.checkpoint import expected, load_checkpoint
+from ditto.models.checkpoint import load_checkpoint
+from ditto.models.description import Dimensions, explain
 from ditto.models.export import save_gpt2
-from ditto.models.gpt2_float import forward, logits
+from ditto.models.gpt2.floats import forward, logits
+from ditto.models.gpt2.weights import shapes
 from ditto.train import training_state
 from ditto.train.output_loss import output_loss
 from ditto.train.perplexity import Watch, cross_entropy
@@ -49,23 +52,24 @@ class Position:
     recent: list[float] = field(default_factory=list)
 
 
-def new_config(vocabulary: int, layers: int, hidden: int, heads: int, context: int) -> dict[str, Any]:
-    """A GPT-2 of these sizes, in a Checkpoint's names. Raises UsageError."""
-    if hidden % heads:
-        raise UsageError(f"hidden size {hidden} is not a multiple of {heads} heads")
-    return {
-        "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads, "vocab_size": vocabulary,
-        "max_position_embeddings": context, "intermediate_size": 4 * hidden, "layer_norm_eps": 1e-5,
-    }  # fmt: skip
+def new_dimensions(vocabulary: int, layers: int, hidden: int, heads: int, context: int) -> Dimensions:
+    """A GPT-2 of these sizes. Raises UsageError."""
+    try:
+        return Dimensions(
+            hidden=hidden, layers=layers, heads=heads, inner=4 * hidden, vocabulary=vocabulary, positions=context,
+            embedding=hidden, epsilon=1e-5, activation="tanh gelu",
+        )  # fmt: skip
+    except ValidationError as error:
+        raise UsageError(explain(error)) from None
 
 
-def new_weights(config: dict[str, Any], seed: int) -> dict[str, Tensor]:
+def new_weights(d: Dimensions, seed: int) -> dict[str, Tensor]:
     """GPT-2's initialization: 0.02, what is added to the residual stream less by the square root of its terms."""
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, Tensor] = {}
-    for name, shape in expected(config, "GPT2LMHeadModel").items():
+    for name, shape in shapes(d).items():
         if len(shape) == 2:
-            deviation = 0.02 / math.sqrt(2 * config["num_hidden_layers"]) if "c_proj" in name else 0.02
+            deviation = 0.02 / math.sqrt(2 * d.layers) if "c_proj" in name else 0.02
             tensors[name] = deviation * torch.randn(shape, generator=generator)
         else:
             tensors[name] = torch.full(shape, 1.0 if "ln_" in name and name.endswith("weight") else 0.0)
@@ -76,16 +80,16 @@ class Trainer:
     """One run: weights and moments on a device, the texts, the position. Files are `Run`'s."""
 
     def __init__(
-        self, tensors: dict[str, Tensor], config: dict[str, Any], train: Tensor, valid: Tensor, settings: Settings,
+        self, tensors: dict[str, Tensor], dimensions: Dimensions, train: Tensor, valid: Tensor, settings: Settings,
         device: str = "cpu",
     ) -> None:  # fmt: skip
-        if settings.context > config["max_position_embeddings"]:
-            most = config["max_position_embeddings"]
-            raise UsageError(f"context {settings.context}: this model has {most} positions")
-        self.config, self.settings, self.device = config, settings, torch.device(device)
+        if settings.context > dimensions.positions:
+            raise UsageError(f"context {settings.context}: this model has {dimensions.positions} positions")
+        self.dimensions, self.settings, self.device = dimensions, settings, torch.device(device)
         self.order, self.valid = Order(train, settings.context, settings.seed), valid
         # what a resumed run must have in common with the one that it goes on with
-        self.identity = asdict(settings) | {"model": config, "weights": _digest(tensors.values())}
+        self.identity = asdict(settings) | {"model": dimensions.model_dump(mode="json")}
+        self.identity |= {"weights": _digest(tensors.values())}
         self.identity |= {"train": _digest([train]), "valid": _digest([valid])}
         self.tensors = {name: t.to(self.device, torch.float32).clone() for name, t in tensors.items()}
         for tensor in self.tensors.values():
@@ -108,7 +112,7 @@ class Trainer:
         """One update; the loss before it."""
         settings = self.settings
         ids, targets = self.order.batch(self.at.step * settings.batch, settings.batch)
-        hidden = forward(self.tensors, self.config, ids.to(self.device))
+        hidden = forward(self.tensors, self.dimensions, ids.to(self.device))
         words = self.tensors["wte.weight"]
         loss = output_loss(hidden.flatten(0, 1), words, targets.flatten().to(self.device), bf16=settings.bf16)
         self.optimizer.zero_grad()
@@ -124,7 +128,7 @@ class Trainer:
         return self.at.recent[-1]
 
     def logits(self, ids: Tensor) -> Tensor:
-        return logits(self.tensors, forward(self.tensors, self.config, ids.to(self.device)))
+        return logits(self.tensors, forward(self.tensors, self.dimensions, ids.to(self.device)))
 
     def loss_on(self, ids: Tensor, watch: Watch | None = None) -> float:
         return cross_entropy(self.logits, ids, self.settings.context, watch=watch)[0]
@@ -252,4 +256,4 @@ class Run:
         self._saved = time.monotonic()
 
     def _write(self) -> None:
-        save_gpt2(self.directory, self.trainer.config, self.trainer.tensors, self._tokenizer)
+        save_gpt2(self.directory, self.trainer.dimensions, self.trainer.tensors, self._tokenizer)

@@ -12,14 +12,14 @@ from ditto.engine.program import Program
 from ditto.errors import UsageError
 from ditto.functions.fit import Fits
 from ditto.models.architecture import Answer, Config, Shapes, Tensors, Texts
-from ditto.models.description import Description, Dimensions, LayerRanges, Ranges
+from ditto.models.description import Description, Dimensions, Ranges, round_up
 from ditto.models.encoder.floats import EMBEDDINGS, forward
 from ditto.models.encoder.heads import Head, Hidden
 from ditto.models.encoder.names import Names
 from ditto.models.encoder.program import compile_encoder
 from ditto.models.encoder.weights import encoder_weights
 from ditto.models.plan import Plan
-from ditto.models.ranges import Seen, centre, largest, round_up, silent
+from ditto.models.ranges import Seen, centre, largest, silent
 from ditto.models.tokenizer import Batch, Tokenizer
 from ditto.presets import preset_of
 from ditto.ring import carrier
@@ -83,19 +83,11 @@ class Encoder:
         tables = [t[f"embeddings.{part}.weight"] for part in ("word", "position")]
         if d.token_types:
             tables.append(t["embeddings.type.weight"])
-        layers = [
-            LayerRanges(
-                qkv=seen.bound(i, "qkv"), scores=seen.scores(i), context=seen.bound(i, "context"),
-                attention=seen.bound(i, "attention"), activation=seen.activation(i), ffn=seen.bound(i, "ffn"),
-                norm1=seen.norm(i, "norm1"), norm2=seen.norm(i, "norm2"),
-            )  # fmt: skip
-            for i in range(d.layers)
-        ]
         return Ranges(
             embeddings=round_up(sum(largest(table) for table in tables)),
             embedding_norm=seen.norm(EMBEDDINGS, "norm"),
             embedding_projection=seen.bound(EMBEDDINGS, "projection") if d.embedding != d.hidden else None,
-            layers=tuple(layers),
+            layers=tuple(seen.layer(i, "norm1", "norm2") for i in range(d.layers)),
             **self.head.ranges(seen),
         )
 

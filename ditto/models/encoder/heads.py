@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +18,14 @@ from ditto.models.ranges import LEAST_LOGITS, LOGITS_MARGIN, Observe, Seen
 from ditto.models.tokenizer import Batch
 from ditto.presets.style import ENCODER, Style
 
+
+class HeadRanges(TypedDict, total=False):
+    pooler: float
+    logits: float
+
+
 HEAD = -2  # stands for the head's layer in what is observed
-FLOATS = {"tanh": torch.tanh, "relu": F.relu, "gelu": F.gelu}
+FLOATS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"tanh": torch.tanh, "relu": F.relu, "gelu": F.gelu}
 
 
 class Head(Protocol):
@@ -37,7 +44,7 @@ class Head(Protocol):
     def floats(self, t: Tensors, hidden: torch.Tensor, observe: Observe) -> torch.Tensor:
         """The output in plaintext from hidden states [B, N, H]."""
 
-    def ranges(self, seen: Seen) -> dict[str, float]:
+    def ranges(self, seen: Seen) -> HeadRanges:
         """Its part of `Ranges`."""
 
     def compile(self, b: Builder, x: Wire, style: Style, d: Dimensions, ranges: Ranges, fits: Fits, batch: int) -> None:
@@ -65,7 +72,7 @@ class Hidden:
     def floats(self, t: Tensors, hidden: torch.Tensor, observe: Observe) -> torch.Tensor:
         return hidden
 
-    def ranges(self, seen: Seen) -> dict[str, float]:
+    def ranges(self, seen: Seen) -> HeadRanges:
         return {}
 
     def compile(self, b: Builder, x: Wire, style: Style, d: Dimensions, ranges: Ranges, fits: Fits, batch: int) -> None:
@@ -107,7 +114,7 @@ class Pooled:
         observe(HEAD, "logits", logits)
         return logits
 
-    def ranges(self, seen: Seen) -> dict[str, float]:
+    def ranges(self, seen: Seen) -> HeadRanges:
         return {"pooler": seen.bound(HEAD, "pooler"), "logits": seen.bound(HEAD, "logits", LOGITS_MARGIN, LEAST_LOGITS)}
 
     def compile(self, b: Builder, x: Wire, style: Style, d: Dimensions, ranges: Ranges, fits: Fits, batch: int) -> None:
@@ -151,7 +158,7 @@ class EveryToken:
         observe(HEAD, "logits", logits)
         return logits
 
-    def ranges(self, seen: Seen) -> dict[str, float]:
+    def ranges(self, seen: Seen) -> HeadRanges:
         return {"logits": seen.bound(HEAD, "logits", LOGITS_MARGIN, LEAST_LOGITS)}
 
     def compile(self, b: Builder, x: Wire, style: Style, d: Dimensions, ranges: Ranges, fits: Fits, batch: int) -> None:

@@ -12,7 +12,7 @@ Row = tuple[str, str, tuple[int, ...]]  # the project's name, the checkpoint's, 
 
 @dataclass(frozen=True)
 class Names:
-    """Modules as a checkpoint calls them, below its prefix; `layer` has a place for the number. Empty: there is none."""
+    """Modules as a checkpoint calls them, below its prefix; `layer` has a place for the number. Empty: none there."""
 
     query: str
     key: str

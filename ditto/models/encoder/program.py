@@ -8,10 +8,11 @@ from ditto.functions.fit import Fits
 from ditto.models.description import Description, LayerRanges, NormRange, required
 from ditto.models.encoder.heads import Head
 from ditto.models.plan import Plan
+from ditto.models.ranges import norm_of
 from ditto.ops import MatmulWeight
 from ditto.ops.positions import RelativePositions
 from ditto.presets import preset_of
-from ditto.presets.style import ENCODER, AttentionBounds, Norm, Normed, Style
+from ditto.presets.style import ENCODER, AttentionBounds, Normed, Style
 
 
 def compile_encoder(head: Head, description: Description, plan: Plan, fits: Fits) -> Program:
@@ -35,10 +36,6 @@ def compile_encoder(head: Head, description: Description, plan: Plan, fits: Fits
         x = _block(b, x, masks[i], biases[i], description, layer, style, f"layer.{i}", plan.batch, fits)
     head.compile(b, x.out, style, d, ranges, fits, plan.batch)
     return b.program
-
-
-def norm_of(name: str, found: NormRange, epsilon: float) -> Norm:
-    return Norm(name, found.variance, found.output, epsilon)
 
 
 def _embeddings(b: Builder, description: Description, style: Style, plan: Plan) -> Normed:

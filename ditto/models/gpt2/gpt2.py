@@ -13,12 +13,12 @@ from ditto.engine.program import Program
 from ditto.errors import RangeError, TextTooLong, UnsupportedArchitecture, UsageError
 from ditto.functions.fit import Fits
 from ditto.models.architecture import Answer, Config, Shapes, Tensors, Texts
-from ditto.models.description import Description, Dimensions, LayerRanges, Ranges
+from ditto.models.description import Description, Dimensions, Ranges, round_up
 from ditto.models.gpt2.floats import continue_texts, forward, logits
 from ditto.models.gpt2.program import compile_gpt2
 from ditto.models.gpt2.weights import gpt2_weights, shapes
 from ditto.models.plan import Plan
-from ditto.models.ranges import LOGITS_MARGIN, Seen, largest, round_up
+from ditto.models.ranges import LOGITS_MARGIN, Seen, largest
 from ditto.models.tokenizer import Prompts, Tokenizer
 from ditto.presets import preset_of
 from ditto.ring import carrier
@@ -86,17 +86,9 @@ class GPT2:
         with torch.inference_mode():
             for batch in batches:
                 seen(count, "logits", logits(t, forward(t, d, batch.ids, seen)))
-        layers = [
-            LayerRanges(
-                qkv=seen.bound(i, "qkv"), scores=seen.scores(i), context=seen.bound(i, "context"),
-                attention=seen.bound(i, "attention"), activation=seen.activation(i), ffn=seen.bound(i, "ffn"),
-                norm1=seen.norm(i, "ln_1"), norm2=seen.norm(i, "ln_2"),
-            )  # fmt: skip
-            for i in range(count)
-        ]
         return Ranges(
             embeddings=round_up(sum(largest(t[f"{part}.weight"]) for part in ("wte", "wpe"))),
-            layers=tuple(layers),
+            layers=tuple(seen.layer(i, "ln_1", "ln_2") for i in range(count)),
             final=seen.norm(count, "ln_f"),
             logits=seen.bound(count, "logits", LOGITS_MARGIN),
         )

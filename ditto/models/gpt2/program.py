@@ -7,11 +7,12 @@ from ditto.errors import UsageError
 from ditto.functions.argmax import argmax
 from ditto.functions.fit import Fits
 from ditto.functions.linear import fraction_bits
-from ditto.models.description import Description, NormRange, required
+from ditto.models.description import Description, required
 from ditto.models.plan import Plan
+from ditto.models.ranges import norm_of
 from ditto.ops import Matmul, MatmulWeight
 from ditto.presets import preset_of
-from ditto.presets.style import AttentionBounds, Heads, Norm, Stage, Stream, Style
+from ditto.presets.style import AttentionBounds, Heads, Stage, Stream, Style
 
 TOKEN_RING = 16  # of the logits among which the servers look for the largest
 
@@ -40,7 +41,7 @@ def compile_gpt2(description: Description, plan: Plan, stage: int, fits: Fits) -
     if stage == 0 and not plan.every:
         x = _last(b, x, plan)
     with b.label("head"):
-        norm = _norm("final", final, d.epsilon)
+        norm = norm_of("final", final, d.epsilon)
         logits = style.norm_linear(b, x, norm, "head", d.vocabulary, most)
     if plan.argmax:
         with b.label("argmax"):
@@ -65,17 +66,14 @@ def _check(description: Description, plan: Plan, stage: int, style: Style) -> No
         raise UsageError("GPT-2's embeddings are its language-model head, too: they can only be secret")
 
 
-def _norm(name: str, found: NormRange, epsilon: float) -> Norm:
-    return Norm(name, found.variance, found.output, epsilon)
-
-
 def _embeddings(b: Builder, description: Description, style: Style, rows: int) -> Wire:
     """One-hot rows of the word and of the position, against both tables stacked: neither is known to a server."""
     d, ranges = description.dimensions, description.ranges
-    norms = [norm for layer in ranges.layers for norm in (layer.norm1, layer.norm2)] + [required(ranges.final, "ranges.final")]
+    norms = [norm for layer in ranges.layers for norm in (layer.norm1, layer.norm2)]
+    norms.append(required(ranges.final, "ranges.final"))
     stream = Stream(max(norm.input for norm in norms), min(norm.variance[0] for norm in norms))
-    ring, frac = (table := style.table(ranges.embeddings, stream)).ring, table.frac
-    entries = d.vocabulary + d.positions
+    table = style.table(ranges.embeddings, stream)
+    ring, frac, entries = table.ring, table.frac, d.vocabulary + d.positions
     b.layer("embeddings")
     with b.label("embeddings"):
         onehot = b.input("onehot", ring, 0, (rows, entries), 1.0)
@@ -118,7 +116,7 @@ def _block(
     """Attention and feed-forward network, each on the stream's LayerNorm and added to the stream."""
     d, ranges, name = description.dimensions, description.ranges.layers[i], f"layer.{i}"
     with b.label("qkv"):
-        norm = _norm(f"{name}.norm1", ranges.norm1, d.epsilon)
+        norm = norm_of(f"{name}.norm1", ranges.norm1, d.epsilon)
         heads = style.heads(b, x, f"{name}.qkv", d.heads, plan.batch, ranges.qkv, use, norm=norm)
     with b.label("cache"):
         heads = _cached(b, heads, name, plan, stage)
@@ -128,7 +126,7 @@ def _block(
         y = style.linear(b, context, f"{name}.out", d.hidden, ranges.attention)
         x = style.residual(b, x, y, ranges.norm2.input)
     with b.label("ffn in"):
-        norm = _norm(f"{name}.norm2", ranges.norm2, d.epsilon)
+        norm = norm_of(f"{name}.norm2", ranges.norm2, d.epsilon)
         h = style.norm_linear(b, x, norm, f"{name}.ffn1", d.inner, ranges.activation)
     with b.label("gelu"):
         h = style.activation(b, d.activation, h, ranges.activation, x, fits, use)
