@@ -29,7 +29,7 @@ from ditto.functions.inverse_published import (
     newton_rsqrt,
     polynomial_rsqrt,
 )
-from ditto.functions.layernorm import recipe_layernorm
+from ditto.functions.layernorm_published import recipe_layernorm
 from ditto.functions.maximum_published import maximum
 from ditto.functions.softmax_published import exact_softmax, quad_softmax
 

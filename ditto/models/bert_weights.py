@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ditto.functions.layernorm import constant
+from ditto.functions.layernorm import deviation_scale
 from ditto.models.ranges import centre
 from ditto.presets.style import Style
 
@@ -45,7 +45,7 @@ def bert_weights(config: dict[str, Any], tensors: dict[str, Tensor], style: Styl
                 real[f"{ours}.{part}"] = tensors[theirs]
     real = {name: w.t() if name.endswith(".weight") else w for name, w in real.items()}
     for ours, theirs in norms.items():
-        real[f"{ours}.gamma"] = tensors[f"{theirs}.weight"] * constant(config["hidden_size"])
+        real[f"{ours}.gamma"] = tensors[f"{theirs}.weight"] * deviation_scale(config["hidden_size"])
         real[f"{ours}.beta"] = tensors[f"{theirs}.bias"]
     if style.centred:
         ends = (".out.weight", ".out.bias", ".ffn2.weight", ".ffn2.bias")

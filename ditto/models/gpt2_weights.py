@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ditto.functions.layernorm import constant
+from ditto.functions.layernorm import deviation_scale
 from ditto.models.ranges import centre
 from ditto.presets.causal import CausalStyle
 
@@ -22,7 +22,7 @@ def gpt2_weights(config: dict[str, Any], t: dict[str, Tensor], style: CausalStyl
     stream without its mean over the features.
     """
     width = config["hidden_size"]
-    scale = constant(width)
+    scale = deviation_scale(width)
     real: dict[str, Tensor] = {"embeddings": torch.cat([t["wte.weight"], t["wpe.weight"]])}
 
     def after_norm(name: str, norm: str, theirs: str, w: Tensor, bias: Tensor) -> None:

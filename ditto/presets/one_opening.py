@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from ditto.engine.program import Builder, Wire
-from ditto.errors import RangeError
 from ditto.functions import ScoreType, gelu, layernorm, linear, softmax_numerator, tanh
 from ditto.functions.fixed import multiply
-from ditto.functions.layernorm import RESIDUAL_FRAC
+from ditto.functions.layernorm import RESIDUAL
 from ditto.functions.linear import fraction_bits
 from ditto.functions.softmax import reciprocal_of_sum
 from ditto.ops import Matmul
@@ -22,10 +21,7 @@ HIDDEN_FRAC = 8
 
 def score_types(spec: Spec) -> list[ScoreType]:
     """The score type of each layer: the narrowest circle that its calibrated scores fit. Raises RangeError."""
-    try:
-        return [ScoreType.of(layer["scores"]) for layer in spec["calibration"]["layers"]]
-    except ValueError as error:
-        raise RangeError(f"{error} do not fit any score type") from error
+    return [ScoreType.of(layer["scores"]) for layer in spec["calibration"]["layers"]]
 
 
 class Circle:
@@ -112,7 +108,7 @@ class OneOpening(Circle):
 
     def residual(self, b: Builder, x: Wire, y: Wire, bound: float) -> Wire:
         """The sum on (24, 12)."""
-        return b.add(b.truncate(y, y.frac - RESIDUAL_FRAC, 24), x, ring=24, bound=bound)
+        return b.add(b.truncate(y, y.frac - RESIDUAL.frac, RESIDUAL.ring), x, ring=RESIDUAL.ring, bound=bound)
 
     def norm(self, b: Builder, x: Wire, name: str, ranges: Spec, eps: float) -> tuple[Wire, Wire]:
         return layernorm(b, x, name, tuple(ranges["var"]), eps, ranges["out"])

@@ -10,7 +10,7 @@ from torch import Tensor
 from ditto.engine.program import Builder, Wire
 from ditto.functions import linear, tanh
 from ditto.functions.fixed import FixedPoint, convert, multiply, truncate_to
-from ditto.functions.layernorm import recipe_layernorm
+from ditto.functions.layernorm_published import recipe_layernorm
 from ditto.functions.linear import fraction_bits
 from ditto.functions.softmax_published import exact_softmax, quad_softmax
 from ditto.ops import Matmul
