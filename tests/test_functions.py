@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import ast
+import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from engine import Run, run_mpc
 
+from ditto import functions
 from ditto.engine.program import Builder, Wire
 from ditto.errors import RangeError
 from ditto.functions import ScoreType, gelu, inverse_power, layernorm, softmax_numerator, tanh
-from ditto.functions.layernorm import types
-from ditto.functions.softmax import reciprocal_of_sum
+from ditto.functions.layernorm import ROOT_TABLES, NormType, deviation_scale, nearest_log2, standardise
+from ditto.functions.softmax import LEAST, reciprocal_of_sum
 from ditto.ring.fixedpoint import decode, encode
 
 Tensor = torch.Tensor
@@ -53,12 +57,12 @@ def test_tanh() -> None:
 def test_inverse_square_root_over_fourteen_octaves() -> None:
     lo, hi = 0.01, 160.0
     v = torch.logspace(-2, 2.2, 3000, dtype=torch.float64).clamp(lo, hi).reshape(-1, 1)
-    kind = types(lo, hi)
+    norm_type = NormType.of(lo, hi)
 
     def function(b: Builder, w: Wire) -> Wire:
-        return inverse_power(b, w, lo, hi, root=True, frac=kind.y, index_bits=10)[0]
+        return inverse_power(b, w, lo, hi, root=True, frac=norm_type.y, tables=ROOT_TABLES)[0]
 
-    y, _ = evaluate(v, 40, kind.v, hi, function)
+    y, _ = evaluate(v, 40, norm_type.v, hi, function)
     relative = (y * v.sqrt() - 1).abs()
     assert relative.max() < 0.02 and relative.mean() < 0.003
 
@@ -66,14 +70,26 @@ def test_inverse_square_root_over_fourteen_octaves() -> None:
 def test_reciprocal() -> None:
     limits = (0.0165, 141.0)
     v = torch.logspace(-1.8, 2.15, 3000, dtype=torch.float64).clamp(*limits).reshape(-1, 1)
-    y, _ = evaluate(v, 40, 16, limits[1], lambda b, w: reciprocal_of_sum(b, w, limits)[0])
-    relative = (y * v - 1).abs()
-    assert relative.max() < 0.01 and relative.mean() < 0.002
+    rounds = []
+    for fewer in (False, True):
+        y, run = evaluate(
+            v, 40, 16, limits[1], lambda b, w, fewer=fewer: reciprocal_of_sum(b, w, limits, fewer_rounds=fewer)[0]
+        )
+        relative = (y * v - 1).abs()
+        assert relative.max() < 0.01 and relative.mean() < 0.002
+        rounds.append(run.ledgers[0].total("online").rounds)
+    assert rounds[0] - rounds[1] == 3
+
+
+def test_a_second_step_of_the_root_is_refused() -> None:
+    b = Builder()
+    with pytest.raises(ValueError, match="root"):
+        inverse_power(b, b.input("v", 32, 12, (2, 1), 8.0), 0.5, 8.0, root=True, frac=8, second_step=True)
 
 
 @pytest.mark.parametrize("bound", [3.0, 25.0, 53.0, 110.0, 240.0])
 def test_softmax_numerator_and_masking(bound: float) -> None:
-    kind = ScoreType.of(bound)
+    circle = ScoreType.of(bound)
     generator = torch.Generator().manual_seed(3)
     x = (torch.rand((2, 16, 32), generator=generator, dtype=torch.float64) * 2 - 1) * bound
     x[0, 0] = -bound  # a row of equal scores at the bottom, one at the top, extremes side by side
@@ -82,19 +98,36 @@ def test_softmax_numerator_and_masking(bound: float) -> None:
     want = x.clone()
     want[:, :, 20:] = -float("inf")
     masked = x.clone()
-    masked[:, :, 20:] += kind.mask
-    period = 2.0**kind.log_range
+    masked[:, :, 20:] += circle.mask
+    period = 2.0**circle.log_range
     masked = torch.remainder(masked + period / 2, period) - period / 2
 
     def function(b: Builder, w: Wire) -> Wire:
-        return softmax_numerator(b, w, kind)[0]
+        return softmax_numerator(b, w, circle)[0]
 
-    e, _ = evaluate(masked, 16, kind.frac, bound, function)
+    e, _ = evaluate(masked, 16, circle.frac, bound, function)
     assert e[:, :, 20:].abs().max() < 1e-3
     p = e / e.sum(-1, keepdim=True)
     assert (p - want.softmax(-1)).abs().max() < 0.02
     assert e.max() <= 1.05
-    assert e.sum(-1).min() > 0.9 * torch.tensor(-2 * kind.width).exp()
+    assert e.sum(-1).min() > 0.9 * torch.tensor(-2 * circle.width).exp()
+
+
+@pytest.mark.parametrize("digits", [16, 12, 10])
+def test_causal_softmax_numerator(digits: int) -> None:
+    circle, n = ScoreType.of(25.0), 24
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn((1, 2, n, n), generator=generator, dtype=torch.float64).clamp(-4, 4) * 6
+    hidden = torch.ones((n, n), dtype=torch.bool).triu(1)
+
+    def function(b: Builder, w: Wire) -> Wire:
+        return softmax_numerator(b, w, circle, causal=True, digits=digits)[0]
+
+    e, run = evaluate(x, 16, circle.frac, 25.0, function)
+    assert run.ledgers[0].total("online").rounds == 3
+    assert e.masked_fill(~hidden, 0).abs().max() == 0
+    p = e / e.sum(-1, keepdim=True)
+    assert (p - x.masked_fill(hidden, -float("inf")).softmax(-1)).abs().max() < 0.02
 
 
 @pytest.mark.parametrize("part", [0, 1])
@@ -123,6 +156,21 @@ def test_layernorm_with_outlier_channels(width: int, part: int) -> None:
     assert ((y - want).abs() / want.abs().clamp(min=1)).max() < 0.02
 
 
+@pytest.mark.parametrize(("octaves", "rounds"), [(5, 3), (8, 3), (12, 6)])
+def test_standardise_by_a_table_or_several(octaves: int, rounds: int) -> None:
+    generator = torch.Generator().manual_seed(6)
+    x = torch.randn((40, 384), generator=generator, dtype=torch.float64)
+    x = (x - x.mean(1, keepdim=True)) * torch.logspace(-octaves / 4, octaves / 4, 40, 2.0, dtype=torch.float64)[:, None]
+    var = x.var(1, unbiased=False)
+    limits = float(var.min()), float(var.min()) * 2**octaves
+    x, var = x[var <= limits[1]], var[var <= limits[1]]
+    y, run = evaluate(x, 24, 12, float(x.abs().max()), lambda b, w: standardise(b, w, limits, 1e-12, 48))
+    assert run.ledgers[0].total("online").rounds == rounds
+    want = x / var.sqrt()[:, None]
+    # the table's 2^-7 at the smallest variances, and the roundings of y and of the result: 2^-8 each at most
+    assert ((y * deviation_scale(384) - want).abs() / want.abs().clamp(min=1)).max() < 2.0**-6
+
+
 def test_bounds_that_do_not_fit_are_refused() -> None:
     b = Builder()
     b.layer("layer")
@@ -130,5 +178,34 @@ def test_bounds_that_do_not_fit_are_refused() -> None:
     (opened,) = b.open(x)
     with pytest.raises(RangeError, match="does not fit"):
         b.extend(opened, 32)
-    with pytest.raises(ValueError, match="attention scores"):
-        ScoreType.of(1000.0)
+    with pytest.raises(RangeError, match=r"attention scores up to 249\.1 .* holds 249$"):
+        ScoreType.of(249.1)
+    assert ScoreType.of(249.0).bound == 249.0
+
+
+def test_integers_and_literals_stand_for_logarithms_and_exponentials() -> None:
+    assert all(nearest_log2(width) == round(math.log2(width)) for width in range(1, 65537))
+    widths = {circle.log_width: circle.width for circle in map(ScoreType.of, (3.0, 25.0, 53.0, 110.0, 240.0))}
+    assert sorted(widths) == list(range(len(LEAST)))
+    for log_width, width in widths.items():
+        assert math.isclose(LEAST[log_width], math.exp(-2 * width), rel_tol=1e-15)
+
+
+FITS = {"fit.py", "gelu.py", "tanh.py"}
+EXACT = {"ceil", "floor", "ldexp", "prod", "sqrt"}  # of the module math: alike on every processor
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in sorted(Path(functions.__path__[0]).glob("*.py")) if p.name not in FITS], ids=lambda p: p.name
+)
+def test_programs_are_made_with_arithmetic_that_no_processor_rounds_otherwise(path: Path) -> None:
+    """All processes compile the same program, so only what IEEE 754 fixes to the last bit may enter it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        where = f"{path.name}, line {getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.Import):
+            assert {name.name for name in node.names} <= {"functools", "math"}, where
+        if isinstance(node, ast.ImportFrom):
+            assert node.module and node.module.split(".")[0] not in ("math", "numpy", "torch"), where
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "math":
+            assert node.attr in EXACT, where
+        assert not isinstance(node, ast.Pow), f"a power in {path.name}: the C library's where a float enters"

@@ -10,13 +10,13 @@ from test_functions import evaluate
 
 from ditto.engine.program import Builder, Wire
 from ditto.errors import RangeError
-from ditto.functions.exponential import exponential
+from ditto.functions.exponential_published import exponential
 from ditto.functions.fixed import CRYPTEN, FXP32, FXP64, FixedPoint, convert, truncate_to
 from ditto.functions.gelu_published import (
     FOURIER_EDGE,
+    FOURIER_ERF,
     PUMA_LOW,
     PUMA_MID,
-    fourier_erf,
     fourier_gelu,
     puma_gelu,
     quad_gelu,
@@ -29,8 +29,8 @@ from ditto.functions.inverse_published import (
     newton_rsqrt,
     polynomial_rsqrt,
 )
-from ditto.functions.layernorm import recipe_layernorm
-from ditto.functions.maximum import maximum
+from ditto.functions.layernorm_published import recipe_layernorm
+from ditto.functions.maximum_published import maximum
 from ditto.functions.softmax_published import exact_softmax, quad_softmax
 
 Tensor = torch.Tensor
@@ -122,9 +122,9 @@ def test_puma_gelu() -> None:
 def test_quad_gelu_in_both_types() -> None:
     x = torch.round(grid(-25.0, 25.0) * 256) / 256
     want = 0.125 * x**2 + 0.25 * x + 0.5
-    for kind in (FXP32, FXP64, CRYPTEN):
-        y, run = evaluate(x, kind.ring - kind.frac, kind.frac, 25.0, lambda b, w, kind=kind: quad_gelu(b, w, kind))
-        assert (y - want).abs().max() <= 1.5 * 2.0**-kind.frac
+    for fxp in (FXP32, FXP64, CRYPTEN):
+        y, run = evaluate(x, fxp.ring - fxp.frac, fxp.frac, 25.0, lambda b, w, fxp=fxp: quad_gelu(b, w, fxp))
+        assert (y - want).abs().max() <= 1.5 * 2.0**-fxp.frac
         assert run.ledgers[0].total("online").rounds == 1
 
 
@@ -136,12 +136,20 @@ def test_type_conversions_between_fxp32_and_fxp64() -> None:
     assert (back - x).abs().max() <= 2.0**-8 and run.ledgers[0].total("online").rounds == 0
 
 
+def test_fourier_coefficients_of_erf() -> None:
+    n = 20000
+    t = (torch.arange(n, dtype=torch.float64) + 0.5) * (10.0 / n)
+    for k, coefficient in enumerate(FOURIER_ERF, 1):
+        wave = torch.sin(k * math.pi * t / 10.0)
+        assert abs(coefficient - float(0.2 * (t.erf() * wave).sum() * (10.0 / n))) < 1e-8
+
+
 def test_fourier_gelu() -> None:
-    assert fourier_erf()[:2] == pytest.approx((1.25772, -0.0299154), abs=2e-3)  # as SecFormer prints them
+    assert FOURIER_ERF[:2] == pytest.approx((1.25772, -0.0299154), abs=2e-3)  # as SecFormer prints them
     x = grid(-12.0, 12.0, 3001)
     y, _ = evaluate(x, 48, 16, 12.0, lambda b, w: fourier_gelu(b, w, CRYPTEN))
     t = x / math.sqrt(2)
-    sines = sum(c * torch.sin((k + 1) * math.pi * t / 10) for k, c in enumerate(fourier_erf()))
+    sines = sum(c * torch.sin((k + 1) * math.pi * t / 10) for k, c in enumerate(FOURIER_ERF))
     erf = torch.where(t < -FOURIER_EDGE, -1.0, torch.where(t < FOURIER_EDGE, sines, 1.0))
     want = x / 2 * (1 + erf)
     inside = (t.abs() - FOURIER_EDGE).abs() > 1e-3

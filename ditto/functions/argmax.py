@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from ditto.engine.program import Builder, Wire
-from ditto.functions.fixed import b2a, less, minus, mux
+from ditto.functions.fixed import FixedPoint, b2a, less, minus, mux
 from ditto.ops import AddStarts, Affine, Combine, Differences, IsZero, Losses, Windows
 
 FANS = (8, 32, 256)
-RING = 32
+INDEX = FixedPoint(32, 0)
 
 
 def argmax(b: Builder, x: Wire, fans: tuple[int, ...] = FANS) -> Wire:
@@ -31,16 +31,56 @@ def argmax(b: Builder, x: Wire, fans: tuple[int, ...] = FANS) -> Wire:
     b.fits(x, 2)
     width = x.shape[1]
     if width == 1:
-        zero = Affine(RING, 0)
-        return b.emit(zero, [b.view(x, shape=x.shape[:1])], [(RING, 0, x.shape[:1], 0.0)])[0]
+        zero = Affine(INDEX.ring, 0)
+        return b.emit(zero, [b.view(x, shape=x.shape[:1])], [(INDEX.ring, INDEX.frac, x.shape[:1], 0.0)])[0]
     index: Wire | None = None
     level = 0
     while (n := x.shape[1]) > 1:
         k = n if n <= fans[-1] else fans[min(level, len(fans) - 1)]
-        x, index = (_pairs if k == 2 else _windows)(b, x, index, k, width - 1.0)
+        x, index = _pairs(b, x, index) if k == 2 else _windows(b, x, index, k)
         level += 1
     assert index is not None
     return b.view(index, shape=x.shape[:1])
+
+
+def _windows(b: Builder, x: Wire, index: Wire | None, k: int) -> tuple[Wire, Wire]:
+    """One level of fan-in k: (winners, their indices), [B, ceil(n / k)] each. The first level has no index yet."""
+    n = x.shape[1]
+    # 1
+    x_open, *index_open = [_split(b, wire, k) for wire in b.open(*_present(x, index))]
+    # 2
+    (bit,) = less(b, _differences(b, x_open), [0.0])
+    # 3
+    hot = _without_a_loss(b, bit, x_open)
+    # 4
+    if index_open:
+        winners_index = _chosen(b, hot, index_open[0])
+    else:  # hot_p times p, which is public
+        hot_place = b2a(b, hot, INDEX.ring)
+        places = Combine(INDEX.ring, tuple(range(k)))
+        (place,) = b.emit(places, [hot_place], [(INDEX.ring, INDEX.frac, hot.shape[:2], k - 1.0)])
+        winners_index = _in_row(b, place, n, k)
+    return _chosen(b, hot, x_open), winners_index
+
+
+def _pairs(b: Builder, x: Wire, index: Wire | None) -> tuple[Wire, Wire]:
+    """The same for k = 2, where the bit of step 2 says who won and no 3 is needed."""
+    n = x.shape[1]
+    # 1
+    opened = b.open(*_present(x, index))
+    # 2
+    d, *d_index = [_differences(b, _split(b, wire, 2)) for wire in opened]
+    (bit,) = less(b, d, [0.0])
+    # 4
+    if index is not None:
+        return _left_or_right(b, x, bit, d), _left_or_right(b, index, bit, d_index[0])
+    place = b.view(b2a(b, bit, INDEX.ring), shape=d.shape[:2])  # 1 where the right one wins
+    return _left_or_right(b, x, bit, d), _in_row(b, place, n, 2)
+
+
+def _present(x: Wire, index: Wire | None) -> list[Wire]:
+    """The wires that a level opens."""
+    return [x] if index is None else [x, index]
 
 
 def _split(b: Builder, x: Wire, k: int) -> Wire:
@@ -50,46 +90,31 @@ def _split(b: Builder, x: Wire, k: int) -> Wire:
 
 
 def _differences(b: Builder, x: Wire) -> Wire:
-    shape = (*x.shape[:2], x.shape[2] * (x.shape[2] - 1) // 2)
-    return b.emit(Differences(x.ring), [x], [(x.ring, x.frac, shape, 2 * x.bound)])[0]
+    """[B, windows, k] -> x_p - x_q for all p < q, [B, windows, k (k - 1) / 2]. Opened stays opened."""
+    rows, windows, k = x.shape
+    return b.emit(Differences(x.ring), [x], [(x.ring, x.frac, (rows, windows, k * (k - 1) // 2), 2 * x.bound)])[0]
 
 
-def _first(b: Builder, hot: Wire, n: int, k: int, bound: float) -> Wire:
-    """Indices after the first level: [sum_p p hot_p] and where the window begins."""
-    place = b.emit(Combine(RING, tuple(range(k))), [hot], [(RING, 0, hot.shape[:2], k - 1.0)])[0]
-    return b.emit(AddStarts(n, k, RING), [place], [(RING, 0, hot.shape[:2], bound)])[0]
-
-
-def _windows(b: Builder, x: Wire, index: Wire | None, k: int, bound: float) -> tuple[Wire, Wire]:
-    """One level of fan-in k: (winners, their indices), [B, ceil(n / k)] each."""
-    n, few = x.shape[1], (k - 1).bit_length()
-    opened = [_split(b, wire, k) for wire in b.open(x, *([] if index is None else [index]))]
-    (bit,) = less(b, _differences(b, opened[0]), [0.0])
-    lost = b2a(b, bit, few)
-    # counted modulo 2^few, where k - 1 losses still differ from none
-    (losses,) = b.emit(Losses(k, few), [lost], [(few, 0, opened[0].shape, 0.0)])
+def _without_a_loss(b: Builder, bit: Wire, x: Wire) -> Wire:
+    """Who won all its meetings, given [x_p < x_q] for all p < q of windows x: an opened bit, one of each window."""
+    k = x.shape[2]
+    ring = (k - 1).bit_length()  # counted modulo 2^ring, where k - 1 losses still differ from none
+    (losses,) = b.emit(Losses(k, ring), [b2a(b, bit, ring)], [(ring, 0, x.shape, 0.0)])
     (count,) = b.open(losses)
-    (hot,) = b.emit(IsZero(count.shape, few), [count], [(1, 0, count.shape, 1.0)])
-
-    def chosen(wire: Wire) -> Wire:
-        return b.view(b.sum(mux(b, hot, wire), 2, bound=wire.bound), shape=wire.shape[:2])
-
-    places = _first(b, b2a(b, hot, RING), n, k, bound) if index is None else chosen(opened[1])
-    return chosen(opened[0]), places
+    return b.emit(IsZero(count.shape, ring), [count], [(1, 0, count.shape, 1.0)])[0]
 
 
-def _pairs(b: Builder, x: Wire, index: Wire | None, k: int, bound: float) -> tuple[Wire, Wire]:
-    """One level of fan-in 2: (winners, their indices), [B, ceil(n / 2)] each."""
-    n, half = x.shape[1], (x.shape[0], -(-x.shape[1] // 2))
-    closed = [x] if index is None else [x, index]
-    differences = [_differences(b, _split(b, wire, 2)) for wire in b.open(*closed)]
-    (bit,) = less(b, differences[0], [0.0])
+def _chosen(b: Builder, hot: Wire, x: Wire) -> Wire:
+    """sum_p hot_p x_p over each window: [B, windows]."""
+    return b.view(b.sum(mux(b, hot, x), 2, bound=x.bound), shape=x.shape[:2])
 
-    def chosen(wire: Wire, d: Wire) -> Wire:
-        left = b.view(_split(b, wire, 2), slices=((2, 0, 1),))
-        return b.view(b.add(left, minus(b, mux(b, bit, d)), bound=wire.bound), shape=half)
 
-    if index is not None:
-        return chosen(x, differences[0]), chosen(index, differences[1])
-    place = b.view(b2a(b, bit, RING), shape=half)
-    return chosen(x, differences[0]), b.emit(AddStarts(n, k, RING), [place], [(RING, 0, half, bound)])[0]
+def _left_or_right(b: Builder, x: Wire, bit: Wire, d: Wire) -> Wire:
+    """[x_0] - [bit d] of each pair of x: x_1 where the bit is 1."""
+    left = b.view(_split(b, x, 2), slices=((2, 0, 1),))
+    return b.view(b.add(left, minus(b, mux(b, bit, d)), bound=x.bound), shape=d.shape[:2])
+
+
+def _in_row(b: Builder, place: Wire, n: int, k: int) -> Wire:
+    """Places in windows of k -> places in their row of n: where each window begins is added."""
+    return b.emit(AddStarts(n, k, INDEX.ring), [place], [(INDEX.ring, INDEX.frac, place.shape, n - 1.0)])[0]

@@ -7,6 +7,7 @@ opening: one opening of l - f bits for each multiplication, truncation included.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ditto.engine.program import Builder, Wire
@@ -49,7 +50,7 @@ def convert(b: Builder, z: Wire, fxp: FixedPoint) -> Wire:
 def square(b: Builder, x: Wire, ring: int, bound: float | None = None) -> Wire:
     """Opened x on fewer than `ring` bits -> [x^2] on `ring`. No round."""
     b.fits(x, 2)
-    limit = x.bound**2 if bound is None else bound
+    limit = x.bound * x.bound if bound is None else bound
     return b.emit(WideSquare(x.shape, x.ring, ring), [x], [(ring, 2 * x.frac, x.shape, limit)])[0]
 
 
@@ -72,7 +73,7 @@ def blend(b: Builder, terms: list[tuple[float, Wire]], constant: float, frac: in
 def less(b: Builder, x: Wire, thresholds: list[float]) -> list[Wire]:
     """Opened x -> opened bits [x < t], one wire for each threshold. The differences must fit the ring."""
     b.fits(b.retype(x, bound=x.bound + max(abs(t) for t in thresholds)), 1)
-    op = Compare(x.shape, x.ring, tuple(round(t * 2**x.frac) for t in thresholds))
+    op = Compare(x.shape, x.ring, tuple(round(math.ldexp(t, x.frac)) for t in thresholds))
     (bits,) = b.emit(op, [x], [(1, 0, op.out, 1.0)])
     return [b.view(bits, slices=((0, i, i + 1),), shape=x.shape) for i in range(len(thresholds))]
 

@@ -1,25 +1,80 @@
-"""1/v and 1/sqrt(v) of one positive number a row over many octaves: piecewise tables and Newton steps."""
+"""1/v and 1/sqrt(v) of one positive number a row over many octaves: a first guess from tables, then Newton steps."""
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from ditto.engine.program import Builder, Wire
 from ditto.functions.fixed import multiply
 from ditto.ops import Combine, OneHot
+from ditto.ring.exact import ceil_log2
+
+PRODUCT_RING, RESULT_RING = 64, 32  # of v y^d, and the most that y keeps of it
+
+Entries = tuple[int, ...]
 
 
-def _pieces(wire: Wire, lo: float, hi: float, n: int, octaves: int) -> list[int]:
-    """Shifts t of the pieces, coarsest first: piece q indexes v >> t_q with n bits.
+@dataclass(frozen=True)
+class Tables:
+    """Where the first guess comes from: tables of 2^index_bits entries on `ring`, each for so many octaves of v.
 
-    A piece serves indices from 2^(n - octaves) - 1 up; the next one is 2^octaves times finer.
+    The guess is off by 2^(octaves - index_bits) at most, half of it for the root, before a Newton step squares that.
+    Neighbouring tables are joined `fan_in` at a time, 2 or 3: one round for each doubling, or tripling, of their
+    number. The ring must hold y^2, for the root y^3.
     """
-    coarsest = max(0, math.ceil(math.log2(hi * 2.0**wire.frac / (2**n - 2))))
-    shifts = [coarsest]
-    while lo * 2.0**wire.frac / 2 ** shifts[-1] < 2 ** (n - octaves) - 1 and shifts[-1] > 0:
-        shifts.append(max(0, shifts[-1] - octaves))
-    return shifts
+
+    index_bits: int = 7
+    octaves: int = 4
+    fan_in: int = 2
+    ring: int = PRODUCT_RING
+
+    @property
+    def size(self) -> int:
+        return 1 << self.index_bits
+
+    @property
+    def first(self) -> int:
+        """The smallest index that a table answers; below it the next one does, 2^octaves times finer."""
+        return (self.size >> self.octaves) - 1
+
+
+@dataclass(frozen=True)
+class _Function:
+    """y = v^-1 (d = 2) or v^-1/2 (d = 3) up to `most`, with `frac` fraction bits.
+
+    Newton's step is y <- (d y - v y^d) / (d - 1) for both.
+    """
+
+    d: int
+    frac: int
+    most: float
+
+    @classmethod
+    def of(cls, root: bool, lo: float, frac: int) -> _Function:
+        """For v >= lo; `most` is the value at lo / 2, since indices are rounded."""
+        return cls(3, frac, 1 / math.sqrt(lo / 2)) if root else cls(2, frac, 2 / lo)
+
+    def at(self, v: float) -> float:
+        return min(1 / math.sqrt(v) if self.d == 3 else 1 / v, self.most)
+
+    def power(self, y: float) -> float:
+        """y^d."""
+        return y * y * y if self.d == 3 else y * y
+
+
+@dataclass(frozen=True)
+class _Guess:
+    """What one table, or several joined, say of v: [y], [y^d] and the bit [finer]: 1 where only a finer one knows.
+
+    y and y^d are 0 there.
+    """
+
+    y: Wire
+    power: Wire
+    finer: Wire
 
 
 def inverse_power(
@@ -30,107 +85,123 @@ def inverse_power(
     *,
     root: bool,
     frac: int,
-    index_bits: int = 7,
-    octaves: int = 4,
-    fan_in: int = 2,
-    ring: int = 64,
-    second: bool = False,
+    tables: Tables = Tables(),
+    second_step: bool = False,
     alongside: tuple[Wire, ...] = (),
 ) -> tuple[Wire, list[Wire]]:
-    """[v^-1] or (root) [v^-1/2] for lo <= v <= hi, v one number a row.
+    """[v^-1], or with `root` [v^-1/2], for lo <= v <= hi, one number a row; and the wires `alongside`, opened.
 
-    1. Truncate-reduce v to n-bit indices, one for each piece of `octaves`; open them, and v for its extension: one
-       round. The dealt one-hot vectors serve the tables of y, of y^d (d = 2, for the root 3) and of "go finer".
-    2. Join the pieces by (Y, I) o (Y', I') = (Y + I Y', I I'): one round for each doubling, or (`fan_in` 3, with
-       products of three) for each tripling.
-    3. Newton from tables: y <- 2 y - v y^2, or (3 y - v y^3) / 2: one round. An index may be one too large (its
-       truncation is stochastic), so tables hold g at the index itself: relative error 2^(octaves - n) at most (half
-       of it for the root), before this step squares it.
-    4. `second` (not for the root): y <- 2 y - v y y once more, two rounds.
-    Tables are on `ring`. y has frac fraction bits (one more for the root). Wires `alongside` are opened in the first
-    round and come back opened. Goldschmidt and Newton as in CrypTen, without its comparisons.
+    The result has `frac` fraction bits (the root one more), on 32 bits or what truncation leaves of 64. 2 rounds, one
+    for each joining (see `Tables`), two for a second step.
+
+    1. Cut v to the index bits for each table, coarsest first; open the indices, v, and what goes alongside: one round.
+    2. One-hot vectors of the indices, dealt, give [y], [y^d] and [finer] of each table, with d = 2, for the root 3.
+    3. Join neighbours until one is left: Y + I Y' and I I', with I the [finer] of the coarse one: one round each time.
+    4. Newton's step y <- (d y - v y^d) / (d - 1): y^d is opened, its product with v extends both: one round.
+    5. With `second_step` (more digits; not for the root): y <- 2 y - v y y, two rounds.
+    Raises ValueError for a second step of the root. (Newton's iteration as in CrypTen, without its comparisons.)
     """
-    shifts, size, degree = _pieces(v, lo, hi, index_bits, octaves), 1 << index_bits, 3 if root else 2
-    first = (size >> octaves) - 1
-    power = -0.5 if root else -1.0
-    most = (lo / 2) ** power
-    indices = [b.truncate(v, t, index_bits, bound=0.0) for t in shifts]
+    if root and second_step:
+        raise ValueError("a second step of the root")
+    f = _Function.of(root, lo, frac)
+    # 1
+    shifts = _shifts(v, lo, hi, tables)
+    indices = [b.truncate(v, shift, tables.index_bits, bound=0.0) for shift in shifts]
     opened = b.open(*indices, v, *alongside)
-    opened, v_narrow, others = opened[: len(indices)], opened[len(indices)], opened[len(indices) + 1 :]
-
-    joined: list[tuple[Wire, Wire, Wire]] = []
-    for q, (t, index) in enumerate(zip(shifts, opened, strict=True)):
-        last = q == len(shifts) - 1
-        (hot,) = b.emit(OneHot(v.shape, index_bits, ring), [index], [(ring, 0, (*v.shape, size), 1.0)])
-        y, z, finer = _tables(index_bits, t - v.frac, power, degree, frac, most, 0 if last else first, first)
-        tables = ((y, frac, most), (z, degree * frac, most**degree), (finer, 0, 1.0))
-        joined.append(
-            tuple(b.emit(Combine(ring, table), [hot], [(ring, f, v.shape, bound)])[0] for table, f, bound in tables)  # type: ignore[arg-type]
-        )
-    while len(joined) > 1:
-        joined = _join(b, joined, fan_in)
-    y0, z0, _ = joined[0]
-
-    drop = v.frac + (degree - 1) * frac
-    if second:
-        v_open, z_open = b.open(b.extend(v_narrow, 64), z0)
-        vz = b.product(v_open, z_open, bound=most)
+    indices, v, others = opened[: len(shifts)], opened[len(shifts)], opened[len(shifts) + 1 :]
+    # 2
+    guesses = [_look_up(b, index, f, tables, finest=index is indices[-1]) for index in indices]
+    # 3
+    while len(guesses) > 1:
+        guesses = _join(b, guesses, tables.fan_in)
+    (guess,) = guesses
+    # 4
+    if second_step:  # which takes v on the whole ring, too
+        v, power = b.open(b.extend(v, PRODUCT_RING), guess.power)
+        product = b.product(v, power, bound=f.most)
     else:
-        (z_open,) = b.open(z0)
-        vz = multiply(b, v_narrow, z_open, 64, bound=most)
-    vz = b.truncate(vz, drop, min(32, 64 - drop))
-    y1 = b.add(b.affine(y0, 3 if root else 2, 0, frac), b.affine(vz, -1, 0, frac), ring=vz.ring, bound=3 * most)
+        (power,) = b.open(guess.power)
+        product = multiply(b, v, power, PRODUCT_RING, bound=f.most)
+    drop = product.frac - frac
+    y = _step(b, f, guess.y, b.truncate(product, drop, min(RESULT_RING, PRODUCT_RING - drop)))
     if root:
-        return b.retype(y1, frac=frac + 1, bound=most), others
-    y1 = b.retype(y1, bound=most)
-    if second:
-        (narrow,) = b.open(y1)
-        (wide,) = b.open(b.extend(narrow, 64))
-        correction = b.truncate(b.product3(wide, wide, v_open, most), v.frac + frac)
-        y1 = b.retype(b.add(b.affine(y1, 2, 0, frac), b.affine(correction, -1, 0, frac), bound=3 * most), bound=most)
-    return y1, others
+        y = b.retype(y, frac=frac + 1)
+    # 5
+    if second_step:
+        (narrow,) = b.open(y)
+        (wide,) = b.open(b.extend(narrow, PRODUCT_RING))
+        product = b.product3(wide, wide, v, f.most)
+        y = _step(b, f, y, b.truncate(product, product.frac - frac))
+    return y, others
+
+
+def _shifts(v: Wire, lo: float, hi: float, tables: Tables) -> list[int]:
+    """By how many bits v is cut for the index of each table, coarsest first."""
+    # the largest index stays one below 2^n - 1, since truncation may add one
+    shifts = [max(0, ceil_log2(math.ldexp(hi, v.frac) / (tables.size - 2)))]
+    while shifts[-1] > 0 and math.ldexp(lo, v.frac - shifts[-1]) < tables.first:
+        shifts.append(max(0, shifts[-1] - tables.octaves))
+    return shifts
 
 
 @functools.cache
-def _tables(
-    n: int, unit: int, power: float, degree: int, frac: int, most: float, start: int, first: int
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """y = (i 2^unit)^power from entry `start` on, y^degree, and "go finer" below `first`, for every i on n bits.
+def _entries(f: _Function, tables: Tables, unit: int, finest: bool) -> tuple[Entries, Entries, Entries]:
+    """y, y^d and [finer] at v = i 2^unit for every index i; cached, since every stage of a job asks again.
 
-    Cached, since every stage of a job asks again.
+    The finest table answers for the smallest indices, too: nobody is finer.
+    A truncation may leave an index one too large, so a table holds the function at the index itself.
     """
-    at = (max(i, 0.5) * 2.0**unit for i in range(1 << n))
-    y = [min(a**power, most) if i >= start else 0.0 for i, a in enumerate(at)]
+    start = 0 if finest else tables.first
+    at = [math.ldexp(max(i, 0.5), unit) for i in range(tables.size)]
+    y = [f.at(v) if i >= start else 0.0 for i, v in enumerate(at)]
     return (
-        tuple(round(g * 2.0**frac) for g in y),
-        tuple(round(g**degree * 2.0 ** (degree * frac)) for g in y),
-        tuple(int(i < first) for i in range(1 << n)),
+        tuple(round(math.ldexp(g, f.frac)) for g in y),
+        tuple(round(math.ldexp(f.power(g), f.d * f.frac)) for g in y),
+        tuple(int(i < tables.first) for i in range(tables.size)),
     )
 
 
-def _join(b: Builder, pieces: list[tuple[Wire, Wire, Wire]], fan_in: int) -> list[tuple[Wire, Wire, Wire]]:
-    """Join neighbours, coarse to fine, two or three at a time; all products of one call share a round.
+def _look_up(b: Builder, index: Wire, f: _Function, tables: Tables, finest: bool) -> _Guess:
+    """An opened index (whose fraction bits say what it stands for) -> what its table says. No round."""
+    y, power, finer = _entries(f, tables, -index.frac, finest)
+    ring = tables.ring
+    one_hot = OneHot(index.shape, tables.index_bits, ring)
+    (hot,) = b.emit(one_hot, [index], [(ring, 0, (*index.shape, tables.size), 1.0)])
 
-    A coarse value is 0 wherever its gate is 1, so a sum is no larger than its terms.
-    """
-    groups = [pieces[i : i + fan_in] for i in range(0, len(pieces), fan_in)]
-    opened = iter(b.open(*(w for g in groups if len(g) > 1 for w in (g[0][2], *(w for fine in g[1:] for w in fine)))))
-    out = []
-    for group in groups:
-        if len(group) == 1:
-            out.append(group[0])
-            continue
-        gate = [next(opened)]
-        y, z = [group[0][0]], [group[0][1]]
-        for at in range(1, len(group)):
-            fine_y, fine_z, finer = next(opened), next(opened), next(opened)
-            y.append(_gated(b, gate, fine_y))
-            z.append(_gated(b, gate, fine_z))
-            if at == len(group) - 1:
-                joined = b.add(*y, bound=y[0].bound), b.add(*z, bound=z[0].bound), _gated(b, gate, finer)
-            gate.append(finer)
-        out.append(joined)
-    return out
+    def table(column: Entries, frac: int, bound: float) -> Wire:
+        return b.emit(Combine(ring, column), [hot], [(ring, frac, index.shape, bound)])[0]
+
+    return _Guess(table(y, f.frac, f.most), table(power, f.d * f.frac, f.power(f.most)), table(finer, 0, 1.0))
+
+
+def _step(b: Builder, f: _Function, y: Wire, product: Wire) -> Wire:
+    """d y - v y^d, from [y] and [v y^d] with equal fraction bits."""
+    difference = b.add(b.affine(y, f.d, 0, f.frac), b.affine(product, -1, 0, f.frac), bound=3 * f.most)
+    return b.retype(difference, bound=f.most)
+
+
+def _join(b: Builder, guesses: list[_Guess], fan_in: int) -> list[_Guess]:
+    """Join neighbours, coarse to fine, `fan_in` at a time; all of one call share a round."""
+    groups = [guesses[i : i + fan_in] for i in range(0, len(guesses), fan_in)]
+    factors: list[Wire] = []
+    for coarse, *others in groups:
+        if others:
+            factors += [coarse.finer, *(wire for g in others for wire in (g.y, g.power, g.finer))]
+    opened = iter(b.open(*factors))
+    return [_join_group(b, group, opened) if len(group) > 1 else group[0] for group in groups]
+
+
+def _join_group(b: Builder, group: list[_Guess], opened: Iterator[Wire]) -> _Guess:
+    """Y + I Y' + I I' Y'', y^d likewise, and I I' I''. A sum is no larger than its terms: all but one are 0."""
+    coarse = group[0]
+    gates = [next(opened)]
+    y, power = [coarse.y], [coarse.power]
+    for _ in group[1:]:
+        y.append(_gated(b, gates, next(opened)))
+        power.append(_gated(b, gates, next(opened)))
+        gates.append(next(opened))
+    total = b.add(*y, bound=coarse.y.bound), b.add(*power, bound=coarse.power.bound)
+    return _Guess(*total, _gated(b, gates[:-1], gates[-1]))
 
 
 def _gated(b: Builder, gates: list[Wire], x: Wire) -> Wire:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 from ditto.engine.program import Builder, Wire
 from ditto.ops import MatmulWeight
+from ditto.ring.exact import ceil_log2
 
 WEIGHT_FRAC = 12
+SMALLEST = 1e-6  # a bound below counts as this
 
 
 def fraction_bits(bound: float, ring: int, most: int) -> int:
     """The most fraction bits (up to `most`) with which |x| <= bound still extends from this ring."""
-    return min(most, ring - 2 - math.ceil(math.log2(max(bound, 1e-6))))
+    return min(most, ring - 2 - ceil_log2(max(bound, SMALLEST)))
 
 
 def linear(

@@ -13,7 +13,7 @@ from ditto.functions import ScoreType, gelu, layernorm, linear, softmax_numerato
 from ditto.functions.fit import Fits
 from ditto.functions.fixed import FixedPoint, minus, multiply
 from ditto.functions.gelu import tanh_gelu
-from ditto.functions.layernorm import standardise
+from ditto.functions.layernorm import RESIDUAL, RESULT, standardise
 from ditto.functions.linear import fraction_bits
 from ditto.functions.relu import relu
 from ditto.functions.softmax import reciprocal_of_sum
@@ -22,8 +22,7 @@ from ditto.presets.style import AttentionBounds, Heads, Norm, Normed, Stage, Str
 from ditto.ring.exact import ceil_log2, floor_log2
 from ditto.ring.fixedpoint import encode
 
-HIDDEN = FixedPoint(32, 8)  # what linear layers read
-RESIDUAL = FixedPoint(24, 12)  # a sum before a LayerNorm that cuts it
+HIDDEN = RESULT  # of a LayerNorm: what linear layers read
 TABLE = FixedPoint(16, 12)  # embeddings; fewer fraction bits where the values need the room
 NARROW = 16  # ring bits of a wire on its way to an extension
 SCORES = 16  # of scores, as steps on their circle
@@ -103,7 +102,7 @@ class OneOpening:
         """Masked scores go round the circle: the representative in [-T/2, T/2)."""
         out = {}
         for circle in dict.fromkeys(ScoreType.of(bound) for bound in scores):
-            period = 2.0**circle.log_range
+            period = float(1 << circle.log_range)
             on_circle = torch.remainder(padding.double() * circle.mask + period / 2, period) - period / 2
             out[f"mask.{circle.frac}"] = encode(on_circle[:, None, None, :], SCORES, circle.frac)
         return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from ditto.errors import UsageError
 from ditto.functions import linear, tanh
 from ditto.functions.fit import Fits
 from ditto.functions.fixed import FixedPoint, convert, multiply, truncate_to
-from ditto.functions.layernorm import recipe_layernorm
+from ditto.functions.layernorm_published import recipe_layernorm
 from ditto.functions.linear import fraction_bits
 from ditto.functions.relu import relu
 from ditto.functions.softmax_published import exact_softmax, quad_softmax
@@ -140,7 +141,7 @@ class Recipe:
         with b.label("softmax"):
             if stage.causal and q.shape[2] > 1:
                 future = padding_score(bounds.scores)
-                op = CausalMask(q.shape[2], s.ring, round(future * 2**s.frac))
+                op = CausalMask(q.shape[2], s.ring, round(math.ldexp(future, s.frac)))
                 (s,) = b.emit(op, [s], [(s.ring, s.frac, s.shape, s.bound - future)])
             for added in (bias, None if self.squares else mask):
                 s = s if added is None else masked(b, s, added)

@@ -11,10 +11,11 @@ from ditto.functions.fixed import CRYPTEN, FixedPoint
 from ditto.functions.gelu_published import fourier_gelu
 from ditto.functions.inverse_published import deflated_reciprocal, deflated_rsqrt
 from ditto.presets.recipe import Recipe
+from ditto.ring.exact import ceil_log2
 
 
 def _above(hi: float) -> float:
-    return float(4 ** math.ceil(math.log2(hi) / 2))
+    return math.ldexp(1.0, 2 * -(-ceil_log2(hi) // 2))
 
 
 def _reciprocal(b: Builder, v: Wire, lo: float, hi: float, fxp: FixedPoint) -> Wire:

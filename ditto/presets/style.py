@@ -33,7 +33,7 @@ ENCODER = Stage()
 
 @dataclass(frozen=True)
 class Norm:
-    """A LayerNorm with secret gamma and beta: its name, the calibrated range of its variance, the bound of its result."""
+    """A LayerNorm with secret gamma and beta: its name, its variance's range, the bound of its result."""
 
     name: str
     variance: Variances

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from ditto.functions.layernorm import constant
+from ditto.functions.layernorm import deviation_scale
 from ditto.models.architecture import Tensors
 from ditto.models.description import Description
 from ditto.models.ranges import centre
@@ -27,7 +27,7 @@ def encoder_weights(description: Description, t: Tensors) -> Tensors:
         real[f"{ours}.weight"], real[f"{ours}.bias"] = weight, bias
 
     def norm(name: str, width: int) -> None:
-        real[f"{name}.gamma"], real[f"{name}.beta"] = t[f"{name}.weight"] * constant(width), t[f"{name}.bias"]
+        real[f"{name}.gamma"], real[f"{name}.beta"] = t[f"{name}.weight"] * deviation_scale(width), t[f"{name}.bias"]
 
     tables = [t["embeddings.word.weight"]] + ([t["embeddings.type.weight"]] if d.token_types else [])
     real["embeddings"] = into_norm(torch.cat(tables))

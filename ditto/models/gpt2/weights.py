@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from ditto.functions.layernorm import constant
+from ditto.functions.layernorm import deviation_scale
 from ditto.models.architecture import Shapes, Tensors
 from ditto.models.description import Description, Dimensions
 from ditto.models.ranges import centre
@@ -38,7 +38,7 @@ def gpt2_weights(description: Description, t: Tensors) -> Tensors:
     stream without its mean over the features.
     """
     d, style = description.dimensions, preset_of(description.preset).style
-    scale = constant(d.hidden)
+    scale = deviation_scale(d.hidden)
     real: Tensors = {"embeddings": torch.cat([t["wte.weight"], t["wpe.weight"]])}
 
     def after_norm(name: str, norm: str, theirs: str, w: Tensor, bias: Tensor) -> None:

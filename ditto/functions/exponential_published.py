@@ -15,12 +15,15 @@ def exponential(b: Builder, x: Wire, fxp: FixedPoint, k: int, floor: float | Non
     3. k times: open y, [y] <- [y^2], truncate. One round each.
     Relative error about x^2 / 2^(k+1), and the rounding of k squarings. (PUMA section 4.2; CrypTen, k = 8.)
     """
+    # 1
     if floor is not None:
         (d,) = b.open(x := b.affine(x, 1, -floor, x.frac))
         (bit,) = less(b, d, [0.0])
         rest = b.add(x, minus(b, mux(b, bit, d)), bound=-floor + 1)
         x = b.affine(rest, 1, floor, x.frac)
-    y = b.affine(b.retype(x, frac=x.frac + k, bound=x.bound / 2**k), 1, 1, x.frac + k, bound=3.0)
+    # 2
+    y = b.affine(b.retype(x, frac=x.frac + k, bound=x.bound / (1 << k)), 1, 1, x.frac + k, bound=3.0)
+    # 3
     for _ in range(k):
         (opened,) = b.open(y)
         y = truncate_to(b, square(b, opened, fxp.ring, bound=3.0), fxp.frac)
