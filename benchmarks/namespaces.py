@@ -127,10 +127,10 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def one(client: Client, spec: dict[str, Any], seq: int) -> dict[str, Any]:
+def one(client: Client, description: dict[str, Any], seq: int) -> dict[str, Any]:
     """One job: the seconds of FIGURES, and what the closed form needs."""
     batch = random_batch(1, seq)
-    report = client.infer(spec["name"], lambda p: encode_inputs(spec, p, batch), 1, seq).report
+    report = client.infer(description.name, lambda p: encode_inputs(description, p, batch), 1, seq).report
     seconds = {"online": report["online"]["seconds"], "offline": report["offline"]["seconds"]}
     costs = {"rounds": report["online"]["rounds"], "bytes_sent": max(report["online"]["bytes_sent"])}
     return seconds | {"wall": report["wall_seconds"], "bytes_from_dealer": report["offline"]["bytes_to_party"]} | costs
@@ -141,7 +141,7 @@ def measure(
     threads: int,
 ) -> dict[str, Any]:  # fmt: skip
     """`repeat` jobs each way on one network, after one to warm up."""
-    spec, weights = model
+    description, weights = model
     half = lab.calibrate(setting, emulated) if emulated.rtt_ms else 0
     load = os.getloadavg()[0]
     with contextlib.ExitStack() as stack:
@@ -160,11 +160,11 @@ def measure(
         clients = {way: stack.enter_context(Client(c.client_config())) for way, c in clusters.items()}
         runs: dict[str, list[dict[str, Any]]] = {way: [] for way in clients}
         for client in clients.values():
-            client.share_model(spec, weights)
-            one(client, spec, seq)  # connections stand, windows are open
+            client.share_model(description, weights)
+            one(client, description, seq)  # connections stand, windows are open
         for i in range(repeat):
             for way in list(clients)[:: 1 - 2 * (i % 2)]:
-                runs[way].append(done := one(clients[way], spec, seq))
+                runs[way].append(done := one(clients[way], description, seq))
                 said = ", ".join(f"{done[name]:.2f} s {name}" for name in FIGURES)
                 typer.echo(f"{emulated.name} {i + 1}/{repeat} {way}: {said}", err=True)
     costs = runs["built-in"][0]
@@ -208,9 +208,9 @@ def main(
         setting = lab.Setting(netlab.resolve(), congestion, burst, host_tcp)
         for number in STOPS:
             signal.signal(number, _stop)
-        spec, weights, _ = random_model(model, layers, seq, preset)
+        description, weights, _ = random_model(model, layers, seq, preset)
         with lab.congestion_control(congestion):
-            results = [measure(setting, network(name), (spec, weights), seq, repeat, threads) for name in names]
+            results = [measure(setting, network(name), (description, weights), seq, repeat, threads) for name in names]
     except lab.Trouble as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None

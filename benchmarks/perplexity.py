@@ -52,9 +52,9 @@ def in_floats(checkpoint: Checkpoint, ids: Tensor, bits: tuple[int, int] | None 
 class Interpreter:
     """Logits by the plain interpreter of a preset: all positions at once, or a prompt and then token by token."""
 
-    def __init__(self, spec: dict[str, Any], weights: dict[str, Tensor], context: int) -> None:
-        self._spec, self._context = spec, context
-        self._weights = plain_weights(compile_stage(spec, Plan(1, context, every=True)), weights)
+    def __init__(self, description: dict[str, Any], weights: dict[str, Tensor], context: int) -> None:
+        self._spec, self._context = description, context
+        self._weights = plain_weights(compile_stage(description, Plan(1, context, every=True)), weights)
 
     def whole(self, ids: Tensor) -> Tensor:
         batch, n = ids.shape
@@ -99,9 +99,9 @@ def main(
     few = ids[: mpc * context + 1]
     seen = windows(pairs.encode(read_text(calibrate)).long()[: 32 * context + 1], context)[0]
     prompts = [Prompts(part, [context] * len(part)) for part in seen.split(BATCH)]
-    spec = describe(loaded, "scored", prompts, preset, "secret")
-    weights = encode_weights(spec, loaded.tensors)
-    interpreter = Interpreter(spec, weights, context)
+    description = describe(loaded, "scored", prompts, preset, "secret")
+    weights = encode_weights(description, loaded.tensors)
+    interpreter = Interpreter(description, weights, context)
     result: dict[str, Any] = {"preset": preset, "context": context, "first": first}
     result["windows"] = (len(ids) - 1) // context
 
@@ -122,12 +122,12 @@ def main(
             score("by_token_few", lambda x: interpreter.by_token(x, False), few, mpc)
             score("narrow_few", lambda x: interpreter.by_token(x, True), few, mpc)
         with embedded() as cluster, Client(cluster.client_config()) as client:
-            client.share_model(spec, weights)
+            client.share_model(description, weights)
 
             def on_shares(x: Tensor) -> Tensor:
                 plan = Plan(*x.shape, every=True)
-                program = compile_stage(spec, plan)
-                encoded = encode_prompts(spec, program, x, [context] * len(x))
+                program = compile_stage(description, plan)
+                encoded = encode_prompts(description, program, x, [context] * len(x))
                 answer = client.run("scored", plan, lambda stage, program, before: encoded)
                 return decode_logits(program, answer.outputs).float().view(*x.shape, -1)
 

@@ -45,19 +45,19 @@ def measure(data: Path, pairs: int, preset: str = "ditto") -> dict[str, Any]:
     texts = [row[0] for row in rows] + [row[1] for row in rows]
     gold = np.array([float(row[2]) for row in rows])
     checkpoint = load_checkpoint(installed_checkpoint())
-    spec, weights = import_model(checkpoint, NAME, calibration_texts(), preset=preset)
+    description, weights = import_model(checkpoint, NAME, calibration_texts(), preset=preset)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # neighbours share a bucket
-    batches = encode_all(checkpoint.tokenizer(), [texts[i] for i in order], spec["max_length"])
+    batches = encode_all(checkpoint.tokenizer(), [texts[i] for i in order], description.dimensions.positions)
     run = Run()
     began = time.perf_counter()
     with embedded() as cluster, Client(cluster.client_config()) as client:
-        client.share_model(spec, weights)
+        client.share_model(description, weights)
         with watching(False) as watcher:
             for at, batch in enumerate(batches):
                 watcher.job(f"job {at + 1} of {len(batches)}")
-                run_batch(client, spec, batch, watcher, run)
+                run_batch(client, description, batch, watcher, run)
     for batch in batches:
-        run.reference += plain_float(checkpoint.tensors, spec, batch)
+        run.reference += checkpoint.reference(batch)
     mpc, fp32 = (np.array(v)[np.argsort(order)] for v in (run.results, run.reference))
     close = cosine(mpc, fp32)
     similar = {name: spearman(cosine(v[:pairs], v[pairs:]), gold) for name, v in (("mpc", mpc), ("fp32", fp32))}

@@ -55,13 +55,13 @@ def below(nbytes: float, messages: float) -> dict[str, float]:
 
 
 def measure(model: str, layers: int | None, seq: int, preset: str, repeat: int) -> dict[str, Any]:
-    spec, weights, _ = random_model(model, layers, seq, preset)
+    description, weights, _ = random_model(model, layers, seq, preset)
     batch = random_batch(1, seq)
     programs: list[Program] = []
 
     def inputs(program: Program) -> dict[str, Any]:
         programs.append(program)
-        return encode_inputs(spec, program, batch)
+        return encode_inputs(description, program, batch)
 
     rows = 0
 
@@ -71,12 +71,12 @@ def measure(model: str, layers: int | None, seq: int, preset: str, repeat: int) 
 
     jobs = []
     with embedded() as cluster, Client(cluster.client_config()) as client:
-        client.share_model(spec, weights)
-        client.infer(spec["name"], inputs, 1, seq)  # connections stand, windows are open
+        client.share_model(description, weights)
+        client.infer(description.name, inputs, 1, seq)  # connections stand, windows are open
         for _ in range(repeat):
             rows, idle = 0, idle_rate(IDLE)
             before, began = lo_bytes(), time.perf_counter()
-            report = client.infer(spec["name"], inputs, 1, seq, event).report
+            report = client.infer(description.name, inputs, 1, seq, event).report
             time.sleep(0.5)  # late acknowledgements and the calls that end the job
             moved, seconds = lo_bytes() - before, time.perf_counter() - began
             idle = (idle + idle_rate(IDLE)) / 2

@@ -12,8 +12,16 @@ from safetensors.torch import save_file
 
 from ditto.engine.plain import run_plain
 from ditto.errors import BadCheckpoint, EmptyText, TextTooLong, UnsupportedArchitecture, VersionMismatch
-from ditto.models import compile_model, decode_outputs, encode_inputs, import_model, load_checkpoint, plain_float
-from ditto.models.checkpoint import expected
+from ditto.models import (
+    Plan,
+    architecture_of,
+    compile_stage,
+    decode_outputs,
+    encode_inputs,
+    import_model,
+    load_checkpoint,
+    parse,
+)
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the a cat dog runs sleeps fast here now big small red blue".split()
 TEXTS = ["the cat sleeps", "a big red dog runs fast", "the small blue cat runs here now", "dog"]
@@ -29,8 +37,8 @@ def checkpoint(tmp_path: Path) -> Path:
         "type_vocab_size": 2, "layer_norm_eps": 1e-12, "id2label": {"0": "a", "1": "b", "2": "c"},
     }  # fmt: skip
     generator = torch.Generator().manual_seed(0)
-    tensors = {}
-    for name, shape in expected(config, config["architectures"][0]).items():
+    architecture, tensors = architecture_of(config["architectures"][0]), {}
+    for name, shape in architecture.expected(architecture.dimensions(config)).items():
         base = 1.0 if "LayerNorm.weight" in name else 0.0
         scale = 0.2 if "LayerNorm" not in name else 0.05
         full = name if name.startswith("classifier") else f"bert.{name}"
@@ -44,15 +52,15 @@ def checkpoint(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("embeddings", ["secret", "public"])
 def test_classifier(checkpoint: Path, embeddings: str) -> None:
     loaded = load_checkpoint(checkpoint)
-    spec, weights = import_model(loaded, "small", TEXTS, embeddings=embeddings)
-    spec = json.loads(json.dumps(spec))  # as it travels
+    description, weights = import_model(loaded, "small", TEXTS, embeddings=embeddings)
+    description = parse(description.text())  # as it travels
     batch = loaded.tokenizer().encode(TEXTS[1:], 24)
-    program = compile_model(spec, *batch.shape)
-    inputs = encode_inputs(spec, program, batch, loaded.tensors)
+    program = compile_stage(description, Plan(*batch.shape))
+    inputs = encode_inputs(description, program, batch, loaded.tensors)
     run = run_mpc(program, inputs, {n: weights[n] for n in program.weights})
-    plain = torch.tensor(decode_outputs(spec, program, run_plain(program, inputs, weights), batch))
-    got = torch.tensor(decode_outputs(spec, program, run.outputs, batch))
-    want = torch.tensor(plain_float(loaded.tensors, spec, batch))
+    plain = torch.tensor(decode_outputs(description, program, run_plain(program, inputs, weights), batch))
+    got = torch.tensor(decode_outputs(description, program, run.outputs, batch))
+    want = torch.tensor(loaded.reference(batch))
     assert got.shape == want.shape == (3, 3)
     assert (got - want).abs().max() < 0.05 and (got - plain).abs().max() < 0.05
     for layer in range(len(program.layers)):
@@ -65,26 +73,24 @@ def test_float_model_agrees_with_transformers(checkpoint: Path) -> None:
     transformers = pytest.importorskip("transformers")
     loaded = load_checkpoint(checkpoint)
     batch = loaded.tokenizer().encode(TEXTS, 24)
-    spec, _ = import_model(loaded, "small", TEXTS)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(checkpoint).eval()
     with torch.inference_mode():
         want = model(input_ids=batch.ids, token_type_ids=batch.types, attention_mask=batch.mask).logits
-    assert (torch.tensor(plain_float(loaded.tensors, spec, batch)) - want).abs().max() < 1e-5
+    assert (torch.tensor(loaded.reference(batch)) - want).abs().max() < 1e-5
 
 
 def test_a_longer_bucket_changes_nothing_but_noise(checkpoint: Path) -> None:
     loaded = load_checkpoint(checkpoint)
-    spec, weights = import_model(loaded, "small", TEXTS)
+    description, weights = import_model(loaded, "small", TEXTS)
     alone = loaded.tokenizer().encode(["dog"], 24)
     wide = loaded.tokenizer().encode(["dog"], 24)
     for name in ("ids", "types", "mask"):
         setattr(wide, name, torch.nn.functional.pad(getattr(wide, name), (0, 8)))
     answers = []
     for batch in (alone, wide):
-        program = compile_model(spec, *batch.shape)
-        answers.append(
-            decode_outputs(spec, program, run_plain(program, encode_inputs(spec, program, batch), weights), batch)
-        )
+        program = compile_stage(description, Plan(*batch.shape))
+        plain = run_plain(program, encode_inputs(description, program, batch), weights)
+        answers.append(decode_outputs(description, program, plain, batch))
     assert (torch.tensor(answers[0]) - torch.tensor(answers[1])).abs().max() < 0.05
 
 
@@ -114,6 +120,6 @@ def test_bad_checkpoints_are_refused(checkpoint: Path) -> None:
 
 
 def test_a_description_of_another_format_is_refused(checkpoint: Path) -> None:
-    spec, _ = import_model(load_checkpoint(checkpoint), "small", TEXTS)
+    description, _ = import_model(load_checkpoint(checkpoint), "small", TEXTS)
     with pytest.raises(VersionMismatch, match="import and share it again"):
-        compile_model({key: value for key, value in spec.items() if key != "format"}, 1, 16)
+        parse(description.text().replace('"format":3', '"format":2'))

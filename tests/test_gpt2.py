@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,16 +14,27 @@ from ditto.client.sampling import Sampler
 from ditto.engine.plain import plain_weights, run_plain
 from ditto.engine.weights import PartyWeights
 from ditto.errors import BadCheckpoint, ClusterError, UnsupportedArchitecture, UsageError, VersionMismatch
-from ditto.models import Checkpoint, Plan, compile_model, importer, load_checkpoint
-from ditto.models.gpt2_client import decode_logits, encode_prompts, encode_tokens
-from ditto.models.gpt2_float import continue_texts, forward, logits
-from ditto.models.importer import describe, encode_weights
-from ditto.models.tokenizer import Batch
+from ditto.models import (
+    Checkpoint,
+    Description,
+    Plan,
+    compile_stage,
+    describe,
+    encode_weights,
+    generator_of,
+    load_checkpoint,
+    parse,
+    random,
+    random_model,
+)
+from ditto.models.gpt2.floats import continue_texts, forward, logits
+from ditto.models.tokenizer import Batch, Prompts
 from ditto.presets import PRESETS
 from ditto.ring import cast
 from ditto.service.party_jobs import Job
 from ditto.wire import party_pb2
 
+GPT2 = generator_of("GPT2LMHeadModel")
 CAUSAL = ("ditto", "ditto-icml24", "ditto-icml24-exact", "puma")
 WORDS, SEQ, TOKENS = 300, 16, 4
 # largest difference of a logit to the plain interpreter, and to floats: twice what eight runs showed, logits of
@@ -53,7 +63,7 @@ def checkpoint(directory: Path) -> Checkpoint:
 
 def with_quad(checkpoint: Checkpoint) -> Checkpoint:
     """The same weights, as if trained with Quad in the place of GELU."""
-    return replace(checkpoint, config=checkpoint.config | {"activation": "quad"})
+    return replace(checkpoint, dimensions=checkpoint.dimensions.model_copy(update={"activation": "quad"}))
 
 
 def prompts() -> tuple[torch.Tensor, list[int]]:
@@ -64,7 +74,7 @@ def prompts() -> tuple[torch.Tensor, list[int]]:
     return ids, lengths
 
 
-def describe_small(checkpoint: Checkpoint, preset: str) -> dict:
+def describe_small(checkpoint: Checkpoint, preset: str) -> Description:
     generator = torch.Generator().manual_seed(2)
     ids = torch.randint(0, WORDS, (8, SEQ + TOKENS), generator=generator)
     batches = [Batch(x, x, x) for x in (ids, prompts()[0])]
@@ -76,10 +86,10 @@ def test_floats_agree_with_transformers(directory: Path, checkpoint: Checkpoint)
     ids, _ = prompts()
     with torch.inference_mode():
         want = theirs(ids).logits
-        ours = logits(checkpoint.tensors, forward(checkpoint.tensors, checkpoint.config, ids))
+        ours = logits(checkpoint.tensors, forward(checkpoint.tensors, checkpoint.dimensions, ids))
         text = theirs.generate(ids[:1, :9], max_new_tokens=5, do_sample=False, pad_token_id=0)
     assert (ours - want).abs().max() < 1e-4
-    ours = continue_texts(checkpoint.tensors, checkpoint.config, [ids[0, :9].tolist()], 5, Sampler().choose)
+    ours = continue_texts(checkpoint.tensors, checkpoint.dimensions, [ids[0, :9].tolist()], 5, Sampler().choose)
     assert ours == [text[0, 9:].tolist()]
 
 
@@ -91,27 +101,27 @@ def test_prompt_and_later_tokens(checkpoint: Checkpoint, preset: str) -> None:
     """
     if PRESETS[preset].quad:
         checkpoint = with_quad(checkpoint)
-    spec = describe_small(checkpoint, preset)
-    weights = encode_weights(spec, checkpoint.tensors)
-    stages = [compile_model(spec, 2, SEQ, TOKENS, t) for t in range(TOKENS)]
+    description = describe_small(checkpoint, preset)
+    weights = encode_weights(description, checkpoint.tensors)
+    stages = [compile_stage(description, Plan(2, SEQ, TOKENS), t) for t in range(TOKENS)]
     assert all(p.weights == stages[0].weights for p in stages)
     ready, carried = plain_weights(stages[0], weights), {}
     session = Session(stages[0].weights, weights)
     ids, lengths = prompts()
     texts = [ids[i, :n].tolist() for i, n in enumerate(lengths)]
-    inputs = encode_prompts(spec, stages[0], ids, lengths)
+    inputs = GPT2.encode(description, stages[0], Prompts(ids, lengths))
     chosen = torch.randint(0, WORDS, (TOKENS, 2), generator=torch.Generator().manual_seed(3)).tolist()
     for stage, program in enumerate(stages):
         plain = run_plain(program, inputs, ready, carried)
         run = session.run(program, inputs)
-        found = decode_logits(program, run.outputs)
-        gap = (found - decode_logits(program, plain)).abs().max()
+        found = GPT2.logits(program, run.outputs)
+        gap = (found - GPT2.logits(program, plain)).abs().max()
         assert gap <= GAP[preset], f"stage {stage}: off by {gap}"
+        t = checkpoint.tensors
         with torch.inference_mode():
             want = torch.stack(
-                [logits(checkpoint.tensors, forward(checkpoint.tensors, checkpoint.config, torch.tensor([t])))[0, -1]
-                 for t in texts]
-            )  # fmt: skip
+                [logits(t, forward(t, checkpoint.dimensions, torch.tensor([text])))[0, -1] for text in texts]
+            )
         error = (found - want).abs().max()
         assert error < ERROR[preset], f"stage {stage}: {error} of {want.std()}"
         cost = program.cost()
@@ -124,54 +134,54 @@ def test_prompt_and_later_tokens(checkpoint: Checkpoint, preset: str) -> None:
         if stage + 1 < TOKENS:
             for text, token in zip(texts, chosen[stage], strict=True):
                 text.append(token)
-            inputs = encode_tokens(spec, stages[stage + 1], chosen[stage], [len(t) - 1 for t in texts])
+            inputs = GPT2.encode_next(description, stages[stage + 1], chosen[stage], [len(t) - 1 for t in texts])
 
 
 def test_padding_is_not_seen(checkpoint: Checkpoint) -> None:
     """What stands after a prompt changes nothing, for its own logits and for the next token's."""
-    spec = describe_small(checkpoint, "ditto")
-    weights = encode_weights(spec, checkpoint.tensors)
-    stages = [compile_model(spec, 1, SEQ, 2, t) for t in range(2)]
+    description = describe_small(checkpoint, "ditto")
+    weights = encode_weights(description, checkpoint.tensors)
+    stages = [compile_stage(description, Plan(1, SEQ, 2), t) for t in range(2)]
     outputs = []
     for filler in (3, 250):
         ids = torch.full((1, SEQ), filler)
         ids[0, :7] = torch.arange(7) + 20
         carried: dict[str, torch.Tensor] = {}
-        first = run_plain(stages[0], encode_prompts(spec, stages[0], ids, [7]), weights, carried)
-        second = run_plain(stages[1], encode_tokens(spec, stages[1], [42], [7]), weights, carried)
+        first = run_plain(stages[0], GPT2.encode(description, stages[0], Prompts(ids, [7])), weights, carried)
+        second = run_plain(stages[1], GPT2.encode_next(description, stages[1], [42], [7]), weights, carried)
         outputs.append((first["logits"], second["logits"]))
     assert torch.equal(outputs[0][0], outputs[1][0]) and torch.equal(outputs[0][1], outputs[1][1])
 
 
 def test_budget_of_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
     """GPT2-base at context 128: at most 2 MB sent by each party, 10 MB from the dealer, 20 rounds a layer."""
-    monkeypatch.setattr(importer, "encode_weights", lambda spec, tensors: {})
-    spec, _, _ = importer.random_model("gpt2", None, 112)
-    program = compile_model(spec, 1, 112, 17, 16)
+    monkeypatch.setattr(random, "encode_weights", lambda description, tensors: {})
+    description, _, _ = random_model("gpt2", None, 112)
+    program = compile_stage(description, Plan(1, 112, 17), 16)
     assert max(program.cost(layer).rounds for layer in range(1, 13)) <= 20
     assert program.cost().online <= 2_000_000 and program.cost().dealer <= 10_000_000
 
 
 def test_refusals(checkpoint: Checkpoint, directory: Path, tmp_path: Path) -> None:
-    spec = describe_small(checkpoint, "ditto")
+    description = describe_small(checkpoint, "ditto")
     with pytest.raises(UsageError, match="this model takes 64"):
-        compile_model(spec, 1, 60, 6)
+        compile_stage(description, Plan(1, 60, 6))
     with pytest.raises(UsageError, match="stage 3 of a job that has 3"):
-        compile_model(spec, 1, 8, 3, 3)
+        compile_stage(description, Plan(1, 8, 3), 3)
     with pytest.raises(VersionMismatch, match="import and share it again"):
-        compile_model(spec | {"format": 99}, 1, 8)
+        parse(description.text().replace('"format":3', '"format":99'))
     with pytest.raises(UsageError, match="trained with Quad"):
         describe_small(with_quad(checkpoint), "ditto")
     with pytest.raises(UsageError, match="no causal form"):
         describe_small(checkpoint, "mpcformer")
     with pytest.raises(UsageError, match="can only be secret"):
-        describe(checkpoint, "small", [], "ditto", "public")
-    program = compile_model(spec, 1, SEQ, 2, 0)
+        describe(checkpoint, "small", [Prompts(prompts()[0], [9, SEQ])], "ditto", "public")
+    program = compile_stage(description, Plan(1, SEQ, 2), 0)
     for lengths in ([0], [SEQ + 1], [1, 2]):
         with pytest.raises(UsageError, match="lengths"):
-            encode_prompts(spec, program, torch.zeros(1, SEQ, dtype=torch.int64), lengths)
+            GPT2.encode(description, program, Prompts(torch.zeros(1, SEQ, dtype=torch.int64), lengths))
     with pytest.raises(UsageError, match="token ids below 300"):
-        encode_tokens(spec, program, [300], [0])
+        GPT2.encode_next(description, program, [300], [0])
     assert {name for name, preset in PRESETS.items() if not preset.distilled} <= set(CAUSAL)
     (tmp_path / "model.safetensors").write_bytes((directory / "model.safetensors").read_bytes())
     text = (directory / "config.json").read_text()
@@ -193,13 +203,13 @@ class _End:
 
 
 def test_a_party_keeps_stages_in_order_and_wipes_what_they_kept(checkpoint: Checkpoint) -> None:
-    spec = describe_small(checkpoint, "ditto")
-    weights = encode_weights(spec, checkpoint.tensors)
-    program = compile_model(spec, 1, 8, 3)
+    description = describe_small(checkpoint, "ditto")
+    weights = encode_weights(description, checkpoint.tensors)
+    program = compile_stage(description, Plan(1, 8, 3))
     shares = {name: cast(w, program.weights[name].ring) for name, w in weights.items()}
     held = PartyWeights(program.weights, 0, bytes(16), shares)
     channel, source = _End(), _End()
-    job = Job("0" * 32, json.dumps(spec), Plan(1, 8, 3), 0, channel, source)  # type: ignore[arg-type]
+    job = Job("0" * 32, description.text(), Plan(1, 8, 3), 0, channel, source)  # type: ignore[arg-type]
     header = party_pb2.InputHeader(name="onehot", ring=24, shape=[8, WORDS + 64], stage=1)
     with pytest.raises(ClusterError, match="not open"):
         job.input(header)

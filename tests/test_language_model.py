@@ -58,23 +58,23 @@ def _train(path: Path, activation: str) -> Trained:
 
 def prepared(checkpoint: Checkpoint, ids: torch.Tensor, preset: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     rows = windows(ids, CONTEXT)[0]
-    spec = describe(checkpoint, "trained", [Prompts(rows, [CONTEXT] * len(rows))], preset, "secret")
-    return spec, encode_weights(spec, checkpoint.tensors)
+    description = describe(checkpoint, "trained", [Prompts(rows, [CONTEXT] * len(rows))], preset, "secret")
+    return description, encode_weights(description, checkpoint.tensors)
 
 
 @pytest.mark.parametrize("preset", list(CLOSE))
 def test_perplexity(train: Callable[[str], Trained], preset: str) -> None:
     checkpoint, ids = train("quad" if PRESETS[preset].quad else "gelu_new")
-    spec, weights = prepared(checkpoint, ids, preset)
+    description, weights = prepared(checkpoint, ids, preset)
     exact = perplexity(lambda x: in_floats(checkpoint, x), ids, CONTEXT)
     assert 2 < exact < 16, "it has learned something"
-    interpreter = Interpreter(spec, weights, CONTEXT)
+    interpreter = Interpreter(description, weights, CONTEXT)
     plain = perplexity(interpreter.whole, ids, CONTEXT)
-    program = compile_stage(spec, Plan(4, CONTEXT, every=True))
+    program = compile_stage(description, Plan(4, CONTEXT, every=True))
     session = Session(program.weights, weights)
 
     def on_shares(x: torch.Tensor) -> torch.Tensor:
-        run = session.run(program, encode_prompts(spec, program, x, [CONTEXT] * len(x)))
+        run = session.run(program, encode_prompts(description, program, x, [CONTEXT] * len(x)))
         return decode_logits(program, run.outputs).view(*x.shape, -1)
 
     shared = perplexity(on_shares, ids, CONTEXT)
@@ -85,8 +85,8 @@ def test_perplexity(train: Callable[[str], Trained], preset: str) -> None:
 def test_token_by_token(trained: Trained) -> None:
     """Through the cache the same; in narrower types a little worse."""
     checkpoint, ids = trained
-    spec, weights = prepared(checkpoint, ids, "ditto")
-    interpreter = Interpreter(spec, weights, CONTEXT)
+    description, weights = prepared(checkpoint, ids, "ditto")
+    interpreter = Interpreter(description, weights, CONTEXT)
     exact = perplexity(lambda x: in_floats(checkpoint, x), ids, CONTEXT)
     usual, narrow = (
         perplexity(lambda x, n=narrow: interpreter.by_token(x, n), ids, CONTEXT, batch=WINDOWS)  # type: ignore[misc]
@@ -95,6 +95,6 @@ def test_token_by_token(trained: Trained) -> None:
     assert usual == pytest.approx(exact, rel=0.01) and narrow == pytest.approx(exact, rel=0.03)
     assert narrow != usual
     with pytest.raises(UsageError, match="no narrower types"):
-        compile_stage(spec | {"preset": "puma"}, Plan(1, 8, 4, narrow_from=1))
+        compile_stage(description | {"preset": "puma"}, Plan(1, 8, 4, narrow_from=1))
     with pytest.raises(UsageError, match="not both"):
-        compile_stage(spec, Plan(1, 8, argmax=True, every=True))
+        compile_stage(description, Plan(1, 8, argmax=True, every=True))

@@ -44,9 +44,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         amend(cluster, role, metrics=f"127.0.0.1:{port}", log_level="debug")
     try:
         cluster.up()
-        spec, weights, _ = random_model("bert-tiny", 1, SEQ)
+        description, weights, _ = random_model("bert-tiny", 1, SEQ)
         with Client(cluster.client_config()) as client:
-            client.share_model(spec | {"name": "tiny"}, weights)
+            client.share_model(description | {"name": "tiny"}, weights)
         yield cluster
     finally:
         cluster.down()
@@ -67,10 +67,10 @@ def scrape(cluster: Cluster, role: str) -> Samples:
 
 
 def infer(client: Client, on_event: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
-    spec = client.get_model("tiny")
+    description = client.get_model("tiny")
 
     def inputs(program: Program) -> dict[str, Any]:
-        return encode_inputs(spec, program, random_batch(1, SEQ))
+        return encode_inputs(description, program, random_batch(1, SEQ))
 
     return client.infer("tiny", inputs, 1, SEQ, on_event).report
 

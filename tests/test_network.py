@@ -253,11 +253,11 @@ def test_a_configuration_with_a_bad_network_is_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_an_inference_pays_for_its_rounds_and_its_bytes() -> None:
     profile = Network(name="slow", bandwidth_mbps=40, rtt_ms=20)
-    spec, weights, _ = random_model("bert-tiny", 1, 16)
+    description, weights, _ = random_model("bert-tiny", 1, 16)
     with embedded(network=profile) as cluster, Client(cluster.client_config()) as client:
-        client.share_model(spec, weights)
+        client.share_model(description, weights)
         began = time.monotonic()
-        result = client.infer(spec["name"], lambda p: encode_inputs(spec, p, random_batch(1, 16)), 1, 16)
+        result = client.infer(description.name, lambda p: encode_inputs(description, p, random_batch(1, 16)), 1, 16)
         wall = time.monotonic() - began
         with pytest.raises(ClusterError, match="dealer, party0, party1"):
             cluster.configure(network=network("wan"))

@@ -16,16 +16,18 @@ from ditto.cli import app
 from ditto.engine.plain import run_plain
 from ditto.errors import UsageError
 from ditto.models import (
-    compile_model,
+    Plan,
+    compile_stage,
     decode_outputs,
     encode_inputs,
     import_model,
-    importer,
     load_checkpoint,
-    plain_float,
+    parse,
+    random,
+    random_batch,
     random_model,
-)  # fmt: skip
-from ditto.models.importer import random_batch
+)
+from ditto.models.importer import with_preset
 from ditto.presets import PRESETS, preset_of
 from ditto.report.presets import markdown, ratio, row_of
 
@@ -34,7 +36,7 @@ EXACT = ("ditto", "ditto-icml24-exact", "puma")  # the rest change functions: a 
 
 @pytest.fixture(autouse=True)
 def small_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(importer.SHAPES, "small", (2, 64, 4, 128))
+    monkeypatch.setitem(random.SHAPES, "small", ("BertModel", 2, 64, 4, 128))
 
 
 def test_catalogue() -> None:
@@ -46,10 +48,10 @@ def test_catalogue() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_random_bert_of_two_layers(name: str) -> None:
     """MPC computes what the plain interpreter computes, within the stated noise, at the stated cost."""
-    spec, weights, source = random_model("small", 2, 16, name)
+    description, weights, source = random_model("small", 2, 16, name)
     batch = random_batch(1, 16)
-    program = compile_model(spec, 1, 16)
-    inputs = encode_inputs(spec, program, batch)
+    program = compile_stage(description, Plan(1, 16))
+    inputs = encode_inputs(description, program, batch)
     want = run_plain(program, inputs, weights)["hidden"]
     run = run_mpc(program, inputs, {n: weights[n] for n in program.weights})
     gap = (run.outputs["hidden"] - want).abs().max()
@@ -62,43 +64,44 @@ def test_random_bert_of_two_layers(name: str) -> None:
         dealt = [r["bytes_from_dealer"] for ledger in run.ledgers for r in ledger.to_json("offline", layer)]
         assert sum(dealt) == cost.dealer
     if name in EXACT:
-        answer = torch.tensor(decode_outputs(spec, program, run.outputs, batch))
-        assert (answer - torch.tensor(plain_float(source.tensors, spec, batch))).abs().max() < 0.03
+        answer = torch.tensor(decode_outputs(description, program, run.outputs, batch))
+        assert (answer - torch.tensor(source.reference(batch))).abs().max() < 0.03
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_padding_changes_nothing_but_noise(checkpoint: Path, name: str) -> None:  # noqa: F811
     loaded = load_checkpoint(checkpoint)
-    spec, weights = import_model(loaded, "small", TEXTS, preset=name)
+    description, weights = import_model(loaded, "small", TEXTS, preset=name)
     answers = []
     for extra in (0, 8):
         batch = loaded.tokenizer().encode(["dog"], 24)
         for field in ("ids", "types", "mask"):
             setattr(batch, field, torch.nn.functional.pad(getattr(batch, field), (0, extra)))
-        program = compile_model(spec, *batch.shape)
-        plain = run_plain(program, encode_inputs(spec, program, batch), weights)
-        answers.append(torch.tensor(decode_outputs(spec, program, plain, batch)))
+        program = compile_stage(description, Plan(*batch.shape))
+        plain = run_plain(program, encode_inputs(description, program, batch), weights)
+        answers.append(torch.tensor(decode_outputs(description, program, plain, batch)))
     assert (answers[0] - answers[1]).abs().max() < 0.05
 
 
 @pytest.mark.parametrize("name", EXACT)
 def test_classifier_against_floats(checkpoint: Path, name: str) -> None:  # noqa: F811
     loaded = load_checkpoint(checkpoint)
-    spec, weights = import_model(loaded, "small", TEXTS, preset=name, embeddings="public")
+    description, weights = import_model(loaded, "small", TEXTS, preset=name, embeddings="public")
     batch = loaded.tokenizer().encode(TEXTS[:1], 24)
-    program = compile_model(json.loads(json.dumps(spec)), *batch.shape)
+    program = compile_stage(parse(description.text()), Plan(*batch.shape))
     run = run_mpc(
-        program, encode_inputs(spec, program, batch, loaded.tensors), {n: weights[n] for n in program.weights}
+        program, encode_inputs(description, program, batch, loaded.tensors), {n: weights[n] for n in program.weights}
     )
-    got = torch.tensor(decode_outputs(spec, program, run.outputs, batch))
-    assert (got - torch.tensor(plain_float(loaded.tensors, spec, batch))).abs().max() < 0.1
+    got = torch.tensor(decode_outputs(description, program, run.outputs, batch))
+    assert (got - torch.tensor(loaded.reference(batch))).abs().max() < 0.1
 
 
 def test_the_recipes_cost_what_the_reproduction_says() -> None:
     """BERT-base shape, 128 tokens: the order of presets that docs/reproduction.md explains."""
-    spec, _, _ = random_model("bert-tiny", 1, 16, "puma")
-    spec["config"] |= {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
-    cost = {name: compile_model(spec | {"preset": name}, 1, 128).cost(1) for name in PRESETS}
+    description, _, _ = random_model("bert-tiny", 1, 16, "puma")
+    wide = description.dimensions.model_copy(update={"hidden": 768, "embedding": 768, "heads": 12, "inner": 3072})
+    description = description.model_copy(update={"dimensions": wide})
+    cost = {name: compile_stage(with_preset(description, name), Plan(1, 128)).cost(1) for name in PRESETS}
     assert cost["ditto"].online < cost["ditto-icml24"].online < cost["mpcformer"].online < cost["puma"].online
     assert cost["ditto"].rounds < cost["mpcformer"].rounds < cost["ditto-icml24"].rounds < cost["puma"].rounds
 

@@ -36,9 +36,8 @@ from ditto.errors import (
     UnknownModel,
     VersionMismatch,
 )
-from ditto.models import Plan, compile_model, encode_inputs, random_model
+from ditto.models import Description, Plan, compile_stage, encode_inputs, random_batch, random_model
 from ditto.models.compiled import program_for, to_message
-from ditto.models.importer import random_batch
 from ditto.net.certs import init_certs
 from ditto.net.config import ClientConfig, DealerConfig, PartyConfig, Tls, load_config
 from ditto.net.transport import connect, from_rpc_error, open_channel, short
@@ -61,18 +60,18 @@ def config(cluster: Cluster) -> ClientConfig:
 
 
 @pytest.fixture(scope="module")
-def spec(config: ClientConfig) -> dict[str, Any]:
+def spec(config: ClientConfig) -> Description:
     """A small random model, shared once."""
-    spec, weights, _ = random_model("bert-tiny", 1, SEQ)
-    spec["name"] = "tiny"
+    description, weights, _ = random_model("bert-tiny", 1, SEQ)
+    description = description.model_copy(update={"name": "tiny"})
     with Client(config) as client:
-        client.share_model(spec, weights)
-    return spec
+        client.share_model(description, weights)
+    return description
 
 
 @pytest.fixture()
-def inputs(spec: dict[str, Any]) -> Inputs:
-    return lambda program: encode_inputs(spec, program, random_batch(1, SEQ))
+def inputs(description: Description) -> Inputs:
+    return lambda program: encode_inputs(description, program, random_batch(1, SEQ))
 
 
 def call(config: ClientConfig, peer: str, method: Callable[[grpc.Channel], Any], **changes: Any) -> Any:
@@ -85,11 +84,11 @@ def call(config: ClientConfig, peer: str, method: Callable[[grpc.Channel], Any],
             raise from_rpc_error(error, peer) from None
 
 
-def answers(config: ClientConfig, spec: dict[str, Any], inputs: Inputs) -> None:
+def answers(config: ClientConfig, description: Description, inputs: Inputs) -> None:
     """The cluster serves the next request."""
     with Client(config) as client:
         result = client.infer("tiny", inputs, 1, SEQ)
-    program = compile_model(spec, 1, SEQ)
+    program = compile_stage(description, Plan(1, SEQ))
     assert {n: tuple(x.shape) for n, x in result.outputs.items()} == {n: w.shape for n, w in program.outputs.items()}
     assert [layer["name"] for layer in result.report["layers"]] == program.layers
     cost = program.cost()
@@ -101,16 +100,16 @@ def test_every_error_has_its_own_number() -> None:
     assert EXIT_CODES[16] == PeerAbsent.help
 
 
-def test_inference_and_status(config: ClientConfig, spec: dict[str, Any], inputs: Inputs) -> None:
-    answers(config, spec, inputs)
+def test_inference_and_status(config: ClientConfig, description: Description, inputs: Inputs) -> None:
+    answers(config, description, inputs)
     with Client(config) as client:
         status = client.status()
-        assert [m["name"] for m in client.list_models()] == ["tiny"]
+        assert [m.name for m in client.list_models()] == ["tiny"]
     assert [p["role"] for p in status["processes"]] == ["coordinator", "party0", "party1", "dealer"]
     assert all(p["serving"] for p in status["processes"])
 
 
-def test_unknown_model(config: ClientConfig, spec: dict[str, Any], inputs: Inputs) -> None:
+def test_unknown_model(config: ClientConfig, description: Description, inputs: Inputs) -> None:
     with Client(config) as client, pytest.raises(UnknownModel, match="tiny"):
         client.infer("other", inputs, 1, SEQ)
 
@@ -164,7 +163,7 @@ def test_absent_peer(config: ClientConfig) -> None:
     assert caught.value.peer == "coordinator"
 
 
-def test_replayed_job(cluster: Cluster, config: ClientConfig, spec: dict[str, Any]) -> None:
+def test_replayed_job(cluster: Cluster, config: ClientConfig, description: Description) -> None:
     tls = load_config(cluster.config_path("dealer"), DealerConfig).tls
     coordinator = Tls(ca=tls.ca, cert=cluster.certs / "coordinator.pem", key=cluster.certs / "coordinator.key")
     model = call(
@@ -218,8 +217,9 @@ def test_a_job_that_one_party_never_joined_is_dropped() -> None:
 
 
 @pytest.mark.parametrize("wrong", ["shape", "ring", "length", "name"])
-def test_bad_share(wrong: str, config: ClientConfig, spec: dict[str, Any], inputs: Inputs) -> None:
-    mask, wire = next((n, w) for n, w in compile_model(spec, 1, SEQ).inputs.items() if n.startswith("mask"))
+def test_bad_share(wrong: str, config: ClientConfig, description: Description, inputs: Inputs) -> None:
+    program = compile_stage(description, Plan(1, SEQ))
+    mask, wire = next((n, w) for n, w in program.inputs.items() if n.startswith("mask"))
 
     def send(event: dict[str, Any]) -> None:
         if event["event"] != "queued" and "job" in event:
@@ -236,14 +236,14 @@ def test_bad_share(wrong: str, config: ClientConfig, spec: dict[str, Any], input
 
     with Client(config) as client, pytest.raises(BadShare):
         client.infer("tiny", inputs, 1, SEQ, send)
-    answers(config, spec, inputs)
+    answers(config, description, inputs)
 
 
-def test_input_of_the_wrong_shape(config: ClientConfig, spec: dict[str, Any], inputs: Inputs) -> None:
-    mask = next(name for name in compile_model(spec, 1, SEQ).inputs if name.startswith("mask"))
+def test_input_of_the_wrong_shape(config: ClientConfig, description: Description, inputs: Inputs) -> None:
+    mask = next(name for name in compile_stage(description, Plan(1, SEQ)).inputs if name.startswith("mask"))
     with Client(config) as client, pytest.raises(BadShare, match="mask"):
         client.infer("tiny", lambda p: inputs(p) | {mask: torch.zeros(3)}, 1, SEQ)
-    answers(config, spec, inputs)
+    answers(config, description, inputs)
 
 
 def test_nothing_to_fetch(config: ClientConfig) -> None:
@@ -252,7 +252,9 @@ def test_nothing_to_fetch(config: ClientConfig) -> None:
         call(config, "party0", lambda c: list(party_pb2_grpc.PartyStub(c).FetchOutput(request, timeout=5)))
 
 
-def test_an_abandoned_job_leaves_the_cluster_free(config: ClientConfig, spec: dict[str, Any], inputs: Inputs) -> None:
+def test_an_abandoned_job_leaves_the_cluster_free(
+    config: ClientConfig, description: Description, inputs: Inputs
+) -> None:
     class Stop(Exception):
         pass
 
@@ -262,11 +264,11 @@ def test_an_abandoned_job_leaves_the_cluster_free(config: ClientConfig, spec: di
 
     with Client(config) as client, pytest.raises(Stop):
         client.infer("tiny", inputs, 1, SEQ, stop)
-    answers(config, spec, inputs)
+    answers(config, description, inputs)
 
 
-def test_jobs_queue_up(config: ClientConfig, spec: dict[str, Any], inputs: Inputs) -> None:
-    threads = [threading.Thread(target=answers, args=(config, spec, inputs)) for _ in range(3)]
+def test_jobs_queue_up(config: ClientConfig, description: Description, inputs: Inputs) -> None:
+    threads = [threading.Thread(target=answers, args=(config, description, inputs)) for _ in range(3)]
     failures: list[object] = []
     hook, threading.excepthook = threading.excepthook, failures.append
     try:
@@ -281,7 +283,7 @@ def test_jobs_queue_up(config: ClientConfig, spec: dict[str, Any], inputs: Input
 
 @pytest.mark.parametrize("role", ["party0", "party1", "dealer"])
 def test_a_killed_process_is_named(
-    role: str, cluster: Cluster, config: ClientConfig, spec: dict[str, Any], inputs: Inputs
+    role: str, cluster: Cluster, config: ClientConfig, description: Description, inputs: Inputs
 ) -> None:
     """Killed when the job is accepted: its first layer cannot end. Afterwards `up` repairs the cluster."""
     killed = 0.0
@@ -305,16 +307,16 @@ def test_a_killed_process_is_named(
             client.infer("tiny", inputs, 1, SEQ)
         assert caught.value.peer == role
     cluster.up()
-    answers(config, spec, inputs)  # weight shares were read back from disk
+    answers(config, description, inputs)  # weight shares were read back from disk
 
 
-def test_secrets_on_disk_are_private(cluster: Cluster, spec: dict[str, Any]) -> None:
+def test_secrets_on_disk_are_private(cluster: Cluster, description: Description) -> None:
     files = [path for path in (cluster.root / "data").rglob("*") if path.is_file()]
     assert any(path.name == "masked.safetensors" for path in files)
     assert all(path.stat().st_mode & 0o077 == 0 for path in files)
 
 
-def test_logs_are_json(cluster: Cluster, spec: dict[str, Any]) -> None:
+def test_logs_are_json(cluster: Cluster, description: Description) -> None:
     lines = (cluster.logs / "party0.log").read_text().splitlines()
     events = [json.loads(line)["event"] for line in lines if line.startswith("{")]
     assert "serving" in events and "model active" in events

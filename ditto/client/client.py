@@ -19,7 +19,7 @@ from ditto.client.status import activity, traffic
 from ditto.engine.program import Program, Wire
 from ditto.engine.sharing import reveal, share
 from ditto.errors import BadCheckpoint, BadShare, DittoError, UsageError
-from ditto.models import Plan
+from ditto.models import Description, Plan, parse
 from ditto.models.compiled import program_for, to_message, weights_of
 from ditto.net.config import ClientConfig
 from ditto.net.transport import CHUNK, connect, from_rpc_error, open_channel
@@ -89,26 +89,25 @@ class Client:
 
     # Models -------------------------------------------------------------------------------------
 
-    def list_models(self) -> list[dict[str, Any]]:
-        """The public specs of the shared models."""
+    def list_models(self) -> list[Description]:
+        """The descriptions of the shared models."""
         self._connect("coordinator")
         with _calling("coordinator"):
             reply = self._control.ListModels(control_pb2.ListModelsRequest(), timeout=30)
-        return [json.loads(m.spec_json) | {"name": m.model} for m in reply.models]
+        return [parse(m.spec_json) for m in reply.models]
 
-    def get_model(self, name: str) -> dict[str, Any]:
-        """The public spec of one shared model. Raises UnknownModel."""
-        spec: dict[str, Any] = json.loads(self._model(name).spec_json)
-        return spec
+    def get_model(self, name: str) -> Description:
+        """The description of one shared model. Raises UnknownModel."""
+        return parse(self._model(name).spec_json)
 
     def _model(self, name: str) -> control_pb2.Model:
         self._connect("coordinator")
         with _calling("coordinator"):
             return self._control.GetModel(control_pb2.GetModelRequest(model=name), timeout=30)
 
-    def share_model(self, spec: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
+    def share_model(self, description: Description, weights: dict[str, torch.Tensor]) -> None:
         """Split the encoded weights between the parties; a model of the same name is replaced."""
-        spec_json, name = json.dumps(spec, sort_keys=True), str(spec["name"])
+        spec_json, name = description.text(), description.name
         wires = weights_of(spec_json)
         for key, wire in wires.items():
             if key not in weights or tuple(weights[key].shape) != tuple(wire.shape):

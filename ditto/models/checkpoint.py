@@ -37,6 +37,10 @@ class Checkpoint:
             raise BadCheckpoint("a model with random weights has no tokenizer")
         return Tokenizer.load(self.directory)
 
+    def reference(self, batch: Any) -> list[Any]:
+        """The answers of the plaintext model in fp32."""
+        return self.architecture.reference(self.tensors, self.dimensions, batch)
+
 
 def load_checkpoint(directory: Path) -> Checkpoint:
     """Load and check a checkpoint. Raises BadCheckpoint naming the file or tensor, or UnsupportedArchitecture."""

@@ -37,6 +37,8 @@ def describe(
     Raises RangeError, naming layer and operation, where a range does not fit the preset's types, UsageError for a
     preset that the architecture has no use for.
     """
+    if not batches:
+        raise UsageError("calibration needs at least one text")
     if embeddings not in ("secret", "public"):
         raise UsageError(f"embeddings {embeddings!r}: secret or public")
     if checkpoint.dimensions.activation == "quad" and not preset_of(preset).quad:
@@ -59,6 +61,11 @@ def fitted(draft: Description) -> Description:
     fits = Fitting()
     _smallest(draft, fits)
     return draft.model_copy(update={"functions": fits.all()})
+
+
+def with_preset(description: Description, preset: str) -> Description:
+    """The same model for another preset: weights are encoded anew, ranges stay."""
+    return fitted(description.model_copy(update={"preset": preset_of(preset).name, "functions": ()}))
 
 
 def _smallest(description: Description, fits: Fitting | None = None) -> Any:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from ditto.engine.program import Program
 from ditto.errors import UnsupportedArchitecture, UsageError
 from ditto.models import bert, gpt2
-from ditto.models.architecture import Answer, Architecture, Generator
+from ditto.models.architecture import Answer, Architecture, Generator, Tensors
+from ditto.models.description import Description
+from ditto.models.plan import Plan
 
 GENERATORS: dict[str, Generator] = {**gpt2.CLASSES}
 ARCHITECTURES: dict[str, Architecture] = {
@@ -30,3 +35,22 @@ def generator_of(name: str) -> Generator:
 def generates(name: str) -> bool:
     """Has a job of this architecture later stages, of a token each?"""
     return architecture_of(name).answer is Answer.text
+
+
+# The protocol's verbs for whoever holds a description.
+
+
+def compile_stage(description: Description, plan: Plan, stage: int = 0) -> Program:
+    """One stage of a job: every process gets the same program. Raises UsageError for a plan that the model does not
+    take."""
+    return architecture_of(description.architecture).compile(description, plan, stage)
+
+
+def encode_inputs(description: Description, program: Program, batch: Any, tables: Tensors | None = None) -> Tensors:
+    """Ring integers of the first stage's inputs. `tables`: the model's own, where its embeddings are public."""
+    return architecture_of(description.architecture).encode(description, program, batch, tables)
+
+
+def decode_outputs(description: Description, program: Program, outputs: Tensors, batch: Any) -> list[Any]:
+    """One answer a text."""
+    return architecture_of(description.architecture).decode(description, program, outputs, batch)

@@ -12,9 +12,10 @@ import grpc
 import structlog
 
 from ditto.engine.program import Program
-from ditto.errors import ClusterError, DittoError, UnknownModel
+from ditto.errors import ClusterError, DittoError, UnknownModel, UsageError
 from ditto.models import Plan
-from ditto.models.compiled import check_id, check_name, plan_of, program_for, to_message
+from ditto.models.compiled import agreed_program, check_id, check_name, plan_of, to_message
+from ditto.models.description import parse
 from ditto.net.config import CoordinatorConfig
 from ditto.net.metrics import CoordinatorMetrics
 from ditto.net.transport import Roles, connect, open_channel, short
@@ -76,6 +77,8 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
     ) -> control_pb2.RegisterModelReply:
         model = request.model
         name, share_id = check_name(model.model), check_id(model.share_id)
+        if parse(model.spec_json).name != name:
+            raise UsageError(f"a description of another model than {name}")
         attempt = secrets.token_hex(16)
         run = JobRun(attempt, self._stubs, self._config.step_timeout_s)
         context.add_callback(run.cancel)
@@ -154,7 +157,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         if model.share_id != request.share_id:
             raise ClusterError(f"model {request.model} was shared again meanwhile; try again")
         plan = plan_of(request.plan)
-        program = program_for(model.spec_json, plan, 0, request.fingerprint)
+        program = agreed_program(model.spec_json, plan, request.fingerprint)
         run = JobRun(secrets.token_hex(16), self._stubs, self._config.step_timeout_s)
         reason, outcome = "the client ended the job", "cancelled"
         structlog.contextvars.bind_contextvars(job=short(run.name))

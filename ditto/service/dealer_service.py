@@ -20,7 +20,7 @@ from ditto.engine.job import DealerJob
 from ditto.engine.program import Wire
 from ditto.engine.weights import DealerWeights, keeps_whole
 from ditto.errors import ClusterError, DittoError, ReplayedJob, UnknownModel, UsageError
-from ditto.models.compiled import check_id, check_name, generates, plan_of, program_for, weights_of
+from ditto.models.compiled import agreed_program, check_id, check_name, generates, plan_of, program_for, weights_of
 from ditto.net.config import DealerConfig
 from ditto.net.emulation import Link
 from ditto.net.framing import around_dealt
@@ -285,7 +285,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
         check_id(request.job)
         spec = self._model(request.share_id)[1]
         plan = plan_of(request.plan)
-        program_for(spec, plan, 0, request.fingerprint)
+        agreed_program(spec, plan, request.fingerprint)
         self._drop_abandoned()
         with self._lock:
             job = self._jobs.get(request.job)

@@ -16,7 +16,7 @@ from ditto.engine.sharing import seeded_share
 from ditto.engine.weights import PartyWeights
 from ditto.errors import BadShare, ClusterError, ReplayedJob
 from ditto.models import Plan
-from ditto.models.compiled import check_id, plan_of, program_for
+from ditto.models.compiled import agreed_program, check_id, plan_of, program_for
 from ditto.net.config import PartyConfig
 from ditto.net.metrics import PartyMetrics
 from ditto.net.peerlink import LinkChannel, PeerLink
@@ -177,7 +177,7 @@ class Jobs:
                 raise ReplayedJob(f"job {request.job} was used before", peer=self._config.role)
         entry = self._store.entry(request.share_id)
         plan = plan_of(request.plan)
-        program_for(entry.spec, plan, 0, request.fingerprint)
+        agreed_program(entry.spec, plan, request.fingerprint)
         weights = self._store.weights(request.share_id)
         with self._lock:
             if request.job in self._used:
