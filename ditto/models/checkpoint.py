@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from ditto.errors import BadCheckpoint, UnsupportedArchitecture
+from ditto.models.tensors import read_tensors
 from ditto.models.tokenizer import Tokenizer
 
 QUAD = "quad"  # the name of MPCFormer's replacement for GELU in a checkpoint's configuration; no other library has it
@@ -135,10 +134,7 @@ def load_checkpoint(directory: Path) -> Checkpoint:
         raise UnsupportedArchitecture(f"{architecture or 'no architecture'}: supported are {', '.join(ARCHITECTURES)}")
     if config.get("hidden_act", "gelu") != "gelu" or config.get("position_embedding_type", "absolute") != "absolute":
         raise UnsupportedArchitecture("only GELU activations and absolute positions are supported")
-    try:
-        raw = load_file(directory / "model.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise BadCheckpoint(f"{directory / 'model.safetensors'}: {error}") from error
+    raw = read_tensors(directory)
     raw = {name.removeprefix("bert.").removeprefix("transformer."): tensor for name, tensor in raw.items()}
     try:
         if architecture == "GPT2LMHeadModel":
