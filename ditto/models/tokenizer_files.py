@@ -56,15 +56,13 @@ def byte_pairs(directory: Path, add_prefix_space: bool = False) -> ByteLevelBPET
 
 def _byte_pairs(directory: Path) -> Backend:
     """As GPT-2, or, where the vocabulary has <s> and </s>, as Roberta: <s> A </s>, and <s> A </s></s> B </s>."""
-    prefix = _option(directory, "add_prefix_space", False)
-    backend: Backend = byte_pairs(directory, prefix)._tokenizer
-    first, last = backend.token_to_id(FIRST), backend.token_to_id(LAST)
-    if first is None or last is None:
+    backend: Backend = byte_pairs(directory, _option(directory, "add_prefix_space", False))._tokenizer
+    if backend.token_to_id(FIRST) is None or backend.token_to_id(LAST) is None:
         if backend.token_to_id(END_OF_TEXT) is not None:
             backend.add_special_tokens([END_OF_TEXT])  # one token also where it stands in a text
         return backend
     _add_known(backend, (FIRST, LAST, "<unk>", "<pad>", "<mask>"))
-    backend.post_processor = processors.RobertaProcessing((LAST, last), (FIRST, first), True, prefix)
+    _surround(backend)
     return backend
 
 
@@ -85,8 +83,14 @@ def _word_pieces(directory: Path) -> Backend:
         options |= {"cls_token": FIRST, "sep_token": LAST, "pad_token": "<pad>", "mask_token": "<mask>"}
     backend: Backend = BertWordPieceTokenizer(vocabulary, **options)._tokenizer
     if mpnet:
-        backend.post_processor = processors.RobertaProcessing((LAST, vocabulary[LAST]), (FIRST, vocabulary[FIRST]))
+        _surround(backend)
     return backend
+
+
+def _surround(backend: Backend) -> None:
+    """<s> A </s>, and <s> A </s></s> B </s>: token types 0 throughout."""
+    last, first = ((name, backend.token_to_id(name)) for name in (LAST, FIRST))
+    backend.post_processor = processors.RobertaProcessing(last, first)
 
 
 def _add_known(backend: Backend, names: tuple[str, ...]) -> None:
