@@ -89,8 +89,8 @@ def _word_pieces(directory: Path) -> Backend:
 
 def _surround(backend: Backend) -> None:
     """<s> A </s>, and <s> A </s></s> B </s>: token types 0 throughout."""
-    last, first = ((name, backend.token_to_id(name)) for name in (LAST, FIRST))
-    backend.post_processor = processors.RobertaProcessing(last, first)
+    ids = backend.get_vocab()
+    backend.post_processor = processors.RobertaProcessing((LAST, ids[LAST]), (FIRST, ids[FIRST]))
 
 
 def _add_known(backend: Backend, names: tuple[str, ...]) -> None:
