@@ -102,6 +102,13 @@ def test_roberta(tmp_path: Path, options: dict[str, Any]) -> None:
     assert ours.end_of_text is None
 
 
+def test_a_gpt2_with_the_tokens_of_roberta_has_no_end(tmp_path: Path) -> None:
+    (pieces(tmp_path) / "config.json").write_text('{"model_type": "gpt2"}')
+    assert Tokenizer.load(tmp_path).encode_prompts(["cat"], 8, bucket=False).lengths == [1]
+    (tmp_path / "config.json").write_text('{"model_type": "roberta"}')
+    assert Tokenizer.load(tmp_path).encode_prompts(["cat"], 8, bucket=False).lengths == [3]
+
+
 def saved(directory: Path, kind: str) -> tuple[Path, Any]:
     """A tokenizer.json as transformers writes it."""
     source = directory / "source"

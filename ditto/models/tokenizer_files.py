@@ -55,9 +55,10 @@ def byte_pairs(directory: Path, add_prefix_space: bool = False) -> ByteLevelBPET
 
 
 def _byte_pairs(directory: Path) -> Backend:
-    """As GPT-2, or, where the vocabulary has <s> and </s>, as Roberta: <s> A </s>, and <s> A </s></s> B </s>."""
+    """As GPT-2, or, where the vocabulary has <s> and </s> and the model is no GPT-2, as Roberta."""
     backend: Backend = byte_pairs(directory, _option(directory, "add_prefix_space", False))._tokenizer
-    if backend.token_to_id(FIRST) is None or backend.token_to_id(LAST) is None:
+    causal = _settings(directory / "config.json").get("model_type") == "gpt2"  # its prompts have no end
+    if causal or backend.token_to_id(FIRST) is None or backend.token_to_id(LAST) is None:
         if backend.token_to_id(END_OF_TEXT) is not None:
             backend.add_special_tokens([END_OF_TEXT])  # one token also where it stands in a text
         return backend
@@ -102,15 +103,19 @@ def _add_known(backend: Backend, names: tuple[str, ...]) -> None:
 def _option(directory: Path, name: str, default: bool | None) -> Any:
     """A switch of tokenizer_config.json, if that is there. Raises BadCheckpoint for anything but a switch."""
     path = directory / "tokenizer_config.json"
-    if not path.exists():
-        return default
-    options = _read(lambda text: json.loads(Path(text).read_text(encoding="utf-8")), path)
-    if not isinstance(options, dict):
-        raise BadCheckpoint(f"{path}: an object expected")
-    value = options.get(name)
+    value = _settings(path).get(name)
     if value is not None and not isinstance(value, bool):
         raise BadCheckpoint(f"{path}: {name} is {value!r}; true or false expected")
     return default if value is None else value
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    settings = _read(lambda text: json.loads(Path(text).read_text(encoding="utf-8")), path)
+    if not isinstance(settings, dict):
+        raise BadCheckpoint(f"{path}: an object expected")
+    return settings
 
 
 def _read(reader: Callable[[str], Any], path: Path) -> Any:
