@@ -123,6 +123,22 @@ def test_nine_sentences_are_two_jobs(shared: str, tmp_path: Path) -> None:
     assert all(result == pytest.approx(one["output"][0], abs=0.05) for result in nine["output"])
 
 
+def test_pairs_and_texts(shared: str, tmp_path: Path) -> None:
+    first, second = "the cat sat .", "two men play music ."
+    (tmp_path / "mixed.txt").write_text(f"{first}\t{second}\n{first}\n{second}\t{first}\n")
+    answer, _ = run(
+        "infer", "--model", shared, "--text", first, "--pair", second, "--file", str(tmp_path / "mixed.txt"), "--check"
+    )
+    assert (answer["texts"], answer["seq"], answer["jobs"]) == (4, 16, 1)
+    assert answer["max_abs_error"] < 0.05
+    plain = answer["plaintext_output"]
+    assert plain[0] == pytest.approx(plain[1], abs=1e-5)
+    assert not any(plain[0] == pytest.approx(other, abs=1e-3) for other in plain[2:]), "both count, and their order"
+    assert first not in json.dumps(answer) and second not in json.dumps(answer)
+    shown = CliRunner().invoke(app, ["infer", "--model", shared, "--text", first, "--pair", second])
+    assert shown.exit_code == 0 and shown.stdout.startswith(f"{first}\n+ {second}\n")
+
+
 def test_model_list(shared: str) -> None:
     (row,) = run("model", "list")[0]
     assert row == {

@@ -14,7 +14,7 @@ from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
 
 from ditto.cli.store import TOKENIZER_FILES
 from ditto.errors import BadCheckpoint, EmptyText, TextTooLong, UsageError
-from ditto.models.tokenizer import BUCKETS, Tokenizer
+from ditto.models.tokenizer import Tokenizer
 
 DATA = Path(os.environ.get("DITTO_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 GPT2 = DATA / "tokenizers" / "gpt2"
@@ -82,8 +82,6 @@ def test_prompts_are_padded_to_buckets(tiny: Tokenizer) -> None:
     prompts = tiny.encode_prompts(["hell", "abc"], 100)
     assert prompts.shape == (2, 16) and prompts.lengths == [1, 3] and prompts.ids.dtype == torch.int64
     assert prompts.ids.tolist() == [[258] + [261] * 15, [97, 98, 99] + [261] * 13]
-    assert [tiny.encode_prompts(["a" * n], 20).shape[1] for n in (16, 17, 20)] == [16, 20, 20]
-    assert tiny.encode_prompts(["a" * 600], 1024).shape[1] == 1024 > max(BUCKETS)
     assert tiny.encode_prompts(["hell", "abc"], 100, bucket=False).ids.tolist() == [[258, 261, 261], [97, 98, 99]]
     assert tiny.encode_prompts([" "], 3).lengths == [1]
     with pytest.raises(TextTooLong, match="21 tokens"):
@@ -91,6 +89,22 @@ def test_prompts_are_padded_to_buckets(tiny: Tokenizer) -> None:
     for empty in ([], [""], ["a", ""]):
         with pytest.raises(EmptyText):
             tiny.encode_prompts(empty, 20)
+
+
+@pytest.mark.parametrize("limit", [7, 16, 20, 512, 514, 600, 1024, 1500, 40_000])
+def test_a_length_shows_as_its_bucket_only(tiny: Tokenizer, limit: int) -> None:
+    """Powers of two up to the model's limit, then the limit itself, for texts and for prompts."""
+    seen = set()
+    for length in sorted({*range(1, min(limit, 40) + 1), *(n for n in range(1, limit, 97)), limit // 2 + 1, limit}):
+        below = [2**k for k in range(4, 16) if length <= 2**k <= limit]
+        width = min(below) if below else limit
+        assert tiny.encode(["a" * length], limit).shape == (1, width)
+        assert tiny.encode_prompts(["a" * length], limit).shape == (1, width)
+        seen.add(width)
+    assert len(seen) == sum(2**k < limit for k in range(4, 16)) + 1
+    for encode in (tiny.encode, tiny.encode_prompts):
+        with pytest.raises(TextTooLong):
+            encode(["a" * (limit + 1)], limit)
 
 
 def test_streaming_emits_whole_characters(tiny: Tokenizer) -> None:
@@ -108,6 +122,21 @@ def test_streaming_equals_decoding_of_any_tokens(tiny: Tokenizer) -> None:
     for length in range(1, 200):
         tokens = choice.choices(high, k=length)
         assert "".join(streamed(tiny, tokens)) == tiny.decode(tokens)
+
+
+def test_streaming_an_empty_or_ended_text(tiny: Tokenizer) -> None:
+    assert tiny.stream().finish() == ""
+    assert streamed(tiny, [10**6, ord("x"), 10**6]) == ["", "x", "", ""], "no such token: no text"
+    replacement = list("\ufffd".encode())  # the character itself, not what stands for broken bytes
+    assert "".join(streamed(tiny, [*replacement, *replacement])) == "\ufffd\ufffd"
+
+
+def test_size_counts_added_tokens_and_gaps(tiny: Tokenizer, tmp_path: Path) -> None:
+    assert tiny.size == 262
+    (tmp_path / "gap").mkdir()
+    (tmp_path / "gap" / "vocab.json").write_text(json.dumps({"a": 0, "b": 9}))
+    (tmp_path / "gap" / "merges.txt").write_text("#version: 0.2\n")
+    assert Tokenizer.load(tmp_path / "gap").size == 10
 
 
 def test_without_an_end_of_text(tmp_path: Path) -> None:

@@ -10,17 +10,26 @@ from ditto.cli import store
 from ditto.cli.common import ConfigFile, Json, ReportFile, client_config, connect, emit, out
 from ditto.cli.report import print_costs
 from ditto.cli.run import Run, document, emulated, encode_all, network_of, run_batch, watching
-from ditto.errors import EmptyText, UsageError
+from ditto.cli.texts import pair_up, read_lines
+from ditto.errors import UsageError
 from ditto.report import page as report_html
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ditto.models.tokenizer import Text
+
 
 def infer(
     model: Annotated[str, typer.Option("--model", help="A model shared before.")],
     text: Annotated[list[str] | None, typer.Option("--text", help="A sentence; repeatable.")] = None,
-    file: Annotated[Path | None, typer.Option("--file", help="A file of sentences, one a line; - for stdin.")] = None,
+    pair: Annotated[
+        list[str] | None,
+        typer.Option("--pair", help="The second segment of a pair, whose first is the --text of the same place."),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", help="A file of sentences, or pairs with a tab, one a line; - for stdin.")
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Compute in plaintext here too, and compare.")] = False,
     report: ReportFile = None,
     config: ConfigFile = None,
@@ -28,7 +37,7 @@ def infer(
 ) -> None:
     """Compute a model's answer on secret shares of the text."""
     page = report_html.target(report)
-    texts = _texts(text, file)
+    texts = _texts(text, pair, file)
     stored = store.load(model)
     spec = stored.spec
     if spec["architecture"] == "GPT2LMHeadModel":
@@ -59,25 +68,22 @@ def infer(
         report_html.write(page, report_html.page(summary, emulated(settings)))
 
 
-def _texts(text: list[str] | None, file: Path | None) -> list[str]:
-    texts = list(text or [])
+def _texts(text: list[str] | None, pair: list[str] | None, file: Path | None) -> "list[Text]":
+    texts = pair_up(text or [], pair or [])
     if file is not None:
         if str(file) != "-" and not file.is_file():
             raise UsageError(f"{file}: no such file")
         content = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
-        texts += content.splitlines()
+        texts += read_lines(content, "standard input" if str(file) == "-" else str(file))
     if not texts:
         raise UsageError("nothing to do: give --text or --file")
-    for i, line in enumerate(texts, 1):
-        if not line.strip():
-            raise EmptyText(f"text {i} of {len(texts)} is empty")
     return texts
 
 
-def _show(texts: list[str], summary: dict[str, Any], spec: dict[str, Any]) -> None:
+def _show(texts: "list[Text]", summary: dict[str, Any], spec: dict[str, Any]) -> None:
     labels = spec["config"].get("id2label", {})
     for text, result in zip(texts, summary["output"], strict=True):
-        out.print(text, style="bold", markup=False)
+        out.print(text if isinstance(text, str) else "\n+ ".join(text), style="bold", markup=False)
         if spec["architecture"].endswith("ForSequenceClassification"):
             best = max(range(len(result)), key=lambda i: result[i])
             named = ", ".join(f"{labels.get(str(i), i)} {value:+.3f}" for i, value in enumerate(result))

@@ -1,7 +1,7 @@
 """Jobs from the client's side: encode, run, decode, with progress on the way."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ditto.client.client import Client
     from ditto.engine.program import Program
-    from ditto.models.tokenizer import Batch, Tokenizer
+    from ditto.models.tokenizer import Batch, Text, Tokenizer
 
 BATCH = 8  # sentences in one job
 
@@ -109,8 +109,8 @@ def run_batch(
     run.add(decode_outputs(spec, programs[0], answer.outputs, batch), answer.report, seq, wall)
 
 
-def encode_all(tokenizer: "Tokenizer", texts: list[str], max_length: int) -> "list[Batch]":
-    """All texts in jobs of at most 8; a text that does not fit is found before the first job starts."""
+def encode_all(tokenizer: "Tokenizer", texts: "Sequence[Text]", max_length: int) -> "list[Batch]":
+    """All texts and pairs in jobs of at most 8; one that does not fit is found before the first job starts."""
     return [tokenizer.encode(texts[i : i + BATCH], max_length) for i in range(0, len(texts), BATCH)]
 
 

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from ditto.errors import BadCheckpoint
 from ditto.models.architecture import Architecture, Tensors
 from ditto.models.description import Dimensions, explain
 from ditto.models.registry import architecture_of
+from ditto.models.tensors import read_tensors, without_prefix
 from ditto.models.tokenizer import Tokenizer
 
 
@@ -58,18 +57,13 @@ def load_checkpoint(directory: Path) -> Checkpoint:
         raise BadCheckpoint(f"config.json: {explain(error)}") from None
     except (TypeError, ValueError) as error:
         raise BadCheckpoint(f"config.json: {error}") from error
-    try:
-        raw = load_file(directory / "model.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise BadCheckpoint(f"{directory / 'model.safetensors'}: {error}") from error
-    for prefix in architecture.prefixes:
-        raw = {key.removeprefix(prefix): tensor for key, tensor in raw.items()}
+    raw = without_prefix(read_tensors(directory), architecture.prefixes)
     for key, shape in need.items():
         if key not in raw:
             raise BadCheckpoint(f"tensor {key} is missing")
         if tuple(raw[key].shape) != shape:
             raise BadCheckpoint(f"tensor {key}: shape {tuple(raw[key].shape)}, expected {shape}")
-    tensors = architecture.adopt({key: raw[key].float() for key in need}, dimensions)
+    tensors = architecture.adopt({key: raw[key] for key in need}, dimensions)
     return Checkpoint(name, dimensions, tensors, directory)
 
 

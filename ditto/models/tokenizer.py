@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,36 +9,17 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders
-from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
-from tokenizers.implementations.byte_level_bpe import ByteLevelBPETokenizer
 
-from ditto.errors import BadCheckpoint, EmptyText, TextTooLong, UsageError
+from ditto.errors import EmptyText, TextTooLong, UsageError
+from ditto.models.tokenizer_files import END_OF_TEXT, read_backend
 
-BUCKETS = (16, 32, 64, 128, 256, 512)
-END_OF_TEXT = "<|endoftext|>"
-BYTE_PAIRS = ("vocab.json", "merges.txt")
+Text = str | tuple[str, str]  # a text, or a pair of texts: two segments of one sequence
+BUCKETS = tuple(2**k for k in range(4, 16))  # 16 to 32,768 tokens
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """The printable character that stands for each byte in a byte-level vocabulary (Radford et al. 2019)."""
-    own = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    other = [byte for byte in range(256) if byte not in own]
-    return {chr(byte): byte for byte in own} | {chr(256 + i): byte for i, byte in enumerate(other)}
-
-
-_BYTES = _byte_alphabet()
-
-
-def byte_pairs(directory: Path) -> ByteLevelBPETokenizer:
-    """GPT-2's byte-level BPE, without special tokens. Raises BadCheckpoint naming the file that is missing or wrong."""
-    vocabulary, merges = (directory / name for name in BYTE_PAIRS)
-    for path in (vocabulary, merges):
-        if not path.is_file():
-            raise BadCheckpoint(f"{path}: no such file; GPT-2's tokenizer is {' and '.join(BYTE_PAIRS)}")
-    try:
-        return ByteLevelBPETokenizer(str(vocabulary), str(merges), add_prefix_space=False)
-    except Exception as error:  # the Rust library raises nothing narrower
-        raise BadCheckpoint(f"{directory}: {' and '.join(BYTE_PAIRS)} are not a byte-level BPE: {error}") from error
+def padded_width(longest: int, limit: int) -> int:
+    """The smallest bucket that holds `longest` tokens, `limit` at most: a length is hidden at any length."""
+    return min((n for n in BUCKETS if longest <= n <= limit), default=limit)
 
 
 @dataclass
@@ -77,38 +57,37 @@ class Tokenizer:
 
     @classmethod
     def load(cls, directory: Path) -> Tokenizer:
-        """Raises BadCheckpoint when none of these files is there, or when those of a byte-level BPE cannot be read."""
-        if (directory / "tokenizer.json").exists():
-            return cls(Backend.from_file(str(directory / "tokenizer.json")))
-        if (directory / "vocab.txt").exists():
-            words = BertWordPieceTokenizer(str(directory / "vocab.txt"))
-            return cls(words._tokenizer)
-        if all((directory / name).exists() for name in BYTE_PAIRS):
-            pieces = byte_pairs(directory)
-            if pieces.token_to_id(END_OF_TEXT) is not None:
-                pieces.add_special_tokens([END_OF_TEXT])  # one token also where it stands in a text
-            return cls(pieces._tokenizer)
-        raise BadCheckpoint(f"{directory}: neither tokenizer.json, vocab.txt, nor vocab.json with merges.txt")
+        """Raises BadCheckpoint when none of these files is there, or naming the one that cannot be read."""
+        return cls(read_backend(directory))
 
-    def encode(self, texts: list[str], max_length: int) -> Batch:
-        """Encode and pad to the smallest bucket that holds the longest. Raises EmptyText, TextTooLong."""
-        if not texts or any(not text.strip() for text in texts):
+    @property
+    def size(self) -> int:
+        """One more than the largest token id, added tokens included: the rows that an embedding table needs."""
+        return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    def encode(self, texts: Sequence[Text], max_length: int) -> Batch:
+        """Encode and pad to the smallest bucket that holds the longest, `max_length` at most.
+
+        A pair becomes one sequence of two segments, with the token types that the tokenizer gives them (0 and 1 for
+        BERT, 0 for Roberta and MPNet). Raises EmptyText for a text or a segment without a character, TextTooLong.
+        """
+        segments = [text if isinstance(text, tuple) else (text,) for text in texts]
+        if not segments or not all(part.strip() for parts in segments for part in parts):
             raise EmptyText("empty text")
-        rows = self._backend.encode_batch(texts)
+        rows = self._backend.encode_batch(list(texts))
         longest = max(len(row.ids) for row in rows)
-        bucket = min((n for n in BUCKETS if n >= longest), default=longest)
         if longest > max_length:
             raise TextTooLong(f"text of {longest} tokens: this model takes at most {max_length}")
-        width = min(bucket, max_length)
+        width = padded_width(longest, max_length)
         ids, types, mask = (torch.zeros((len(rows), width), dtype=torch.int64) for _ in range(3))
         for i, row in enumerate(rows):
             n = len(row.ids)
-            ids[i, :n] = torch.tensor(row.ids)
-            # masked positions are computed all the same; a copy of the last token ([SEP]) keeps their attention
-            # scores in the range of real ones, where [PAD] drives them to three times it
-            ids[i, n:] = row.ids[-1]
-            types[i, :n] = torch.tensor(row.type_ids)
-            mask[i, :n] = 1
+            if not n:  # a tokenizer without special tokens, a text of characters that it drops
+                raise EmptyText("text without a token")
+            # masked positions are computed all the same; a copy of the last token ([SEP]), its type included, keeps
+            # their embeddings and attention scores in the range of real ones, where [PAD] drives them to three times it
+            ids[i], types[i] = row.ids[-1], row.type_ids[-1]
+            ids[i, :n], types[i, :n], mask[i, :n] = torch.tensor(row.ids), torch.tensor(row.type_ids), 1
         return Batch(ids, types, mask)
 
     @property
@@ -130,7 +109,7 @@ class Tokenizer:
         longest = max(map(len, rows))
         if longest > max_length:
             raise TextTooLong(f"prompt of {longest} tokens: at most {max_length} fit")
-        width = min(n for n in (*BUCKETS, max_length) if longest <= n <= max_length) if bucket else longest
+        width = padded_width(longest, max_length) if bucket else longest
         end = self.end_of_text
         padded = [row + [row[-1] if end is None else end] * (width - len(row)) for row in rows]
         return Prompts(torch.tensor(padded, dtype=torch.int64), [len(row) for row in rows])
@@ -155,15 +134,21 @@ class TextStream:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._decoder = decoders.DecodeStream(skip_special_tokens=False)
+        self._held: list[int] = []
 
     def push(self, token: int) -> str:
         """Take one token id; return the characters that it completes (none, often, for emoji)."""
-        piece = self._backend.id_to_token(token) or ""
-        # an added token is text as it stands, unless the alphabet happens to hold all of it: the same characters
-        known = all(c in _BYTES for c in piece)
-        return self._decoder.decode(bytes(_BYTES[c] for c in piece) if known else piece.encode())
+        text = self._decoder.step(self._backend, token)
+        if text is None:
+            self._held.append(token)
+            return ""
+        self._held.clear()
+        return text
 
     def finish(self) -> str:
-        """What is left of an incomplete character (U+FFFD), or nothing."""
-        return self._decoder.decode(b"", final=True)
+        """The end: what is left of an incomplete character (U+FFFD), or nothing."""
+        # DecodeStream has no end and keeps what it holds back to itself; this begins where a character
+        # does, so it decodes alone
+        text: str = self._backend.decode(self._held, skip_special_tokens=False)
+        return text

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ditto.errors import EmptyText, UsageError
-from ditto.models.tokenizer import byte_pairs
+from ditto.models.tokenizer_files import byte_pairs
 from ditto.train.perplexity import windows
 
 LINES = 4096

@@ -1,0 +1,55 @@
+"""What to compute on, as a user writes it: texts, and pairs of texts."""
+
+from typing import TYPE_CHECKING
+
+from ditto.errors import EmptyText, UsageError
+
+if TYPE_CHECKING:
+    from ditto.models.tokenizer import Text
+
+
+def split_pair(line: str) -> "Text":
+    """A line of a file: a text, or with a tab a pair of texts. Raises UsageError for a second tab."""
+    parts = line.split("\t")
+    if len(parts) > 2:
+        raise UsageError(f"{len(parts) - 1} tabs: one tab makes a pair, and there are no more than two segments")
+    return line if len(parts) == 1 else (parts[0], parts[1])
+
+
+def read_lines(content: str, source: str, *, skip_blank: bool = False) -> "list[Text]":
+    """The texts and pairs of a file named `source`, one a line. Errors name the line.
+
+    Raises UsageError for a line with two tabs, EmptyText for an empty text or segment. With `skip_blank`, lines of
+    white space alone are left out.
+    """
+    texts: list[Text] = []
+    for number, line in enumerate(content.splitlines(), 1):
+        if skip_blank and not line.strip():
+            continue
+        at = f"{source}, line {number}"
+        try:
+            text = split_pair(line)
+        except UsageError as error:
+            raise UsageError(f"{at}: {error}") from None
+        texts.append(_filled(text, at))
+    return texts
+
+
+def pair_up(texts: list[str], pairs: list[str]) -> "list[Text]":
+    """`--text` and `--pair` in the order given. Raises UsageError unless there are as many or no pairs, EmptyText."""
+    if pairs and len(pairs) != len(texts):
+        raise UsageError(f"{len(texts)} --text and {len(pairs)} --pair: the first --pair belongs to the first --text, "
+                         "and so on; give as many")
+    joined: list[Text] = list(zip(texts, pairs, strict=True)) if pairs else list(texts)
+    return [_filled(text, f"text {i} of {len(texts)}") for i, text in enumerate(joined, 1)]
+
+
+def _filled(text: "Text", at: str) -> "Text":
+    if isinstance(text, str):
+        if not text.strip():
+            raise EmptyText(f"{at} is empty")
+        return text
+    for part, name in zip(text, ("first", "second"), strict=True):
+        if not part.strip():
+            raise EmptyText(f"{at}: the pair's {name} segment is empty")
+    return text

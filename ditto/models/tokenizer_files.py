@@ -1,0 +1,131 @@
+"""A checkpoint's tokenizer files, as Hugging Face writes them, to a tokenizer of the library `tokenizers`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, processors
+from tokenizers import Tokenizer as Backend
+from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
+from tokenizers.implementations.byte_level_bpe import ByteLevelBPETokenizer
+from tokenizers.models import WordPiece
+
+from ditto.errors import BadCheckpoint
+
+END_OF_TEXT = "<|endoftext|>"
+BYTE_PAIRS = ("vocab.json", "merges.txt")
+SENTENCE_PIECES = ("sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
+FIRST, LAST = "<s>", "</s>"  # around a text of Roberta and MPNet
+
+
+def read_backend(directory: Path) -> Backend:
+    """The tokenizer of a directory, with its own post-processing for texts and for pairs.
+
+    tokenizer.json as it is; else vocab.txt (WordPiece of BERT, Electra, DistilBERT, MPNet) or vocab.json with
+    merges.txt (byte-level BPE of GPT-2, Roberta), with the options of tokenizer_config.json. Raises BadCheckpoint when
+    none of these is there, or naming the one that cannot be read.
+    """
+    if (directory / "tokenizer.json").exists():
+        backend: Backend = _read(Backend.from_file, directory / "tokenizer.json")
+        return backend
+    if (directory / "vocab.txt").exists():
+        return _word_pieces(directory)
+    if all((directory / name).exists() for name in BYTE_PAIRS):
+        return _byte_pairs(directory)
+    for name in SENTENCE_PIECES:
+        if (directory / name).exists():
+            raise BadCheckpoint(f"{directory}: {name} alone is not read; {_conversion(directory)}")
+    raise BadCheckpoint(f"{directory}: neither tokenizer.json, vocab.txt, nor vocab.json with merges.txt")
+
+
+def byte_pairs(directory: Path, add_prefix_space: bool = False) -> ByteLevelBPETokenizer:
+    """GPT-2's byte-level BPE, without special tokens. Raises BadCheckpoint naming the file that is missing or wrong."""
+    vocabulary, merges = (directory / name for name in BYTE_PAIRS)
+    for path in (vocabulary, merges):
+        if not path.is_file():
+            raise BadCheckpoint(f"{path}: no such file; GPT-2's tokenizer is {' and '.join(BYTE_PAIRS)}")
+    try:
+        return ByteLevelBPETokenizer(str(vocabulary), str(merges), add_prefix_space=add_prefix_space)
+    except Exception as error:  # the Rust library raises nothing narrower
+        raise BadCheckpoint(f"{directory}: {' and '.join(BYTE_PAIRS)} are not a byte-level BPE: {error}") from error
+
+
+def _byte_pairs(directory: Path) -> Backend:
+    """As GPT-2, or, where the vocabulary has <s> and </s> and the model is no GPT-2, as Roberta."""
+    backend: Backend = byte_pairs(directory, _option(directory, "add_prefix_space", False))._tokenizer
+    causal = _settings(directory / "config.json").get("model_type") == "gpt2"  # its prompts have no end
+    if causal or backend.token_to_id(FIRST) is None or backend.token_to_id(LAST) is None:
+        if backend.token_to_id(END_OF_TEXT) is not None:
+            backend.add_special_tokens([END_OF_TEXT])  # one token also where it stands in a text
+        return backend
+    _add_known(backend, (FIRST, LAST, "<unk>", "<pad>", "<mask>"))
+    _surround(backend)
+    return backend
+
+
+def _word_pieces(directory: Path) -> Backend:
+    """As BERT ([CLS] A [SEP], B [SEP] with token types 0 and 1), or, where the vocabulary begins with <s>, as MPNet."""
+    path = directory / "vocab.txt"
+    vocabulary: dict[str, int] = _read(WordPiece.read_file, path)
+    options: dict[str, Any] = {
+        "lowercase": _option(directory, "do_lower_case", True),
+        "strip_accents": _option(directory, "strip_accents", None),
+        "handle_chinese_chars": _option(directory, "tokenize_chinese_chars", True),
+    }
+    # MPNet's vocabulary is BERT's, [CLS] and [SEP] included, behind special tokens of its own
+    mpnet = {FIRST, LAST} <= set(vocabulary) and vocabulary[FIRST] < vocabulary.get("[CLS]", len(vocabulary))
+    if not mpnet and not {"[CLS]", "[SEP]"} <= set(vocabulary):
+        raise BadCheckpoint(f"{path}: neither [CLS] and [SEP] nor {FIRST} and {LAST} in this vocabulary")
+    if mpnet:
+        options |= {"cls_token": FIRST, "sep_token": LAST, "pad_token": "<pad>", "mask_token": "<mask>"}
+    backend: Backend = BertWordPieceTokenizer(vocabulary, **options)._tokenizer
+    if mpnet:
+        _surround(backend)
+    return backend
+
+
+def _surround(backend: Backend) -> None:
+    """<s> A </s>, and <s> A </s></s> B </s>: token types 0 throughout."""
+    ids = backend.get_vocab()
+    backend.post_processor = processors.RobertaProcessing((LAST, ids[LAST]), (FIRST, ids[FIRST]))
+
+
+def _add_known(backend: Backend, names: tuple[str, ...]) -> None:
+    """Special tokens are one token also where they stand in a text; as in transformers, those of the vocabulary."""
+    known = [name for name in names if backend.token_to_id(name) is not None]
+    backend.add_special_tokens([AddedToken(name, special=True) for name in known])
+
+
+def _option(directory: Path, name: str, default: bool | None) -> Any:
+    """A switch of tokenizer_config.json, if that is there. Raises BadCheckpoint for anything but a switch."""
+    path = directory / "tokenizer_config.json"
+    value = _settings(path).get(name)
+    if value is not None and not isinstance(value, bool):
+        raise BadCheckpoint(f"{path}: {name} is {value!r}; true or false expected")
+    return default if value is None else value
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    settings = _read(lambda text: json.loads(Path(text).read_text(encoding="utf-8")), path)
+    if not isinstance(settings, dict):
+        raise BadCheckpoint(f"{path}: an object expected")
+    return settings
+
+
+def _read(reader: Callable[[str], Any], path: Path) -> Any:
+    try:
+        return reader(str(path))
+    except Exception as error:  # the Rust library raises nothing narrower
+        raise BadCheckpoint(f"{path}: {error}") from error
+
+
+def _conversion(directory: Path) -> str:
+    where = str(directory)
+    code = f"from transformers import AutoTokenizer as T; T.from_pretrained({where!r}).save_pretrained({where!r})"
+    return f"this writes the tokenizer.json beside it (sentencepiece installed): python -c {shlex.quote(code)}"
