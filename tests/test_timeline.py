@@ -12,10 +12,12 @@ import pytest
 import torch
 from engine import run_mpc
 
-from ditto.cli import report, report_pieces, report_timeline
+from ditto.cli import report
 from ditto.client.client import Report
 from ditto.engine.ledger import LayerTimes
 from ditto.engine.program import Builder, Program
+from ditto.report import pieces
+from ditto.report import timeline as drawing
 from ditto.wire import control_pb2, party_pb2
 
 
@@ -112,7 +114,7 @@ def test_several_jobs_keep_the_first_timeline() -> None:
 def test_without_steps_there_is_no_timeline() -> None:
     made = Report(Program()).to_json()
     assert made["rounds_timeline"]["layers"] == []
-    assert report_timeline.timeline(made) == ""
+    assert drawing.timeline(made) == ""
 
 
 def test_a_long_timeline_stays_small() -> None:
@@ -155,7 +157,7 @@ def layer_of(name: str, start: float, parts: list[tuple[float, float]]) -> dict[
 
 def test_bars_lie_where_the_clock_says() -> None:
     layers = [layer_of("x", 0.0, [(0.1, 0.4), (0.2, 0.2)]), layer_of("y", 2.5, [(0.5, 0.5)])]
-    drawn = report_timeline._overview(layers)  # from -0.5 to 4.0: 4.5 s
+    drawn = drawing._overview(layers)  # from -0.5 to 4.0: 4.5 s
     assert rects(drawn, "offline") == [pytest.approx((0, 5.555), abs=0.01), pytest.approx((55.555, 61.11), abs=0.01)]
     assert rects(drawn, "waiting") == [
         pytest.approx((100 * (a + 0.5) / 4.5, 100 * (b + 0.5) / 4.5), abs=0.01) for a, b in ((0, 1.0), (2.5, 4.0))
@@ -169,7 +171,7 @@ def test_bars_lie_where_the_clock_says() -> None:
 def test_a_layers_line_is_full() -> None:
     """Computing and waiting alternate from 0 to 100 % of the longest layer."""
     layer = layer_of("x", 7.0, [(0.1, 0.4), (0.2, 0.2), (0.0, 0.3)])
-    drawn = "".join(report_timeline._rounds(layer, layer["online"]["seconds"], 12))
+    drawn = "".join(drawing._rounds(layer, layer["online"]["seconds"], 12))
     bars = sorted(rects(drawn, "compute") + rects(drawn, "waiting"))
     assert bars[0][0] == 0 and bars[-1][1] == pytest.approx(100, abs=0.01)
     assert [a for a, _ in bars[1:]] == pytest.approx([b for _, b in bars[:-1]], abs=0.01)
@@ -182,13 +184,13 @@ def test_names_do_not_overlap(seed: int) -> None:
     names = ["embeddings", "attention out", *(f"layer {i}" for i in range(60))]
     marks = [(a, b, name) for a, b, name in zip(cuts[:-1], cuts[1:], names, strict=False)]
     placed: dict[str, list[tuple[float, float]]] = {}
-    texts = re.findall(r'<text x="([\d.]+)%" y="(\d+)" text-anchor="(\w+)">([^<]*)', report_timeline._marks(marks))
+    texts = re.findall(r'<text x="([\d.]+)%" y="(\d+)" text-anchor="(\w+)">([^<]*)', drawing._marks(marks))
     for x, y, anchor, text in texts:
         if not text:
             continue
-        wide = len(text) * report_timeline.LETTER
-        left = float(x) / 100 * report_timeline.WIDTH - {"start": 0, "middle": wide / 2, "end": wide}[anchor]
-        assert left >= -0.01 and left + wide <= report_timeline.WIDTH + 0.01
+        wide = len(text) * drawing.LETTER
+        left = float(x) / 100 * drawing.WIDTH - {"start": 0, "middle": wide / 2, "end": wide}[anchor]
+        assert left >= -0.01 and left + wide <= drawing.WIDTH + 0.01
         placed.setdefault(y, []).append((left, left + wide))
     for spans in placed.values():
         spans.sort()
@@ -197,10 +199,10 @@ def test_names_do_not_overlap(seed: int) -> None:
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
 def test_any_duration_has_an_axis(scale: float) -> None:
-    assert report_pieces.axis(0, 3.9 * scale).count("<text") == 8
-    assert report_pieces.axis(-0.6 * scale, 3.9 * scale).count("<text") == 4
-    assert ">-" in report_pieces.axis(-1.1 * scale, 3.9 * scale)
+    assert pieces.axis(0, 3.9 * scale).count("<text") == 8
+    assert pieces.axis(-0.6 * scale, 3.9 * scale).count("<text") == 4
+    assert ">-" in pieces.axis(-1.1 * scale, 3.9 * scale)
 
 
 def test_no_time_has_no_axis() -> None:
-    assert report_pieces.axis(0, 0) == ""
+    assert pieces.axis(0, 0) == ""
