@@ -13,13 +13,10 @@ import pytest
 from typer.testing import CliRunner
 
 from ditto.cli import app
-from ditto.client.client import Report, _slower
-from ditto.engine.program import Program
 from ditto.errors import DittoError, UsageError
 from ditto.net.emulation import network
 from ditto.report import page as report_html
 from ditto.report.cost_model import predict_all
-from ditto.wire import control_pb2
 
 EVIL = "<script>alert('x')</script>&\"<b>"
 BROWSER = shutil.which("chromium")
@@ -264,22 +261,6 @@ def test_a_missing_directory_is_refused_before_the_job(
     assert result.exit_code == 2
     assert "no directory" in result.stderr and result.stdout == ""
     assert not (tmp_path / "home").exists()
-
-
-# Where the waiting comes from ---------------------------------------------------------------------
-
-
-def test_waiting_is_the_slower_partys() -> None:
-    quick = [{"operation": "a", "seconds": 1.0, "waiting": 0.9}, {"operation": "b", "seconds": 1.0, "waiting": 0.1}]
-    slow = [{"operation": "a", "seconds": 0.5, "waiting": 0.2}, {"operation": "b", "seconds": 2.0, "waiting": 0.3}]
-    assert _slower([quick, slow]) == {"seconds": 2.5, "waiting": 0.5}
-    report = Report(Program())
-    done = control_pb2.LayerDone(layer=0, name="x", phase="online", seconds=2.6)
-    done.ledgers.extend(json.dumps(rows) for rows in (quick, slow))
-    report.add(done)
-    result = report.to_json()
-    assert result["online"]["waiting"] == result["layers"][0]["online"]["waiting"] == 0.5
-    assert [op["online"]["waiting"] for op in result["operations"]] == [0.9, 0.3]
 
 
 # One run ------------------------------------------------------------------------------------------

@@ -13,12 +13,14 @@ import torch
 from engine import run_mpc
 
 from ditto.cli import report
-from ditto.client.client import Report
+from ditto.client.report import Report
 from ditto.engine.ledger import LayerTimes
 from ditto.engine.program import Builder, Program
 from ditto.report import pieces
 from ditto.report import timeline as drawing
 from ditto.wire import control_pb2, party_pb2
+
+NOTHING = [party_pb2.Ledger(), party_pb2.Ledger()]  # of two parties
 
 
 def two_layers() -> Program:
@@ -48,13 +50,13 @@ def test_a_party_records_its_rounds() -> None:
         assert second.offline_start + second.offline_seconds <= second.start
         for layer, times in ledger.times.items():
             check_order(times)
-            rows = ledger.to_json("online", layer)
-            assert len(times.rounds) == sum(row["rounds"] for row in rows) == program.cost(layer).rounds
+            rows = ledger.rows("online", layer)
+            assert len(times.rounds) == sum(row.rounds for row in rows) == program.cost(layer).rounds
             for row in rows:
-                found = [r for r in times.rounds if r.operation == row["operation"]]
-                assert len(found) == row["rounds"]
-                assert sum(r.bytes_sent for r in found) == row["bytes_sent"]
-                assert sum(r.waiting for r in found) == pytest.approx(row["waiting"])
+                found = [r for r in times.rounds if r.operation == row.operation]
+                assert len(found) == row.rounds
+                assert sum(r.bytes_sent for r in found) == row.bytes_sent
+                assert sum(r.waiting for r in found) == pytest.approx(row.waiting)
 
 
 def check_order(times: LayerTimes) -> None:
@@ -79,13 +81,13 @@ def step(layer: int, name: str, seconds: tuple[float, float]) -> control_pb2.Lay
         for party, s in enumerate(seconds)
     ]  # fmt: skip
     return control_pb2.LayerDone(
-        layer=layer, name=name, phase="online", seconds=max(seconds), ledgers=["[]", "[]"], times=times
+        layer=layer, name=name, phase=party_pb2.PHASE_ONLINE, seconds=max(seconds), ledgers=NOTHING, times=times
     )
 
 
 def test_the_timeline_is_one_partys() -> None:
     """That of the party which was online longer in all, moments of the other one nowhere in it."""
-    made = Report(Program())
+    made = Report()
     made.add(step(0, "x", (1.0, 0.5)))
     made.add(step(1, "y", (1.0, 2.0)))
     timeline = made.to_json()["rounds_timeline"]
@@ -103,7 +105,7 @@ def test_the_timeline_is_one_partys() -> None:
 def test_several_jobs_keep_the_first_timeline() -> None:
     reports = []
     for seconds in (1.0, 2.0):
-        made = Report(Program())
+        made = Report()
         made.add(step(0, "x", (seconds, seconds)))
         reports.append(made.to_json())
     total = report.merge(*reports)
@@ -112,21 +114,23 @@ def test_several_jobs_keep_the_first_timeline() -> None:
 
 
 def test_without_steps_there_is_no_timeline() -> None:
-    made = Report(Program()).to_json()
+    made = Report().to_json()
     assert made["rounds_timeline"]["layers"] == []
     assert drawing.timeline(made) == ""
 
 
 def test_a_long_timeline_stays_small() -> None:
     """1,450 rounds, as many as a preset of two-round comparisons takes for BERT-base, as `--json` prints them."""
-    made = Report(Program())
+    made = Report()
     for i in range(14):
         rounds = [
             party_pb2.Round(operation="attention out", start=50 + i + k / 3000, waiting=1 / 3, bytes_sent=10**6)
             for k in range(104)
         ]
         times = party_pb2.LayerTimes(start=50 + i, seconds=1 / 3, rounds=rounds)
-        made.add(control_pb2.LayerDone(layer=i, phase="online", ledgers=["[]", "[]"], times=[times, times]))
+        made.add(
+            control_pb2.LayerDone(layer=i, phase=party_pb2.PHASE_ONLINE, ledgers=NOTHING, times=[times, times])
+        )
     assert len(json.dumps({"rounds_timeline": made.timeline()}, indent=2)) < 200_000
 
 
