@@ -11,13 +11,16 @@ from typing import Any
 import pytest
 import torch
 from engine import run_mpc
+from test_report import summary
 
 from ditto.cli import report
 from ditto.client.report import Report
 from ditto.engine.ledger import LayerTimes
 from ditto.engine.program import Builder, Program
-from ditto.report import pieces
-from ditto.report import timeline as drawing
+from ditto.report import drawing
+from ditto.report.drawing import axis
+from ditto.report.page import render
+from ditto.report.timeline import timeline
 from ditto.wire import control_pb2, party_pb2
 
 NOTHING = [party_pb2.Ledger(), party_pb2.Ledger()]  # of two parties
@@ -90,16 +93,16 @@ def test_the_timeline_is_one_partys() -> None:
     made = Report()
     made.add(step(0, "x", (1.0, 0.5)))
     made.add(step(1, "y", (1.0, 2.0)))
-    timeline = made.to_json()["rounds_timeline"]
-    assert timeline["party"] == 1
-    assert timeline["layers"][1] == {
+    shown = made.to_json()["rounds_timeline"]
+    assert shown["party"] == 1
+    assert shown["layers"][1] == {
         "layer": 1,
         "name": "y",
         "offline": {"start": 99.0, "seconds": 0.5},
         "online": {"start": 100.0, "seconds": 2.0},
         "rounds": {"operation": ["a"], "start": [100.5], "waiting": [1.0], "bytes_sent": [11]},
     }
-    assert all(layer["online"]["start"] >= 100 for layer in timeline["layers"])
+    assert all(layer["online"]["start"] >= 100 for layer in shown["layers"])
 
 
 def test_several_jobs_keep_the_first_timeline() -> None:
@@ -116,7 +119,8 @@ def test_several_jobs_keep_the_first_timeline() -> None:
 def test_without_steps_there_is_no_timeline() -> None:
     made = Report().to_json()
     assert made["rounds_timeline"]["layers"] == []
-    assert drawing.timeline(made) == ""
+    assert timeline(made | {"jobs": 1}) is None
+    assert "Timeline" not in render(summary() | {"rounds_timeline": made["rounds_timeline"]}, None)
 
 
 def test_a_long_timeline_stays_small() -> None:
@@ -135,6 +139,12 @@ def test_a_long_timeline_stays_small() -> None:
 
 
 # The drawing --------------------------------------------------------------------------------------
+
+
+def drawn(layers: list[dict[str, Any]], element: str) -> str:
+    """What the page draws in the element of this id."""
+    text = render(summary() | {"rounds_timeline": {"party": 0, "layers": layers}}, None)
+    return text.split(f'id="{element}"')[1].split("</div>")[0]
 
 
 def rects(svg: str, kind: str) -> list[tuple[float, float]]:
@@ -161,22 +171,23 @@ def layer_of(name: str, start: float, parts: list[tuple[float, float]]) -> dict[
 
 def test_bars_lie_where_the_clock_says() -> None:
     layers = [layer_of("x", 0.0, [(0.1, 0.4), (0.2, 0.2)]), layer_of("y", 2.5, [(0.5, 0.5)])]
-    drawn = drawing._overview(layers)  # from -0.5 to 4.0: 4.5 s
-    assert rects(drawn, "offline") == [pytest.approx((0, 5.555), abs=0.01), pytest.approx((55.555, 61.11), abs=0.01)]
-    assert rects(drawn, "waiting") == [
+    overview = drawn(layers, "overview")  # from -0.5 to 4.0: 4.5 s
+    assert rects(overview, "offline") == [pytest.approx((0, 5.555), abs=0.01), pytest.approx((55.555, 61.11), abs=0.01)]
+    assert rects(overview, "waiting") == [
         pytest.approx((100 * (a + 0.5) / 4.5, 100 * (b + 0.5) / 4.5), abs=0.01) for a, b in ((0, 1.0), (2.5, 4.0))
     ]
     computing = [(0, 0.1), (0.5, 0.7), (0.9, 1.0), (2.5, 3.0), (3.5, 4.0)]
-    assert rects(drawn, "compute") == [
+    assert rects(overview, "compute") == [
         pytest.approx((100 * (a + 0.5) / 4.5, 100 * (b + 0.5) / 4.5), abs=0.01) for a, b in computing
     ]
 
 
-def test_a_layers_line_is_full() -> None:
+@pytest.mark.parametrize("element", ["rounds", "longest"])
+def test_a_layers_line_is_full(element: str) -> None:
     """Computing and waiting alternate from 0 to 100 % of the longest layer."""
     layer = layer_of("x", 7.0, [(0.1, 0.4), (0.2, 0.2), (0.0, 0.3)])
-    drawn = "".join(drawing._rounds(layer, layer["online"]["seconds"], 12))
-    bars = sorted(rects(drawn, "compute") + rects(drawn, "waiting"))
+    line = drawn([layer], element)
+    bars = sorted(rects(line, "compute") + rects(line, "waiting"))
     assert bars[0][0] == 0 and bars[-1][1] == pytest.approx(100, abs=0.01)
     assert [a for a, _ in bars[1:]] == pytest.approx([b for _, b in bars[:-1]], abs=0.01)
 
@@ -186,16 +197,15 @@ def test_names_do_not_overlap(seed: int) -> None:
     draw = random.Random(seed)
     cuts = sorted(draw.random() ** draw.choice((1, 4)) for _ in range(draw.randint(2, 60)))
     names = ["embeddings", "attention out", *(f"layer {i}" for i in range(60))]
-    marks = [(a, b, name) for a, b, name in zip(cuts[:-1], cuts[1:], names, strict=False)]
-    placed: dict[str, list[tuple[float, float]]] = {}
-    texts = re.findall(r'<text x="([\d.]+)%" y="(\d+)" text-anchor="(\w+)">([^<]*)', drawing._marks(marks))
-    for x, y, anchor, text in texts:
-        if not text:
+    marks = [drawing.Mark(a, b, name) for a, b, name in zip(cuts[:-1], cuts[1:], names, strict=False)]
+    placed: dict[int, list[tuple[float, float]]] = {}
+    for bracket in drawing.brackets(marks).items:
+        if not bracket.text:
             continue
-        wide = len(text) * drawing.LETTER
-        left = float(x) / 100 * drawing.WIDTH - {"start": 0, "middle": wide / 2, "end": wide}[anchor]
+        wide = len(bracket.text) * drawing.LETTER
+        left = bracket.at * drawing.WIDTH - {"start": 0, "middle": wide / 2, "end": wide}[bracket.anchor]
         assert left >= -0.01 and left + wide <= drawing.WIDTH + 0.01
-        placed.setdefault(y, []).append((left, left + wide))
+        placed.setdefault(bracket.line, []).append((left, left + wide))
     for spans in placed.values():
         spans.sort()
         assert all(a[1] <= b[0] + 0.01 for a, b in pairwise(spans))
@@ -203,10 +213,10 @@ def test_names_do_not_overlap(seed: int) -> None:
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
 def test_any_duration_has_an_axis(scale: float) -> None:
-    assert pieces.axis(0, 3.9 * scale).count("<text") == 8
-    assert pieces.axis(-0.6 * scale, 3.9 * scale).count("<text") == 4
-    assert ">-" in pieces.axis(-1.1 * scale, 3.9 * scale)
+    assert len(axis(0, 3.9 * scale)) == 8
+    assert len(axis(-0.6 * scale, 3.9 * scale)) == 4
+    assert any(tick.seconds < 0 for tick in axis(-1.1 * scale, 3.9 * scale))
 
 
 def test_no_time_has_no_axis() -> None:
-    assert pieces.axis(0, 0) == ""
+    assert axis(0, 0) == []

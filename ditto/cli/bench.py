@@ -7,13 +7,12 @@ import typer
 
 from ditto.cli import generate as generated
 from ditto.cli.bench_presets import presets
-from ditto.cli.common import Json, ReportFile, emit, note, out
-from ditto.cli.report import print_costs
+from ditto.cli.common import Json, ReportFile, TraceFile, emit, note, out
+from ditto.cli.report import CostFiles, print_costs
 from ditto.cli.run import Run, Watcher, document, run_batch, watching
 from ditto.client.local_cluster import embedded
 from ditto.errors import UsageError
 from ditto.net.emulation import network as profile
-from ditto.report import page as report_html
 from ditto.report.pieces import size
 
 if TYPE_CHECKING:
@@ -48,6 +47,7 @@ def model(
     check: Annotated[bool, typer.Option("--check", help="Compute in plaintext too, and compare.")] = False,
     repeat: Annotated[int, typer.Option(min=1, help="Jobs; the one of median online seconds is reported.")] = 1,
     report: ReportFile = None,
+    trace: TraceFile = None,
     json: Json = False,
 ) -> None:
     """One job of a shape on five processes: the fields of `infer --json`, or of `generate --json`."""
@@ -56,7 +56,7 @@ def model(
     from ditto.models.importer import random_batch
     from ditto.ring.kernels import kernel_of
 
-    emulated, page = profile(network), report_html.target(report)
+    emulated, files = profile(network), CostFiles.checked(report, trace)
     causal = model.value.startswith("gpt2")
     if tokens > 1 and not causal:
         raise UsageError(f"{model.value} generates no text: --tokens is for GPT-2")
@@ -94,8 +94,7 @@ def model(
         emit(summary)
     else:
         _show(summary, memory)
-    if page:
-        report_html.write(page, report_html.page(summary, emulated))
+    files.write(summary, emulated)
 
 
 def _generate(

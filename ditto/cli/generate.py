@@ -11,10 +11,10 @@ import typer
 from rich.markup import escape
 
 from ditto.cli import store
-from ditto.cli.common import ConfigFile, Json, ReportFile, client_config, connect, emit, note, out
+from ditto.cli.common import ConfigFile, Json, ReportFile, TraceFile, client_config, connect, emit, note, out
+from ditto.cli.report import CostFiles
 from ditto.cli.run import Watcher, emulated, network_of, watching
 from ditto.errors import UsageError
-from ditto.report import page as report_html
 from ditto.report.pieces import size
 
 if TYPE_CHECKING:
@@ -44,11 +44,12 @@ def generate(
     ] = 0,
     check: Annotated[bool, typer.Option("--check", help="Generate in plaintext here too, and compare.")] = False,
     report: ReportFile = None,
+    trace: TraceFile = None,
     config: ConfigFile = None,
     json: Json = False,
 ) -> None:
     """Continue texts on secret shares, token by token. Ctrl-C ends after the token under way."""
-    page = report_html.target(report)
+    files = CostFiles.checked(report, trace)
     prompts = _prompts(prompt, file)
     stored = store.load(model)
     spec = stored.spec
@@ -92,8 +93,7 @@ def generate(
             for text, new in zip(prompts, summary["output"], strict=True):
                 out.print(f"[bold]{escape(text)}[/]{escape(new)}", soft_wrap=True)
         show(summary)
-    if page:
-        report_html.write(page, report_html.page(summary, emulated(settings)))
+    files.write(summary, emulated(settings))
 
 
 def document(

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ditto.cli import store
-from ditto.cli.common import ConfigFile, Json, ReportFile, client_config, connect, emit, out
-from ditto.cli.report import print_costs
+from ditto.cli.common import ConfigFile, Json, ReportFile, TraceFile, client_config, connect, emit, out
+from ditto.cli.report import CostFiles, print_costs
 from ditto.cli.run import Run, document, emulated, encode_all, network_of, run_batch, watching
 from ditto.errors import EmptyText, UsageError
-from ditto.report import page as report_html
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,11 +22,12 @@ def infer(
     file: Annotated[Path | None, typer.Option("--file", help="A file of sentences, one a line; - for stdin.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Compute in plaintext here too, and compare.")] = False,
     report: ReportFile = None,
+    trace: TraceFile = None,
     config: ConfigFile = None,
     json: Json = False,
 ) -> None:
     """Compute a model's answer on secret shares of the text."""
-    page = report_html.target(report)
+    files = CostFiles.checked(report, trace)
     texts = _texts(text, file)
     stored = store.load(model)
     spec = stored.spec
@@ -55,8 +55,7 @@ def infer(
         emit(summary)
     else:
         _show(texts, summary, spec)
-    if page:  # after the answer is out: a full disk does not cost it
-        report_html.write(page, report_html.page(summary, emulated(settings)))
+    files.write(summary, emulated(settings))
 
 
 def _texts(text: list[str] | None, file: Path | None) -> list[str]:
