@@ -17,6 +17,8 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from ditto.models.gpt2_client import decode_logits, encode_prompts, encode_tokens
+from ditto.models.gpt2_float import forward, logits
 
 from ditto.cli.common import note
 from ditto.client.client import Client
@@ -24,8 +26,6 @@ from ditto.client.local_cluster import embedded
 from ditto.engine.plain import plain_weights, run_plain
 from ditto.models import Plan, compile_stage, load_checkpoint
 from ditto.models.checkpoint import Checkpoint
-from ditto.models.gpt2_client import decode_logits, encode_prompts, encode_tokens
-from ditto.models.gpt2_float import forward, logits
 from ditto.models.importer import describe, encode_weights
 from ditto.models.tokenizer import Prompts
 from ditto.ring.malloc import tune_memory

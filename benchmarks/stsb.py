@@ -20,7 +20,7 @@ from ditto.cli.demo import NAME, calibration_texts, installed_checkpoint
 from ditto.cli.run import Run, encode_all, run_batch, watching
 from ditto.client.client import Client
 from ditto.client.local_cluster import embedded
-from ditto.models import import_model, load_checkpoint, plain_float
+from ditto.models import import_model, load_checkpoint
 
 
 def ranks(x: np.ndarray) -> np.ndarray:

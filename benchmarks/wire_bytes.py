@@ -21,9 +21,11 @@ import typer
 
 from ditto.client.client import Client
 from ditto.client.local_cluster import embedded
+from ditto.engine.ledger import Row
 from ditto.engine.program import Program
 from ditto.models import encode_inputs, random_model
 from ditto.models.importer import random_batch
+from ditto.net.messages import ledger_to_message
 
 RECORD = 16384  # bytes of one TLS record and, by default, of one HTTP/2 frame
 TLS = 5 + 1 + 16  # of TLS 1.3: header, content type, tag
@@ -67,7 +69,8 @@ def measure(model: str, layers: int | None, seq: int, preset: str, repeat: int) 
 
     def event(message: dict[str, Any]) -> None:
         nonlocal rows
-        rows += len(json.dumps(message.get("parties", [])))
+        ledgers = ([Row(**({"layer": None} | row)) for row in party] for party in message.get("parties", []))
+        rows += sum(ledger_to_message(ledger).ByteSize() for ledger in ledgers)
 
     jobs = []
     with embedded() as cluster, Client(cluster.client_config()) as client:

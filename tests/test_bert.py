@@ -65,8 +65,8 @@ def test_classifier(checkpoint: Path, embeddings: str) -> None:
     assert (got - want).abs().max() < 0.05 and (got - plain).abs().max() < 0.05
     for layer in range(len(program.layers)):
         cost = program.cost(layer)
-        rows = run.ledgers[0].to_json("online", layer)
-        assert (sum(r["rounds"] for r in rows), sum(r["bytes_sent"] for r in rows)) == (cost.rounds, cost.online)
+        rows = run.ledgers[0].rows("online", layer)
+        assert (sum(r.rounds for r in rows), sum(r.bytes_sent for r in rows)) == (cost.rounds, cost.online)
 
 
 def test_float_model_agrees_with_transformers(checkpoint: Path) -> None:

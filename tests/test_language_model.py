@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from ditto.models.gpt2_client import decode_logits, encode_prompts
 from engine import Session
 from tokenizers.pre_tokenizers import ByteLevel
 
 from benchmarks.perplexity import Interpreter, in_floats
 from ditto.errors import UsageError
 from ditto.models import Checkpoint, Plan, compile_stage
-from ditto.models.gpt2_client import decode_logits, encode_prompts
 from ditto.models.importer import describe, encode_weights
 from ditto.models.tokenizer import Prompts
 from ditto.presets import PRESETS

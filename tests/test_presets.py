@@ -59,9 +59,9 @@ def test_random_bert_of_two_layers(name: str) -> None:
     for layer in range(len(program.layers)):
         cost = program.cost(layer)
         for ledger in run.ledgers:
-            rows = ledger.to_json("online", layer)
-            assert (sum(r["rounds"] for r in rows), sum(r["bytes_sent"] for r in rows)) == (cost.rounds, cost.online)
-        dealt = [r["bytes_from_dealer"] for ledger in run.ledgers for r in ledger.to_json("offline", layer)]
+            rows = ledger.rows("online", layer)
+            assert (sum(r.rounds for r in rows), sum(r.bytes_sent for r in rows)) == (cost.rounds, cost.online)
+        dealt = [r.bytes_from_dealer for ledger in run.ledgers for r in ledger.rows("offline", layer)]
         assert sum(dealt) == cost.dealer
     if name in EXACT:
         answer = torch.tensor(decode_outputs(description, program, run.outputs, batch))

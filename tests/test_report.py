@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_trace import check_trace
 from typer.testing import CliRunner
 
 from ditto.cli import app
-from ditto.client.client import Report, _slower
-from ditto.engine.program import Program
 from ditto.errors import DittoError, UsageError
 from ditto.net.emulation import network
-from ditto.report import page as report_html
 from ditto.report.cost_model import predict_all
-from ditto.wire import control_pb2
+from ditto.report.page import render
+from ditto.report.target import target, write
 
 EVIL = "<script>alert('x')</script>&\"<b>"
 BROWSER = shutil.which("chromium")
@@ -162,7 +161,7 @@ def check_closed(text: str) -> None:
 
 
 def test_page_has_the_reports_figures() -> None:
-    text = report_html.page(summary(), network("loopback"))
+    text = render(summary(), network("loopback"))
     page = check_figures(text, summary())
     check_closed(text)
     assert "What it cost: tiny" in page.words and "prefers-color-scheme: dark" in text
@@ -173,7 +172,7 @@ def test_page_has_the_reports_figures() -> None:
 def test_a_browser_reads_the_same_figures(name: str, tmp_path: Path) -> None:
     """What a browser makes of the page has the same nesting and figures."""
     path = tmp_path / "report.html"
-    report_html.write(path, report_html.page(summary(name), network("loopback")))
+    write(path, render(summary(name), network("loopback")))
     options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     made = subprocess.run(
         [str(BROWSER), *options, "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=60, check=True
@@ -183,20 +182,20 @@ def test_a_browser_reads_the_same_figures(name: str, tmp_path: Path) -> None:
 
 
 def test_page_holds_no_answer() -> None:
-    text = report_html.page(summary(), network("loopback"))
+    text = render(summary(), network("loopback"))
     assert not any(found in text for found in ("0.1234", "987.65", "0.1112"))
 
 
 def test_names_are_escaped() -> None:
-    text = report_html.page(summary(EVIL), network("loopback"))
+    text = render(summary(EVIL), network("loopback"))
     page = check_figures(text, summary(EVIL))
     check_closed(text)
     assert f"What it cost: {EVIL}" in page.words
 
 
 def test_one_of_several_jobs_is_shown() -> None:
-    assert "first of 3 jobs" in Page(report_html.page(summary() | {"jobs": 3}, network("loopback"))).words
-    assert "first of" not in Page(report_html.page(summary(), network("loopback"))).words
+    assert "first of 3 jobs" in Page(render(summary() | {"jobs": 3}, network("loopback"))).words
+    assert "first of" not in Page(render(summary(), network("loopback"))).words
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-6, 1.0, 1e4])
@@ -210,11 +209,11 @@ def test_any_duration_makes_a_page(scale: float) -> None:
             part |= {key: value * scale for key, value in part.items()}
         for key in ("start", "waiting"):
             layer["rounds"][key] = [value * scale for value in layer["rounds"][key]]
-    Page(report_html.page(costs, network("wan")))
+    Page(render(costs, network("wan")))
 
 
 def test_without_a_known_network_nothing_is_predicted() -> None:
-    page = Page(report_html.page(summary(), None))
+    page = Page(render(summary(), None))
     assert "predictions" not in page.tables and "Not predicted" in page.words
 
 
@@ -223,8 +222,8 @@ def test_without_a_known_network_nothing_is_predicted() -> None:
 
 def test_write_replaces_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "report.html"
-    report_html.write(path, "first")
-    report_html.write(path, "second")
+    write(path, "first")
+    write(path, "second")
     assert path.read_text() == "second"
 
     def full(self: Path, other: Path) -> None:
@@ -233,53 +232,48 @@ def test_write_replaces_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", full)
         with pytest.raises(DittoError, match="No space"):
-            report_html.write(path, "third")
+            write(path, "third")
     assert path.read_text() == "second"
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
 
 def test_bad_targets_are_refused(tmp_path: Path) -> None:
-    assert report_html.target(None) is None
-    assert report_html.target(tmp_path / "a.html") == tmp_path / "a.html"
+    assert target(None) is None
+    assert target(tmp_path / "a.html") == tmp_path / "a.html"
     with pytest.raises(UsageError, match="no directory"):
-        report_html.target(tmp_path / "absent" / "a.html")
+        target(tmp_path / "absent" / "a.html")
     with pytest.raises(UsageError, match="not a file"):
-        report_html.target(tmp_path)
+        target(tmp_path)
     with pytest.raises(UsageError, match="not a file"):
-        report_html.target(Path("/dev/null"))
+        target(Path("/dev/null"))
 
 
 def test_a_link_is_followed(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link.html").symlink_to(tmp_path / "real" / "a.html")
-    assert report_html.target(tmp_path / "link.html") == tmp_path / "real" / "a.html"
+    assert target(tmp_path / "link.html") == tmp_path / "real" / "a.html"
 
 
-@pytest.mark.parametrize("command", [["infer", "--model", "any", "--text", "a"], ["bench", "model"]])
+@pytest.mark.parametrize(
+    "command",
+    [["infer", "--model", "any", "--text", "a"], ["generate", "--model", "any", "--prompt", "a"], ["bench", "model"]],
+)
+@pytest.mark.parametrize("option", ["--report", "--trace"])
 def test_a_missing_directory_is_refused_before_the_job(
-    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: list[str], option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DITTO_HOME", str(tmp_path / "home"))
-    result = CliRunner().invoke(app, [*command, "--report", str(tmp_path / "absent" / "r.html")])
+    result = CliRunner().invoke(app, [*command, option, str(tmp_path / "absent" / "r.html")])
     assert result.exit_code == 2
-    assert "no directory" in result.stderr and result.stdout == ""
+    assert f"{option} " in result.stderr and "no directory" in result.stderr and result.stdout == ""
     assert not (tmp_path / "home").exists()
 
 
-# Where the waiting comes from ---------------------------------------------------------------------
-
-
-def test_waiting_is_the_slower_partys() -> None:
-    quick = [{"operation": "a", "seconds": 1.0, "waiting": 0.9}, {"operation": "b", "seconds": 1.0, "waiting": 0.1}]
-    slow = [{"operation": "a", "seconds": 0.5, "waiting": 0.2}, {"operation": "b", "seconds": 2.0, "waiting": 0.3}]
-    assert _slower([quick, slow]) == {"seconds": 2.5, "waiting": 0.5}
-    report = Report(Program())
-    done = control_pb2.LayerDone(layer=0, name="x", phase="online", seconds=2.6)
-    done.ledgers.extend(json.dumps(rows) for rows in (quick, slow))
-    report.add(done)
-    result = report.to_json()
-    assert result["online"]["waiting"] == result["layers"][0]["online"]["waiting"] == 0.5
-    assert [op["online"]["waiting"] for op in result["operations"]] == [0.9, 0.3]
+def test_one_file_cannot_be_both(tmp_path: Path) -> None:
+    path = str(tmp_path / "r.html")
+    result = CliRunner().invoke(app, ["bench", "model", "--report", path, "--trace", path])
+    assert result.exit_code == 2 and "one file" in result.stderr
+    assert not list(tmp_path.iterdir())
 
 
 # One run ------------------------------------------------------------------------------------------
@@ -287,9 +281,10 @@ def test_waiting_is_the_slower_partys() -> None:
 
 @pytest.mark.slow
 def test_bench_model_writes_its_report(tmp_path: Path) -> None:
-    path = tmp_path / "report.html"
+    path, trace = tmp_path / "report.html", tmp_path / "trace.json"
     size = ["--model", "bert-tiny", "--layers", "1", "--seq", "16", "--batch", "3"]
-    result = CliRunner().invoke(app, ["bench", "model", *size, "--check", "--report", str(path), "--json"])
+    files = ["--report", str(path), "--trace", str(trace)]
+    result = CliRunner().invoke(app, ["bench", "model", *size, "--check", *files, "--json"])
     assert result.exit_code == 0, result.output
     costs = json.loads(result.stdout)
     assert costs["texts"] == len(costs["output"]) == 3
@@ -310,5 +305,7 @@ def test_bench_model_writes_its_report(tmp_path: Path) -> None:
     text = path.read_text()
     check_figures(text, costs)
     check_closed(text)
+    text += trace.read_text()
+    check_trace(json.loads(trace.read_text()), costs)
     long = [shown for value in costs["output"][0] if len(shown := repr(abs(value))) > 8]  # 0.5 may stand for seconds
     assert long and not any(shown in text for shown in long)

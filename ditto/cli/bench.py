@@ -7,17 +7,17 @@ import typer
 
 from ditto.cli import generate as generated
 from ditto.cli.bench_presets import presets
-from ditto.cli.common import Json, ReportFile, emit, note, out
-from ditto.cli.report import print_costs
+from ditto.cli.common import Json, ReportFile, TraceFile, emit, note, out
+from ditto.cli.report import CostFiles, print_costs
 from ditto.cli.run import Run, Watcher, document, run_batch, watching
 from ditto.client.local_cluster import embedded
 from ditto.errors import UsageError
 from ditto.net.emulation import network as profile
-from ditto.report import page as report_html
 from ditto.report.pieces import size
 
 if TYPE_CHECKING:
     from ditto.client.client import Client
+    from ditto.models import Description
     from ditto.models.tokenizer import Batch
 
 app = typer.Typer(help="Measurements.", no_args_is_help=True)
@@ -48,43 +48,44 @@ def model(
     check: Annotated[bool, typer.Option("--check", help="Compute in plaintext too, and compare.")] = False,
     repeat: Annotated[int, typer.Option(min=1, help="Jobs; the one of median online seconds is reported.")] = 1,
     report: ReportFile = None,
+    trace: TraceFile = None,
     json: Json = False,
 ) -> None:
     """One job of a shape on five processes: the fields of `infer --json`, or of `generate --json`."""
     from ditto.client.client import Client
-    from ditto.models import plain_float, random_model
-    from ditto.models.importer import random_batch
+    from ditto.models import random_batch, random_model
+    from ditto.models.random import is_causal
     from ditto.ring.kernels import kernel_of
 
-    emulated, page = profile(network), report_html.target(report)
-    causal = model.value.startswith("gpt2")
+    emulated, files = profile(network), CostFiles.checked(report, trace)
+    causal = is_causal(model.value)
     if tokens > 1 and not causal:
         raise UsageError(f"{model.value} generates no text: --tokens is for GPT-2")
     if causal and check:
         raise UsageError("--check compares sentence vectors and classes; for text there is `ditto generate --check`")
     say = (lambda text: None) if json else note
     say(f"{model.value}: random weights and their calibration")
-    spec, weights, checkpoint = random_model(model.value, layers, seq, preset)
+    description, weights, checkpoint = random_model(model.value, layers, seq, preset)
     sentences = random_batch(batch, seq)  # the first is the one that the model was calibrated on
     runs: list[Run] = []
     documents: list[dict[str, Any]] = []
     with embedded(threads=threads, network=emulated) as cluster, Client(cluster.client_config()) as client:
         say("sharing the weights")
-        client.share_model(spec, weights)
+        client.share_model(description, weights)
         with watching(json) as watcher:
             for i in range(repeat):
                 watcher.job(f"{model.value} {i + 1}/{repeat}")
                 if causal:
-                    documents.append(_generate(client, spec, sentences, tokens, emulated.name, watcher))
+                    documents.append(_generate(client, description, sentences, tokens, emulated.name, watcher))
                     continue
-                run_batch(client, spec, sentences, watcher, run := Run())
+                run_batch(client, description, sentences, watcher, run := Run())
                 runs.append(run)
         memory = {p.role: p.peak_rss for p in cluster.status()}
     if check:
-        reference = plain_float(checkpoint.tensors, spec, sentences)
+        reference = checkpoint.reference(sentences)
         for run in runs:
             run.reference = reference
-    documents += [document(run, spec, emulated.name, checked=check) for run in runs]
+    documents += [document(run, description, emulated.name, checked=check) for run in runs]
     documents.sort(key=lambda summary: float(summary["online"]["seconds"]))
     summary = documents[(len(documents) - 1) // 2] | {"threads": threads, "peak_rss_bytes": memory}
     # the servers run on this processor, too, and measure for themselves; under load a choice may differ
@@ -94,12 +95,11 @@ def model(
         emit(summary)
     else:
         _show(summary, memory)
-    if page:
-        report_html.write(page, report_html.page(summary, emulated))
+    files.write(summary, emulated)
 
 
 def _generate(
-    client: "Client", spec: dict[str, Any], batch: "Batch", tokens: int, network: str, watcher: Watcher
+    client: "Client", description: "Description", batch: "Batch", tokens: int, network: str, watcher: Watcher
 ) -> dict[str, Any]:
     """One job of text generation after random prompts, the likeliest token each time."""
     from ditto.client.generation import generate
@@ -110,9 +110,9 @@ def _generate(
     count, seq = batch.shape
     plan = Plan(count, seq, tokens)
     result = generate(
-        client, spec, Prompts(batch.ids, [seq] * count), plan, Sampler(), on_event=lambda e: watcher.event(e)
+        client, description, Prompts(batch.ids, [seq] * count), plan, Sampler(), on_event=lambda e: watcher.event(e)
     )
-    return generated.document(result, spec, plan, network, None)
+    return generated.document(result, description, plan, network, None)
 
 
 def _show(summary: dict[str, Any], memory: dict[str, int | None]) -> None:

@@ -48,7 +48,7 @@ def presets(
     peers: Annotated[Path | None, typer.Option(help="Rows of benchmarks/peers/run.py to show beside.")] = None,
 ) -> None:
     """Measure presets side by side: random weights, medians of interleaved runs, offline and online apart."""
-    from ditto.models.importer import SHAPES
+    from ditto.models.random import SHAPES
     from ditto.presets import PRESETS, preset_of
 
     names = [preset_of(name).name for name in _list(select)] or list(PRESETS)
@@ -83,17 +83,16 @@ def _measure(
 ) -> list[dict[str, Any]]:
     """All presets of one shape on one cluster; the order of presets turns with every repetition."""
     from ditto.client.client import Client
-    from ditto.models import random_model
-    from ditto.models.importer import random_batch
+    from ditto.models import random_batch, random_model
 
     rows = []
     with embedded(threads=threads, network=emulated) as cluster, Client(cluster.client_config()) as client:
-        specs = {}
+        descriptions = {}
         for name in names:
             note(f"{emulated.name}, {shape}: sharing the weights of {name}")
-            spec, weights, _ = random_model(shape, layers, max(lengths), name)
-            specs[name] = spec | {"name": f"{shape}-{name}"}
-            client.share_model(specs[name], weights)
+            found, weights, _ = random_model(shape, layers, max(lengths), name)
+            descriptions[name] = found.model_copy(update={"name": f"{shape}-{name}"})
+            client.share_model(descriptions[name], weights)
             del weights
         with watching(True) as watcher:
             for seq in lengths:
@@ -101,13 +100,13 @@ def _measure(
                 reports: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
                 for i in range(repeat):
                     for name in names[i % len(names) :] + names[: i % len(names)]:
-                        run_batch(client, specs[name], batch, watcher, run := Run())
+                        run_batch(client, descriptions[name], batch, watcher, run := Run())
                         reports[name].append(run.report)
                         seconds = run.report["online"]["seconds"]
                         note(f"{emulated.name}, {shape}, {seq} tokens, {name} {i + 1}/{repeat}: {seconds:.2f} s online")
                 for name in names:
                     setting = {
-                        "model": shape, "layers": specs[name]["config"]["num_hidden_layers"], "seq": seq,
+                        "model": shape, "layers": descriptions[name].dimensions.layers, "seq": seq,
                         "network": emulated.name, "preset": name,
                     }  # fmt: skip
                     rows.append(row_of(setting, reports[name]))

@@ -23,6 +23,9 @@ ConfigFile = Annotated[
     typer.Option("--config", envvar="DITTO_CONFIG", help="The client's YAML file; default: the local cluster's."),
 ]
 ReportFile = Annotated[Path | None, typer.Option("--report", help="Write an HTML page on what it cost.")]
+TraceFile = Annotated[
+    Path | None, typer.Option("--trace", help="Write its rounds as a trace for Perfetto and chrome://tracing.")
+]
 
 out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 err = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())

@@ -44,30 +44,31 @@ def demo(
     """Compare three sentence pairs without anybody seeing them."""
     where = checkpoint or installed_checkpoint()
     from ditto.client.client import Client
-    from ditto.models import import_model, load_checkpoint, plain_float
+    from ditto.models import import_model, load_checkpoint
 
     say = (lambda text: None) if json else note
     began = time.perf_counter()
     loaded = load_checkpoint(where)
     texts = calibration_texts()
     say(f"1. {NAME}: quantize, calibrating on {len(texts)} sentences")
-    spec, weights = import_model(loaded, NAME, texts)
-    batches = encode_all(loaded.tokenizer(), [text for pair in PAIRS for text in pair], spec["max_length"])
+    description, weights = import_model(loaded, NAME, texts)
+    texts = [text for pair in PAIRS for text in pair]
+    batches = encode_all(loaded.tokenizer(), texts, description.dimensions.positions)
     run = Run()
     say("2. start a dealer, two parties and a coordinator, with mutual TLS")
     with embedded(threads=threads) as cluster, Client(cluster.client_config()) as client:
         numbers = sum(w.numel() for w in weights.values())
         say(f"3. share {numbers:,} weights: party 0 gets a seed, party 1 the masked difference")
-        client.share_model(spec, weights)
+        client.share_model(description, weights)
         say(f"4. ask: {2 * len(PAIRS)} sentences as secret shares, one job")
         with watching(json) as watcher:
             for batch in batches:
                 watcher.job("under MPC")
-                run_batch(client, spec, batch, watcher, run)
+                run_batch(client, description, batch, watcher, run)
         memory = {p.role: p.peak_rss for p in cluster.status()}
         network = network_of(cluster.client_config())
     for batch in batches:
-        run.reference += plain_float(loaded.tensors, spec, batch)
+        run.reference += loaded.reference(batch)
     pairs = [
         {
             "a": a,
@@ -77,7 +78,7 @@ def demo(
         }
         for (a, b), i in zip(PAIRS, range(0, 2 * len(PAIRS), 2), strict=True)
     ]
-    summary = {"pairs": pairs} | document(run, spec, network, checked=True) | {"peak_rss_bytes": memory}
+    summary = {"pairs": pairs} | document(run, description, network, checked=True) | {"peak_rss_bytes": memory}
     if json:
         emit(summary)
         return

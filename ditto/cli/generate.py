@@ -11,16 +11,16 @@ import typer
 from rich.markup import escape
 
 from ditto.cli import store
-from ditto.cli.common import ConfigFile, Json, ReportFile, client_config, connect, emit, note, out
+from ditto.cli.common import ConfigFile, Json, ReportFile, TraceFile, client_config, connect, emit, note, out
+from ditto.cli.report import CostFiles
 from ditto.cli.run import Watcher, emulated, network_of, watching
 from ditto.errors import UsageError
-from ditto.report import page as report_html
 from ditto.report.pieces import size
 
 if TYPE_CHECKING:
     from ditto.client.generation import Generated
     from ditto.client.sampling import Sampler
-    from ditto.models import Plan
+    from ditto.models import Description, Plan
     from ditto.models.tokenizer import Prompts, TextStream, Tokenizer
 
 
@@ -44,44 +44,45 @@ def generate(
     ] = 0,
     check: Annotated[bool, typer.Option("--check", help="Generate in plaintext here too, and compare.")] = False,
     report: ReportFile = None,
+    trace: TraceFile = None,
     config: ConfigFile = None,
     json: Json = False,
 ) -> None:
     """Continue texts on secret shares, token by token. Ctrl-C ends after the token under way."""
-    page = report_html.target(report)
+    files = CostFiles.checked(report, trace)
     prompts = _prompts(prompt, file)
     stored = store.load(model)
-    spec = stored.spec
-    if spec["architecture"] != "GPT2LMHeadModel":
-        raise UsageError(f"{model} generates no text: ask it with `ditto infer`")
+    description = stored.description
     from ditto.client.generation import generate as run
     from ditto.client.sampling import Sampler
-    from ditto.models import Plan
+    from ditto.models import Plan, generator_of
 
+    generator_of(description.architecture)  # refused before anything is asked
     sampler = Sampler(temperature, top_k, top_p, seed)
     if server_argmax and temperature:
         raise UsageError("--server-argmax takes the likeliest token: no --temperature")
     if check and temperature and seed is None:
         raise UsageError("--check of sampled text needs a --seed")
     tokenizer = stored.tokenizer()
-    encoded = tokenizer.encode_prompts(prompts, spec["max_length"] - max_new_tokens + 1, bucket=not exact_length)
+    room = description.dimensions.positions - max_new_tokens + 1
+    encoded = tokenizer.encode_prompts(prompts, room, bucket=not exact_length)
     plan = Plan(*encoded.shape, tokens=max_new_tokens, argmax=server_argmax, narrow_from=narrow_from)
     settings = client_config(config)
     with connect(config) as client, interruptible() as stopping, watching(json) as watcher:
         watcher.job(model)
         if len(prompts) > 1 or json:
             result = run(
-                client, spec, encoded, plan, sampler, tokenizer.end_of_text, lambda _: not stopping,
+                client, description, encoded, plan, sampler, tokenizer.end_of_text, lambda _: not stopping,
                 _prompt_only(watcher),
             )  # fmt: skip
         else:
             writer = _Writer(prompts[0], tokenizer)
             result = run(
-                client, spec, encoded, plan, sampler, tokenizer.end_of_text,
+                client, description, encoded, plan, sampler, tokenizer.end_of_text,
                 lambda fresh: writer.push(fresh[0], watcher) and not stopping, _prompt_only(watcher),
             )  # fmt: skip
             writer.finish()
-    summary = document(result, spec, plan, network_of(settings), tokenizer)
+    summary = document(result, description, plan, network_of(settings), tokenizer)
     summary |= {"prompts": prompts, "stopped_by": _reason(result, plan, tokenizer, bool(stopping))}
     if check:
         summary |= _check(stored, encoded, result, Sampler(temperature, top_k, top_p, seed), tokenizer)
@@ -92,12 +93,11 @@ def generate(
             for text, new in zip(prompts, summary["output"], strict=True):
                 out.print(f"[bold]{escape(text)}[/]{escape(new)}", soft_wrap=True)
         show(summary)
-    if page:
-        report_html.write(page, report_html.page(summary, emulated(settings)))
+    files.write(summary, emulated(settings))
 
 
 def document(
-    result: "Generated", spec: dict[str, Any], plan: "Plan", network: str, tokenizer: "Tokenizer | None"
+    result: "Generated", description: "Description", plan: "Plan", network: str, tokenizer: "Tokenizer | None"
 ) -> dict[str, Any]:
     """The fields of `generate --json`; `bench model --json` of a GPT-2 has them, too, but for the texts.
 
@@ -106,10 +106,10 @@ def document(
     later = [row for row in result.report["layers"] if str(row["name"]).startswith("token ")]
     first = [row for row in result.report["layers"] if row not in later]
     return {
-        "model": spec["name"],
-        "architecture": spec["architecture"],
-        "preset": spec["preset"],
-        "embeddings": spec["embeddings"],
+        "model": description.name,
+        "architecture": description.architecture,
+        "preset": description.preset,
+        "embeddings": description.embeddings,
         "network": network,
         "texts": plan.batch,
         "seq": plan.seq,
@@ -233,14 +233,13 @@ def _check(
     stored: store.StoredModel, prompts: "Prompts", result: "Generated", sampler: "Sampler", tokenizer: "Tokenizer"
 ) -> dict[str, Any]:
     """The same by the plaintext model in floats; tokens agree up to the first that differs."""
-    from ditto.models import load_checkpoint
-    from ditto.models.gpt2_float import continue_texts
+    from ditto.models import generator_of, load_checkpoint
 
     checkpoint = load_checkpoint(stored.checkpoint)
     texts = [ids[:n].tolist() for ids, n in zip(prompts.ids, prompts.lengths, strict=True)]
     count = max(map(len, result.tokens))
-    plain = continue_texts(
-        checkpoint.tensors, checkpoint.config, texts, count, sampler.choose, tokenizer.end_of_text
+    plain = generator_of(checkpoint.class_name).continue_texts(
+        checkpoint.tensors, checkpoint.dimensions, texts, count, sampler.choose, tokenizer.end_of_text
     )
     agreeing = 0
     for mine, theirs in zip(result.tokens, plain, strict=True):

@@ -1,23 +1,24 @@
 """`ditto infer`: ask a shared model."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ditto.cli import store
-from ditto.cli.common import ConfigFile, Json, ReportFile, client_config, connect, emit, out
-from ditto.cli.report import print_costs
+from ditto.cli.common import ConfigFile, Json, ReportFile, TraceFile, client_config, connect, emit, out
+from ditto.cli.report import CostFiles, print_costs
 from ditto.cli.run import Run, document, emulated, encode_all, network_of, run_batch, watching
 from ditto.cli.texts import pair_up, read_lines
 from ditto.errors import UsageError
-from ditto.report import page as report_html
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from ditto.models import Answer
     from ditto.models.tokenizer import Text
+
+Show = Callable[[Any, tuple[str, ...]], str]  # of an answer and the labels
 
 
 def infer(
@@ -32,40 +33,39 @@ def infer(
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Compute in plaintext here too, and compare.")] = False,
     report: ReportFile = None,
+    trace: TraceFile = None,
     config: ConfigFile = None,
     json: Json = False,
 ) -> None:
     """Compute a model's answer on secret shares of the text."""
-    page = report_html.target(report)
+    files = CostFiles.checked(report, trace)
     texts = _texts(text, pair, file)
-    stored = store.load(model)
-    spec = stored.spec
-    if spec["architecture"] == "GPT2LMHeadModel":
-        raise UsageError(f"{model} generates text: ask it with `ditto generate`")
-    batches = encode_all(stored.tokenizer(), texts, spec["max_length"])
-    tensors: dict[str, Tensor] = {}  # in plaintext, at the client: only for what needs them
-    if check or spec["embeddings"] == "public":
-        from ditto.models import load_checkpoint
+    from ditto.models import Answer, architecture_of, load_checkpoint
 
-        tensors = load_checkpoint(stored.checkpoint).tensors
+    stored = store.load(model)
+    description = stored.description
+    answer = architecture_of(description.architecture).answer
+    if answer is Answer.text:
+        raise UsageError(f"{model} generates text: ask it with `ditto generate`")
+    tokenizer = stored.tokenizer()
+    batches = encode_all(tokenizer, texts, description.dimensions.positions)
+    # in plaintext, at the client: only for what needs it
+    checkpoint = load_checkpoint(stored.checkpoint) if check or description.embeddings == "public" else None
     run = Run()
     settings = client_config(config)
     with connect(config) as client, watching(json) as watcher:
         for i, batch in enumerate(batches, 1):
             watcher.job(model if len(batches) == 1 else f"{model} {i}/{len(batches)}")
-            run_batch(client, spec, batch, watcher, run, tensors)
-    if check:
-        from ditto.models import plain_float
-
+            run_batch(client, description, batch, watcher, run, checkpoint.tensors if checkpoint else None)
+    if check and checkpoint:
         for batch in batches:
-            run.reference += plain_float(tensors, spec, batch)
-    summary = document(run, spec, network_of(settings), checked=check)
+            run.reference += checkpoint.reference(batch)
+    summary = document(run, description, network_of(settings), checked=check)
     if json:
         emit(summary)
     else:
-        _show(texts, summary, spec)
-    if page:  # after the answer is out: a full disk does not cost it
-        report_html.write(page, report_html.page(summary, emulated(settings)))
+        _show(texts, summary, answer, description.dimensions.labels)
+    files.write(summary, emulated(settings))
 
 
 def _texts(text: list[str] | None, pair: list[str] | None, file: Path | None) -> "list[Text]":
@@ -80,19 +80,40 @@ def _texts(text: list[str] | None, pair: list[str] | None, file: Path | None) ->
     return texts
 
 
-def _show(texts: "list[Text]", summary: dict[str, Any], spec: dict[str, Any]) -> None:
-    labels = spec["config"].get("id2label", {})
+def _show(texts: "list[Text]", summary: dict[str, Any], answer: "Answer", labels: tuple[str, ...]) -> None:
+    shown: dict[str, Show] = {"labels": _labels, "tokens": _tokens, "span": _span}
+    lines = shown.get(answer, _vector)
     for text, result in zip(texts, summary["output"], strict=True):
         out.print(text if isinstance(text, str) else "\n+ ".join(text), style="bold", markup=False)
-        if spec["architecture"].endswith("ForSequenceClassification"):
-            best = max(range(len(result)), key=lambda i: result[i])
-            named = ", ".join(f"{labels.get(str(i), i)} {value:+.3f}" for i, value in enumerate(result))
-            out.print(f"  {labels.get(str(best), best)}  ({named})", markup=False)
-        else:
-            head = ", ".join(f"{value:+.4f}" for value in result[:6])
-            out.print(f"  [{head}, …]  {len(result)} numbers; --json prints them all", markup=False)
+        out.print(f"  {lines(result, labels)}", markup=False)
     if "max_abs_error" in summary:
         out.print(f"largest difference to the plaintext computation: {summary['max_abs_error']:.4f}")
     out.print()
     print_costs(summary)
     out.print(f"\n{summary['texts']} text(s) padded to {summary['seq']} tokens, {summary['wall_seconds']:.2f} s in all")
+
+
+def _best(logits: list[float]) -> int:
+    return max(range(len(logits)), key=lambda i: logits[i])
+
+
+def _vector(result: list[float], labels: tuple[str, ...]) -> str:
+    head = ", ".join(f"{value:+.4f}" for value in result[:6])
+    return f"[{head}, …]  {len(result)} numbers; --json prints them all"
+
+
+def _labels(result: list[float], labels: tuple[str, ...]) -> str:
+    named = ", ".join(f"{label} {value:+.3f}" for label, value in zip(labels, result, strict=True))
+    return f"{labels[_best(result)]}  ({named})"
+
+
+def _tokens(result: list[list[float]], labels: tuple[str, ...]) -> str:
+    return " ".join(labels[_best(logits)] for logits in result) + "  (one label a token, special ones included)"
+
+
+def _span(result: list[list[float]], labels: tuple[str, ...]) -> str:
+    """The likeliest span that does not end before it starts."""
+    starts, ends = zip(*result, strict=True)
+    first = max(range(len(starts)), key=lambda i: starts[i] + max(ends[i:]))
+    last = first + _best(list(ends[first:]))
+    return f"tokens {first} to {last}  ({starts[first]:+.3f} and {ends[last]:+.3f})"

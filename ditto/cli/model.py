@@ -2,14 +2,18 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from ditto.cli import store
 from ditto.cli.common import ConfigFile, Json, connect, emit, note, out
+from ditto.cli.texts import read_lines
 from ditto.errors import DittoError, UsageError
+
+if TYPE_CHECKING:
+    from ditto.models import Description
 
 app = typer.Typer(help="Models: import, share, list.", no_args_is_help=True)
 
@@ -21,10 +25,18 @@ class Embeddings(StrEnum):
     public = "public"
 
 
+def _row(description: "Description") -> dict[str, Any]:
+    """What lists show of a model."""
+    values = (description.name, description.architecture, description.preset, description.dimensions.positions)
+    return dict(zip(COLUMNS, values, strict=True))
+
+
 @app.command("import")
 def import_(
-    dir: Annotated[Path, typer.Argument(help="A checkpoint: config.json, model.safetensors, tokenizer.json.")],
-    calibrate: Annotated[Path, typer.Option(help="A text file, one sentence a line, typical of later use.")],
+    dir: Annotated[Path, typer.Argument(help="A checkpoint: config.json, safetensors, tokenizer files.")],
+    calibrate: Annotated[
+        Path, typer.Option(help="A text file, one sentence (or pair, with a tab) a line, typical of later use.")
+    ],
     name: Annotated[str | None, typer.Option(help="The model's name; default: the directory's.")] = None,
     preset: Annotated[str, typer.Option(help="Which operation and type each layer uses.")] = "ditto",
     embeddings: Annotated[
@@ -36,24 +48,28 @@ def import_(
     known = store.check_name(name or dir.resolve().name)
     if not calibrate.is_file():
         raise UsageError(f"{calibrate}: no such calibration file")
-    texts = [line.strip() for line in calibrate.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not texts:
-        raise UsageError(f"{calibrate}: no sentence in this file")
-    from ditto.models import import_model, load_checkpoint
+    from ditto.models import Answer, import_model, load_checkpoint
     from ditto.presets import preset_of
 
     chosen, checkpoint = preset_of(preset), load_checkpoint(dir)
-    if chosen.distilled and not (chosen.quad and checkpoint.quad):
+    lines = calibrate.read_text(encoding="utf-8")
+    if checkpoint.architecture.answer is Answer.text:  # where a tab is a character like others
+        texts: list[Any] = [line for line in lines.splitlines() if line.strip()]
+    else:
+        texts = read_lines(lines, str(calibrate), skip_blank=True)
+    if not texts:
+        raise UsageError(f"{calibrate}: no sentence in this file")
+    if chosen.distilled and not (chosen.quad and checkpoint.dimensions.activation == "quad"):
         note(f"preset {preset} replaces functions: its answers mean something only for a model trained with them")
     if not json:
-        note(f"{dir}: {checkpoint.architecture}; calibrating on {len(texts)} texts")
-    spec, weights = import_model(checkpoint, known, texts, preset=preset, embeddings=embeddings.value)
-    model = store.save(spec, weights, dir)
-    summary = {key: spec[key] for key in COLUMNS} | {"embeddings": spec["embeddings"], "dir": str(model.dir)}
+        note(f"{dir}: {checkpoint.class_name}; calibrating on {len(texts)} texts")
+    description, weights = import_model(checkpoint, known, texts, preset=preset, embeddings=embeddings.value)
+    model = store.save(description, weights, dir)
+    summary = _row(description) | {"embeddings": description.embeddings, "dir": str(model.dir)}
     if json:
         emit(summary)
     else:
-        out.print(f"imported {known} ({spec['architecture']}, preset {spec['preset']}) into {model.dir}")
+        out.print(f"imported {known} ({description.architecture}, preset {description.preset}) into {model.dir}")
         out.print(f"next: ditto cluster up && ditto model share {known}")
 
 
@@ -65,15 +81,17 @@ def share(
 ) -> None:
     """Send each party its share of the weights."""
     model = store.load(name)
-    spec, weights = model.spec, model.weights()
+    description, weights = model.description, model.weights()
     with connect(config) as client:
-        client.share_model(spec, weights)
+        client.share_model(description, weights)
     elements = sum(w.numel() for w in weights.values())
     if json:
-        emit({key: spec[key] for key in COLUMNS} | {"weights": elements, "shared": True})
+        emit(_row(description) | {"weights": elements, "shared": True})
     else:
         out.print(f"shared {name}: {elements:,} weights in {len(weights)} tensors")
-        ask = "generate --prompt" if spec["architecture"] == "GPT2LMHeadModel" else "infer --text"
+        from ditto.models.registry import generates
+
+        ask = "generate --prompt" if generates(description.architecture) else "infer --text"
         out.print(f'next: ditto {ask} "…" --model {name}')
 
 
@@ -82,11 +100,11 @@ def list_(config: ConfigFile = None, json: Json = False) -> None:
     """Show the models imported here and those the parties hold shares of."""
     rows: dict[str, dict[str, Any]] = {}
     for model in store.stored():
-        rows[model.dir.name] = {key: model.spec[key] for key in COLUMNS} | {"imported": True, "shared": False}
+        rows[model.dir.name] = _row(model.description) | {"imported": True, "shared": False}
     try:
         with connect(config) as client:
             for entry in client.list_models():
-                row = rows.setdefault(entry["name"], {key: entry.get(key) for key in COLUMNS} | {"imported": False})
+                row = rows.setdefault(entry.name, _row(entry) | {"imported": False})
                 row["shared"] = True
     except DittoError as error:
         if config is not None:

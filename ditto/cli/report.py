@@ -1,11 +1,18 @@
-"""What an inference cost: the fields of `--json`, sums over several jobs, tables for people."""
+"""What an inference cost: the fields of `--json`, sums over several jobs, tables for people, files for `--report` and
+`--trace`."""
 
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
 
 from rich.table import Table
 
 from ditto.cli.common import out
+from ditto.errors import UsageError
+from ditto.net.emulation import Network
+from ditto.report import page, trace
 from ditto.report.pieces import size
+from ditto.report.target import target, write
 
 _KEYS = ("name", "layer", "operation", "phase")
 _FIRST = ("rounds_timeline",)  # every job's moments count from a zero of its own, so the first job's stand for all
@@ -31,8 +38,11 @@ def _key(row: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(row.get(k) for k in _KEYS)
 
 
-def max_abs_error(results: list[list[float]], reference: list[list[float]]) -> float:
-    return max(abs(x - y) for a, b in zip(results, reference, strict=True) for x, y in zip(a, b, strict=True))
+def max_abs_error(results: Any, reference: Any) -> float:
+    """The largest difference between numbers at the same places of two nested lists of one shape."""
+    if isinstance(results, list):
+        return max((max_abs_error(x, y) for x, y in zip(results, reference, strict=True)), default=0.0)
+    return abs(float(results) - float(reference))
 
 
 def print_costs(report: dict[str, Any], by_layer: bool = True) -> None:
@@ -56,3 +66,26 @@ def _cells(row: dict[str, Any]) -> list[str]:
         str(online["rounds"]),
         *(size(n) for n in online["bytes_sent"]),
     ]
+
+
+@dataclass(frozen=True)
+class CostFiles:
+    """Where the page and the trace of a request go."""
+
+    page: Path | None
+    trace: Path | None
+
+    @classmethod
+    def checked(cls, report: Path | None, trace: Path | None) -> Self:
+        """Before any work is done. Raises UsageError."""
+        files = cls(target(report, "--report"), target(trace, "--trace"))
+        if files.page and files.page == files.trace:
+            raise UsageError(f"--report and --trace name one file, {files.page}")
+        return files
+
+    def write(self, costs: dict[str, Any], network: Network | None) -> None:
+        """After the answer is out: a full disk does not cost it. `network` is the one that the servers stand on."""
+        if self.page:
+            write(self.page, page.render(costs, network))
+        if self.trace:
+            write(self.trace, trace.render(costs))

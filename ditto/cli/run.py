@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from ditto.client.client import Client
     from ditto.engine.program import Program
+    from ditto.models import Description
     from ditto.models.tokenizer import Batch, Text, Tokenizer
 
 BATCH = 8  # sentences in one job
@@ -71,13 +72,13 @@ def watching(quiet: bool) -> Iterator[Watcher]:
 class Run:
     """Results of some jobs, one a text, and what they cost together."""
 
-    results: list[list[float]] = field(default_factory=list)
-    reference: list[list[float]] = field(default_factory=list)
+    results: list[Any] = field(default_factory=list)
+    reference: list[Any] = field(default_factory=list)
     report: dict[str, Any] = field(default_factory=dict)
     seq: int = 0
     wall_seconds: float = 0
 
-    def add(self, results: list[list[float]], report: dict[str, Any], seq: int, wall: float) -> None:
+    def add(self, results: list[Any], report: dict[str, Any], seq: int, wall: float) -> None:
         self.results += results
         self.report = merge(self.report, report) if self.report else report
         self.seq = max(self.seq, seq)
@@ -86,7 +87,7 @@ class Run:
 
 def run_batch(
     client: "Client",
-    spec: dict[str, Any],
+    description: "Description",
     batch: "Batch",
     watcher: Watcher,
     run: Run,
@@ -100,13 +101,13 @@ def run_batch(
     def inputs(program: "Program") -> "dict[str, Tensor]":
         programs.append(program)
         watcher.program(program)
-        return encode_inputs(spec, program, batch, public_table=tensors)
+        return encode_inputs(description, program, batch, tensors)
 
     count, seq = batch.shape
     began = time.perf_counter()
-    answer = client.infer(spec["name"], inputs, count, seq, watcher.event)
+    answer = client.infer(description.name, inputs, count, seq, watcher.event)
     wall = time.perf_counter() - began
-    run.add(decode_outputs(spec, programs[0], answer.outputs, batch), answer.report, seq, wall)
+    run.add(decode_outputs(description, programs[0], answer.outputs, batch), answer.report, seq, wall)
 
 
 def encode_all(tokenizer: "Tokenizer", texts: "Sequence[Text]", max_length: int) -> "list[Batch]":
@@ -114,13 +115,13 @@ def encode_all(tokenizer: "Tokenizer", texts: "Sequence[Text]", max_length: int)
     return [tokenizer.encode(texts[i : i + BATCH], max_length) for i in range(0, len(texts), BATCH)]
 
 
-def document(run: Run, spec: dict[str, Any], network: str, *, checked: bool) -> dict[str, Any]:
+def document(run: Run, description: "Description", network: str, *, checked: bool) -> dict[str, Any]:
     """The fields that `infer --json`, `bench model --json` and `demo --json` share."""
     result: dict[str, Any] = {
-        "model": spec["name"],
-        "architecture": spec["architecture"],
-        "preset": spec["preset"],
-        "embeddings": spec["embeddings"],
+        "model": description.name,
+        "architecture": description.architecture,
+        "preset": description.preset,
+        "embeddings": description.embeddings,
         "network": network,
         "texts": len(run.results),
         "seq": run.seq,

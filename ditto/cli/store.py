@@ -5,7 +5,7 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ditto.client.local_cluster import home
 from ditto.errors import BadCheckpoint, UnknownModel, UsageError
@@ -13,6 +13,7 @@ from ditto.errors import BadCheckpoint, UnknownModel, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ditto.models import Description
     from ditto.models.tokenizer import Tokenizer
 
 TOKENIZER_FILES = (
@@ -21,16 +22,21 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 
 
+DESCRIPTION = "description.json"
+
+
 @dataclass(frozen=True)
 class StoredModel:
-    """spec.json (public), weights.safetensors (fixed-point integers, the owner's secret), tokenizer files."""
+    """description.json (public), weights.safetensors (fixed-point integers, the owner's secret), tokenizer files."""
 
     dir: Path
 
     @property
-    def spec(self) -> dict[str, Any]:
-        spec: dict[str, Any] = json.loads((self.dir / "spec.json").read_text())
-        return spec
+    def description(self) -> "Description":
+        """Raises BadDescription, or VersionMismatch for what another version of ditto imported."""
+        from ditto.models.description import parse
+
+        return parse((self.dir / DESCRIPTION).read_text(encoding="utf-8"))
 
     @property
     def checkpoint(self) -> Path:
@@ -55,15 +61,15 @@ def models_dir() -> Path:
     return home() / "models"
 
 
-def save(spec: dict[str, Any], weights: "dict[str, Tensor]", checkpoint: Path) -> StoredModel:
+def save(description: "Description", weights: "dict[str, Tensor]", checkpoint: Path) -> StoredModel:
     from safetensors.torch import save_file
 
-    target = models_dir() / check_name(spec["name"])
+    target = models_dir() / check_name(description.name)
     fresh = target.with_name(f".{target.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     (fresh / "tokenizer").mkdir(parents=True, mode=0o700)
     fresh.chmod(0o700)
-    (fresh / "spec.json").write_text(json.dumps(spec))
+    (fresh / DESCRIPTION).write_text(description.text(), encoding="utf-8")
     (fresh / "origin.json").write_text(json.dumps({"checkpoint": str(checkpoint.resolve())}))
     save_file({name: w.contiguous() for name, w in weights.items()}, fresh / "weights.safetensors")
     (fresh / "weights.safetensors").chmod(0o600)
@@ -77,14 +83,14 @@ def save(spec: dict[str, Any], weights: "dict[str, Tensor]", checkpoint: Path) -
 
 def load(name: str) -> StoredModel:
     model = StoredModel(models_dir() / check_name(name))
-    if not (model.dir / "spec.json").exists():
+    if not (model.dir / DESCRIPTION).exists():
         known = ", ".join(m.dir.name for m in stored()) or "none"
         raise UnknownModel(f"no model named {name!r} here; import it with `ditto model import` (known: {known})")
     return model
 
 
 def stored() -> list[StoredModel]:
-    return [StoredModel(path.parent) for path in sorted(models_dir().glob("[!.]*/spec.json"))]
+    return [StoredModel(path.parent) for path in sorted(models_dir().glob(f"[!.]*/{DESCRIPTION}"))]
 
 
 def check_name(name: str) -> str:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
 import torch
 
-from ditto.client.status import activity, traffic
+from ditto.client.report import Report
+from ditto.client.status import activity
 from ditto.engine.program import Program, Wire
 from ditto.engine.sharing import reveal, share
 from ditto.errors import BadCheckpoint, BadShare, DittoError, UsageError
@@ -177,7 +177,7 @@ class Client:
             model=model, share_id=found.share_id, plan=to_message(plan), fingerprint=program.fingerprint
         )
         call = self._control.RunJob(request)
-        report, job = Report(program), ""
+        report, job = Report(), ""
         outputs: Outputs = {}
         try:
             with _calling("coordinator", running=True):
@@ -200,8 +200,8 @@ class Client:
                             program = program_for(found.spec_json, plan, 1)
                             self._start(job, stage + 1, program, inputs(stage + 1, program, outputs))
                     elif kind == "done":
-                        event["seconds"] = report.seconds = message.done.seconds
-                        report.traffic = dict(zip(PARTIES, map(traffic, message.done.traffic), strict=False))
+                        report.finish(message.done)
+                        event["seconds"] = report.seconds
                     if on_event is not None:
                         on_event(event)
         finally:
@@ -254,90 +254,3 @@ class Client:
             first, second = self._pool.map(fetch, (0, 1), (name, name), (wire, wire))
             outputs[name] = reveal((first, second), wire)
         return outputs
-
-
-def _phase() -> dict[str, Any]:
-    return {
-        "online": {"seconds": 0.0, "waiting": 0.0, "rounds": 0, "bytes_sent": [0, 0]},
-        "offline": {"seconds": 0.0, "bytes_to_party": [0, 0]},
-    }
-
-
-def _slower(ledgers: list[list[dict[str, Any]]]) -> dict[str, float]:
-    """Seconds and waiting of the party whose rows took longer."""
-    sums = [{key: sum(row.get(key, 0.0) for row in rows) for key in ("seconds", "waiting")} for rows in ledgers]
-    return max(sums, key=lambda sum_: sum_["seconds"], default={})
-
-
-@dataclass
-class Report:
-    """Adds up the ledgers of both parties. Seconds, and the waiting in them, are the slower party's; rounds are the
-    same on both sides."""
-
-    program: Program
-    seconds: float = 0.0
-    traffic: dict[str, Any] = field(default_factory=dict)  # by party, counted at the frame
-    times: list[tuple[int, str, Sequence[party_pb2.LayerTimes]]] = field(default_factory=list)  # online, by party
-    total: dict[str, Any] = field(default_factory=_phase)
-    layers: dict[int, dict[str, Any]] = field(default_factory=dict)
-    operations: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def add(self, done: control_pb2.LayerDone) -> dict[str, Any]:
-        if done.times:
-            self.times.append((done.layer, done.name, done.times))
-        layer = self.layers.setdefault(done.layer, {"layer": done.layer, "name": done.name} | _phase())
-        ledgers = [json.loads(text) for text in done.ledgers]
-        for account in (self.total, layer):
-            account[done.phase]["seconds"] += done.seconds
-            if done.phase == "online":
-                account["online"]["waiting"] += _slower(ledgers).get("waiting", 0.0)
-        for operation in dict.fromkeys(row["operation"] for rows in ledgers for row in rows):
-            pair: list[dict[str, Any]] = [
-                next((r for r in rows if r["operation"] == operation), {}) for rows in ledgers
-            ]
-            by_operation = self.operations.setdefault(operation, {"operation": operation} | _phase())
-            by_operation[done.phase]["seconds"] += max(r.get("seconds", 0.0) for r in pair)
-            if done.phase == "online":
-                by_operation["online"]["waiting"] += _slower([[r] for r in pair]).get("waiting", 0.0)
-            for account in (self.total, layer, by_operation):
-                figures = account[done.phase]
-                if done.phase == "online":
-                    figures["rounds"] += max(r.get("rounds", 0) for r in pair)
-                for party, row in enumerate(pair):
-                    if done.phase == "online":
-                        figures["bytes_sent"][party] += row.get("bytes_sent", 0)
-                    else:
-                        figures["bytes_to_party"][party] += row.get("bytes_from_dealer", 0)
-        return {
-            "layer": done.layer, "name": done.name, "phase": done.phase, "seconds": done.seconds, "parties": ledgers,
-            **layer[done.phase],
-        }  # fmt: skip
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            **self.total, "seconds": self.seconds, "layers": list(self.layers.values()),
-            "operations": list(self.operations.values()), "traffic": self.traffic, "jobs": 1,
-            "rounds_timeline": self.timeline(),
-        }  # fmt: skip
-
-    def timeline(self) -> dict[str, Any]:
-        """Every round of the party that was online longer, by its clock alone: seconds since it began the first layer
-        online, to the microsecond. Rounds are columns, since there may be more than a thousand."""
-        online = [sum(times[party].seconds for _, _, times in self.times) for party in range(len(PARTIES))]
-        party = online.index(max(online))
-        return {"party": party, "layers": [_layer_times(i, name, times[party]) for i, name, times in self.times]}
-
-
-def _layer_times(layer: int, name: str, times: party_pb2.LayerTimes) -> dict[str, Any]:
-    return {
-        "layer": layer,
-        "name": name,
-        "offline": {"start": round(times.offline_start, 6), "seconds": round(times.offline_seconds, 6)},
-        "online": {"start": round(times.start, 6), "seconds": round(times.seconds, 6)},
-        "rounds": {
-            "operation": [r.operation for r in times.rounds],
-            "start": [round(r.start, 6) for r in times.rounds],
-            "waiting": [round(r.waiting, 6) for r in times.rounds],
-            "bytes_sent": [r.bytes_sent for r in times.rounds],
-        },
-    }

@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+Phase = Literal["offline", "online"]
 
 
 @dataclass
-class Row:
-    """Sums for one (phase, layer, operation). Bytes are payload, as counted at the channel."""
+class Spent:
+    """Sums at one party. Bytes are payload, as counted at the channel."""
 
     seconds: float = 0.0
     waiting: float = 0.0  # of the seconds: between sending and having the peer's bytes
     rounds: int = 0
     bytes_sent: int = 0
     bytes_from_dealer: int = 0
+
+    def include(self, other: Spent) -> None:
+        self.seconds += other.seconds
+        self.waiting += other.waiting
+        self.rounds += other.rounds
+        self.bytes_sent += other.bytes_sent
+        self.bytes_from_dealer += other.bytes_from_dealer
+
+
+@dataclass(kw_only=True)
+class Row(Spent):
+    """What one operation cost in one phase of one layer, or of several (`layer` None)."""
+
+    phase: Phase
+    layer: int | None
+    operation: str
+
+    def to_json(self) -> dict[str, Any]:
+        names = {"phase": self.phase, "layer": self.layer, "operation": self.operation}
+        return {name: value for name, value in (names | vars(self)).items() if value is not None}
+
+
+def total(rows: Iterable[Spent]) -> Spent:
+    sums = Spent()
+    for row in rows:
+        sums.include(row)
+    return sums
 
 
 @dataclass(frozen=True)
@@ -47,12 +76,12 @@ class Ledger:
     """One party's account of one job."""
 
     def __init__(self) -> None:
-        self.rows: defaultdict[tuple[str, int, str], Row] = defaultdict(Row)
+        self._rows: dict[tuple[Phase, int, str], Row] = {}
         self.times: dict[int, LayerTimes] = {}  # by layer, once it runs online
 
     def add(
         self,
-        phase: str,
+        phase: Phase,
         layer: int,
         operation: str,
         *,
@@ -62,33 +91,22 @@ class Ledger:
         bytes_sent: int = 0,
         bytes_from_dealer: int = 0,
     ) -> None:
-        row = self.rows[phase, layer, operation]
-        row.seconds += seconds
-        row.waiting += waiting
-        row.rounds += rounds
-        row.bytes_sent += bytes_sent
-        row.bytes_from_dealer += bytes_from_dealer
+        row = self._rows.setdefault((phase, layer, operation), Row(phase=phase, layer=layer, operation=operation))
+        row.include(Spent(seconds, waiting, rounds, bytes_sent, bytes_from_dealer))
 
-    def to_json(self, phase: str | None = None, layer: int | None = None) -> list[dict[str, Any]]:
-        """Rows as dictionaries, optionally of one phase and layer."""
-        return [
-            {"phase": p, "layer": at, "operation": operation, **vars(row)}
-            for (p, at, operation), row in self.rows.items()
-            if phase in (None, p) and layer in (None, at)
-        ]
+    def rows(self, phase: Phase, layer: int) -> list[Row]:
+        """The operations of one phase of one layer, in the order in which they came."""
+        return [row for row in self._rows.values() if (row.phase, row.layer) == (phase, layer)]
 
-    def by_operation(self, phase: str) -> list[dict[str, Any]]:
-        """Rows of one phase as dictionaries, all layers together."""
-        operations = dict.fromkeys(operation for p, _, operation in self.rows if p == phase)
-        return [{"phase": phase, "operation": name, **vars(self.total(phase, name))} for name in operations]
+    def by_operation(self, phase: Phase) -> list[Row]:
+        """The operations of one phase, all layers together."""
+        summed: dict[str, Row] = {}
+        for row in self._of(phase):
+            summed.setdefault(row.operation, Row(phase=phase, layer=None, operation=row.operation)).include(row)
+        return list(summed.values())
 
-    def total(self, phase: str, operation: str | None = None) -> Row:
-        total = Row()
-        for (p, _, name), row in self.rows.items():
-            if p == phase and operation in (None, name):
-                total.seconds += row.seconds
-                total.waiting += row.waiting
-                total.rounds += row.rounds
-                total.bytes_sent += row.bytes_sent
-                total.bytes_from_dealer += row.bytes_from_dealer
-        return total
+    def total(self, phase: Phase) -> Spent:
+        return total(self._of(phase))
+
+    def _of(self, phase: Phase) -> Iterable[Row]:
+        return (row for row in self._rows.values() if row.phase == phase)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, cast
 
-from ditto.errors import RangeError, UsageError
+from ditto.errors import BadCheckpoint, RangeError, UsageError
 from ditto.functions.fit import Fitting
 from ditto.models.architecture import Tensors, Texts
 from ditto.models.checkpoint import Checkpoint
 from ditto.models.description import Description
 from ditto.models.plan import Plan
 from ditto.models.registry import architecture_of
+from ditto.models.tokenizer import Text
 from ditto.presets import preset_of
 from ditto.ring.fixedpoint import encode
 
@@ -18,13 +20,16 @@ SMALLEST = 16  # tokens: enough to compile every step, fit every function and na
 
 
 def import_model(
-    checkpoint: Checkpoint, name: str, texts: list[Any], preset: str = "ditto", embeddings: str = "secret"
+    checkpoint: Checkpoint, name: str, texts: Sequence[Text], preset: str = "ditto", embeddings: str = "secret"
 ) -> tuple[Description, Tensors]:
     """Calibrate on texts (or pairs) and encode the weights: (description, ring integers by the program's names)."""
     texts = [text for text in texts if not isinstance(text, str) or text.strip()]
     if not texts:
         raise UsageError("calibration needs at least one line of text")
-    batches = checkpoint.architecture.batches(checkpoint.tokenizer(), texts, checkpoint.dimensions)
+    tokenizer, words = checkpoint.tokenizer(), checkpoint.dimensions.vocabulary
+    if tokenizer.size > words:
+        raise BadCheckpoint(f"a tokenizer of {tokenizer.size:,} ids, a model of {words:,} embeddings: another model's?")
+    batches = checkpoint.architecture.batches(tokenizer, texts, checkpoint.dimensions)
     description = describe(checkpoint, name, batches, preset, embeddings)
     return description, encode_weights(description, checkpoint.tensors)
 

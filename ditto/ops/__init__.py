@@ -19,6 +19,7 @@ from ditto.ops.wide import WideProduct, WideSquare
 __all__ = [
     "Add", "AddStarts", "Affine", "Combine", "Compare", "Cost", "Differences", "Exponential", "Extend", "B2A",
     "CausalMask", "Harmonic", "IsZero", "Join", "Lookup", "Losses", "Masked", "Matmul", "MatmulWeight", "OneHot", "Op",
-    "Open", "Polynomial", "Product", "Product3", "REGISTRY", "RelativePositions", "Mux", "Square", "SuffixSum", "Sum", "Triangle",
+    "Open", "Polynomial", "Product", "Product3", "REGISTRY",
+    "RelativePositions", "Mux", "Square", "SuffixSum", "Sum", "Triangle",
     "TruncatePair", "TruncateReduce", "Untriangle", "View", "WeightShare", "WideProduct", "WideSquare", "Windows",
 ]  # fmt: skip

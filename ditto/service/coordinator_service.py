@@ -11,12 +11,14 @@ from collections.abc import Iterator
 import grpc
 import structlog
 
+from ditto.engine.ledger import Phase
 from ditto.engine.program import Program
 from ditto.errors import ClusterError, DittoError, UnknownModel, UsageError
 from ditto.models import Plan
 from ditto.models.compiled import agreed_program, check_id, check_name, plan_of, to_message
 from ditto.models.description import parse
 from ditto.net.config import CoordinatorConfig
+from ditto.net.messages import check_reply, phase_to_message
 from ditto.net.metrics import CoordinatorMetrics
 from ditto.net.transport import Roles, connect, open_channel, short
 from ditto.service.files import write_secret
@@ -230,8 +232,8 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         for layer, name in enumerate(program.layers):
             structlog.contextvars.bind_contextvars(layer=layer)
             step = party_pb2.StepRequest(job=run.name, layer=layer)
-            for phase in ("offline", "online"):
-                yield self._step(run, step, phase, layer, name)
+            yield self._step(run, step, "offline", layer, name)
+            yield self._step(run, step, "online", layer, name)
         structlog.contextvars.unbind_contextvars("layer")
         for stage in range(1, plan.stages):
             run.stage = stage
@@ -256,19 +258,22 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         run.check()
 
     def _step(
-        self, run: JobRun, step: party_pb2.StepRequest, phase: str, layer: int, name: str
+        self, run: JobRun, step: party_pb2.StepRequest, phase: Phase, layer: int, name: str
     ) -> control_pb2.JobEvent:
-        """One phase of one layer, or of a whole later stage, at both parties."""
+        """One phase of one layer, or of a whole later stage, at both parties. Raises what failed, and DittoError for a
+        reply that does not say what the step cost."""
         if phase == "offline":
             replies = run.both(lambda stub, timeout: stub.Prepare.future(step, timeout=timeout))
         else:
             replies = run.both(lambda stub, timeout: stub.Run.future(step, timeout=timeout))
+        for role, reply in zip(PARTIES, replies, strict=True):
+            check_reply(reply, phase, role)
         seconds = max(reply.seconds for reply in replies)
         run.seconds[phase] += seconds
         run.traffic = [reply.traffic for reply in replies]
         done = control_pb2.LayerDone(
-            layer=layer, name=name, phase=phase, stage=step.stage, seconds=seconds,
-            ledgers=[reply.ledger_json for reply in replies],
+            layer=layer, name=name, phase=phase_to_message(phase), stage=step.stage, seconds=seconds,
+            ledgers=[reply.ledger for reply in replies],
             times=[reply.times for reply in replies if reply.HasField("times")],
         )  # fmt: skip
         return control_pb2.JobEvent(layer=done)

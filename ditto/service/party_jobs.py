@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 
@@ -10,7 +9,7 @@ import structlog
 import torch
 
 from ditto.engine.job import Carried, PartyJob
-from ditto.engine.ledger import Ledger
+from ditto.engine.ledger import Ledger, Phase
 from ditto.engine.program import Program
 from ditto.engine.sharing import seeded_share
 from ditto.engine.weights import PartyWeights
@@ -18,6 +17,7 @@ from ditto.errors import BadShare, ClusterError, ReplayedJob
 from ditto.models import Plan
 from ditto.models.compiled import agreed_program, check_id, plan_of, program_for
 from ditto.net.config import PartyConfig
+from ditto.net.messages import ledger_to_message, times_to_message
 from ditto.net.metrics import PartyMetrics
 from ditto.net.peerlink import LinkChannel, PeerLink
 from ditto.net.transport import short
@@ -49,7 +49,7 @@ class Job:
     ) -> None:
         self.name, self.plan, self.channel, self.source = name, plan, channel, source
         self.lock = threading.Lock()
-        self.seconds = {"offline": 0.0, "online": 0.0}
+        self.seconds: dict[Phase, float] = {"offline": 0.0, "online": 0.0}
         self.used = time.monotonic()
         self._spec, self._party = spec, party
         self._keys: tuple[bytes, PartyWeights] | None = None
@@ -86,7 +86,7 @@ class Job:
                 self._stages[index - 2] = None
         return self.stage(index)
 
-    def step(self, phase: str, request: party_pb2.StepRequest) -> party_pb2.StepReply:
+    def step(self, phase: Phase, request: party_pb2.StepRequest) -> party_pb2.StepReply:
         """Prepare ("offline") or run ("online") one layer, or it and the rest: seconds and the rows that were added."""
         with self.lock:
             stage = self._enter(request.stage)
@@ -102,12 +102,14 @@ class Job:
             seconds = time.perf_counter() - start
             self.seconds[phase] += seconds
             self.used = time.monotonic()
-            ledger = engine.ledger
-            rows = ledger.by_operation(phase) if request.rest else ledger.to_json(phase, request.layer)
-            return party_pb2.StepReply(
-                seconds=seconds, ledger_json=json.dumps(rows), traffic=self.traffic(),
-                times=_times(ledger, request.layer) if phase == "online" and not request.rest else None,
-            )  # fmt: skip
+            reply = party_pb2.StepReply(seconds=seconds, traffic=self.traffic())
+            if request.rest:
+                reply.ledger.CopyFrom(ledger_to_message(engine.ledger.by_operation(phase)))
+            else:
+                reply.ledger.CopyFrom(ledger_to_message(engine.ledger.rows(phase, request.layer)))
+                if phase == "online":
+                    reply.times.CopyFrom(times_to_message(engine.ledger.times[request.layer]))
+            return reply
 
     def input(self, header: party_pb2.InputHeader) -> Assembly | None:
         """Check an announced share; set it at once when a seed stands for it, else return what collects it."""
@@ -144,13 +146,6 @@ class Job:
         self.source.close(reason or "the job is done")
         self._carried.values.clear()
         self._carried.masks.clear()
-
-
-def _times(ledger: Ledger, layer: int) -> party_pb2.LayerTimes:
-    """When this party did what in a layer that has run online, each opening for itself."""
-    times = ledger.times[layer]
-    rounds = [party_pb2.Round(**vars(opening)) for opening in times.rounds]
-    return party_pb2.LayerTimes(**(vars(times) | {"rounds": rounds}))
 
 
 class Jobs:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import grpc
 import structlog
 
+from ditto.engine.ledger import Phase
 from ditto.errors import BadShare, ClusterError, DittoError
 from ditto.models.compiled import check_id
 from ditto.net.config import PartyConfig
@@ -121,7 +122,7 @@ class PartyService(party_pb2_grpc.PartyServicer):
     def Run(self, request: party_pb2.StepRequest, context: grpc.ServicerContext) -> party_pb2.StepReply:
         return self._step("online", request)
 
-    def _step(self, phase: str, request: party_pb2.StepRequest) -> party_pb2.StepReply:
+    def _step(self, phase: Phase, request: party_pb2.StepRequest) -> party_pb2.StepReply:
         job = self._jobs.get(request.job)
         try:
             reply = job.step(phase, request)

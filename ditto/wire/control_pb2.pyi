@@ -337,15 +337,14 @@ class LayerDone(_message.Message):
     TIMES_FIELD_NUMBER: _builtins.int
     layer: _builtins.int
     name: _builtins.str
-    phase: _builtins.str
-    """"offline" or "online" """
+    phase: _party_pb2.Phase.ValueType
     seconds: _builtins.float
     """of the slower party"""
     stage: _builtins.int
     """A later stage counts as one layer: the number goes on after the first stage's."""
     @_builtins.property
-    def ledgers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """JSON rows of party 0 and party 1"""
+    def ledgers(self) -> _containers.RepeatedCompositeFieldContainer[_party_pb2.Ledger]:
+        """of party 0 and party 1"""
 
     @_builtins.property
     def times(self) -> _containers.RepeatedCompositeFieldContainer[_party_pb2.LayerTimes]:
@@ -356,9 +355,9 @@ class LayerDone(_message.Message):
         *,
         layer: _builtins.int = ...,
         name: _builtins.str = ...,
-        phase: _builtins.str = ...,
+        phase: _party_pb2.Phase.ValueType = ...,
         seconds: _builtins.float = ...,
-        ledgers: _abc.Iterable[_builtins.str] | None = ...,
+        ledgers: _abc.Iterable[_party_pb2.Ledger] | None = ...,
         stage: _builtins.int = ...,
         times: _abc.Iterable[_party_pb2.LayerTimes] | None = ...,
     ) -> None: ...

@@ -25,13 +25,15 @@ _sym_db = _symbol_database.Default()
 from ditto.wire import dealer_pb2 as ditto_dot_v1_dot_dealer__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x64itto/v1/party.proto\x12\x08\x64itto.v1\x1a\x15\x64itto/v1/dealer.proto\"q\n\x05\x46rame\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\r\n\x05label\x18\x03 \x01(\t\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12\r\n\x05total\x18\x05 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x06 \x01(\x0c\x12\r\n\x05\x61\x62ort\x18\x07 \x01(\t\"e\n\x0bTensorChunk\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04ring\x18\x02 \x01(\r\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12\r\n\x05total\x18\x05 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x06 \x01(\x0c\"O\n\x0bModelHeader\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08share_id\x18\x02 \x01(\t\x12\x11\n\tspec_json\x18\x03 \x01(\t\x12\x0c\n\x04seed\x18\x04 \x01(\x0c\"j\n\x0fPutModelRequest\x12\'\n\x06header\x18\x01 \x01(\x0b\x32\x15.ditto.v1.ModelHeaderH\x00\x12&\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x15.ditto.v1.TensorChunkH\x00\x42\x06\n\x04part\"\x0f\n\rPutModelReply\"H\n\x14\x41\x63tivateModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08share_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\t\"\x14\n\x12\x41\x63tivateModelReply\"$\n\x10\x44ropModelRequest\x12\x10\n\x08share_id\x18\x01 \x01(\t\"\x10\n\x0e\x44ropModelReply\"\x14\n\x12PartyModelsRequest\"=\n\nPartyModel\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08share_id\x18\x02 \x01(\t\x12\x0e\n\x06\x61\x63tive\x18\x03 \x01(\x08\"K\n\x10PartyModelsReply\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.ditto.v1.PartyModel\x12\x11\n\tpeer_link\x18\x02 \x01(\x08\"q\n\x0eOpenJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x08share_id\x18\x03 \x01(\t\x12\x1c\n\x04plan\x18\x04 \x01(\x0b\x32\x0e.ditto.v1.Plan\x12\x13\n\x0b\x66ingerprint\x18\x05 \x01(\t\"\x0e\n\x0cOpenJobReply\"F\n\x0bStepRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\r\n\x05layer\x18\x02 \x01(\r\x12\r\n\x05stage\x18\x03 \x01(\r\x12\x0c\n\x04rest\x18\x04 \x01(\x08\"z\n\tStepReply\x12\x0f\n\x07seconds\x18\x01 \x01(\x01\x12\x13\n\x0bledger_json\x18\x02 \x01(\t\x12\"\n\x07traffic\x18\x03 \x01(\x0b\x32\x11.ditto.v1.Traffic\x12#\n\x05times\x18\x04 \x01(\x0b\x32\x14.ditto.v1.LayerTimes\"}\n\nLayerTimes\x12\x15\n\roffline_start\x18\x01 \x01(\x01\x12\x17\n\x0foffline_seconds\x18\x02 \x01(\x01\x12\r\n\x05start\x18\x03 \x01(\x01\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\x12\x1f\n\x06rounds\x18\x05 \x03(\x0b\x32\x0f.ditto.v1.Round\"N\n\x05Round\x12\x11\n\toperation\x18\x01 \x01(\t\x12\r\n\x05start\x18\x02 \x01(\x01\x12\x0f\n\x07waiting\x18\x03 \x01(\x01\x12\x12\n\nbytes_sent\x18\x04 \x01(\x04\"\x9f\x01\n\x07Traffic\x12\x0e\n\x06rounds\x18\x01 \x01(\r\x12\x14\n\x0cpayload_sent\x18\x02 \x01(\x04\x12\x14\n\x0c\x66raming_sent\x18\x03 \x01(\x04\x12\x18\n\x10payload_received\x18\x04 \x01(\x04\x12\x18\n\x10\x66raming_received\x18\x05 \x01(\x04\x12\r\n\x05\x64\x65\x61lt\x18\x06 \x01(\x04\x12\x15\n\rdealt_framing\x18\x07 \x01(\x04\".\n\x0f\x43loseJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x0f\n\rCloseJobReply\"b\n\x0bInputHeader\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04ring\x18\x03 \x01(\r\x12\r\n\x05shape\x18\x04 \x03(\x03\x12\x0c\n\x04seed\x18\x05 \x01(\x0c\x12\r\n\x05stage\x18\x06 \x01(\r\"j\n\x0fPutInputRequest\x12\'\n\x06header\x18\x01 \x01(\x0b\x32\x15.ditto.v1.InputHeaderH\x00\x12&\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x15.ditto.v1.TensorChunkH\x00\x42\x06\n\x04part\"\x0f\n\rPutInputReply\">\n\x12\x46\x65tchOutputRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05stage\x18\x03 \x01(\r2\x92\x05\n\x05Party\x12@\n\x08PutModel\x12\x19.ditto.v1.PutModelRequest\x1a\x17.ditto.v1.PutModelReply(\x01\x12M\n\rActivateModel\x12\x1e.ditto.v1.ActivateModelRequest\x1a\x1c.ditto.v1.ActivateModelReply\x12\x41\n\tDropModel\x12\x1a.ditto.v1.DropModelRequest\x1a\x18.ditto.v1.DropModelReply\x12\x46\n\nListModels\x12\x1c.ditto.v1.PartyModelsRequest\x1a\x1a.ditto.v1.PartyModelsReply\x12;\n\x07OpenJob\x12\x18.ditto.v1.OpenJobRequest\x1a\x16.ditto.v1.OpenJobReply\x12\x35\n\x07Prepare\x12\x15.ditto.v1.StepRequest\x1a\x13.ditto.v1.StepReply\x12\x31\n\x03Run\x12\x15.ditto.v1.StepRequest\x1a\x13.ditto.v1.StepReply\x12>\n\x08\x43loseJob\x12\x19.ditto.v1.CloseJobRequest\x1a\x17.ditto.v1.CloseJobReply\x12@\n\x08PutInput\x12\x19.ditto.v1.PutInputRequest\x1a\x17.ditto.v1.PutInputReply(\x01\x12\x44\n\x0b\x46\x65tchOutput\x12\x1c.ditto.v1.FetchOutputRequest\x1a\x15.ditto.v1.TensorChunk0\x01\x32<\n\x08PeerLink\x12\x30\n\x08\x45xchange\x12\x0f.ditto.v1.Frame\x1a\x0f.ditto.v1.Frame(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x64itto/v1/party.proto\x12\x08\x64itto.v1\x1a\x15\x64itto/v1/dealer.proto\"q\n\x05\x46rame\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\r\n\x05label\x18\x03 \x01(\t\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12\r\n\x05total\x18\x05 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x06 \x01(\x0c\x12\r\n\x05\x61\x62ort\x18\x07 \x01(\t\"e\n\x0bTensorChunk\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04ring\x18\x02 \x01(\r\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12\r\n\x05total\x18\x05 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x06 \x01(\x0c\"O\n\x0bModelHeader\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08share_id\x18\x02 \x01(\t\x12\x11\n\tspec_json\x18\x03 \x01(\t\x12\x0c\n\x04seed\x18\x04 \x01(\x0c\"j\n\x0fPutModelRequest\x12\'\n\x06header\x18\x01 \x01(\x0b\x32\x15.ditto.v1.ModelHeaderH\x00\x12&\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x15.ditto.v1.TensorChunkH\x00\x42\x06\n\x04part\"\x0f\n\rPutModelReply\"H\n\x14\x41\x63tivateModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08share_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\t\"\x14\n\x12\x41\x63tivateModelReply\"$\n\x10\x44ropModelRequest\x12\x10\n\x08share_id\x18\x01 \x01(\t\"\x10\n\x0e\x44ropModelReply\"\x14\n\x12PartyModelsRequest\"=\n\nPartyModel\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08share_id\x18\x02 \x01(\t\x12\x0e\n\x06\x61\x63tive\x18\x03 \x01(\x08\"K\n\x10PartyModelsReply\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.ditto.v1.PartyModel\x12\x11\n\tpeer_link\x18\x02 \x01(\x08\"q\n\x0eOpenJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x08share_id\x18\x03 \x01(\t\x12\x1c\n\x04plan\x18\x04 \x01(\x0b\x32\x0e.ditto.v1.Plan\x12\x13\n\x0b\x66ingerprint\x18\x05 \x01(\t\"\x0e\n\x0cOpenJobReply\"F\n\x0bStepRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\r\n\x05layer\x18\x02 \x01(\r\x12\r\n\x05stage\x18\x03 \x01(\r\x12\x0c\n\x04rest\x18\x04 \x01(\x08\"\x87\x01\n\tStepReply\x12\x0f\n\x07seconds\x18\x01 \x01(\x01\x12 \n\x06ledger\x18\x02 \x01(\x0b\x32\x10.ditto.v1.Ledger\x12\"\n\x07traffic\x18\x03 \x01(\x0b\x32\x11.ditto.v1.Traffic\x12#\n\x05times\x18\x04 \x01(\x0b\x32\x14.ditto.v1.LayerTimes\"+\n\x06Ledger\x12!\n\x04rows\x18\x01 \x03(\x0b\x32\x13.ditto.v1.LedgerRow\"\xbd\x01\n\tLedgerRow\x12\x1e\n\x05phase\x18\x01 \x01(\x0e\x32\x0f.ditto.v1.Phase\x12\x12\n\x05layer\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x11\n\toperation\x18\x03 \x01(\t\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\x12\x0f\n\x07waiting\x18\x05 \x01(\x01\x12\x0e\n\x06rounds\x18\x06 \x01(\r\x12\x12\n\nbytes_sent\x18\x07 \x01(\x04\x12\x19\n\x11\x62ytes_from_dealer\x18\x08 \x01(\x04\x42\x08\n\x06_layer\"}\n\nLayerTimes\x12\x15\n\roffline_start\x18\x01 \x01(\x01\x12\x17\n\x0foffline_seconds\x18\x02 \x01(\x01\x12\r\n\x05start\x18\x03 \x01(\x01\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\x12\x1f\n\x06rounds\x18\x05 \x03(\x0b\x32\x0f.ditto.v1.Round\"N\n\x05Round\x12\x11\n\toperation\x18\x01 \x01(\t\x12\r\n\x05start\x18\x02 \x01(\x01\x12\x0f\n\x07waiting\x18\x03 \x01(\x01\x12\x12\n\nbytes_sent\x18\x04 \x01(\x04\"\x9f\x01\n\x07Traffic\x12\x0e\n\x06rounds\x18\x01 \x01(\r\x12\x14\n\x0cpayload_sent\x18\x02 \x01(\x04\x12\x14\n\x0c\x66raming_sent\x18\x03 \x01(\x04\x12\x18\n\x10payload_received\x18\x04 \x01(\x04\x12\x18\n\x10\x66raming_received\x18\x05 \x01(\x04\x12\r\n\x05\x64\x65\x61lt\x18\x06 \x01(\x04\x12\x15\n\rdealt_framing\x18\x07 \x01(\x04\".\n\x0f\x43loseJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x0f\n\rCloseJobReply\"b\n\x0bInputHeader\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04ring\x18\x03 \x01(\r\x12\r\n\x05shape\x18\x04 \x03(\x03\x12\x0c\n\x04seed\x18\x05 \x01(\x0c\x12\r\n\x05stage\x18\x06 \x01(\r\"j\n\x0fPutInputRequest\x12\'\n\x06header\x18\x01 \x01(\x0b\x32\x15.ditto.v1.InputHeaderH\x00\x12&\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x15.ditto.v1.TensorChunkH\x00\x42\x06\n\x04part\"\x0f\n\rPutInputReply\">\n\x12\x46\x65tchOutputRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05stage\x18\x03 \x01(\r*C\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x11\n\rPHASE_OFFLINE\x10\x01\x12\x10\n\x0cPHASE_ONLINE\x10\x02\x32\x92\x05\n\x05Party\x12@\n\x08PutModel\x12\x19.ditto.v1.PutModelRequest\x1a\x17.ditto.v1.PutModelReply(\x01\x12M\n\rActivateModel\x12\x1e.ditto.v1.ActivateModelRequest\x1a\x1c.ditto.v1.ActivateModelReply\x12\x41\n\tDropModel\x12\x1a.ditto.v1.DropModelRequest\x1a\x18.ditto.v1.DropModelReply\x12\x46\n\nListModels\x12\x1c.ditto.v1.PartyModelsRequest\x1a\x1a.ditto.v1.PartyModelsReply\x12;\n\x07OpenJob\x12\x18.ditto.v1.OpenJobRequest\x1a\x16.ditto.v1.OpenJobReply\x12\x35\n\x07Prepare\x12\x15.ditto.v1.StepRequest\x1a\x13.ditto.v1.StepReply\x12\x31\n\x03Run\x12\x15.ditto.v1.StepRequest\x1a\x13.ditto.v1.StepReply\x12>\n\x08\x43loseJob\x12\x19.ditto.v1.CloseJobRequest\x1a\x17.ditto.v1.CloseJobReply\x12@\n\x08PutInput\x12\x19.ditto.v1.PutInputRequest\x1a\x17.ditto.v1.PutInputReply(\x01\x12\x44\n\x0b\x46\x65tchOutput\x12\x1c.ditto.v1.FetchOutputRequest\x1a\x15.ditto.v1.TensorChunk0\x01\x32<\n\x08PeerLink\x12\x30\n\x08\x45xchange\x12\x0f.ditto.v1.Frame\x1a\x0f.ditto.v1.Frame(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ditto.wire.party_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_PHASE']._serialized_start=2096
+  _globals['_PHASE']._serialized_end=2163
   _globals['_FRAME']._serialized_start=57
   _globals['_FRAME']._serialized_end=170
   _globals['_TENSORCHUNK']._serialized_start=172
@@ -62,28 +64,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPENJOBREPLY']._serialized_end=924
   _globals['_STEPREQUEST']._serialized_start=926
   _globals['_STEPREQUEST']._serialized_end=996
-  _globals['_STEPREPLY']._serialized_start=998
-  _globals['_STEPREPLY']._serialized_end=1120
-  _globals['_LAYERTIMES']._serialized_start=1122
-  _globals['_LAYERTIMES']._serialized_end=1247
-  _globals['_ROUND']._serialized_start=1249
-  _globals['_ROUND']._serialized_end=1327
-  _globals['_TRAFFIC']._serialized_start=1330
-  _globals['_TRAFFIC']._serialized_end=1489
-  _globals['_CLOSEJOBREQUEST']._serialized_start=1491
-  _globals['_CLOSEJOBREQUEST']._serialized_end=1537
-  _globals['_CLOSEJOBREPLY']._serialized_start=1539
-  _globals['_CLOSEJOBREPLY']._serialized_end=1554
-  _globals['_INPUTHEADER']._serialized_start=1556
-  _globals['_INPUTHEADER']._serialized_end=1654
-  _globals['_PUTINPUTREQUEST']._serialized_start=1656
-  _globals['_PUTINPUTREQUEST']._serialized_end=1762
-  _globals['_PUTINPUTREPLY']._serialized_start=1764
-  _globals['_PUTINPUTREPLY']._serialized_end=1779
-  _globals['_FETCHOUTPUTREQUEST']._serialized_start=1781
-  _globals['_FETCHOUTPUTREQUEST']._serialized_end=1843
-  _globals['_PARTY']._serialized_start=1846
-  _globals['_PARTY']._serialized_end=2504
-  _globals['_PEERLINK']._serialized_start=2506
-  _globals['_PEERLINK']._serialized_end=2566
+  _globals['_STEPREPLY']._serialized_start=999
+  _globals['_STEPREPLY']._serialized_end=1134
+  _globals['_LEDGER']._serialized_start=1136
+  _globals['_LEDGER']._serialized_end=1179
+  _globals['_LEDGERROW']._serialized_start=1182
+  _globals['_LEDGERROW']._serialized_end=1371
+  _globals['_LAYERTIMES']._serialized_start=1373
+  _globals['_LAYERTIMES']._serialized_end=1498
+  _globals['_ROUND']._serialized_start=1500
+  _globals['_ROUND']._serialized_end=1578
+  _globals['_TRAFFIC']._serialized_start=1581
+  _globals['_TRAFFIC']._serialized_end=1740
+  _globals['_CLOSEJOBREQUEST']._serialized_start=1742
+  _globals['_CLOSEJOBREQUEST']._serialized_end=1788
+  _globals['_CLOSEJOBREPLY']._serialized_start=1790
+  _globals['_CLOSEJOBREPLY']._serialized_end=1805
+  _globals['_INPUTHEADER']._serialized_start=1807
+  _globals['_INPUTHEADER']._serialized_end=1905
+  _globals['_PUTINPUTREQUEST']._serialized_start=1907
+  _globals['_PUTINPUTREQUEST']._serialized_end=2013
+  _globals['_PUTINPUTREPLY']._serialized_start=2015
+  _globals['_PUTINPUTREPLY']._serialized_end=2030
+  _globals['_FETCHOUTPUTREQUEST']._serialized_start=2032
+  _globals['_FETCHOUTPUTREQUEST']._serialized_end=2094
+  _globals['_PARTY']._serialized_start=2166
+  _globals['_PARTY']._serialized_end=2824
+  _globals['_PEERLINK']._serialized_start=2826
+  _globals['_PEERLINK']._serialized_end=2886
 # @@protoc_insertion_point(module_scope)

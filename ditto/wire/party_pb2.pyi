@@ -8,6 +8,7 @@ from ditto.wire import dealer_pb2 as _dealer_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -18,6 +19,23 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Phase:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Phase.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PHASE_UNSPECIFIED: _Phase.ValueType  # 0
+    PHASE_OFFLINE: _Phase.ValueType  # 1
+    PHASE_ONLINE: _Phase.ValueType  # 2
+
+class Phase(_Phase, metaclass=_PhaseEnumTypeWrapper): ...
+
+PHASE_UNSPECIFIED: Phase.ValueType  # 0
+PHASE_OFFLINE: Phase.ValueType  # 1
+PHASE_ONLINE: Phase.ValueType  # 2
+Global___Phase: _TypeAlias = Phase  # noqa: Y015
 
 @_typing.final
 class Frame(_message.Message):
@@ -387,33 +405,103 @@ class StepReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SECONDS_FIELD_NUMBER: _builtins.int
-    LEDGER_JSON_FIELD_NUMBER: _builtins.int
+    LEDGER_FIELD_NUMBER: _builtins.int
     TRAFFIC_FIELD_NUMBER: _builtins.int
     TIMES_FIELD_NUMBER: _builtins.int
     seconds: _builtins.float
-    ledger_json: _builtins.str
-    """the rows of this layer and phase"""
+    @_builtins.property
+    def ledger(self) -> Global___Ledger:
+        """of this layer and phase, or of all layers that the step ran"""
+
     @_builtins.property
     def traffic(self) -> Global___Traffic: ...
     @_builtins.property
     def times(self) -> Global___LayerTimes:
-        """of Run"""
+        """of Run for one layer"""
 
     def __init__(
         self,
         *,
         seconds: _builtins.float = ...,
-        ledger_json: _builtins.str = ...,
+        ledger: Global___Ledger | None = ...,
         traffic: Global___Traffic | None = ...,
         times: Global___LayerTimes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["times", b"times", "traffic", b"traffic"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ledger", b"ledger", "times", b"times", "traffic", b"traffic"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ledger_json", b"ledger_json", "seconds", b"seconds", "times", b"times", "traffic", b"traffic"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ledger", b"ledger", "seconds", b"seconds", "times", b"times", "traffic", b"traffic"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StepReply: _TypeAlias = StepReply  # noqa: Y015
+
+@_typing.final
+class Ledger(_message.Message):
+    """One party's account of a step: a row for each operation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___LedgerRow]: ...
+    def __init__(
+        self,
+        *,
+        rows: _abc.Iterable[Global___LedgerRow] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Ledger: _TypeAlias = Ledger  # noqa: Y015
+
+@_typing.final
+class LedgerRow(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PHASE_FIELD_NUMBER: _builtins.int
+    LAYER_FIELD_NUMBER: _builtins.int
+    OPERATION_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    ROUNDS_FIELD_NUMBER: _builtins.int
+    BYTES_SENT_FIELD_NUMBER: _builtins.int
+    BYTES_FROM_DEALER_FIELD_NUMBER: _builtins.int
+    phase: Global___Phase.ValueType
+    layer: _builtins.int
+    """absent when the row adds up several layers"""
+    operation: _builtins.str
+    seconds: _builtins.float
+    waiting: _builtins.float
+    """of the seconds: between sending and having the other party's bytes"""
+    rounds: _builtins.int
+    bytes_sent: _builtins.int
+    """payload, to the other party"""
+    bytes_from_dealer: _builtins.int
+    """payload"""
+    def __init__(
+        self,
+        *,
+        phase: Global___Phase.ValueType = ...,
+        layer: _builtins.int | None = ...,
+        operation: _builtins.str = ...,
+        seconds: _builtins.float = ...,
+        waiting: _builtins.float = ...,
+        rounds: _builtins.int = ...,
+        bytes_sent: _builtins.int = ...,
+        bytes_from_dealer: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_layer", b"_layer", "layer", b"layer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_layer", b"_layer", "bytes_from_dealer", b"bytes_from_dealer", "bytes_sent", b"bytes_sent", "layer", b"layer", "operation", b"operation", "phase", b"phase", "rounds", b"rounds", "seconds", b"seconds", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__layer: _TypeAlias = _typing.Literal["layer"]  # noqa: Y015
+    _WhichOneofArgType__layer: _TypeAlias = _typing.Literal["_layer", b"_layer"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__layer) -> _WhichOneofReturnType__layer | None: ...
+
+Global___LedgerRow: _TypeAlias = LedgerRow  # noqa: Y015
 
 @_typing.final
 class LayerTimes(_message.Message):
