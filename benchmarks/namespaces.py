@@ -42,8 +42,7 @@ import yaml
 from ditto.cli.bench_presets import machine
 from ditto.client.client import Client
 from ditto.client.local_cluster import Cluster, embedded
-from ditto.models import encode_inputs, random_model
-from ditto.models.importer import random_batch
+from ditto.models import Description, encode_inputs, random_batch, random_model
 from ditto.net.certs import ROLES, init_certs
 from ditto.net.config import DEFAULT_PORTS
 from ditto.net.emulation import Network, network
@@ -127,7 +126,7 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def one(client: Client, description: dict[str, Any], seq: int) -> dict[str, Any]:
+def one(client: Client, description: Description, seq: int) -> dict[str, Any]:
     """One job: the seconds of FIGURES, and what the closed form needs."""
     batch = random_batch(1, seq)
     report = client.infer(description.name, lambda p: encode_inputs(description, p, batch), 1, seq).report

@@ -17,21 +17,28 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from ditto.models.gpt2_client import decode_logits, encode_prompts, encode_tokens
-from ditto.models.gpt2_float import forward, logits
 
 from ditto.cli.common import note
 from ditto.client.client import Client
 from ditto.client.local_cluster import embedded
 from ditto.engine.plain import plain_weights, run_plain
-from ditto.models import Plan, compile_stage, load_checkpoint
-from ditto.models.checkpoint import Checkpoint
-from ditto.models.importer import describe, encode_weights
+from ditto.models import (
+    Checkpoint,
+    Description,
+    Plan,
+    compile_stage,
+    describe,
+    encode_weights,
+    generator_of,
+    load_checkpoint,
+)
+from ditto.models.gpt2.floats import forward, logits
 from ditto.models.tokenizer import Prompts
 from ditto.ring.malloc import tune_memory
 from ditto.train.perplexity import perplexity, windows
 from ditto.train.text import BytePairs, read_text
 
+GPT2 = generator_of("GPT2LMHeadModel")
 BATCH = 4
 Tensor = torch.Tensor
 
@@ -39,41 +46,41 @@ Tensor = torch.Tensor
 def in_floats(checkpoint: Checkpoint, ids: Tensor, bits: tuple[int, int] | None = None) -> Tensor:
     """Logits [B, N, V]; with (activation, weight) fraction bits: every linear layer on rounded numbers (PTQ)."""
     if bits is None:
-        return logits(checkpoint.tensors, forward(checkpoint.tensors, checkpoint.config, ids))
+        return logits(checkpoint.tensors, forward(checkpoint.tensors, checkpoint.dimensions, ids))
     activation, weight = (2.0**b for b in bits)
     tensors = {name: (w * weight).round() / weight for name, w in checkpoint.tensors.items()}
 
     def rounded(x: Tensor) -> Tensor:
         return (x * activation).round() / activation
 
-    return logits(tensors, rounded(forward(tensors, checkpoint.config, ids, rounded=rounded)))
+    return logits(tensors, rounded(forward(tensors, checkpoint.dimensions, ids, rounded=rounded)))
 
 
 class Interpreter:
     """Logits by the plain interpreter of a preset: all positions at once, or a prompt and then token by token."""
 
-    def __init__(self, description: dict[str, Any], weights: dict[str, Tensor], context: int) -> None:
-        self._spec, self._context = description, context
+    def __init__(self, description: Description, weights: dict[str, Tensor], context: int) -> None:
+        self._description, self._context = description, context
         self._weights = plain_weights(compile_stage(description, Plan(1, context, every=True)), weights)
 
     def whole(self, ids: Tensor) -> Tensor:
         batch, n = ids.shape
-        program = compile_stage(self._spec, Plan(batch, n, every=True))
-        out = run_plain(program, encode_prompts(self._spec, program, ids, [n] * batch), self._weights)
-        return decode_logits(program, out).float().view(batch, n, -1)
+        program = compile_stage(self._description, Plan(batch, n, every=True))
+        out = run_plain(program, GPT2.encode(self._description, program, Prompts(ids, [n] * batch)), self._weights)
+        return GPT2.logits(program, out).float().view(batch, n, -1)
 
     def by_token(self, ids: Tensor, narrow: bool) -> Tensor:
         (batch, n), first = ids.shape, ids.shape[1] // 4
         plan = Plan(batch, first, n - first + 1, narrow_from=1 if narrow else 0, every=True)
         carried: dict[str, Tensor] = {}
-        program = compile_stage(self._spec, plan)
-        inputs = encode_prompts(self._spec, program, ids[:, :first], [first] * batch)
+        program = compile_stage(self._description, plan)
+        inputs = GPT2.encode(self._description, program, Prompts(ids[:, :first], [first] * batch))
         out = run_plain(program, inputs, self._weights, carried)
-        parts = [decode_logits(program, out).float().view(batch, first, -1)]
+        parts = [GPT2.logits(program, out).float().view(batch, first, -1)]
         for at in range(first, n):
-            program = compile_stage(self._spec, plan, at - first + 1)
-            inputs = encode_tokens(self._spec, program, ids[:, at].tolist(), [at] * batch)
-            parts.append(decode_logits(program, run_plain(program, inputs, self._weights, carried)).float()[:, None])
+            program = compile_stage(self._description, plan, at - first + 1)
+            inputs = GPT2.encode_next(self._description, program, ids[:, at].tolist(), [at] * batch)
+            parts.append(GPT2.logits(program, run_plain(program, inputs, self._weights, carried)).float()[:, None])
         return torch.cat(parts, 1)
 
 
@@ -91,7 +98,7 @@ def main(
     """Print the perplexities as JSON."""
     tune_memory()
     loaded = load_checkpoint(checkpoint)
-    context = int(loaded.config["max_position_embeddings"])
+    context = loaded.dimensions.positions
     pairs = BytePairs(checkpoint)
     ids = pairs.encode(read_text(text)).long()[first * context :]
     if count:
@@ -127,9 +134,9 @@ def main(
             def on_shares(x: Tensor) -> Tensor:
                 plan = Plan(*x.shape, every=True)
                 program = compile_stage(description, plan)
-                encoded = encode_prompts(description, program, x, [context] * len(x))
+                encoded = GPT2.encode(description, program, Prompts(x, [context] * len(x)))
                 answer = client.run("scored", plan, lambda stage, program, before: encoded)
-                return decode_logits(program, answer.outputs).float().view(*x.shape, -1)
+                return GPT2.logits(program, answer.outputs).float().view(*x.shape, -1)
 
             score("mpc_few", on_shares, few)
     typer.echo(json.dumps(result, indent=1))

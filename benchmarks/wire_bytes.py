@@ -23,8 +23,7 @@ from ditto.client.client import Client
 from ditto.client.local_cluster import embedded
 from ditto.engine.ledger import Row
 from ditto.engine.program import Program
-from ditto.models import encode_inputs, random_model
-from ditto.models.importer import random_batch
+from ditto.models import encode_inputs, random_batch, random_model
 from ditto.net.messages import ledger_to_message
 
 RECORD = 16384  # bytes of one TLS record and, by default, of one HTTP/2 frame

@@ -15,15 +15,9 @@ from typer.testing import CliRunner
 from ditto.cli import app, report, store
 from ditto.cli.demo import calibration_texts
 from ditto.errors import EXIT_CODES, UnknownModel, UsageError
+from ditto.models import random_model
 
-SPEC: dict[str, Any] = {
-    "name": "tiny",
-    "architecture": "BertModel",
-    "preset": "ditto",
-    "max_length": 64,
-    "embeddings": "secret",
-    "config": {},
-}
+TINY = random_model("bert-tiny", 1, 8)[0].model_copy(update={"name": "tiny"})
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +36,7 @@ def save_tiny(tmp_path: Path) -> store.StoredModel:
     source = tmp_path / "checkpoint"
     source.mkdir()
     (source / "vocab.txt").write_text("[PAD]\n")
-    return store.save(SPEC, {"w": torch.arange(6, dtype=torch.int64).reshape(2, 3)}, source)
+    return store.save(TINY, {"w": torch.arange(6, dtype=torch.int64).reshape(2, 3)}, source)
 
 
 def test_help_lists_every_exit_code() -> None:
@@ -93,12 +87,11 @@ def test_cluster_status_and_down_when_nothing_runs() -> None:
 def test_store_and_list(tmp_path: Path) -> None:
     model = save_tiny(tmp_path)
     assert (model.dir / "weights.safetensors").stat().st_mode & 0o777 == 0o600
-    assert store.load("tiny").spec == SPEC
+    assert store.load("tiny").description == TINY
     assert torch.equal(store.load("tiny").weights()["w"], torch.arange(6).reshape(2, 3))
     (row,) = json.loads(run("model", "list", "--json")[0])
-    assert {key: row[key] for key in ("name", "architecture", "preset", "max_length")} == {
-        key: SPEC[key] for key in ("name", "architecture", "preset", "max_length")
-    }
+    shown = {key: row[key] for key in ("name", "architecture", "preset", "max_length")}
+    assert shown == {"name": "tiny", "architecture": "BertModel", "preset": "ditto", "max_length": 512}
     with pytest.raises(UnknownModel, match="tiny"):
         store.load("other")
 

@@ -19,12 +19,12 @@ from typer.testing import CliRunner
 
 from ditto.cli import app
 from ditto.errors import BadCheckpoint, EmptyText, UsageError
-from ditto.models.checkpoint import load_checkpoint
+from ditto.models import Dimensions, load_checkpoint
 from ditto.models.export import save_gpt2
-from ditto.models.gpt2_float import forward, logits
+from ditto.models.gpt2.floats import forward, logits
 from ditto.train import output_loss as pieces
 from ditto.train import perplexity as measure
-from ditto.train.finetune import Run, Settings, Trainer, new_config, new_weights
+from ditto.train.finetune import Run, Settings, Trainer, new_dimensions, new_weights
 from ditto.train.output_loss import output_loss
 from ditto.train.perplexity import cross_entropy, perplexity
 from ditto.train.text import BytePairs, Order, read_text
@@ -89,26 +89,26 @@ def test_loss_in_pieces_has_the_gradients_of_the_whole(
 
 def test_perplexity_counts_every_full_window(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "ROWS", 5)
-    config = new_config(20, 1, 8, 2, 6)
-    tensors = new_weights(config, 1)
+    dimensions = new_dimensions(20, 1, 8, 2, 6)
+    tensors = new_weights(dimensions, 1)
     ids = torch.randint(0, 20, (45,))  # 7 windows of 6; the last window predicts ids[42], and two are left
 
     def scores(rows: torch.Tensor) -> torch.Tensor:
         assert rows.shape[1] == 6 and len(rows) <= 4
-        return logits(tensors, forward(tensors, config, rows)).half()
+        return logits(tensors, forward(tensors, dimensions, rows)).half()
 
     seen: list[tuple[int, int]] = []
     loss, count = cross_entropy(scores, ids, 6, watch=lambda done, windows: seen.append((done, windows)))
     assert count == 42 and seen == [(4, 7), (7, 7)]
-    whole = F.cross_entropy(scores_of(tensors, config, ids[:42].view(7, 6)), ids[1:43])
+    whole = F.cross_entropy(scores_of(tensors, dimensions, ids[:42].view(7, 6)), ids[1:43])
     assert loss == pytest.approx(float(whole), rel=1e-3)
     assert perplexity(lambda rows: torch.zeros(*rows.shape, 20), ids, 6) == pytest.approx(20)
     with pytest.raises(UsageError, match="at least 46"):
         perplexity(scores, ids, 45)
 
 
-def scores_of(tensors: dict[str, torch.Tensor], config: dict[str, Any], rows: torch.Tensor) -> torch.Tensor:
-    return logits(tensors, forward(tensors, config, rows)).flatten(0, 1)
+def scores_of(tensors: dict[str, torch.Tensor], dimensions: Dimensions, rows: torch.Tensor) -> torch.Tensor:
+    return logits(tensors, forward(tensors, dimensions, rows)).flatten(0, 1)
 
 
 # --- text
@@ -160,13 +160,13 @@ def test_order_is_a_permutation_each_epoch_and_follows_from_the_position() -> No
 
 # --- stopping and going on
 
-CONFIG = new_config(263, 2, 16, 2, 8)
+SMALL = new_dimensions(263, 2, 16, 2, 8)
 
 
 def started(words: Path, directory: Path, **other: Any) -> Run:
     settings = Settings(**{"steps": 9, "batch": 3, "context": 8, "lr": 3e-3, "seed": 5, "validate_every": 3} | other)
     ids = BytePairs(words).encode(TEXT)
-    trainer = Trainer(new_weights(CONFIG, settings.seed), CONFIG, ids, ids[:100], settings)
+    trainer = Trainer(new_weights(SMALL, settings.seed), SMALL, ids, ids[:100], settings)
     return Run(trainer, directory, words)
 
 
@@ -270,7 +270,7 @@ def test_it_learns_and_transformers_reads_what_it_learned(words: Path, text: Pat
     ids = BytePairs(tmp_path / "out").encode("the cat sat on").long()[None, :8]
     with torch.no_grad():
         theirs = model(ids).logits
-    ours = logits(checkpoint.tensors, forward(checkpoint.tensors, checkpoint.config, ids))
+    ours = logits(checkpoint.tensors, forward(checkpoint.tensors, checkpoint.dimensions, ids))
     assert torch.allclose(theirs, ours, atol=1e-4)
     again, _ = ditto(  # a finished run only reports
         *("--train", text, "--valid", text, "--tokenizer", words, "--out", tmp_path / "out"),
@@ -280,14 +280,15 @@ def test_it_learns_and_transformers_reads_what_it_learned(words: Path, text: Pat
 
 
 def test_from_a_checkpoint(words: Path, text: Path, tmp_path: Path) -> None:
-    save_gpt2(tmp_path / "from", CONFIG | {"layer_norm_eps": 1e-4}, new_weights(CONFIG, 1), words)
+    save_gpt2(tmp_path / "from", SMALL.model_copy(update={"epsilon": 1e-4}), new_weights(SMALL, 1), words)
     common = ("--train", text, "--valid", text, "--from", tmp_path / "from", "--epochs", 0.5)
     done, _ = ditto(*common, "--out", tmp_path / "out")
     chunks = (BytePairs(words).encode(TEXT).numel() - 1) // 8
     assert done["steps"] == math.ceil(chunks / 2 / 8) == done["step"]
-    assert load_checkpoint(tmp_path / "out").config["layer_norm_eps"] == 1e-4
+    assert load_checkpoint(tmp_path / "out").dimensions.epsilon == 1e-4
     ditto(*common, "--out", tmp_path / "quad", "--activation", "quad")
-    assert load_checkpoint(tmp_path / "quad").quad and not load_checkpoint(tmp_path / "out").quad
+    made = [load_checkpoint(tmp_path / name).dimensions.activation for name in ("quad", "out")]
+    assert made == ["quad", "tanh gelu"]
     assert json.loads((tmp_path / "quad" / "config.json").read_text())["activation_function"] == "quad"
     ditto(*common, "--out", tmp_path / "from", code=2)  # never over what it starts from
     ditto(*common, "--out", tmp_path / "other", "--layers", 2, code=2)
@@ -341,13 +342,3 @@ def test_errors(
     _, stderr = ditto(*(part for option in options.items() for part in option), code=code)
     assert says in " ".join(stderr.split())
     assert not Path("out").exists()
-
-
-def test_quantize_can_be_imported_first() -> None:
-    """`ditto.models` and `ditto.quantize` need each other; either may come first."""
-    import os
-    import subprocess
-    import sys
-
-    check = "import ditto.train.perplexity, ditto.models"
-    subprocess.run([sys.executable, "-c", check], check=True, env=os.environ | {"PYTHONPATH": os.getcwd()}, timeout=60)

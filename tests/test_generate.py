@@ -17,15 +17,15 @@ from ditto.client.local_cluster import Cluster, _free_ports, home
 from ditto.client.sampling import Sampler
 from ditto.models import Checkpoint, load_checkpoint
 from ditto.models.export import save_gpt2
-from ditto.models.gpt2_float import continue_texts
+from ditto.models.gpt2.floats import continue_texts
 from ditto.models.tokenizer import Tokenizer
-from ditto.train.finetune import new_config, new_weights
+from ditto.train.finetune import new_dimensions, new_weights
 
 pytestmark = pytest.mark.slow
 
 ALPHABET = [chr(c) for c in range(33, 127)] + ["Ġ", "Ċ"]
 WORDS = [*ALPHABET, "<|endoftext|>"]
-CONFIG = new_config(len(WORDS), layers=1, hidden=64, heads=2, context=48)
+SMALL = new_dimensions(len(WORDS), layers=1, hidden=64, heads=2, context=48)
 PROMPTS = ("hello", "a somewhat longer prompt")
 
 
@@ -41,8 +41,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("gpt2")
     (path / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(WORDS)}))
     (path / "merges.txt").write_text("#version: 0.2\n")
-    weights = {name: w if "ln_" in name else 10 * w for name, w in new_weights(CONFIG, 3).items()}
-    save_gpt2(path, CONFIG, weights, path)
+    weights = {name: w if "ln_" in name else 10 * w for name, w in new_weights(SMALL, 3).items()}
+    save_gpt2(path, SMALL, weights, path)
     (path / "texts.txt").write_text("hello there, this is some text.\nand 1 more: (a) {b} c\nWHO? Me & you = us!\n")
     return path
 
@@ -76,7 +76,7 @@ def margins(checkpoint: Checkpoint, text: str, count: int) -> list[float]:
         return Sampler().choose(logits)
 
     ids = checkpoint.tokenizer().encode_prompts([text], 40).ids[0, : len(text)].tolist()
-    continue_texts(checkpoint.tensors, checkpoint.config, [ids], count, choose)
+    continue_texts(checkpoint.tensors, checkpoint.dimensions, [ids], count, choose)
     return ahead
 
 
@@ -125,7 +125,7 @@ def test_the_text_ends(shared: str, checkpoint: Path, tmp_path: Path) -> None:
     tensors = load_checkpoint(checkpoint).tensors
     tensors["ln_f.weight"] *= 0.05  # what is left of the hidden state does not matter
     tensors["ln_f.bias"] = tensors["wte.weight"][-1].clone()
-    save_gpt2(endless, CONFIG, tensors, checkpoint)
+    save_gpt2(endless, SMALL, tensors, checkpoint)
     run("model", "import", str(endless), "--calibrate", str(checkpoint / "texts.txt"), "--name", "ends")
     run("model", "share", "ends")
     answer, _ = run("generate", "--model", "ends", "--prompt", "hello", "--max-new-tokens", "8", "--exact-length")

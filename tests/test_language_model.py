@@ -7,24 +7,23 @@ import importlib.resources
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from ditto.models.gpt2_client import decode_logits, encode_prompts
 from engine import Session
 from tokenizers.pre_tokenizers import ByteLevel
 
 from benchmarks.perplexity import Interpreter, in_floats
 from ditto.errors import UsageError
-from ditto.models import Checkpoint, Plan, compile_stage
-from ditto.models.importer import describe, encode_weights
+from ditto.models import Checkpoint, Description, Plan, compile_stage, describe, encode_weights, generator_of
+from ditto.models.importer import with_preset
 from ditto.models.tokenizer import Prompts
 from ditto.presets import PRESETS
-from ditto.train.finetune import Settings, Trainer, new_config, new_weights
+from ditto.train.finetune import Settings, Trainer, new_dimensions, new_weights
 from ditto.train.perplexity import perplexity, windows
 from ditto.train.text import BytePairs
 
+GPT2 = generator_of("GPT2LMHeadModel")
 Trained = tuple[Checkpoint, torch.Tensor]
 CONTEXT, WINDOWS = 32, 20
 # of fp32's perplexity; icml24 keeps eight fraction bits everywhere
@@ -39,7 +38,7 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Trained]:
 
 @pytest.fixture(scope="module")
 def trained(train: Callable[[str], Trained]) -> Trained:
-    return train("gelu_new")
+    return train("tanh gelu")
 
 
 def _train(path: Path, activation: str) -> Trained:
@@ -47,16 +46,17 @@ def _train(path: Path, activation: str) -> Trained:
     (path / "merges.txt").write_text("#version: 0.2\n")
     text = (importlib.resources.files("ditto.cli") / "calibration.txt").read_text(encoding="utf-8")
     ids = BytePairs(path).encode(text)
-    config = new_config(256, layers=2, hidden=64, heads=2, context=CONTEXT) | {"activation": activation}
+    small = new_dimensions(256, layers=2, hidden=64, heads=2, context=CONTEXT)
+    small = small.model_copy(update={"activation": activation})
     settings = Settings(steps=200, batch=16, context=CONTEXT, lr=4e-3, seed=1, validate_every=200)
-    trainer = Trainer(new_weights(config, 1), config, ids, ids, settings)
+    trainer = Trainer(new_weights(small, 1), small, ids, ids, settings)
     for _ in range(settings.steps):
         trainer.step()
     tensors = {name: w.detach() for name, w in trainer.tensors.items()}
-    return Checkpoint("GPT2LMHeadModel", config, tensors), ids[: WINDOWS * CONTEXT + 1].long()
+    return Checkpoint("GPT2LMHeadModel", small, tensors), ids[: WINDOWS * CONTEXT + 1].long()
 
 
-def prepared(checkpoint: Checkpoint, ids: torch.Tensor, preset: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def prepared(checkpoint: Checkpoint, ids: torch.Tensor, preset: str) -> tuple[Description, dict[str, torch.Tensor]]:
     rows = windows(ids, CONTEXT)[0]
     description = describe(checkpoint, "trained", [Prompts(rows, [CONTEXT] * len(rows))], preset, "secret")
     return description, encode_weights(description, checkpoint.tensors)
@@ -64,7 +64,7 @@ def prepared(checkpoint: Checkpoint, ids: torch.Tensor, preset: str) -> tuple[di
 
 @pytest.mark.parametrize("preset", list(CLOSE))
 def test_perplexity(train: Callable[[str], Trained], preset: str) -> None:
-    checkpoint, ids = train("quad" if PRESETS[preset].quad else "gelu_new")
+    checkpoint, ids = train("quad" if PRESETS[preset].quad else "tanh gelu")
     description, weights = prepared(checkpoint, ids, preset)
     exact = perplexity(lambda x: in_floats(checkpoint, x), ids, CONTEXT)
     assert 2 < exact < 16, "it has learned something"
@@ -74,8 +74,8 @@ def test_perplexity(train: Callable[[str], Trained], preset: str) -> None:
     session = Session(program.weights, weights)
 
     def on_shares(x: torch.Tensor) -> torch.Tensor:
-        run = session.run(program, encode_prompts(description, program, x, [CONTEXT] * len(x)))
-        return decode_logits(program, run.outputs).view(*x.shape, -1)
+        run = session.run(program, GPT2.encode(description, program, Prompts(x, [CONTEXT] * len(x))))
+        return GPT2.logits(program, run.outputs).view(*x.shape, -1)
 
     shared = perplexity(on_shares, ids, CONTEXT)
     assert plain == pytest.approx(exact, rel=CLOSE[preset])
@@ -95,6 +95,6 @@ def test_token_by_token(trained: Trained) -> None:
     assert usual == pytest.approx(exact, rel=0.01) and narrow == pytest.approx(exact, rel=0.03)
     assert narrow != usual
     with pytest.raises(UsageError, match="no narrower types"):
-        compile_stage(description | {"preset": "puma"}, Plan(1, 8, 4, narrow_from=1))
+        compile_stage(with_preset(description, "puma"), Plan(1, 8, 4, narrow_from=1))
     with pytest.raises(UsageError, match="not both"):
         compile_stage(description, Plan(1, 8, argmax=True, every=True))

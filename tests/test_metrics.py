@@ -20,8 +20,7 @@ from ditto.client.client import Client
 from ditto.client.local_cluster import SERVERS, Cluster, _free_ports
 from ditto.engine.program import Program
 from ditto.errors import ClusterError, ConfigError
-from ditto.models import encode_inputs, random_model
-from ditto.models.importer import random_batch
+from ditto.models import encode_inputs, random_batch, random_model
 from ditto.net.config import DealerConfig, load_config
 from ditto.net.metrics import PARTIES, Metrics, serve
 from ditto.service.job_run import Account
@@ -46,7 +45,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         cluster.up()
         description, weights, _ = random_model("bert-tiny", 1, SEQ)
         with Client(cluster.client_config()) as client:
-            client.share_model(description | {"name": "tiny"}, weights)
+            client.share_model(description.model_copy(update={"name": "tiny"}), weights)
         yield cluster
     finally:
         cluster.down()

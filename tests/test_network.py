@@ -19,8 +19,7 @@ from ditto.cli.run import network_of
 from ditto.client.client import Client
 from ditto.client.local_cluster import SHAPED, Cluster, _free_ports, embedded
 from ditto.errors import ClusterError, ConfigError
-from ditto.models import encode_inputs, random_model
-from ditto.models.importer import random_batch
+from ditto.models import encode_inputs, random_batch, random_model
 from ditto.net.config import DealerConfig, PartyConfig, load_config
 from ditto.net.emulation import _STALL, _STALL_ROUND_TRIPS, Link, Network, network, networks
 from ditto.net.peerlink import LinkChannel, PeerLink
