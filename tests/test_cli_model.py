@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from test_trace import check_trace
 from typer.testing import CliRunner
 
 from ditto.cli import app
@@ -100,9 +101,11 @@ def test_infer_matches_plaintext(shared: str) -> None:
 
 
 def test_infer_writes_its_report(shared: str, tmp_path: Path) -> None:
-    path = tmp_path / "cost.html"
-    answer, _ = run("infer", "--model", shared, "--text", "two red men play music .", "--report", str(path))
-    text = path.read_text()
+    path, trace = tmp_path / "cost.html", tmp_path / "rounds.json"
+    files = ["--report", str(path), "--trace", str(trace)]
+    answer, _ = run("infer", "--model", shared, "--text", "two red men play music .", *files)
+    check_trace(json.loads(trace.read_text()), answer)
+    text = path.read_text() + trace.read_text()
     assert f'<data value="{answer["wall_seconds"]!r}">' in text and "loopback (measured)" in text
     shown = [repr(abs(value)) for value in answer["output"][0]]
     assert "red men" not in text and not any(value in text for value in shown if len(value) > 8)

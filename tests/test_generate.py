@@ -147,10 +147,11 @@ def test_narrower_types_cost_less(shared: str) -> None:
 
 def test_streams_on_a_terminal(shared: str, tmp_path: Path) -> None:
     """Without --json: the prompt and its continuation on stdout as one text, the costs on stderr, the page on disk."""
-    page = tmp_path / "cost.html"
+    page, trace = tmp_path / "cost.html", tmp_path / "rounds.json"
     asked = ["generate", "--model", shared, "--prompt", "hello", "--max-new-tokens", "3", "--report", str(page)]
-    result = CliRunner().invoke(app, asked)
+    result = CliRunner().invoke(app, [*asked, "--trace", str(trace)])
     assert "token 3" in page.read_text() and "hello" not in page.read_text()
+    assert "layer 0" in trace.read_text() and "hello" not in trace.read_text()
     assert result.exit_code == 0 and result.stdout.startswith("hello")
     assert len(result.stdout.rstrip("\n")) == len("hello") + 3
     assert "tokens a second" in result.stderr and "each later token" in result.stderr

@@ -131,8 +131,8 @@ def check_figures(text: str, costs: dict[str, Any]) -> Page:
     predicted = page.rows("predictions")
     assert [name.removesuffix(" (measured)") for name in predicted] == [run.network.name for run in runs]
     for run, row in zip(runs, predicted.values(), strict=True):
-        parts = [run.total.online, run.total.compute, run.total.rounds, run.total.transfer, run.total.offline]
-        assert row == [*parts, run.overlapped, run.apart]
+        parts = [run.total.online, run.total.compute, run.total.latency, run.total.transfer, run.total.offline]
+        assert row == [*parts, run.overlapped, run.sequential]
     assert list(page.rows("layer-predictions")) == [row["name"] for row in costs["layers"]]
     return page
 

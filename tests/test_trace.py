@@ -31,7 +31,7 @@ def check_trace(made: dict[str, Any], costs: dict[str, Any]) -> None:
     """
     timeline = costs["rounds_timeline"]
     named = {event["tid"]: event["args"]["name"] for event in made["traceEvents"] if event["name"] == "thread_name"}
-    assert named == {1: "offline", 2: "online", 3: "online, computing", 4: "online, waiting"}
+    assert named == {11: "offline", 12: "online", 13: "online, computing", 14: "online, waiting"}
     (process,) = (event for event in made["traceEvents"] if event["name"] == "process_name")
     assert process["args"]["name"] == f"party {timeline['party']}"
     assert {event["pid"] for event in made["traceEvents"]} == {process["pid"]}

@@ -1,13 +1,14 @@
-"""What a run that was measured on one network would take on another, from its report alone.
+"""The cost model: what a run that was measured on one network would take on another, from its report alone.
 
 A report (`infer --json`, `bench model --json`) says for each layer and for the whole run how many seconds, rounds and
-bytes it took. An emulated network (ditto.net.emulation) explains a known part of the online seconds:
+bytes it took. An emulated network (ditto.net.emulation) explains a known part of the online seconds, latency and
+transfer:
 
     rounds * rtt / 2 + 8 * bytes / bandwidth        bytes: of the party that sends more
 
-Both parties of an opening send at once, so a round costs one propagation delay; the links are full duplex. What is left
-of the measured seconds is the compute: the arithmetic and what the software of the links costs on that machine. It
-stays the same on another network, and that network's own part is added.
+Both parties of an opening send at once, so a round costs the latency of one direction; the links are full duplex. What
+is left of the measured seconds is the compute: the arithmetic and what the software of the links costs on that machine.
+It stays the same on another network, and that network's own part is added.
 
 Offline is the case of no overlap: `max(compute, 8 * bytes / bandwidth)` layer by layer, on the link from the dealer to
 the party that receives more; the two links work at once. A run is faster where correlations arrive while the parties
@@ -31,13 +32,13 @@ class Prediction:
     """Seconds of one account (a layer or an operation) on one network."""
 
     compute: float  # online, the same on every network
-    rounds: float  # online, spent on propagation
-    transfer: float  # online, spent on bandwidth
+    latency: float  # online, half a round trip for each round
+    transfer: float  # online, bytes over the bandwidth
     offline: float  # if nothing arrives early
 
     @property
     def online(self) -> float:
-        return self.compute + self.rounds + self.transfer
+        return self.compute + self.latency + self.transfer
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class RunPrediction:
     layers: list[tuple[str, Prediction]]
     total: Prediction
     overlapped: float  # seconds of both phases if everything that may overlap does
-    apart: float  # if nothing does
+    sequential: float  # if nothing does
 
 
 def same(a: Network, b: Network) -> bool:
@@ -61,7 +62,7 @@ def transfer_seconds(nbytes: int, on: Network) -> float:
     return 8 * nbytes / (on.bandwidth_mbps * 1e6) if on.bandwidth_mbps else 0.0
 
 
-def round_seconds(rounds: int, on: Network) -> float:
+def latency_seconds(rounds: int, on: Network) -> float:
     return rounds * on.rtt_ms / 2000
 
 
@@ -69,13 +70,13 @@ def predict(account: dict[str, Any], own: Network, other: Network) -> Prediction
     """What `account`, measured on `own`, would take on `other`. On `own` itself: what it took."""
     online, offline = account["online"], account["offline"]
     sent, dealt = max(online["bytes_sent"]), max(offline["bytes_to_party"])
-    compute = online["seconds"] - round_seconds(online["rounds"], own) - transfer_seconds(sent, own)
+    compute = online["seconds"] - latency_seconds(online["rounds"], own) - transfer_seconds(sent, own)
     preparing = offline["seconds"]
     if not same(own, other):
         # a layer can beat the formula by a little, since links and clocks are not exact; time is not negative
         compute = max(compute, 0.0)
         preparing = max(preparing, transfer_seconds(dealt, other))
-    return Prediction(compute, round_seconds(online["rounds"], other), transfer_seconds(sent, other), preparing)
+    return Prediction(compute, latency_seconds(online["rounds"], other), transfer_seconds(sent, other), preparing)
 
 
 def predict_run(report: dict[str, Any], own: Network, other: Network) -> RunPrediction:
@@ -87,16 +88,16 @@ def predict_run(report: dict[str, Any], own: Network, other: Network) -> RunPred
     measured = same(own, other)
     if measured:
         offline = report["offline"]["seconds"]
-    total = Prediction(whole.compute, whole.rounds, whole.transfer, offline)
-    apart = total.online + total.offline
+    total = Prediction(whole.compute, whole.latency, whole.transfer, offline)
+    sequential = total.online + total.offline
     # Where bandwidth was limited, the measured offline seconds may be waiting, all of them.
     busy = 0.0 if own.bandwidth_mbps else report["offline"]["seconds"]
     dealt = transfer_seconds(max(report["offline"]["bytes_to_party"]), other)
-    overlapped = apart if measured else max(total.online + busy, dealt)
-    return RunPrediction(other, measured, layers, total, overlapped, apart)
+    overlapped = sequential if measured else max(total.online + busy, dealt)
+    return RunPrediction(other, measured, layers, total, overlapped, sequential)
 
 
 def predict_all(report: dict[str, Any], own: Network) -> list[RunPrediction]:
     """On every built-in profile, the fastest for this run first."""
     runs = [predict_run(report, own, network(name)) for name in networks()]
-    return sorted(runs, key=lambda run: (run.total.online, run.apart))
+    return sorted(runs, key=lambda run: (run.total.online, run.sequential))

@@ -123,7 +123,7 @@ def _predictions(runs: list[RunPrediction]) -> Predictions:
     shown = []
     for run in runs:
         t = run.total
-        parts = (t.online, t.compute, t.rounds, t.transfer, t.offline, run.overlapped, run.apart)
+        parts = (t.online, t.compute, t.latency, t.transfer, t.offline, run.overlapped, run.sequential)
         shown.append((run, [seconds(part) for part in parts]))
     names = [name for name, _ in runs[0].layers]
     layers = [(name, [seconds(run.layers[i][1].online) for run in runs]) for i, name in enumerate(names)]

@@ -1,15 +1,18 @@
-"""Presets side by side: medians, ratios beside the published claims, a table and plots."""
+"""Presets side by side (`ditto bench presets`): medians, ratios beside the published speedups, a table and plots."""
 
 from __future__ import annotations
 
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Row = dict[str, Any]
 
-# Ditto (arXiv 2405.05525), abstract: how many times faster than each, over its models and networks
-CLAIMS = {"mpcformer": (3.14, 4.40), "puma": (1.44, 2.35)}
+# Ditto (arXiv 2405.05525), abstract: its speedup over each, from the least to the most over its models and networks
+SPEEDUPS = {"mpcformer": (3.14, 4.40), "puma": (1.44, 2.35)}
 
 
 def row_of(setting: Row, reports: list[Row]) -> Row:
@@ -53,7 +56,7 @@ def groups(rows: list[Row]) -> dict[tuple[Any, ...], list[Row]]:
 
 
 def ratio(rows: list[Row], slow: str, fast: str, key: str) -> float | None:
-    """How many times `slow` needs of what `fast` needs; None when either preset is missing."""
+    """What `slow` needs over what `fast` needs; None when either preset is missing."""
     by_name = {row["preset"]: row for row in rows}
     return by_name[slow][key] / by_name[fast][key] if slow in by_name and fast in by_name else None
 
@@ -86,12 +89,12 @@ def _peer(p: Row) -> str:
 
 def _ratios(group: list[Row]) -> list[str]:
     lines = ["| ratio | online s | rounds | bytes sent | paper, seconds |", "|---|---|---|---|---|"]
-    pairs = [(slow, "ditto-icml24") for slow in CLAIMS] + [("puma", "ditto-icml24-exact"), ("ditto-icml24", "ditto")]
+    pairs = [(slow, "ditto-icml24") for slow in SPEEDUPS] + [("puma", "ditto-icml24-exact"), ("ditto-icml24", "ditto")]
     for slow, fast in pairs:
         cells = [ratio(group, slow, fast, key) for key in ("online_seconds", "rounds", "bytes_sent")]
         if any(cell is None for cell in cells):
             continue
-        claim = f"{CLAIMS[slow][0]} to {CLAIMS[slow][1]}" if fast == "ditto-icml24" else "-"
+        claim = f"{SPEEDUPS[slow][0]} to {SPEEDUPS[slow][1]}" if fast == "ditto-icml24" else "-"
         lines.append(f"| {slow} / {fast} | " + " | ".join(f"{cell:.2f}" for cell in cells) + f" | {claim} |")
     return lines
 
@@ -111,16 +114,8 @@ def plot(rows: list[Row], out: Path) -> list[Path]:
     for (model, layers, seq, network), group in groups(rows).items():
         names = list(dict.fromkeys(op["operation"] for row in group for op in row["operations"]))
         figure, axes = pyplot.subplots(1, len(panels), figsize=(4.2 * len(panels), 4.6), layout="constrained")
-        colours = pyplot.get_cmap("tab20")
         for axis, (key, unit, title) in zip(axes, panels, strict=True):
-            base = [0.0] * len(group)
-            for i, name in enumerate(names):
-                heights = [
-                    sum(op[key] for op in row["operations"] if op["operation"] == name) / unit for row in group
-                ]
-                axis.bar(range(len(group)), heights, bottom=base, color=colours(i % 20), label=name)
-                base = [a + h for a, h in zip(base, heights, strict=True)]
-            axis.set_xticks(range(len(group)), [row["preset"] for row in group], rotation=35, ha="right")
+            _stack(axis, group, names, key, unit)
             axis.set_title(title)
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles[::-1], labels[::-1], loc="outside right center", frameon=False)
@@ -130,3 +125,15 @@ def plot(rows: list[Row], out: Path) -> list[Path]:
         pyplot.close(figure)
         paths.append(path)
     return paths
+
+
+def _stack(axis: Axes, group: list[Row], names: list[str], key: str, unit: float) -> None:
+    """A column for each preset, its operations one on the other."""
+    from matplotlib import colormaps
+
+    base = [0.0] * len(group)
+    for i, name in enumerate(names):
+        heights = [sum(op[key] for op in row["operations"] if op["operation"] == name) / unit for row in group]
+        axis.bar(range(len(group)), heights, bottom=base, color=colormaps["tab20"](i % 20), label=name)
+        base = [a + h for a, h in zip(base, heights, strict=True)]
+    axis.set_xticks(range(len(group)), [row["preset"] for row in group], rotation=35, ha="right")

@@ -22,12 +22,12 @@ Event = dict[str, Any]
 
 
 class Thread(IntEnum):
-    """In the order in which they are shown."""
+    """In the order in which they are shown. A thread whose number is the process's would be called its main thread."""
 
-    OFFLINE = 1
-    ONLINE = 2
-    COMPUTING = 3
-    WAITING = 4
+    OFFLINE = 11
+    ONLINE = 12
+    COMPUTING = 13
+    WAITING = 14
 
 
 _NAMES = {

@@ -1,4 +1,4 @@
-"""Predictions from a report: the closed form, both ways, with and without overlap."""
+"""The cost model's predictions from a report: the closed form, both ways, with and without overlap."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def report() -> dict[str, Any]:
 def test_a_round_is_one_way_and_the_larger_direction_counts() -> None:
     got = predict(account(0.5, 10, [2 * MB, 1 * MB], 0.2, [8 * MB, 20 * MB]), LOOPBACK, SLOW)
     assert got.compute == pytest.approx(0.5)
-    assert got.rounds == pytest.approx(10 * 0.03)
+    assert got.latency == pytest.approx(10 * 0.03)
     assert got.transfer == pytest.approx(2 * 8 / 80)
     assert got.online == pytest.approx(0.5 + 0.3 + 0.2)
     assert got.offline == pytest.approx(20 * 8 / 80)
@@ -61,7 +61,7 @@ def test_the_own_network_is_measured() -> None:
     got = predict_run(report(), SLOW, twin)
     assert got.measured
     assert (got.total.online, got.total.offline) == pytest.approx((2.0, 3.2))
-    assert (got.overlapped, got.apart) == pytest.approx((5.2, 5.2))
+    assert (got.overlapped, got.sequential) == pytest.approx((5.2, 5.2))
 
 
 def test_time_is_not_negative() -> None:
@@ -78,21 +78,21 @@ def test_a_run_and_its_layers() -> None:
     assert [layer.offline for _, layer in got.layers] == pytest.approx([2.0, 3.0])
     assert got.total.offline == pytest.approx(5.0)
     assert got.overlapped == pytest.approx(3.7 + 3.2)
-    assert got.apart == pytest.approx(3.7 + 5.0)
+    assert got.sequential == pytest.approx(3.7 + 5.0)
 
 
 def test_no_run_is_faster_than_the_dealers_link() -> None:
     slower = Network(name="slower", bandwidth_mbps=8, rtt_ms=0)
     got = predict_run(report(), LOOPBACK, slower)
     assert got.overlapped == pytest.approx(20.0)  # 20 MB at 1 MB a second; online and computing, 10.2 s, fit into it
-    assert got.apart == pytest.approx(2.0 + 5.0 + 20.0 + 10.0)
+    assert got.sequential == pytest.approx(2.0 + 5.0 + 20.0 + 10.0)
 
 
 def test_a_report_from_a_slow_network_promises_no_offline_compute() -> None:
     """Its offline seconds may be waiting, so the overlapped time on a faster network leaves them out."""
     got = predict_run(report(), SLOW, LOOPBACK)
     assert got.overlapped == pytest.approx(got.total.online) == pytest.approx(2.0 - 1.2 - 0.5)
-    assert got.apart == pytest.approx(got.total.online + 3.2)
+    assert got.sequential == pytest.approx(got.total.online + 3.2)
 
 
 def test_a_report_without_layers() -> None:
@@ -105,4 +105,4 @@ def test_every_profile_fastest_first() -> None:
     assert sorted(run.network.name for run in runs) == networks()
     assert [run.network.name for run in runs if run.measured] == ["loopback"]
     assert [run.total.online for run in runs] == sorted(run.total.online for run in runs)
-    assert all(run.overlapped <= run.apart + 1e-9 for run in runs)
+    assert all(run.overlapped <= run.sequential + 1e-9 for run in runs)
