@@ -37,14 +37,12 @@ from ditto.ops import (
     OneHot,
     Op,
     Open,
-    Polynomial,
     Product,
     Product3,
     Square,
     SuffixSum,
     Sum,
     Triangle,
-    TruncatePair,
     TruncateReduce,
     Untriangle,
     View,
@@ -119,10 +117,6 @@ CASES = [
         )
     ),
     *(
-        Case(TruncatePair(S, b, t), [(b, S, 2 ** (b - 2))], b, S)
-        for b, t in ((32, 8), (64, 18), (64, 20), (24, 12), (16, 3))
-    ),
-    *(
         Case(Extend(S, b, o), [(b, S, 2 ** (b - 2))], o, S)
         for b, o in ((8, 16), (16, 32), (16, 64), (24, 32), (24, 64), (32, 64), (32, 40), (40, 64), (16, 40))
     ),
@@ -142,9 +136,6 @@ CASES = [
     ),
     Case(Harmonic(S, 12, 32, 11, 10, 0.5, (1.5, -0.7, 0.1), (0.0, 0.3, 0.0)), [(12, S, full(12))], 32, S),
     Case(Harmonic(S, 8, 24, 8, 8, 0.0, (0.0, 0.0), (1.0, 0.25)), [(8, S, full(8))], 24, S),
-    Case(Polynomial(S, 64, (3, -5, 7, 11)), [(64, S, full(64))], 64, S),
-    Case(Polynomial(S, 32, (1, 2)), [(32, S, full(32))], 32, S),
-    Case(Polynomial(S, 32, (0, 0, 0, 0, 9)), [(32, S, full(32))], 32, S),
     Case(Exponential(S, 16, 8, 10, -3, 0, 56, 10, 19), [(16, S, 1000)], 56, S, low=-(2**15) + 4096),
     Case(Exponential(S, 16, 9, 12, -2, 0, 64, 10, 27), [(16, S, 2000)], 64, S, low=-(2**15) + 8192),
     Case(Lookup(S, 8, 8, tuple(int(i > 0) for i in range(256))), [(8, S, full(8))], 8, S),

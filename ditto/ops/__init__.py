@@ -10,14 +10,14 @@ from ditto.ops.mux import B2A, Mux
 from ditto.ops.open import Open
 from ditto.ops.product import Product, Product3, Square
 from ditto.ops.rank import AddStarts, Differences, IsZero, Losses, Windows
-from ditto.ops.separable import Exponential, Harmonic, Polynomial
+from ditto.ops.separable import Exponential, Harmonic
 from ditto.ops.table import Combine, Lookup, OneHot
-from ditto.ops.truncate import TruncatePair, TruncateReduce
+from ditto.ops.truncate import TruncateReduce
 from ditto.ops.wide import WideProduct, WideSquare
 
 __all__ = [
     "Add", "AddStarts", "Affine", "Combine", "Compare", "Cost", "Differences", "Exponential", "Extend", "B2A",
     "CausalMask", "Harmonic", "IsZero", "Join", "Lookup", "Losses", "Masked", "Matmul", "MatmulWeight", "OneHot", "Op",
-    "Open", "Polynomial", "Product", "Product3", "REGISTRY", "Mux", "Square", "SuffixSum", "Sum", "Triangle",
-    "TruncatePair", "TruncateReduce", "Untriangle", "View", "WeightShare", "WideProduct", "WideSquare", "Windows",
+    "Open", "Product", "Product3", "REGISTRY", "Mux", "Square", "SuffixSum", "Sum", "Triangle",
+    "TruncateReduce", "Untriangle", "View", "WeightShare", "WideProduct", "WideSquare", "Windows",
 ]  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ditto.ops.base import Cost, Dealer, Op, Party, Shape, Tensor, need, packed_bytes, register
-from ditto.ring import carrier, cast, signed, unsigned
+from ditto.ring import carrier, signed, unsigned
 
 CHUNK = 1 << 13  # elements at a time: the rank-wide temporaries stay in cache
 
@@ -106,52 +106,6 @@ class Harmonic(Op):
         size_u = sum(abs(a) + abs(b) for a, b in zip(self.cos, self.sin, strict=True)) * 2
         half_v, half_u = 2.0 ** (self.fu - 1), 2.0 ** (self.fv - 1)
         return size_u * half_v + 2 * len(self.cos) * half_u + len(self.cos) + 2
-
-
-@register
-@dataclass(frozen=True)
-class Polynomial(Op):
-    """g(x) = sum_d c_d x^d of an opened x in Z_2^l: powers of the mask. Exact for the integer coefficients c_d.
-
-    1. The dealer shares r^2, ..., r^D (r itself is shared by the opening).
-    2. (m - r)^d = sum_j binom(d, j) m^(d-j) (-1)^j r^j: the parties weigh the shares with public powers of m.
-    """
-
-    shape: Shape
-    bits: int
-    coefficients: tuple[int, ...]  # c_0, c_1, ...: fixed-point integers, scaled by the caller
-
-    def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
-        y = torch.zeros_like(x[0])
-        for c in reversed(self.coefficients):
-            y = y * x[0] + c
-        return (signed(y, self.bits),)
-
-    def deal(self, d: Dealer, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
-        r = cast(need(masks[0]), self.bits)
-        power = r
-        for _ in range(2, len(self.coefficients)):
-            power = power * r
-            d.share(power, self.bits)
-        return (None,)
-
-    def prepare(self, p: Party, *masks: Tensor | None) -> Any:
-        return [p.dealt(self.shape, self.bits) for _ in range(2, len(self.coefficients))]
-
-    def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
-        m = cast(x[0].value, self.bits)
-        ones = torch.full_like(m, 1 if p.party == 0 else 0)
-        powers = [ones, cast(x[0].mask, self.bits), *k]
-        y = torch.zeros_like(m)
-        for j, r_j in enumerate(powers[: len(self.coefficients)]):
-            weight = torch.zeros_like(m)
-            for degree in range(len(self.coefficients) - 1, j - 1, -1):
-                weight = weight * m + self.coefficients[degree] * math.comb(degree, j)
-            y = y + (-weight if j % 2 else weight) * r_j
-        return (y,)
-
-    def cost(self) -> Cost:
-        return Cost(0, 0, max(0, len(self.coefficients) - 2) * packed_bytes(self.shape, self.bits))
 
 
 @register
