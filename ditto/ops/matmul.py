@@ -7,7 +7,7 @@ from typing import Any
 
 from ditto.ops.base import Cost, Dealer, Op, Party, Shape, Tensor, need, packed_bytes, register
 from ditto.ops.product import broadcast
-from ditto.ring import carrier, cast, matmul, signed
+from ditto.ring import batched_product, carrier, cast, signed
 from ditto.ring.kernels import RingMatrix
 
 
@@ -78,10 +78,10 @@ class Matmul(Op):
         return (*broadcast(self.left[:-2], self.right[:-2]), self.left[-2], self.right[-1])
 
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
-        return (signed(matmul(x[0], x[1], self.bits), self.bits),)
+        return (signed(batched_product(x[0], x[1], self.bits), self.bits),)
 
     def deal(self, d: Dealer, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
-        d.share(matmul(need(masks[0]), need(masks[1]), self.bits), self.bits)
+        d.share(batched_product(need(masks[0]), need(masks[1]), self.bits), self.bits)
         return (None,)
 
     def prepare(self, p: Party, *masks: Tensor | None) -> Any:
@@ -92,7 +92,7 @@ class Matmul(Op):
         b = cast(n.mask, self.bits)
         if p.party == 0:
             b = b - cast(n.value, self.bits)
-        y = k - matmul(m.value, b, self.bits) - matmul(m.mask, n.value, self.bits)
+        y = k - batched_product(m.value, b, self.bits) - batched_product(m.mask, n.value, self.bits)
         return (y,)
 
     def cost(self) -> Cost:
