@@ -89,15 +89,15 @@ class DealerJob:
             raise ReuseError(f"job {self._job}: its correlations were dealt already")
         self._dealt = True
         masks: dict[str, Any] = {n: self._carried[n] for n in self._program.carried if n in self._carried}
-        last, keep = self._program.last_use(), {w.name for w in self._program.kept.values()}
-        for index, (step, seeded) in enumerate(zip(self._program.steps, self._program.seeded, strict=True)):
+        frees = self._program.frees(self._program.kept.values())
+        steps = zip(self._program.steps, self._program.seeded, frees, strict=True)
+        for index, (step, seeded, done) in enumerate(steps):
             context = _DealerContext(self._seeds, self._job, self._first + index, seeded)
             inputs = [self._weights[n] if n in self._program.weights else masks.get(n) for n in step.inputs]
             outputs = step.op.deal(context, *inputs)
             masks.update((n, m) for n, m in zip(step.outputs, outputs, strict=False) if m is not None)
-            for name in step.inputs:
-                if last[name] == index and name not in keep:
-                    masks.pop(name, None)
+            for name in done:
+                masks.pop(name, None)
             for correction in context.corrections:
                 yield 1 - seeded, correction
         self._carried.update((n, masks[w.name]) for n, w in self._program.kept.items() if w.name in masks)
@@ -207,13 +207,12 @@ class PartyJob:
         self._values: dict[str, Any] = {}
         self._masks: dict[str, Tensor] = {}
         self._prepared: dict[int, Any] = {}
-        self._last = program.last_use()
+        self._masks_free = program.frees(program.kept.values())
+        self._values_free = program.frees([*program.outputs.values(), *program.kept.values()])
         self._layers: list[list[tuple[int, Step]]] = [[] for _ in program.layers]
         for index, step in enumerate(program.steps):
             self._layers[step.layer].append((index, step))
         self._next = {"prepare": 0, "run": 0}
-        self._kept = {w.name for w in program.kept.values()}
-        self._keep = self._kept | {w.name for w in program.outputs.values()}
         self._offline: dict[int, tuple[float, float]] = {}  # by layer: (start, seconds), absolute
         self._origin = 0.0  # when the first layer began online
 
@@ -250,9 +249,8 @@ class PartyJob:
                 self._masks.update((n, m) for n, m in zip(step.outputs, outputs, strict=False) if m is not None)
                 seconds = time.perf_counter() - start
                 self.ledger.add("offline", layer, step.label, seconds=seconds, bytes_from_dealer=context.received)
-            for name in step.inputs:
-                if self._last[name] == index and name not in self._kept:
-                    self._masks.pop(name, None)
+            for name in self._masks_free[index]:
+                self._masks.pop(name, None)
         if layer == len(self.program.layers) - 1:
             kept = self.program.kept.items()
             self._carried.masks.update((n, self._masks[w.name]) for n, w in kept if w.name in self._masks)
@@ -285,9 +283,8 @@ class PartyJob:
             inputs = [self._weights[n] if n in self.program.weights else self._values[n] for n in step.inputs]
             outputs = step.op.online(context, self._prepared.pop(index, None), *inputs)
             self._values.update(zip(step.outputs, outputs, strict=True))
-            for name in step.inputs:
-                if self._last[name] == index and name not in self._keep:
-                    self._values.pop(name, None)
+            for name in self._values_free[index]:
+                self._values.pop(name, None)
             self.ledger.add(
                 "online",
                 layer,

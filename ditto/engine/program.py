@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -103,6 +104,14 @@ class Program:
     def last_use(self) -> dict[str, int]:
         """Index of the last step that reads each wire."""
         return {name: i for i, step in enumerate(self.steps) for name in step.inputs}
+
+    def frees(self, keep: Iterable[Wire]) -> list[list[str]]:
+        """Names of the wires that no step after each one reads, but for those to keep."""
+        last, kept = self.last_use(), {wire.name for wire in keep}
+        return [
+            [name for name in dict.fromkeys(step.inputs) if last[name] == i and name not in kept]
+            for i, step in enumerate(self.steps)
+        ]
 
 
 class Builder:
