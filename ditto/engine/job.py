@@ -16,7 +16,7 @@ from ditto.engine.program import Program, Step
 from ditto.engine.weights import DealerWeights, PartyWeights
 from ditto.errors import BadShare, ReuseError
 from ditto.ops import Masked, Op
-from ditto.ops.base import Shape, packed_bytes
+from ditto.ops.base import Correlations, Shared
 from ditto.ring import cast, pack, unpack
 from ditto.ring.prg import Prg, derive
 
@@ -48,18 +48,13 @@ class _DealerContext:
         seeds, job, index = self._of  # most steps need no randomness, and a key costs more than they do
         return [step_prg(seed, job, index) for seed in seeds]
 
-    def mask(self, shape: Shape, bits: int) -> Tensor:
-        return self._prgs[0].ring(shape, bits) + self._prgs[1].ring(shape, bits)
+    def mask(self, of: Shared) -> Tensor:
+        first, second = (prg.ring(of.shape, of.bits) for prg in self._prgs)
+        return first ^ second if of.packed else first + second
 
-    def share(self, x: Tensor, bits: int) -> None:
-        share = self._prgs[self._seeded].ring(tuple(x.shape), bits)
-        self.corrections.append(pack(cast(x, bits) - share, bits))
-
-    def mask_bits(self, shape: Shape) -> Tensor:
-        return self._prgs[0].ring(shape, 64) ^ self._prgs[1].ring(shape, 64)
-
-    def share_bits(self, x: Tensor) -> None:
-        self.corrections.append(pack(x ^ self._prgs[self._seeded].ring(tuple(x.shape), 64), 64))
+    def share(self, x: Tensor, of: Shared) -> None:
+        share = self._prgs[self._seeded].ring(of.shape, of.bits)
+        self.corrections.append(pack(x ^ share if of.packed else cast(x, of.bits) - share, of.bits))
 
 
 class DealerJob:
@@ -127,22 +122,16 @@ class _PartyContext:
             self._prg = step_prg(self._seed, self._job, self._index)
         return self._prg
 
-    def mask(self, shape: Shape, bits: int) -> Tensor:
-        return self._fresh().ring(shape, bits)
+    def mask(self, of: Shared) -> Tensor:
+        return self._fresh().ring(of.shape, of.bits)
 
-    def dealt(self, shape: Shape, bits: int) -> Tensor:
+    def dealt(self, of: Shared) -> Tensor:
         prg = self._fresh()
         if self._seeded:
-            return prg.ring(shape, bits)
-        nbytes = packed_bytes(shape, bits)
+            return prg.ring(of.shape, of.bits)
+        nbytes = of.nbytes
         self.received += nbytes
-        return unpack(self._source.take(nbytes), bits, shape)
-
-    def mask_bits(self, shape: Shape) -> Tensor:
-        return self.mask(shape, 64)
-
-    def dealt_bits(self, shape: Shape) -> Tensor:
-        return self.dealt(shape, 64)
+        return unpack(self._source.take(nbytes), of.bits, of.shape)
 
     def _exchange(self, mine: bytes) -> memoryview:
         start, label = time.perf_counter(), f"{self._job}/{self._index}/{self._label}"
@@ -168,7 +157,7 @@ class _PartyContext:
 @cache
 def _prepares(kind: type[Op]) -> bool:
     """Has the operation an offline part?"""
-    return kind.prepare is not Op.prepare or kind.prepared_masks is not Op.prepared_masks
+    return any(getattr(kind, face) is not getattr(Op, face) for face in ("opens", "dealt", "output_masks"))
 
 
 @dataclass
@@ -206,7 +195,7 @@ class PartyJob:
         self._seed, self._weights, self._channel, self._source = seed, weights, channel, source
         self._values: dict[str, Any] = {}
         self._masks: dict[str, Tensor] = {}
-        self._prepared: dict[int, Any] = {}
+        self._prepared: dict[int, Correlations] = {}
         self._masks_free = program.frees(program.kept.values())
         self._values_free = program.frees([*program.outputs.values(), *program.kept.values()])
         self._layers: list[list[tuple[int, Step]]] = [[] for _ in program.layers]
@@ -281,7 +270,7 @@ class PartyJob:
             start, sent = time.perf_counter(), self._channel.payload_sent
             context.enter(self._first + index, step.label)
             inputs = [self._weights[n] if n in self.program.weights else self._values[n] for n in step.inputs]
-            outputs = step.op.online(context, self._prepared.pop(index, None), *inputs)
+            outputs = step.op.online(context, self._prepared.pop(index, {}), *inputs)
             self._values.update(zip(step.outputs, outputs, strict=True))
             for name in self._values_free[index]:
                 self._values.pop(name, None)

@@ -1,4 +1,4 @@
-"""Operations: one file, one operation (or one family), its faces plain, deal, prepare/online and cost."""
+"""Operations: one file, one operation (or one family), what is opened and dealt for it, and its faces."""
 
 from ditto.ops.base import REGISTRY, Cost, Masked, Op
 from ditto.ops.causal import CausalMask, Join, Triangle, Untriangle

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ditto.ops.base import Op, Party, Tensor, register
+from ditto.ops.base import Correlations, Op, Party, Tensor, register
 from ditto.ring import cast, signed
 
 
@@ -31,7 +31,7 @@ class TruncateReduce(Op):
         half = (1 << self.t) >> 1
         return (signed(signed(x[0] + half, self.bits) >> self.t, self.out),)
 
-    def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
+    def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
         y = cast(x[0] >> self.t, self.out)  # what an arithmetic shift brings in lies above the out <= l - t bits kept
         return (y + 1 if p.party == 0 and self.t else y,)
 
