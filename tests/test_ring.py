@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ditto.ring import carrier, matmul, pack, shift_right, signed, unpack, unsigned, wire_bytes
+from ditto.ring import batched_product, carrier, pack, shift_right, signed, unpack, unsigned, wire_bytes
 from ditto.ring.fixedpoint import decode, encode
 from ditto.ring.kernels import COLUMNS, FEW, RingMatrix, carrier_class, kernel_of
 from ditto.ring.prg import Prg, derive, new_seed
@@ -149,7 +149,7 @@ def test_the_chosen_kernel_is_exact(bits: int) -> None:
 @pytest.mark.parametrize("k", [1, 5, 1500])
 def test_batched_product(bits: int, k: int) -> None:
     a, b = random_ring((2, 3, k), bits, 1), random_ring((2, k, 4), bits, 2)
-    got = unsigned(matmul(a, b, bits), bits)
+    got = unsigned(batched_product(a, b, bits), bits)
     want = torch.matmul(a.long(), b.long())
     assert torch.equal(got, unsigned(want, bits))
 

@@ -16,7 +16,7 @@ from ditto.engine.program import Program, Step
 from ditto.engine.weights import DealerWeights, PartyWeights
 from ditto.errors import BadShare, ReuseError
 from ditto.ops import Masked, Op
-from ditto.ops.base import Shape, packed_bytes
+from ditto.ops.base import Correlations, Shared
 from ditto.ring import cast, pack, unpack
 from ditto.ring.prg import Prg, derive
 
@@ -48,18 +48,13 @@ class _DealerContext:
         seeds, job, index = self._of  # most steps need no randomness, and a key costs more than they do
         return [step_prg(seed, job, index) for seed in seeds]
 
-    def mask(self, shape: Shape, bits: int) -> Tensor:
-        return self._prgs[0].ring(shape, bits) + self._prgs[1].ring(shape, bits)
+    def mask(self, of: Shared) -> Tensor:
+        first, second = (prg.ring(of.shape, of.bits) for prg in self._prgs)
+        return first ^ second if of.packed else first + second
 
-    def share(self, x: Tensor, bits: int) -> None:
-        share = self._prgs[self._seeded].ring(tuple(x.shape), bits)
-        self.corrections.append(pack(cast(x, bits) - share, bits))
-
-    def mask_bits(self, shape: Shape) -> Tensor:
-        return self._prgs[0].ring(shape, 64) ^ self._prgs[1].ring(shape, 64)
-
-    def share_bits(self, x: Tensor) -> None:
-        self.corrections.append(pack(x ^ self._prgs[self._seeded].ring(tuple(x.shape), 64), 64))
+    def share(self, x: Tensor, of: Shared) -> None:
+        share = self._prgs[self._seeded].ring(of.shape, of.bits)
+        self.corrections.append(pack(x ^ share if of.packed else cast(x, of.bits) - share, of.bits))
 
 
 class DealerJob:
@@ -89,15 +84,15 @@ class DealerJob:
             raise ReuseError(f"job {self._job}: its correlations were dealt already")
         self._dealt = True
         masks: dict[str, Any] = {n: self._carried[n] for n in self._program.carried if n in self._carried}
-        last, keep = self._program.last_use(), {w.name for w in self._program.kept.values()}
-        for index, (step, seeded) in enumerate(zip(self._program.steps, self._program.seeded, strict=True)):
+        frees = self._program.frees(self._program.kept.values())
+        steps = zip(self._program.steps, self._program.seeded, frees, strict=True)
+        for index, (step, seeded, done) in enumerate(steps):
             context = _DealerContext(self._seeds, self._job, self._first + index, seeded)
             inputs = [self._weights[n] if n in self._program.weights else masks.get(n) for n in step.inputs]
             outputs = step.op.deal(context, *inputs)
             masks.update((n, m) for n, m in zip(step.outputs, outputs, strict=False) if m is not None)
-            for name in step.inputs:
-                if last[name] == index and name not in keep:
-                    masks.pop(name, None)
+            for name in done:
+                masks.pop(name, None)
             for correction in context.corrections:
                 yield 1 - seeded, correction
         self._carried.update((n, masks[w.name]) for n, w in self._program.kept.items() if w.name in masks)
@@ -127,22 +122,16 @@ class _PartyContext:
             self._prg = step_prg(self._seed, self._job, self._index)
         return self._prg
 
-    def mask(self, shape: Shape, bits: int) -> Tensor:
-        return self._fresh().ring(shape, bits)
+    def mask(self, of: Shared) -> Tensor:
+        return self._fresh().ring(of.shape, of.bits)
 
-    def dealt(self, shape: Shape, bits: int) -> Tensor:
+    def dealt(self, of: Shared) -> Tensor:
         prg = self._fresh()
         if self._seeded:
-            return prg.ring(shape, bits)
-        nbytes = packed_bytes(shape, bits)
+            return prg.ring(of.shape, of.bits)
+        nbytes = of.nbytes
         self.received += nbytes
-        return unpack(self._source.take(nbytes), bits, shape)
-
-    def mask_bits(self, shape: Shape) -> Tensor:
-        return self.mask(shape, 64)
-
-    def dealt_bits(self, shape: Shape) -> Tensor:
-        return self.dealt(shape, 64)
+        return unpack(self._source.take(nbytes), of.bits, of.shape)
 
     def _exchange(self, mine: bytes) -> memoryview:
         start, label = time.perf_counter(), f"{self._job}/{self._index}/{self._label}"
@@ -168,7 +157,7 @@ class _PartyContext:
 @cache
 def _prepares(kind: type[Op]) -> bool:
     """Has the operation an offline part?"""
-    return kind.prepare is not Op.prepare or kind.prepared_masks is not Op.prepared_masks
+    return any(getattr(kind, face) is not getattr(Op, face) for face in ("opens", "dealt", "output_masks"))
 
 
 @dataclass
@@ -206,14 +195,13 @@ class PartyJob:
         self._seed, self._weights, self._channel, self._source = seed, weights, channel, source
         self._values: dict[str, Any] = {}
         self._masks: dict[str, Tensor] = {}
-        self._prepared: dict[int, Any] = {}
-        self._last = program.last_use()
+        self._prepared: dict[int, Correlations] = {}
+        self._masks_free = program.frees(program.kept.values())
+        self._values_free = program.frees([*program.outputs.values(), *program.kept.values()])
         self._layers: list[list[tuple[int, Step]]] = [[] for _ in program.layers]
         for index, step in enumerate(program.steps):
             self._layers[step.layer].append((index, step))
         self._next = {"prepare": 0, "run": 0}
-        self._kept = {w.name for w in program.kept.values()}
-        self._keep = self._kept | {w.name for w in program.outputs.values()}
         self._offline: dict[int, tuple[float, float]] = {}  # by layer: (start, seconds), absolute
         self._origin = 0.0  # when the first layer began online
 
@@ -250,9 +238,8 @@ class PartyJob:
                 self._masks.update((n, m) for n, m in zip(step.outputs, outputs, strict=False) if m is not None)
                 seconds = time.perf_counter() - start
                 self.ledger.add("offline", layer, step.label, seconds=seconds, bytes_from_dealer=context.received)
-            for name in step.inputs:
-                if self._last[name] == index and name not in self._kept:
-                    self._masks.pop(name, None)
+            for name in self._masks_free[index]:
+                self._masks.pop(name, None)
         if layer == len(self.program.layers) - 1:
             kept = self.program.kept.items()
             self._carried.masks.update((n, self._masks[w.name]) for n, w in kept if w.name in self._masks)
@@ -283,11 +270,10 @@ class PartyJob:
             start, sent = time.perf_counter(), self._channel.payload_sent
             context.enter(self._first + index, step.label)
             inputs = [self._weights[n] if n in self.program.weights else self._values[n] for n in step.inputs]
-            outputs = step.op.online(context, self._prepared.pop(index, None), *inputs)
+            outputs = step.op.online(context, self._prepared.pop(index, {}), *inputs)
             self._values.update(zip(step.outputs, outputs, strict=True))
-            for name in step.inputs:
-                if self._last[name] == index and name not in self._keep:
-                    self._values.pop(name, None)
+            for name in self._values_free[index]:
+                self._values.pop(name, None)
             self.ledger.add(
                 "online",
                 layer,

@@ -36,13 +36,11 @@ def run_plain(
     values |= {n: weights[n] for n in program.weights} if ready else plain_weights(program, weights)
     carried = {} if carried is None else carried
     values |= {n: carried[n] for n in program.carried}
-    last = program.last_use()
-    keep = {w.name for w in (*program.outputs.values(), *program.kept.values())} | set(program.weights)
-    for index, step in enumerate(program.steps):
+    frees = program.frees([*program.outputs.values(), *program.kept.values()])
+    for step, done in zip(program.steps, frees, strict=True):
         outputs = step.op.plain(*(values[n] for n in step.inputs))
         values.update(zip(step.outputs, outputs, strict=True))
-        for name in step.inputs:
-            if last[name] == index and name not in keep:
-                values.pop(name, None)
+        for name in done:
+            del values[name]
     carried.update((name, values[wire.name]) for name, wire in program.kept.items())
     return {name: values[wire.name] for name, wire in program.outputs.items()}

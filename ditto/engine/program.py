@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -106,9 +106,14 @@ class Program:
             carried[1 - party] += step.op.cost().dealer
         return tuple(parties)
 
-    def last_use(self) -> dict[str, int]:
-        """Index of the last step that reads each wire."""
-        return {name: i for i, step in enumerate(self.steps) for name in step.inputs}
+    def frees(self, keep: Iterable[Wire]) -> list[list[str]]:
+        """Names of the wires that no step after each one reads, but for those to keep."""
+        last = {name: i for i, step in enumerate(self.steps) for name in step.inputs}
+        kept = {wire.name for wire in keep}
+        return [
+            [name for name in dict.fromkeys(step.inputs) if last[name] == i and name not in kept]
+            for i, step in enumerate(self.steps)
+        ]
 
 
 class Builder:

@@ -1,4 +1,4 @@
-"""Operations: one file, one operation (or one family), its faces plain, deal, prepare/online and cost."""
+"""Operations: one file, one operation (or one family), what is opened and dealt for it, and its faces."""
 
 from ditto.ops.base import REGISTRY, Cost, Masked, Op
 from ditto.ops.causal import CausalMask, Join, Triangle, Untriangle
@@ -11,15 +11,14 @@ from ditto.ops.open import Open
 from ditto.ops.positions import RelativePositions
 from ditto.ops.product import Product, Product3, Square
 from ditto.ops.rank import AddStarts, Differences, IsZero, Losses, Windows
-from ditto.ops.separable import Exponential, Harmonic, Polynomial
+from ditto.ops.separable import Exponential, Harmonic
 from ditto.ops.table import Combine, Lookup, OneHot
-from ditto.ops.truncate import TruncatePair, TruncateReduce
+from ditto.ops.truncate import TruncateReduce
 from ditto.ops.wide import WideProduct, WideSquare
 
 __all__ = [
     "Add", "AddStarts", "Affine", "Combine", "Compare", "Cost", "Differences", "Exponential", "Extend", "B2A",
     "CausalMask", "Harmonic", "IsZero", "Join", "Lookup", "Losses", "Masked", "Matmul", "MatmulWeight", "OneHot", "Op",
-    "Open", "Polynomial", "Product", "Product3", "REGISTRY",
-    "RelativePositions", "Mux", "Square", "SuffixSum", "Sum", "Triangle",
-    "TruncatePair", "TruncateReduce", "Untriangle", "View", "WeightShare", "WideProduct", "WideSquare", "Windows",
+    "Open", "Product", "Product3", "REGISTRY", "RelativePositions", "Mux", "Square", "SuffixSum", "Sum", "Triangle",
+    "TruncateReduce", "Untriangle", "View", "WeightShare", "WideProduct", "WideSquare", "Windows",
 ]  # fmt: skip

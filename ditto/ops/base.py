@@ -1,15 +1,17 @@
 """What an operation is: four faces over the same static types, and a stated cost and error.
 
-`plain` computes on the signed integers that the shares stand for; `deal` makes correlations from masks the
-dealer knows; `prepare` is a party's offline part; `online` its online part. No operation sees a socket,
-a process or a file: a `Party` or `Dealer` context hands out masks, dealt shares and openings.
+`plain` computes on the signed integers that the shares stand for; `correlate` makes what the dealer shares from masks
+that it knows; `prepare` is a party's offline part; `online` its online part. What is opened and what is dealt is
+declared once, by name: who draws what in which order, and the cost, follow from the declarations. No operation sees a
+socket, a process or a file: a `Party` or `Dealer` context hands out masks, dealt shares and openings.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import cached_property
+from typing import Any, Protocol, final
 
 import torch
 
@@ -28,6 +30,31 @@ class Masked:
 
 
 @dataclass(frozen=True)
+class Shared:
+    """Type of a tensor that both parties hold a share of: additive over Z_2^bits.
+
+    Of packed bits (`packed`) it is words of 64 bits, shared by exclusive or.
+    """
+
+    shape: Shape
+    bits: int
+    packed: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        return packed_bytes(self.shape, self.bits)
+
+
+def shared_bits(*shape: int) -> Shared:
+    """Type of packed bits: `shape` counts words of 64, as `ditto.ring.bits.planes` makes them."""
+    return Shared(shape, 64, packed=True)
+
+
+Types = dict[str, Shared]
+Correlations = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
 class Cost:
     """Rounds; bytes that each party sends online; bytes that the dealer sends in all."""
 
@@ -42,17 +69,11 @@ class Cost:
 class Dealer(Protocol):
     """What a dealer's operation may ask for."""
 
-    def mask(self, shape: Shape, bits: int) -> Tensor:
-        """Return the sum of both parties' mask shares (both expand it from their seeds: no bytes)."""
+    def mask(self, of: Shared) -> Tensor:
+        """Return the sum (of packed bits: the exclusive or) of both parties' masks: expanded from seeds, no bytes."""
 
-    def share(self, x: Tensor, bits: int) -> None:
-        """Share x additively: one party expands its share from its seed, the other receives the rest."""
-
-    def mask_bits(self, shape: Shape) -> Tensor:
-        """`mask` for packed bits (int64 words): the exclusive or of both parties' words."""
-
-    def share_bits(self, x: Tensor) -> None:
-        """`share` for packed bits: exclusive-or shares."""
+    def share(self, x: Tensor, of: Shared) -> None:
+        """Share x: one party expands its share from its seed, the other receives the rest."""
 
 
 class Party(Protocol):
@@ -60,52 +81,106 @@ class Party(Protocol):
 
     party: int
 
-    def mask(self, shape: Shape, bits: int) -> Tensor:
+    def mask(self, of: Shared) -> Tensor:
         """Return this party's share of the next mask."""
 
-    def dealt(self, shape: Shape, bits: int) -> Tensor:
+    def dealt(self, of: Shared) -> Tensor:
         """Return this party's share of the dealer's next tensor."""
 
     def open(self, shares: list[Tensor], bits: list[int]) -> list[Tensor]:
         """One round: send these, receive the peer's, return the sums."""
-
-    def mask_bits(self, shape: Shape) -> Tensor:
-        """Return this party's share of the next mask of packed bits."""
-
-    def dealt_bits(self, shape: Shape) -> Tensor:
-        """Return this party's share of the dealer's next packed bits."""
 
     def open_bits(self, words: Tensor) -> Tensor:
         """One round on packed bits: send, receive, return the exclusive or."""
 
 
 class Op:
-    """Base of all operations. Outputs and inputs are tuples; an opened wire is a `Masked`."""
+    """Base of all operations. Outputs and inputs are tuples; an opened wire is a `Masked`.
+
+    Masks come from seeds in the order of `opens`, then dealt shares in the order of `dealt`: at the dealer as at the
+    parties, since `deal` and `prepare` both follow the declarations.
+    """
 
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         raise NotImplementedError
 
-    def deal(self, d: Dealer, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Deal correlations. Returns the masks of the output wires (None for a wire that is not opened)."""
+    def opens(self) -> tuple[Types, ...]:
+        """What the operation opens itself, round by round: each under a fresh mask, of this name and type."""
+        return ()
+
+    def dealt(self) -> Types:
+        """What the dealer shares."""
+        return {}
+
+    def correlate(self, *masks: Tensor) -> Correlations:
+        """At the dealer: what `dealt` names, from the masks of the inputs and then those of `opens`."""
+        return {}
+
+    def output_masks(self, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Masks of the outputs from the same masks, None for an output that is not opened.
+
+        A linear map: of a party's shares of masks it makes the party's shares.
+        """
         return (None,)
 
-    def prepare(self, p: Party, *masks: Tensor | None) -> Any:
-        """Take correlations; the result is handed to `online`."""
-        return None
+    def dealer_masks(self, *masks: Any) -> tuple[Tensor | None, ...]:
+        """`output_masks` at the dealer; it alone can use the mask of an opened bit, which is shared as packed bits."""
+        return self.output_masks(*masks)
 
-    def prepared_masks(self, k: Any, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
-        """This party's shares of the masks of the output wires, known before the online phase."""
-        return (None,)
-
-    def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
+    def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
+        """At a party: the outputs. `k` holds its shares of what `opens` and `dealt` name."""
         raise NotImplementedError
-
-    def cost(self) -> Cost:
-        return Cost()
 
     def ulp(self) -> float:
         """Largest difference between the reconstructed result and `plain`, in units of the last place."""
         return 0.0
+
+    # what follows from the declarations
+
+    @cached_property
+    def _masks(self) -> Types:
+        return {name: of for opened in self.opens() for name, of in opened.items()}
+
+    @cached_property
+    def _dealt(self) -> Types:
+        return self.dealt()
+
+    @final
+    def deal(self, d: Dealer, *masks: Any) -> tuple[Tensor | None, ...]:
+        """Deal correlations. Returns the masks of the output wires (None for a wire that is not opened).
+
+        Raises TypeError for an input that is not opened, and when what `correlate` makes is not what `dealt` declares.
+        """
+        own = [d.mask(of) for of in self._masks.values()]
+        if self._dealt:
+            if any(mask is None for mask in masks):
+                raise TypeError(f"{type(self).__name__} reads opened wires only")
+            values = self.correlate(*masks, *own)
+            if values.keys() != self._dealt.keys():
+                raise TypeError(f"{type(self).__name__} deals {[*values]}, declared {[*self._dealt]}")
+            for name, of in self._dealt.items():
+                x = values.pop(name)
+                if x.shape != of.shape or 8 * x.element_size() < of.bits:
+                    raise TypeError(f"{type(self).__name__} deals {name} {tuple(x.shape)} {x.dtype}, declared {of}")
+                d.share(x, of)
+        return self.dealer_masks(*masks, *own)
+
+    def prepare(self, p: Party, *masks: Any) -> Correlations:
+        """A party's offline part: take masks and dealt shares."""
+        k = {name: p.mask(of) for name, of in self._masks.items()}
+        for name, of in self._dealt.items():
+            k[name] = p.dealt(of)
+        return k
+
+    @final
+    def prepared_masks(self, k: Correlations, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
+        """This party's shares of the masks of the output wires, known before the online phase."""
+        return self.output_masks(*masks, *(k[name] for name in self._masks))
+
+    @final
+    def cost(self) -> Cost:
+        online = sum(of.nbytes for of in self._masks.values())
+        return Cost(len(self.opens()), online, sum(of.nbytes for of in self._dealt.values()))
 
 
 class Rearrangement(Op):
@@ -120,17 +195,11 @@ class Rearrangement(Op):
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         return (self.move(*x),)
 
-    def _masks(self, masks: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    def output_masks(self, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
         known = [mask for mask in masks if mask is not None]
         return (self.move(*known) if len(known) == len(masks) else None,)
 
-    def deal(self, d: Dealer, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
-        return self._masks(masks)
-
-    def prepared_masks(self, k: Any, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
-        return self._masks(masks)
-
-    def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
+    def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
         if all(isinstance(a, Masked) for a in x):
             return (Masked(self.move(*(a.value for a in x)), self.move(*(a.mask for a in x))),)
         return (self.move(*x),)
@@ -148,10 +217,3 @@ def register(cls: type[Op]) -> type[Op]:
 def packed_bytes(shape: Shape, bits: int) -> int:
     """Bytes of one packed tensor, dealt or opened."""
     return wire_bytes(bits, math.prod(shape))
-
-
-def need(x: Tensor | None) -> Tensor:
-    """A mask that must be there: the input has to be an opened wire."""
-    if x is None:
-        raise TypeError("this operation reads an opened wire")
-    return x

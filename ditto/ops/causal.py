@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ditto.ops.base import Op, Party, Rearrangement, Shape, Tensor, register
+from ditto.ops.base import Correlations, Op, Party, Rearrangement, Shape, Tensor, register
 from ditto.ops.local import wrap
 from ditto.ring import cast, signed
 
@@ -75,6 +75,6 @@ class CausalMask(Op):
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         return (signed(x[0] + self._added(x[0]), self.bits),)
 
-    def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
+    def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
         y = cast(x[0], self.bits)
         return (y + self._added(y) if p.party == 0 else y,)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ditto.ops.base import Cost, Dealer, Masked, Op, Party, Shape, Tensor, need, packed_bytes, register
+from ditto.ops.base import Correlations, Masked, Op, Party, Shape, Shared, Tensor, Types, register
 from ditto.ring import cast, shift_right, signed, unsigned
 
 
@@ -28,25 +28,19 @@ class Extend(Op):
         offset = 1 << (self.bits - 2)
         return (signed(unsigned(x[0] + offset, self.bits) - offset, self.out),)
 
-    def deal(self, d: Dealer, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
-        r = unsigned(need(masks[0]), self.bits)
-        d.share(cast(r, self.out), self.out)
-        d.share(r >> (self.bits - 1), self.out - self.bits)
-        return (None,)
+    def dealt(self) -> Types:
+        return {"r": Shared(self.shape, self.out), "msb": Shared(self.shape, self.out - self.bits)}
 
-    def prepare(self, p: Party, *masks: Tensor | None) -> Any:
-        return p.dealt(self.shape, self.out), p.dealt(self.shape, self.out - self.bits)
+    def correlate(self, *masks: Tensor) -> Correlations:
+        r = unsigned(masks[0], self.bits)
+        return {"r": r, "msb": r >> (self.bits - 1)}  # 1
 
-    def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
+    def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
         masked: Masked = x[0]
-        r, msb = k
         offset = 1 << (self.bits - 2)
         m = masked.value + offset
         keep = 1 - (shift_right(m, self.bits - 1, self.bits) & 1)
-        y = (cast(msb, self.out) << self.bits) * cast(keep, self.out) - r
+        y = (cast(k["msb"], self.out) << self.bits) * cast(keep, self.out) - k["r"]  # 2
         if p.party == 0:
             y = y + cast(unsigned(m, self.bits), self.out) - offset
         return (y,)
-
-    def cost(self) -> Cost:
-        return Cost(0, 0, packed_bytes(self.shape, self.out) + packed_bytes(self.shape, self.out - self.bits))

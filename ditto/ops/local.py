@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ditto.ops.base import Op, Party, Rearrangement, Shape, Tensor, register
+from ditto.ops.base import Correlations, Op, Party, Rearrangement, Shape, Tensor, register
 from ditto.ring import cast, signed
 
 
@@ -29,7 +29,7 @@ class Add(Op):
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         return (signed(self._sum(x), self.bits),)
 
-    def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
+    def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
         return (self._sum(x),)
 
 
@@ -50,7 +50,7 @@ class Affine(Op):
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         return (signed(cast(x[0], 64) * wrap(self.a, 64) + wrap(self.b, 64), self.bits),)
 
-    def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
+    def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
         y = cast(x[0], self.bits)
         if self.a != 1:
             y = y * torch.tensor(wrap(self.a, self.bits), dtype=y.dtype)
@@ -68,7 +68,7 @@ class Sum(Op):
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         return (signed(x[0].sum(self.dim, keepdim=True), self.bits),)
 
-    def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
+    def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
         y = cast(x[0], self.bits)
         return (y.sum(self.dim, keepdim=True, dtype=y.dtype),)
 
@@ -83,7 +83,7 @@ class SuffixSum(Op):
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         return (signed(x[0].flip(-1).cumsum(-1).flip(-1), self.bits),)
 
-    def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
+    def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
         y = cast(x[0], self.bits)
         return (y.flip(-1).cumsum(-1, dtype=y.dtype).flip(-1),)
 

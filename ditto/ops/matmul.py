@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ditto.ops.base import Cost, Dealer, Op, Party, Shape, Tensor, need, packed_bytes, register
+from ditto.ops.base import Correlations, Op, Party, Shape, Shared, Tensor, Types, register
 from ditto.ops.product import broadcast
-from ditto.ring import carrier, cast, matmul, signed
+from ditto.ring import batched_product, carrier, cast, signed
 from ditto.ring.kernels import RingMatrix
 
 
@@ -43,22 +43,21 @@ class MatmulWeight(Op):
         w = x[1] if isinstance(x[1], RingMatrix) else RingMatrix(cast(x[1], self.bits), self.bits)
         return (signed(w.plain_product(signed(x[0], self.bits)), self.bits),)
 
-    def deal(self, d: Dealer, *masks: Any) -> tuple[Tensor | None, ...]:
-        d.share(masks[1].product(cast(need(masks[0]), self.bits)), self.bits)
-        return (None,)
+    def dealt(self) -> Types:
+        return {"C": Shared((self.rows, self.columns), self.bits)}
 
-    def prepare(self, p: Party, *masks: Any) -> Any:
+    def correlate(self, *masks: Any) -> Correlations:
+        return {"C": masks[1].product(cast(masks[0], self.bits))}
+
+    def prepare(self, p: Party, *masks: Any) -> Correlations:
         weight: WeightShare = masks[1]
-        c = p.dealt((self.rows, self.columns), self.bits)
-        return weight.masked.product(cast(masks[0], self.bits)) - c
+        k = super().prepare(p)
+        return {"AF - C": weight.masked.product(cast(masks[0], self.bits)) - k["C"]}  # 1
 
-    def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
+    def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
         weight: WeightShare = x[1]
-        y = weight.share.product(cast(x[0].value, self.bits)) - k
+        y = weight.share.product(cast(x[0].value, self.bits)) - k["AF - C"]  # 2
         return (y.to(carrier(self.bits)),)
-
-    def cost(self) -> Cost:
-        return Cost(0, 0, packed_bytes((self.rows, self.columns), self.bits))
 
 
 @register
@@ -78,22 +77,18 @@ class Matmul(Op):
         return (*broadcast(self.left[:-2], self.right[:-2]), self.left[-2], self.right[-1])
 
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
-        return (signed(matmul(x[0], x[1], self.bits), self.bits),)
+        return (signed(batched_product(x[0], x[1], self.bits), self.bits),)
 
-    def deal(self, d: Dealer, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
-        d.share(matmul(need(masks[0]), need(masks[1]), self.bits), self.bits)
-        return (None,)
+    def dealt(self) -> Types:
+        return {"AB": Shared(self.shape, self.bits)}
 
-    def prepare(self, p: Party, *masks: Tensor | None) -> Any:
-        return p.dealt(self.shape, self.bits)
+    def correlate(self, *masks: Tensor) -> Correlations:
+        return {"AB": batched_product(masks[0], masks[1], self.bits)}
 
-    def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
+    def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
         m, n = x
         b = cast(n.mask, self.bits)
         if p.party == 0:
             b = b - cast(n.value, self.bits)
-        y = k - matmul(m.value, b, self.bits) - matmul(m.mask, n.value, self.bits)
+        y = k["AB"] - batched_product(m.value, b, self.bits) - batched_product(m.mask, n.value, self.bits)
         return (y,)
-
-    def cost(self) -> Cost:
-        return Cost(0, 0, packed_bytes(self.shape, self.bits))

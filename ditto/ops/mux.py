@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ditto.ops.base import Cost, Dealer, Op, Party, Shape, Tensor, need, packed_bytes, register
+from ditto.ops.base import Correlations, Op, Party, Shape, Shared, Tensor, Types, register
 from ditto.ops.product import broadcast
 from ditto.ring import cast, signed
 
@@ -21,20 +21,16 @@ class B2A(Op):
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         return (signed(x[0], self.bits),)
 
-    def deal(self, d: Dealer, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
-        d.share(cast(need(masks[0]), self.bits), self.bits)
-        return (None,)
+    def dealt(self) -> Types:
+        return {"s": Shared(self.shape, self.bits)}
 
-    def prepare(self, p: Party, *masks: Tensor | None) -> Any:
-        return p.dealt(self.shape, self.bits)
+    def correlate(self, *masks: Tensor) -> Correlations:
+        return {"s": cast(masks[0], self.bits)}
 
-    def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
+    def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
         c = cast(x[0], self.bits)
-        y = (1 - 2 * c) * k
+        y = (1 - 2 * c) * k["s"]
         return (y + c if p.party == 0 else y,)
-
-    def cost(self) -> Cost:
-        return Cost(0, 0, packed_bytes(self.shape, self.bits))
 
 
 @register
@@ -43,7 +39,8 @@ class Mux(Op):
     """An opened bit b = c + s mod 2 and an opened x = m - r in Z_2^l -> [b x], with broadcasting. Exact.
 
     b x = (c + (1 - 2 c) s)(m - r) = c m - c r + (1 - 2 c)(m s - s r).
-    1. The dealer shares s and s r.  2. The parties weigh the shares with public c and m. No round.
+    1. The dealer shares s and s r.
+    2. The parties weigh the shares with public c and m. No round.
     """
 
     bit: Shape
@@ -53,22 +50,14 @@ class Mux(Op):
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         return (signed(x[0] * x[1], self.bits),)
 
-    def deal(self, d: Dealer, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
-        s, r = (cast(need(mask), self.bits) for mask in masks)
-        d.share(s, self.bits)
-        d.share(s * r, self.bits)
-        return (None,)
+    def dealt(self) -> Types:
+        return {"s": Shared(self.bit, self.bits), "sr": Shared(broadcast(self.bit, self.shape), self.bits)}
 
-    def prepare(self, p: Party, *masks: Tensor | None) -> Any:
-        return p.dealt(self.bit, self.bits), p.dealt(broadcast(self.bit, self.shape), self.bits)
+    def correlate(self, *masks: Tensor) -> Correlations:
+        s, r = (cast(mask, self.bits) for mask in masks)
+        return {"s": s, "sr": s * r}  # 1
 
-    def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
-        s, product = k
-        c, m = cast(x[0], self.bits), cast(x[1].value, self.bits)
-        r = cast(x[1].mask, self.bits)
-        y = (1 - 2 * c) * (m * s - product)
+    def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
+        c, m, r = (cast(a, self.bits) for a in (x[0], x[1].value, x[1].mask))
+        y = (1 - 2 * c) * (m * k["s"] - k["sr"])  # 2
         return (y + c * (m - r) if p.party == 0 else y - c * r,)
-
-    def cost(self) -> Cost:
-        shape = broadcast(self.bit, self.shape)
-        return Cost(0, 0, packed_bytes(self.bit, self.bits) + packed_bytes(shape, self.bits))

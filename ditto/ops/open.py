@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ditto.ops.base import Cost, Dealer, Masked, Op, Party, Shape, Tensor, packed_bytes, register
+from ditto.ops.base import Correlations, Masked, Op, Party, Shape, Shared, Tensor, Types, register
 
 
 @register
@@ -23,18 +23,13 @@ class Open(Op):
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         return x
 
-    def deal(self, d: Dealer, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
-        return tuple(d.mask(shape, bits) for shape, bits in self.wires)
+    def opens(self) -> tuple[Types, ...]:
+        return ({f"r{i}": Shared(shape, bits) for i, (shape, bits) in enumerate(self.wires)},)
 
-    def prepare(self, p: Party, *masks: Tensor | None) -> Any:
-        return [p.mask(shape, bits) for shape, bits in self.wires]
+    def output_masks(self, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
+        return masks[len(self.wires) :]  # behind those of the inputs, which are not opened
 
-    def prepared_masks(self, k: Any, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
-        return tuple(k)
-
-    def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
-        opened = p.open([a + r for a, r in zip(x, k, strict=True)], [bits for _, bits in self.wires])
-        return tuple(Masked(m, r) for m, r in zip(opened, k, strict=True))
-
-    def cost(self) -> Cost:
-        return Cost(1, sum(packed_bytes(shape, bits) for shape, bits in self.wires), 0)
+    def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
+        masks = list(k.values())  # 1
+        opened = p.open([a + r for a, r in zip(x, masks, strict=True)], [bits for _, bits in self.wires])  # 2
+        return tuple(Masked(m, r) for m, r in zip(opened, masks, strict=True))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ditto.ops.base import Cost, Dealer, Op, Party, Shape, Tensor, need, packed_bytes, register
+from ditto.ops.base import Correlations, Op, Party, Shape, Shared, Tensor, Types, register
 from ditto.ring import cast, signed
 
 
@@ -27,21 +27,17 @@ class Square(Op):
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         return (signed(x[0] * x[0], self.bits),)
 
-    def deal(self, d: Dealer, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
-        r = cast(need(masks[0]), self.bits)
-        d.share(r * r, self.bits)
-        return (None,)
+    def dealt(self) -> Types:
+        return {"rr": Shared(self.shape, self.bits)}
 
-    def prepare(self, p: Party, *masks: Tensor | None) -> Any:
-        return p.dealt(self.shape, self.bits)
+    def correlate(self, *masks: Tensor) -> Correlations:
+        r = cast(masks[0], self.bits)
+        return {"rr": r * r}
 
-    def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
+    def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
         m = cast(x[0].value, self.bits)
-        y = k - 2 * m * cast(x[0].mask, self.bits)
+        y = k["rr"] - 2 * m * cast(x[0].mask, self.bits)
         return (y + m * m if p.party == 0 else y,)
-
-    def cost(self) -> Cost:
-        return Cost(0, 0, packed_bytes(self.shape, self.bits))
 
 
 @register
@@ -58,22 +54,18 @@ class Product(Op):
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         return (signed(x[0] * x[1], self.bits),)
 
-    def deal(self, d: Dealer, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
-        a, b = (cast(need(r), self.bits) for r in masks)
-        d.share(a * b, self.bits)
-        return (None,)
+    def dealt(self) -> Types:
+        return {"ab": Shared(broadcast(*self.shapes), self.bits)}
 
-    def prepare(self, p: Party, *masks: Tensor | None) -> Any:
-        return p.dealt(broadcast(*self.shapes), self.bits)
+    def correlate(self, *masks: Tensor) -> Correlations:
+        a, b = (cast(mask, self.bits) for mask in masks)
+        return {"ab": a * b}
 
-    def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
+    def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
         m, n = (cast(w.value, self.bits) for w in x)
         a, b = (cast(w.mask, self.bits) for w in x)
-        y = k - m * (b - n if p.party == 0 else b) - n * a
+        y = k["ab"] - m * (b - n if p.party == 0 else b) - n * a
         return (y,)
-
-    def cost(self) -> Cost:
-        return Cost(0, 0, packed_bytes(broadcast(*self.shapes), self.bits))
 
 
 @register
@@ -89,30 +81,22 @@ class Product3(Op):
     shapes: tuple[Shape, Shape, Shape]
     bits: int
 
-    def _dealt(self) -> tuple[Shape, ...]:
-        x, y, z = self.shapes
-        return broadcast(y, z), broadcast(x, z), broadcast(x, y), broadcast(x, y, z)
-
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         return (signed(signed(x[0] * x[1], self.bits) * x[2], self.bits),)
 
-    def deal(self, d: Dealer, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
-        a, b, c = (cast(need(r), self.bits) for r in masks)
-        for product in (b * c, a * c, a * b, a * b * c):
-            d.share(product, self.bits)
-        return (None,)
+    def dealt(self) -> Types:
+        x, y, z = self.shapes
+        shapes = {"bc": broadcast(y, z), "ac": broadcast(x, z), "ab": broadcast(x, y), "abc": broadcast(x, y, z)}
+        return {name: Shared(shape, self.bits) for name, shape in shapes.items()}
 
-    def prepare(self, p: Party, *masks: Tensor | None) -> Any:
-        return [p.dealt(shape, self.bits) for shape in self._dealt()]
+    def correlate(self, *masks: Tensor) -> Correlations:
+        a, b, c = (cast(mask, self.bits) for mask in masks)
+        return {"bc": b * c, "ac": a * c, "ab": a * b, "abc": a * b * c}  # 1
 
-    def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
+    def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
         m, n, q = (cast(w.value, self.bits) for w in x)
         a, b, c = (cast(w.mask, self.bits) for w in x)
-        bc, ac, ab, abc = k
         if p.party == 0:
             c = c - q
-        y = m * (bc - n * c - q * b) + n * (ac - q * a) + q * ab - abc
+        y = m * (k["bc"] - n * c - q * b) + n * (k["ac"] - q * a) + q * k["ab"] - k["abc"]  # 2
         return (y,)
-
-    def cost(self) -> Cost:
-        return Cost(0, 0, sum(packed_bytes(shape, self.bits) for shape in self._dealt()))

@@ -9,7 +9,17 @@ from typing import Any
 
 import torch
 
-from ditto.ops.base import Cost, Dealer, Op, Party, Rearrangement, Shape, Tensor, need, register
+from ditto.ops.base import (
+    Correlations,
+    Op,
+    Party,
+    Rearrangement,
+    Shape,
+    Tensor,
+    Types,
+    register,
+    shared_bits,
+)
 from ditto.ring import cast, signed, unsigned
 from ditto.ring.bits import planes, unplane, words
 
@@ -79,7 +89,7 @@ class Losses(Op):
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         return (signed(self._count(x[0]) + torch.arange(self.k), self.bits),)
 
-    def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
+    def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
         y = self._count(cast(x[0], self.bits))
         return (y + cast(torch.arange(self.k), self.bits) if p.party == 0 else y,)
 
@@ -110,24 +120,25 @@ class IsZero(Op):
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         return ((unsigned(x[0], self.n) == 0).to(torch.int64),)
 
-    def deal(self, d: Dealer, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
-        at, place = self._at(need(masks[0]))
+    def opens(self) -> tuple[Types, ...]:
+        return ({"s": shared_bits(self._words)},)
+
+    def dealt(self) -> Types:
+        return {"hot": shared_bits(1 << self.n, self._words)}
+
+    def correlate(self, *masks: Tensor) -> Correlations:
+        at, place = self._at(masks[0])
         hot = torch.zeros(self._words << self.n, dtype=torch.int64)
         hot.index_add_(0, at, torch.ones_like(at) << place)  # each bit is set once: the sum is their union
-        d.share_bits(hot.reshape(1 << self.n, self._words))
-        return (unplane(d.mask_bits((self._words,)), self.shape),)
+        return {"hot": hot.reshape(1 << self.n, self._words)}  # 1
 
-    def prepare(self, p: Party, *masks: Tensor | None) -> Any:
-        return p.dealt_bits((1 << self.n, self._words)), p.mask_bits((self._words,))
+    def dealer_masks(self, *masks: Any) -> tuple[Tensor | None, ...]:
+        return (unplane(masks[-1], self.shape),)
 
-    def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
-        hot, s = k
+    def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
         at, place = self._at(x[0].value)
-        bit = planes(hot.reshape(-1)[at] >> place, 1)[0]
-        return (unplane(p.open_bits(bit ^ s), self.shape),)
-
-    def cost(self) -> Cost:
-        return Cost(1, 8 * self._words, 8 * self._words << self.n)
+        bit = planes(k["hot"].reshape(-1)[at] >> place, 1)[0]  # 2
+        return (unplane(p.open_bits(bit ^ k["s"]), self.shape),)  # 3
 
 
 @register
@@ -145,6 +156,6 @@ class AddStarts(Op):
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         return (signed(x[0] + starts(self.n, self.size), self.bits),)
 
-    def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
+    def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
         y = cast(x[0], self.bits)
         return (y + cast(starts(self.n, self.size), self.bits) if p.party == 0 else y,)

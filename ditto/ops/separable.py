@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from ditto.ops.base import Cost, Dealer, Op, Party, Shape, Tensor, need, packed_bytes, register
-from ditto.ring import carrier, cast, signed, unsigned
+from ditto.ops.base import Correlations, Op, Party, Shape, Shared, Tensor, Types, register
+from ditto.ring import carrier, signed, unsigned
 
 CHUNK = 1 << 13  # elements at a time: the rank-wide temporaries stay in cache
 
@@ -83,75 +83,26 @@ class Harmonic(Op):
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         return (signed(self.table[unsigned(x[0], self.n)], self.bits),)
 
-    def deal(self, d: Dealer, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
-        d.share(self._private[unsigned(need(masks[0]), self.n).reshape(-1)], self.bits)
-        return (None,)
+    def dealt(self) -> Types:
+        return {"v": Shared((math.prod(self.shape), 2 * len(self.cos)), self.bits)}
 
-    def prepare(self, p: Party, *masks: Tensor | None) -> Any:
-        return p.dealt((math.prod(self.shape), 2 * len(self.cos)), self.bits)
+    def correlate(self, *masks: Tensor) -> Correlations:
+        return {"v": self._private[unsigned(masks[0], self.n).reshape(-1)]}  # 1
 
-    def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
+    def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
         m = unsigned(x[0].value, self.n).reshape(-1)
+        u, v = self._public, k["v"]
         y = torch.empty(m.shape, dtype=carrier(self.bits))
-        for start in range(0, len(m), CHUNK):
+        for start in range(0, len(m), CHUNK):  # 2
             rows = slice(start, start + CHUNK)
-            y[rows] = self._public.index_select(0, m[rows]).mul_(k[rows]).sum(1, dtype=y.dtype)
+            y[rows] = u.index_select(0, m[rows]).mul_(v[rows]).sum(1, dtype=y.dtype)
         return ((y + self._constant if p.party == 0 else y).reshape(self.shape),)
-
-    def cost(self) -> Cost:
-        return Cost(0, 0, packed_bytes((*self.shape, 2 * len(self.cos)), self.bits))
 
     def ulp(self) -> float:
         """Each u is off by half a 2^-fu, each v by half a 2^-fv, |v| <= 1."""
         size_u = sum(abs(a) + abs(b) for a, b in zip(self.cos, self.sin, strict=True)) * 2
         half_v, half_u = 2.0 ** (self.fu - 1), 2.0 ** (self.fv - 1)
         return size_u * half_v + 2 * len(self.cos) * half_u + len(self.cos) + 2
-
-
-@register
-@dataclass(frozen=True)
-class Polynomial(Op):
-    """g(x) = sum_d c_d x^d of an opened x in Z_2^l: powers of the mask. Exact for the integer coefficients c_d.
-
-    1. The dealer shares r^2, ..., r^D (r itself is shared by the opening).
-    2. (m - r)^d = sum_j binom(d, j) m^(d-j) (-1)^j r^j: the parties weigh the shares with public powers of m.
-    """
-
-    shape: Shape
-    bits: int
-    coefficients: tuple[int, ...]  # c_0, c_1, ...: fixed-point integers, scaled by the caller
-
-    def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
-        y = torch.zeros_like(x[0])
-        for c in reversed(self.coefficients):
-            y = y * x[0] + c
-        return (signed(y, self.bits),)
-
-    def deal(self, d: Dealer, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
-        r = cast(need(masks[0]), self.bits)
-        power = r
-        for _ in range(2, len(self.coefficients)):
-            power = power * r
-            d.share(power, self.bits)
-        return (None,)
-
-    def prepare(self, p: Party, *masks: Tensor | None) -> Any:
-        return [p.dealt(self.shape, self.bits) for _ in range(2, len(self.coefficients))]
-
-    def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
-        m = cast(x[0].value, self.bits)
-        ones = torch.full_like(m, 1 if p.party == 0 else 0)
-        powers = [ones, cast(x[0].mask, self.bits), *k]
-        y = torch.zeros_like(m)
-        for j, r_j in enumerate(powers[: len(self.coefficients)]):
-            weight = torch.zeros_like(m)
-            for degree in range(len(self.coefficients) - 1, j - 1, -1):
-                weight = weight * m + self.coefficients[degree] * math.comb(degree, j)
-            y = y + (-weight if j % 2 else weight) * r_j
-        return (y,)
-
-    def cost(self) -> Cost:
-        return Cost(0, 0, max(0, len(self.coefficients) - 2) * packed_bytes(self.shape, self.bits))
 
 
 @register
@@ -200,8 +151,11 @@ class Exponential(Op):
         y = g * 2.0**self.fv * self._public[v & ((1 << self.low) - 1)].to(torch.float64)
         return (signed(torch.floor(y + 0.5).to(torch.int64), self.bits),)
 
-    def deal(self, d: Dealer, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
-        r = unsigned(need(masks[0]), self.n).reshape(-1)
+    def dealt(self) -> Types:
+        return {"V": Shared((math.prod(self.shape), self.entries), self.bits)}
+
+    def correlate(self, *masks: Tensor) -> Correlations:
+        r = unsigned(masks[0], self.n).reshape(-1)
         low, high = r & ((1 << self.low) - 1), r >> self.low
         i = torch.arange(self.entries)
         if len(r) > self.entries:  # G rotated by every r_high once, then one row picked for each element
@@ -209,19 +163,12 @@ class Exponential(Op):
         else:
             rotated = self._window[(i[None, :] - high[:, None]) % self.entries]
         shrink = (-low.to(torch.float64) / 2.0**self.frac).exp() * 2.0**self.fv
-        d.share(torch.floor(rotated * shrink[:, None] + 0.5).to(carrier(self.bits)), self.bits)
-        return (None,)
+        return {"V": torch.floor(rotated * shrink[:, None] + 0.5).to(carrier(self.bits))}  # 1
 
-    def prepare(self, p: Party, *masks: Tensor | None) -> Any:
-        return p.dealt((math.prod(self.shape), self.entries), self.bits)
-
-    def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
+    def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
         m = unsigned(x[0].value, self.n).reshape(-1)
-        v = k.gather(1, (m >> self.low)[:, None])[:, 0]
+        v = k["V"].gather(1, (m >> self.low)[:, None])[:, 0]  # 2
         return ((v * self._public[m & ((1 << self.low) - 1)]).reshape(self.shape),)
-
-    def cost(self) -> Cost:
-        return Cost(0, 0, packed_bytes((*self.shape, self.entries), self.bits))
 
     def ulp(self) -> float:
         """V is off by half a unit times e^(m_low); e^(m_low) by half a 2^-fu times V; two rows meet at a borrow."""

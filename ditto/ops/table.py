@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ditto.ops.base import Cost, Dealer, Op, Party, Shape, Tensor, need, packed_bytes, register
+from ditto.ops.base import Correlations, Op, Party, Shape, Shared, Tensor, Types, register
 from ditto.ring import carrier, signed, unsigned
 
 CHUNK = 1 << 19  # entries at a time, so that temporaries stay in cache
@@ -42,24 +42,19 @@ class Lookup(Op):
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         return (signed(self._table[unsigned(x[0], self.n)], self.bits),)
 
-    def deal(self, d: Dealer, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
-        r = unsigned(need(masks[0]), self.n).reshape(-1)
+    def dealt(self) -> Types:
+        return {"T": Shared((math.prod(self.shape), 1 << self.n), self.bits)}
+
+    def correlate(self, *masks: Tensor) -> Correlations:
+        r = unsigned(masks[0], self.n).reshape(-1)
         i = torch.arange(1 << self.n)
         if len(r) > len(i):  # every rotation once, then one picked for each element
-            d.share(self._table[(i[None, :] - i[:, None]) % len(i)][r], self.bits)
-        else:
-            d.share(self._table[(i[None, :] - r[:, None]) % len(i)], self.bits)
-        return (None,)
+            return {"T": self._table[(i[None, :] - i[:, None]) % len(i)][r]}
+        return {"T": self._table[(i[None, :] - r[:, None]) % len(i)]}
 
-    def prepare(self, p: Party, *masks: Tensor | None) -> Any:
-        return p.dealt((math.prod(self.shape), 1 << self.n), self.bits)
-
-    def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
+    def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
         m = unsigned(x[0].value, self.n).reshape(-1, 1)
-        return (k.gather(1, m)[:, 0].reshape(self.shape),)
-
-    def cost(self) -> Cost:
-        return Cost(0, 0, packed_bytes((*self.shape, 1 << self.n), self.bits))
+        return (k["T"].gather(1, m)[:, 0].reshape(self.shape),)
 
 
 @register
@@ -79,31 +74,27 @@ class OneHot(Op):
         hot = torch.nn.functional.one_hot(unsigned(x[0], self.n), 1 << self.n)
         return (signed(hot, self.bits),)
 
-    def deal(self, d: Dealer, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
-        r = unsigned(need(masks[0]), self.n).reshape(-1, 1)
+    def dealt(self) -> Types:
+        return {"hot": Shared((math.prod(self.shape), 1 << self.n), self.bits)}
+
+    def correlate(self, *masks: Tensor) -> Correlations:
+        r = unsigned(masks[0], self.n).reshape(-1, 1)
         hot = torch.zeros((len(r), 1 << self.n), dtype=carrier(self.bits))
-        d.share(hot.scatter_(1, r, 1), self.bits)
-        return (None,)
+        return {"hot": hot.scatter_(1, r, 1)}
 
-    def prepare(self, p: Party, *masks: Tensor | None) -> Any:
-        return p.dealt((math.prod(self.shape), 1 << self.n), self.bits)
-
-    def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
-        count = 1 << self.n
+    def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
+        hot, count = k["hot"], 1 << self.n
         m = unsigned(x[0].value, self.n).reshape(-1)
-        y = torch.empty_like(k)
+        y = torch.empty_like(hot)
         step = max(1, CHUNK // count)
         for start in range(0, len(m), step):
             rows = slice(start, start + step)
-            # row j -> k[m - j]: a window into the reversed row written twice, much faster than a gather of entries
-            backwards = k[rows].flip(1)
+            # row j -> hot[m - j]: a window into the reversed row written twice, much faster than a gather of entries
+            backwards = hot[rows].flip(1)
             windows = torch.cat([backwards, backwards], 1).view(-1).unfold(0, count, 1)
             at = (count - 1 - m[rows]) + torch.arange(len(backwards)) * (2 * count)
             y[rows] = windows.index_select(0, at)
         return (y.reshape(*self.shape, count),)
-
-    def cost(self) -> Cost:
-        return Cost(0, 0, packed_bytes((*self.shape, 1 << self.n), self.bits))
 
 
 @register
@@ -121,6 +112,6 @@ class Combine(Op):
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         return (signed((x[0] * self._weights.to(torch.int64)).sum(-1), self.bits),)
 
-    def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
+    def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
         weights = self._weights
         return ((x[0].to(weights.dtype) * weights).sum(-1, dtype=weights.dtype),)

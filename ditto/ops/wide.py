@@ -7,28 +7,29 @@ from typing import Any
 
 import torch
 
-from ditto.ops.base import Cost, Dealer, Masked, Op, Party, Shape, Tensor, need, packed_bytes, register
+from ditto.ops.base import Correlations, Masked, Op, Party, Shape, Shared, Tensor, Types, register
 from ditto.ops.product import broadcast
 from ditto.ring import cast, shift_right, signed, unsigned
 
 # An opened x on Z_2^n with |x| < 2^(n-2) is, over the integers (see `Extend`),
 #     x = P + K w - r,   P = m' - 2^(n-2),   K = 2^n (1 - msb(m')),   m' = m + 2^(n-2) mod 2^n,   w = msb(r):
-# P and K are public, r and w are the dealer's. Any product of such sums is linear in what the dealer can share.
+# P and K are public, r and w are the dealer's. Any product of such sums is linear in what the dealer can share. What is
+# multiplied by K matters on out - n bits alone, and K^2 = 2^n K, w^2 = w.
 
 
 def _public(masked: Masked, bits: int, out: int) -> tuple[Tensor, Tensor]:
-    """P and the bit 1 - msb(m'), so that K is that bit times 2^bits (nothing when bits = out)."""
+    """P, and the bit K / 2^bits. On bits = out the ring wraps by itself: P = m, K = 0."""
     if bits == out:
         return cast(masked.value, out), torch.zeros_like(masked.value)
     offset = 1 << (bits - 2)
     m = masked.value + offset
-    keep = 1 - (shift_right(m, bits - 1, bits) & 1)
-    return cast(unsigned(m, bits), out) - offset, cast(keep, out)
+    bit = 1 - (shift_right(m, bits - 1, bits) & 1)
+    return cast(unsigned(m, bits), out) - offset, cast(bit, out)
 
 
-def _private(mask: Tensor | None, bits: int, out: int) -> tuple[Tensor, Tensor]:
+def _private(mask: Tensor, bits: int, out: int) -> tuple[Tensor, Tensor]:
     """r as an integer of Z_2^out, and w."""
-    r = unsigned(need(mask), bits)
+    r = unsigned(mask, bits)
     return cast(r, out), cast((r >> (bits - 1)) & 1, out)
 
 
@@ -43,8 +44,8 @@ def _exact(x: Tensor, bits: int, out: int) -> Tensor:
 class WideSquare(Op):
     """Opened x on Z_2^n, |x| < 2^(n-2) -> [x^2] on Z_2^out, out > n. No round beyond the opening of n bits. Exact.
 
-    x^2 = P^2 + 2 P K w + K^2 w - 2 P r - 2 K w r + r^2.
-    The dealer shares r, r^2 on Z_2^out and w, w r on the out - n bits that K leaves of them.
+    1. The dealer shares r, r^2 on Z_2^out and w, w r on out - n bits.
+    2. [x^2] = P^2 - 2 P [r] + [r^2] + 2 K (P [w] - [w r]) + K^2 [w].
     """
 
     shape: Shape
@@ -55,30 +56,24 @@ class WideSquare(Op):
         y = _exact(x[0], self.bits, self.out)
         return (signed(y * y, self.out),)
 
-    def deal(self, d: Dealer, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
+    def dealt(self) -> Types:
+        whole, rest = Shared(self.shape, self.out), Shared(self.shape, self.out - self.bits)
+        return {"r": whole, "rr": whole, "w": rest, "wr": rest}
+
+    def correlate(self, *masks: Tensor) -> Correlations:
         r, w = _private(masks[0], self.bits, self.out)
-        d.share(r, self.out)
-        d.share(r * r, self.out)
-        d.share(w, self.out - self.bits)
-        d.share(w * r, self.out - self.bits)
-        return (None,)
+        return {"r": r, "rr": r * r, "w": w, "wr": w * r}  # 1
 
-    def prepare(self, p: Party, *masks: Tensor | None) -> Any:
-        rings = (self.out, self.out, self.out - self.bits, self.out - self.bits)
-        return [p.dealt(self.shape, bits) for bits in rings]
-
-    def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
-        r, rr, w, wr = (cast(part, self.out) for part in k)
-        public, keep = _public(x[0], self.bits, self.out)
-        wrap = (keep * (2 * (public * w - wr))) << self.bits
+    def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
+        r, rr, w, wr = (cast(k[name], self.out) for name in ("r", "rr", "w", "wr"))
+        P, K = _public(x[0], self.bits, self.out)  # K without its power of two
+        y = rr - 2 * P * r  # 2
+        if p.party == 0:
+            y = y + P * P
+        y = y + ((2 * K * (P * w - wr)) << self.bits)
         if 2 * self.bits < self.out:
-            wrap = wrap + ((keep * w) << (2 * self.bits))
-        y = rr - 2 * public * r + wrap
-        return (y + public * public if p.party == 0 else y,)
-
-    def cost(self) -> Cost:
-        one, rest = packed_bytes(self.shape, self.out), packed_bytes(self.shape, self.out - self.bits)
-        return Cost(0, 0, 2 * one + 2 * rest)
+            y = y + ((K * w) << (2 * self.bits))
+        return (y,)
 
 
 @register
@@ -86,9 +81,14 @@ class WideSquare(Op):
 class WideProduct(Op):
     """Opened x on Z_2^n, y on Z_2^k -> [x y] on Z_2^out; n, k <= out, with broadcasting. Exact.
 
-    |x| < 2^(n-2) where n < out, y likewise. No round beyond the openings.
-    x y = (P + K w - r)(Q + L v - s): the dealer shares r, s, r s on Z_2^out; w, w s on out - n bits; v, v r on
-    out - k bits; w v where n + k < out. For n = out there is no w (the ring wraps by itself), and r is the mask.
+    |x| < 2^(n-2) where n < out, y likewise. No round beyond the openings. x = P + K w - r, y = Q + L v - s.
+    1. The dealer shares r s on Z_2^out; where n < out: r on Z_2^out, w and w s on out - n bits; where k < out: s on
+       Z_2^out, v and v r on out - k bits; where n + k < out: w v on out - n - k bits.
+       For n = out the ring wraps by itself: no w, and the parties have [r] from the opening.
+    2. [x y] = P Q - Q [r] - P [s] + [r s],
+    3.         + K (Q [w] - [w s]) where n < out,
+    4.         + L (P [v] - [v r]) where k < out,
+    5.         + K L [w v] where n + k < out.
     """
 
     shapes: tuple[Shape, Shape]
@@ -99,46 +99,42 @@ class WideProduct(Op):
         a, b = (_exact(v, bits, self.out) for v, bits in zip(x, self.bits, strict=True))
         return (signed(a * b, self.out),)
 
-    def _dealt(self) -> list[tuple[Shape, int]]:
-        """Shapes and rings of what is dealt, in order: rs, then r, w, ws, then s, v, vr, then wv."""
-        both = broadcast(*self.shapes)
-        parts = [(both, self.out)]
-        for shape, bits in zip(self.shapes, self.bits, strict=True):
-            if bits < self.out:
-                parts += [(shape, self.out), (shape, self.out - bits), (both, self.out - bits)]
-        if self.bits[0] + self.bits[1] < self.out:
-            parts.append((both, self.out - self.bits[0] - self.bits[1]))
-        return parts
+    def dealt(self) -> Types:
+        (x, y), both, (n, k), out = self.shapes, broadcast(*self.shapes), self.bits, self.out
+        types = {"rs": Shared(both, out)}
+        if n < out:
+            types |= {"r": Shared(x, out), "w": Shared(x, out - n), "ws": Shared(both, out - n)}
+        if k < out:
+            types |= {"s": Shared(y, out), "v": Shared(y, out - k), "vr": Shared(both, out - k)}
+        if n + k < out:
+            types |= {"wv": Shared(both, out - n - k)}
+        return types
 
-    def deal(self, d: Dealer, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
-        (r, w), (s, v) = (_private(mask, bits, self.out) for mask, bits in zip(masks, self.bits, strict=True))
-        parts = [r * s]
-        for mine, wrap, other, bits in ((r, w, s, self.bits[0]), (s, v, r, self.bits[1])):
-            if bits < self.out:
-                parts += [mine, wrap, wrap * other]
-        if self.bits[0] + self.bits[1] < self.out:
-            parts.append(w * v)
-        for part, (_, bits) in zip(parts, self._dealt(), strict=True):
-            d.share(part, bits)
-        return (None,)
+    def correlate(self, *masks: Tensor) -> Correlations:
+        (n, k), out = self.bits, self.out
+        (r, w), (s, v) = _private(masks[0], n, out), _private(masks[1], k, out)
+        values = {"rs": r * s}  # 1
+        if n < out:
+            values |= {"r": r, "w": w, "ws": w * s}
+        if k < out:
+            values |= {"s": s, "v": v, "vr": v * r}
+        if n + k < out:
+            values |= {"wv": w * v}
+        return values
 
-    def prepare(self, p: Party, *masks: Tensor | None) -> Any:
-        return [p.dealt(shape, bits) for shape, bits in self._dealt()]
-
-    def online(self, p: Party, k: Any, *x: Any) -> tuple[Any, ...]:
-        parts = iter([cast(part, self.out) for part in k])
-        y = next(parts)
-        public = [_public(masked, bits, self.out) for masked, bits in zip(x, self.bits, strict=True)]
-        for mine, other, bits in ((0, 1, self.bits[0]), (1, 0, self.bits[1])):
-            theirs, keep = public[other][0], public[mine][1]
-            if bits == self.out:
-                y = y - theirs * cast(x[mine].mask, self.out)
-                continue
-            r, w, ws = next(parts), next(parts), next(parts)
-            y = y - theirs * r + ((keep * (theirs * w - ws)) << bits)
-        if self.bits[0] + self.bits[1] < self.out:
-            y = y + ((public[0][1] * public[1][1] * next(parts)) << (self.bits[0] + self.bits[1]))
-        return (y + public[0][0] * public[1][0] if p.party == 0 else y,)
-
-    def cost(self) -> Cost:
-        return Cost(0, 0, sum(packed_bytes(shape, bits) for shape, bits in self._dealt()))
+    def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
+        (x_bits, y_bits), out = self.bits, self.out
+        (P, K), (Q, L) = _public(x[0], x_bits, out), _public(x[1], y_bits, out)  # K, L without their powers of two
+        dealt = {name: cast(share, out) for name, share in k.items()}
+        r = dealt["r"] if x_bits < out else cast(x[0].mask, out)
+        s = dealt["s"] if y_bits < out else cast(x[1].mask, out)
+        y = dealt["rs"] - Q * r - P * s  # 2
+        if p.party == 0:
+            y = y + P * Q
+        if x_bits < out:  # 3
+            y = y + ((K * (Q * dealt["w"] - dealt["ws"])) << x_bits)
+        if y_bits < out:  # 4
+            y = y + ((L * (P * dealt["v"] - dealt["vr"])) << y_bits)
+        if x_bits + y_bits < out:  # 5
+            y = y + ((K * L * dealt["wv"]) << (x_bits + y_bits))
+        return (y,)

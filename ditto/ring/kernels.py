@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ditto.ring.ring import carrier
+
 Tensor = torch.Tensor
 FEW = 4  # rows up to which a product is a matter of reading the matrix once, which whole integers serve best
 SPARSE = 100  # elements for each that is not zero, from which a plain product picks rows
@@ -204,12 +206,15 @@ def integer_carrier(bits: int) -> torch.dtype:
 
 
 def batched_product(a: Tensor, b: Tensor, bits: int) -> Tensor:
-    """Exact a b over Z_2^bits for activations, a [..., M, K] by b [..., K, N]: nothing is prepared."""
+    """Exact a b over Z_2^bits for activations, a [..., M, K] by b [..., K, N], in the ring's carrier.
+
+    Nothing is prepared ahead; the leading dimensions broadcast.
+    """
     digits, k = _digits("float64", bits), a.shape[-1]
     few = a.shape[-2] <= FEW  # then taking b apart takes longer than the product
     if bits <= 32 or few or kernel_of(64) != "float64" or k > digits.longest:
         dtype = integer_carrier(bits)
-        return torch.matmul(a.to(dtype), b.to(dtype))
+        return torch.matmul(a.to(dtype), b.to(dtype)).to(carrier(bits))
     left = torch.cat(split_digits(a, bits, digits.base), -1).double()
     right = torch.cat(split_digits(b, bits, digits.base)[::-1], -2).double()
     out = torch.zeros((), dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Tensors over Z_2^l: carriers, exact wire packing, and exact matrix products.
+"""Tensors over Z_2^l: carriers, representatives, and exact wire packing.
 
 A ring tensor is a torch integer tensor whose *low l bits* are the value; higher bits of the carrier may
 hold anything (every ring operation except a right shift ignores them). `unsigned` and `signed` give the
@@ -12,14 +12,11 @@ import math
 import numpy as np
 import torch
 
-from ditto.ring.kernels import batched_product
-
 Tensor = torch.Tensor
 
 __all__ = [
     "carrier",
     "cast",
-    "matmul",
     "pack",
     "shift_right",
     "signed",
@@ -111,11 +108,3 @@ def unpack(data: bytes | bytearray | memoryview, bits: int, shape: tuple[int, ..
     rest = bytes(data[most * size :]) + bytes(width)
     out[most:] = np.ndarray((n - most,), dtype=out.dtype, buffer=rest, strides=(size,))
     return torch.from_numpy(out).reshape(shape)
-
-
-def matmul(a: Tensor, b: Tensor, bits: int) -> Tensor:
-    """Exact batched product over Z_2^bits, a [..., M, K] by b [..., K, N].
-
-    For activations: nothing is prepared ahead.
-    """
-    return batched_product(a, b, bits).to(carrier(bits))
