@@ -44,7 +44,8 @@ from ditto.client.client import Client
 from ditto.client.local_cluster import Cluster, embedded
 from ditto.models import encode_inputs, random_model
 from ditto.models.importer import random_batch
-from ditto.net.certs import ROLES, init_certs
+from ditto.names import ROLES
+from ditto.net.certs import init_certs
 from ditto.net.config import DEFAULT_PORTS
 from ditto.net.emulation import Network, network
 

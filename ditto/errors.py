@@ -85,6 +85,10 @@ class ReuseError(DittoError):
     exit_code, code, help = 25, "REUSE", "a correlation was about to be used twice"
 
 
+class StorageError(DittoError):
+    exit_code, code, help = 27, "STORAGE", "a file cannot be written"
+
+
 class Interrupted(DittoError):
     exit_code, code, help = 130, "INTERRUPTED", "interrupted"
 

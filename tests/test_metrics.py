@@ -17,13 +17,14 @@ from typer.testing import CliRunner
 
 from ditto.cli import app
 from ditto.client.client import Client
-from ditto.client.local_cluster import SERVERS, Cluster, _free_ports
+from ditto.client.local_cluster import Cluster, _free_ports
 from ditto.engine.program import Program
 from ditto.errors import ClusterError, ConfigError
 from ditto.models import encode_inputs, random_model
 from ditto.models.importer import random_batch
+from ditto.names import PARTIES, SERVERS
 from ditto.net.config import DealerConfig, load_config
-from ditto.net.metrics import PARTIES, Metrics, serve
+from ditto.net.metrics import Metrics, serve
 from ditto.service.job_run import Account
 
 pytestmark = pytest.mark.slow

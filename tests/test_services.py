@@ -37,10 +37,11 @@ from ditto.errors import (
     VersionMismatch,
 )
 from ditto.models import Plan, compile_model, encode_inputs, random_model
-from ditto.models.compiled import program_for, to_message
+from ditto.models.compiled import program_for
 from ditto.models.importer import random_batch
 from ditto.net.certs import init_certs
 from ditto.net.config import ClientConfig, DealerConfig, PartyConfig, Tls, load_config
+from ditto.net.messages import to_message
 from ditto.net.transport import connect, from_rpc_error, open_channel, short
 from ditto.service import dealer_service
 from ditto.wire import control_pb2, control_pb2_grpc, dealer_pb2, dealer_pb2_grpc, party_pb2, party_pb2_grpc

@@ -10,6 +10,7 @@ from rich.table import Table
 from ditto.cli import store
 from ditto.cli.common import ConfigFile, Json, connect, emit, note, out
 from ditto.errors import DittoError, UsageError
+from ditto.names import check_name
 
 app = typer.Typer(help="Models: import, share, list.", no_args_is_help=True)
 
@@ -33,7 +34,7 @@ def import_(
     json: Json = False,
 ) -> None:
     """Calibrate and quantize a checkpoint; nothing leaves this machine yet."""
-    known = store.check_name(name or dir.resolve().name)
+    known = check_name(name or dir.resolve().name)
     if not calibrate.is_file():
         raise UsageError(f"{calibrate}: no such calibration file")
     texts = [line.strip() for line in calibrate.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -3,43 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from functools import lru_cache
 from typing import Any
 
 from ditto.engine.program import Program, Wire
 from ditto.errors import DittoError, UsageError, VersionMismatch
 from ditto.models import Plan, compile_stage
-from ditto.wire import dealer_pb2
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_ID = re.compile(r"[0-9a-f]{32}")
-
-
-def check_name(name: str) -> str:
-    """A model name is a plain file name."""
-    if not _NAME.fullmatch(name):
-        raise UsageError(f"bad model name {name[:100]!r}: letters, digits, '.', '_' and '-' only")
-    return name
-
-
-def check_id(value: str) -> str:
-    """Jobs and sharings are named by 32 hexadecimal digits."""
-    if not _ID.fullmatch(value):
-        raise UsageError("bad identifier: 32 hexadecimal digits expected")
-    return value
-
-
-def plan_of(message: dealer_pb2.Plan) -> Plan:
-    """Raises UsageError for sizes beyond anything that runs."""
-    plan = Plan(message.batch, message.seq, message.tokens, message.argmax, message.narrow_from, message.every)
-    if not (1 <= plan.batch <= 4096 and 1 <= plan.seq <= 65536 and 1 <= plan.tokens <= 65536):
-        raise UsageError("batch, sequence length or number of tokens out of range")
-    return plan
-
-
-def to_message(plan: Plan) -> dealer_pb2.Plan:
-    return dealer_pb2.Plan(**vars(plan))
 
 
 @lru_cache(maxsize=4)

@@ -7,13 +7,13 @@ Every figure is a `data` element that carries the report's own number, so that a
 from __future__ import annotations
 
 import os
-import secrets
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import ditto
-from ditto.errors import DittoError, UsageError
+from ditto import files
+from ditto.errors import UsageError
 from ditto.net.emulation import Network
 from ditto.report import pieces
 from ditto.report.cost_model import RunPrediction, predict_all
@@ -67,15 +67,7 @@ def target(path: Path | None) -> Path | None:
 
 def write(path: Path, text: str) -> None:
     """Write all of it or nothing: a page that stands there stays until the new one is whole."""
-    fresh = path.with_name(f".{secrets.token_hex(8)}.new")
-    try:
-        with fresh.open("x", encoding="utf-8") as file:
-            file.write(text)
-        fresh.replace(path)
-    except OSError as error:
-        raise DittoError(f"cannot write the report {path}: {error.strerror}") from None
-    finally:
-        fresh.unlink(missing_ok=True)
+    files.write(path, text)
 
 
 # Sections ----------------------------------------------------------------------------------------

@@ -16,25 +16,27 @@ import grpc
 import structlog
 from torch import Tensor
 
+from ditto import files
 from ditto.engine.job import DealerJob
 from ditto.engine.program import Wire
 from ditto.engine.weights import DealerWeights, keeps_whole
 from ditto.errors import ClusterError, DittoError, ReplayedJob, UnknownModel, UsageError
-from ditto.models.compiled import check_id, check_name, generates, plan_of, program_for, weights_of
+from ditto.models.compiled import generates, program_for, weights_of
+from ditto.names import PARTIES, check_id, check_name
 from ditto.net.config import DealerConfig
 from ditto.net.emulation import Link
 from ditto.net.framing import around_dealt
+from ditto.net.messages import plan_of
 from ditto.net.metrics import DealerMetrics
 from ditto.net.transport import CHUNK, Roles, caller, short
 from ditto.ring.kernels import kernel_of
 from ditto.ring.prg import derive, new_seed
-from ditto.service.files import write_secret
 from ditto.wire import dealer_pb2, dealer_pb2_grpc
 
 log = structlog.get_logger()
 PATIENCE = 120.0  # seconds that a party has to join a job after the other one
-PARTIES = frozenset({"party0", "party1"})
-ROLES: Roles = {"ModelSeed": PARTIES, "Correlations": PARTIES, "Inventory": frozenset({"coordinator"})}
+_PARTIES = frozenset(PARTIES)
+ROLES: Roles = {"ModelSeed": _PARTIES, "Correlations": _PARTIES, "Inventory": frozenset({"coordinator"})}
 
 
 def _pair(master: bytes) -> tuple[bytes, bytes]:
@@ -238,7 +240,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
         with self._lock:
             if not path.exists():
                 entry = {"model": check_name(request.model), "spec": request.spec_json, "master": new_seed().hex()}
-                write_secret(path, json.dumps(entry).encode())
+                files.write(path, json.dumps(entry), files.PRIVATE)
                 self._known.add(request.model)
                 log.info("model registered", model=request.model, share=short(request.share_id))
                 ask = (request.share_id, weights_of(request.spec_json))

@@ -1,32 +1,20 @@
-"""Files that only their owner may read, replaced as a whole; tensors go to and from disk one at a time."""
+"""Tensors go to and from disk one at a time, in files that only their owner may read."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from ditto import files
 from ditto.engine.program import Wire
 from ditto.ring import carrier
 
 _DTYPES = {torch.int8: "I8", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64"}
-
-
-def _create(path: Path) -> int:
-    path.unlink(missing_ok=True)
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-
-
-def write_secret(path: Path, data: bytes) -> None:
-    fresh = path.with_name(path.name + ".new")
-    with os.fdopen(_create(fresh), "wb") as file:
-        file.write(data)
-    fresh.replace(path)
 
 
 def save_tensors(path: Path, wires: dict[str, Wire], tensors: Iterable[torch.Tensor]) -> None:
@@ -40,13 +28,11 @@ def save_tensors(path: Path, wires: dict[str, Wire], tensors: Iterable[torch.Ten
         offset = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    fresh = path.with_name(path.name + ".new")
-    with os.fdopen(_create(fresh), "wb") as file:
+    with files.replacing(path, files.PRIVATE) as fresh, fresh.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for wire, tensor in zip(wires.values(), tensors, strict=True):
             flat = tensor.to(carrier(wire.ring)).contiguous().reshape(-1)
             file.write(flat.numpy().data)
-    fresh.replace(path)
 
 
 def load_tensors(path: Path, wires: dict[str, Wire]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -12,15 +12,17 @@ from pathlib import Path
 
 import torch
 
+from ditto import files
 from ditto.engine.channel import Channel
 from ditto.engine.program import Wire
 from ditto.engine.sharing import seeded_share
 from ditto.engine.weights import PartyWeights
 from ditto.errors import BadShare, ClusterError, UnknownModel
-from ditto.models.compiled import check_id, check_name, generates, weights_of
+from ditto.models.compiled import generates, weights_of
+from ditto.names import check_id, check_name
 from ditto.ring import carrier, unpack
 from ditto.ring.prg import SEED_BYTES
-from ditto.service.files import load_tensors, save_tensors, write_secret
+from ditto.service.files import load_tensors, save_tensors
 from ditto.wire import party_pb2
 
 KEPT = 2
@@ -116,7 +118,7 @@ class ModelStore:
             if header.seed:
                 if len(header.seed) != SEED_BYTES:
                     raise BadShare(f"a seed of {len(header.seed)} bytes")
-                write_secret(home / "seed", header.seed)
+                files.write(home / "seed", header.seed, files.PRIVATE)
             else:
                 save_tensors(home / "shares.safetensors", wires, _receive(requests, wires))
             self._write(entry)
@@ -126,7 +128,7 @@ class ModelStore:
         return entry
 
     def _write(self, entry: Entry) -> None:
-        write_secret(self._root / entry.share_id / "model.json", json.dumps(vars(entry)).encode())
+        files.write(self._root / entry.share_id / "model.json", json.dumps(vars(entry)), files.PRIVATE)
         with self._lock:
             self._entries[entry.share_id] = entry
 
@@ -147,7 +149,7 @@ class ModelStore:
                 one.open_masked(channel)
                 yield one.masked()[name]
 
-        write_secret(home / "mask_seed", mask_seed)
+        files.write(home / "mask_seed", mask_seed, files.PRIVATE)
         save_tensors(home / "masked.safetensors", _of_kind(wires, True), opened())
         plain = _of_kind(wires, False)
         save_tensors(home / "kept.safetensors", plain, (kept[name] for name in plain))

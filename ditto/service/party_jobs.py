@@ -16,8 +16,10 @@ from ditto.engine.sharing import seeded_share
 from ditto.engine.weights import PartyWeights
 from ditto.errors import BadShare, ClusterError, ReplayedJob
 from ditto.models import Plan
-from ditto.models.compiled import check_id, plan_of, program_for
+from ditto.models.compiled import program_for
+from ditto.names import check_id
 from ditto.net.config import PartyConfig
+from ditto.net.messages import plan_of
 from ditto.net.metrics import PartyMetrics
 from ditto.net.peerlink import LinkChannel, PeerLink
 from ditto.net.transport import short

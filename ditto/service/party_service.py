@@ -8,7 +8,7 @@ import grpc
 import structlog
 
 from ditto.errors import BadShare, ClusterError, DittoError
-from ditto.models.compiled import check_id
+from ditto.names import check_id
 from ditto.net.config import PartyConfig
 from ditto.net.metrics import PartyMetrics
 from ditto.net.peerlink import PeerLink
