@@ -28,7 +28,6 @@ from ditto.net.metrics import Metrics, serve
 from ditto.ring.prg import SEED_BYTES
 from ditto.service.job_run import Account
 
-pytestmark = pytest.mark.slow
 SEQ = 16
 Samples = dict[tuple[str, ...], float]  # (name, label values in the order of their names)
 

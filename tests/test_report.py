@@ -285,7 +285,6 @@ def test_waiting_is_the_slower_partys() -> None:
 # One run ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_bench_model_writes_its_report(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     size = ["--model", "bert-tiny", "--layers", "1", "--seq", "16", "--batch", "3"]
