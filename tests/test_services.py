@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 import torch
 
@@ -28,6 +29,7 @@ from ditto.errors import (
     CertificateError,
     ClusterError,
     ConfigError,
+    DamagedFile,
     DittoError,
     MessageTooLarge,
     PeerAbsent,
@@ -307,6 +309,21 @@ def test_a_killed_process_is_named(
         assert caught.value.peer == role
     cluster.up()
     answers(config, spec, inputs)  # weight shares were read back from disk
+
+
+def test_a_damaged_share_is_named(cluster: Cluster, config: ClientConfig, spec: dict[str, Any], inputs: Inputs) -> None:
+    (path,) = (cluster.root / "data" / "party1" / "models").glob("*/masked.safetensors")
+    whole = path.read_bytes()
+    party = psutil.Process(next(p.pid for p in cluster.status() if p.role == "party1"))
+    party.kill()
+    party.wait(10)
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    cluster.up()
+    with Client(config) as client, pytest.raises(DamagedFile, match=r"party1: .*masked\.safetensors: ") as caught:
+        client.infer("tiny", inputs, 1, SEQ)
+    assert caught.value.peer == "party1"
+    path.write_bytes(whole)
+    answers(config, spec, inputs)
 
 
 def test_secrets_on_disk_are_private(cluster: Cluster, spec: dict[str, Any]) -> None:
