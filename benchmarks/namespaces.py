@@ -43,7 +43,8 @@ from ditto.cli.bench_presets import machine
 from ditto.client.client import Client
 from ditto.client.local_cluster import Cluster, embedded
 from ditto.models import Description, encode_inputs, random_batch, random_model
-from ditto.net.certs import ROLES, init_certs
+from ditto.names import ROLES
+from ditto.net.certs import init_certs
 from ditto.net.config import DEFAULT_PORTS
 from ditto.net.emulation import Network, network
 

@@ -85,8 +85,16 @@ class ReuseError(DittoError):
     exit_code, code, help = 25, "REUSE", "a correlation was about to be used twice"
 
 
+class DamagedFile(DittoError):
+    exit_code, code, help = 26, "DAMAGED_FILE", "a stored file is damaged or not what belongs there"
+
+
+class StorageError(DittoError):
+    exit_code, code, help = 27, "STORAGE", "a file cannot be written"
+
+
 class BadDescription(DittoError):
-    exit_code, code, help = 26, "DESCRIPTION", "a model's public description is malformed"
+    exit_code, code, help = 28, "DESCRIPTION", "a model's public description is malformed"
 
 
 class Interrupted(DittoError):

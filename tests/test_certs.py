@@ -11,7 +11,8 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from ditto.net.certs import ROLES, init_certs
+from ditto.names import ROLES
+from ditto.net.certs import init_certs
 
 
 @pytest.fixture(scope="module")

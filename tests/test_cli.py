@@ -16,6 +16,7 @@ from ditto.cli import app, report, store
 from ditto.cli.demo import calibration_texts
 from ditto.errors import EXIT_CODES, UnknownModel, UsageError
 from ditto.models import random_model
+from ditto.names import check_name
 
 TINY = random_model("bert-tiny", 1, 8)[0].model_copy(update={"name": "tiny"})
 
@@ -98,8 +99,12 @@ def test_store_and_list(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden", "x" * 65, "a\n"])
 def test_names_are_not_paths(name: str) -> None:
-    with pytest.raises(UsageError):
-        store.check_name(name)
+    with pytest.raises(UsageError, match="at most 64"):
+        check_name(name)
+
+
+def test_a_name_may_have_64_characters() -> None:
+    assert check_name("x" * 64) == "x" * 64
 
 
 def row(name: str, seconds: float, rounds: int, sent: list[int]) -> dict[str, Any]:

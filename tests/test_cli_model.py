@@ -15,8 +15,6 @@ from ditto.cli import app
 from ditto.client.local_cluster import Cluster, _free_ports, home
 from ditto.models.checkpoint import expected
 
-pytestmark = pytest.mark.slow
-
 WORDS = "the a cat dog sat ran on under mat tree and quickly slowly red green two men play music .".split()
 CONFIG: dict[str, Any] = {
     "architectures": ["BertForSequenceClassification"],

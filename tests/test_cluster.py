@@ -15,8 +15,6 @@ from ditto.cli import app
 from ditto.client.local_cluster import Cluster, _free_ports, embedded, home
 from ditto.net.certs import init_certs
 
-pytestmark = pytest.mark.slow
-
 
 def run(*args: str, code: int = 0) -> tuple[Any, str]:
     result = CliRunner().invoke(app, [*args, "--json"])

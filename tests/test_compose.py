@@ -19,7 +19,8 @@ import yaml
 
 from ditto.cli import app
 from ditto.errors import ConfigError
-from ditto.net.certs import ROLES, init_certs
+from ditto.names import ROLES
+from ditto.net.certs import init_certs
 from ditto.net.config import ClientConfig, CoordinatorConfig, DealerConfig, PartyConfig, Tls, load_config
 from ditto.net.emulation import networks
 from ditto.net.transport import build_server

@@ -21,8 +21,6 @@ from ditto.models.gpt2.floats import continue_texts
 from ditto.models.tokenizer import Tokenizer
 from ditto.train.finetune import new_dimensions, new_weights
 
-pytestmark = pytest.mark.slow
-
 ALPHABET = [chr(c) for c in range(33, 127)] + ["Ġ", "Ċ"]
 WORDS = [*ALPHABET, "<|endoftext|>"]
 SMALL = new_dimensions(len(WORDS), layers=1, hidden=64, heads=2, context=48)

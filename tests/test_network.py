@@ -249,7 +249,6 @@ def test_a_configuration_with_a_bad_network_is_refused(tmp_path: Path) -> None:
         load_config(path, PartyConfig)
 
 
-@pytest.mark.slow
 def test_an_inference_pays_for_its_rounds_and_its_bytes() -> None:
     profile = Network(name="slow", bandwidth_mbps=40, rtt_ms=20)
     description, weights, _ = random_model("bert-tiny", 1, 16)

@@ -15,10 +15,11 @@ from typer.testing import CliRunner
 
 from ditto.cli import app
 from ditto.errors import DittoError, UsageError
+from ditto.files import write
 from ditto.net.emulation import network
 from ditto.report.cost_model import predict_all
 from ditto.report.page import render
-from ditto.report.target import target, write
+from ditto.report.target import target
 
 EVIL = "<script>alert('x')</script>&\"<b>"
 BROWSER = shutil.which("chromium")
@@ -279,7 +280,6 @@ def test_one_file_cannot_be_both(tmp_path: Path) -> None:
 # One run ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_bench_model_writes_its_report(tmp_path: Path) -> None:
     path, trace = tmp_path / "report.html", tmp_path / "trace.json"
     size = ["--model", "bert-tiny", "--layers", "1", "--seq", "16", "--batch", "3"]

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 import torch
 
@@ -28,6 +29,7 @@ from ditto.errors import (
     CertificateError,
     ClusterError,
     ConfigError,
+    DamagedFile,
     DittoError,
     MessageTooLarge,
     PeerAbsent,
@@ -37,9 +39,10 @@ from ditto.errors import (
     VersionMismatch,
 )
 from ditto.models import Description, Plan, compile_stage, encode_inputs, random_batch, random_model
-from ditto.models.compiled import program_for, to_message
+from ditto.models.compiled import program_for
 from ditto.net.certs import init_certs
 from ditto.net.config import ClientConfig, DealerConfig, PartyConfig, Tls, load_config
+from ditto.net.messages import to_message
 from ditto.net.transport import connect, from_rpc_error, open_channel, short
 from ditto.service import dealer_service
 from ditto.wire import control_pb2, control_pb2_grpc, dealer_pb2, dealer_pb2_grpc, party_pb2, party_pb2_grpc
@@ -308,6 +311,23 @@ def test_a_killed_process_is_named(
         assert caught.value.peer == role
     cluster.up()
     answers(config, description, inputs)  # weight shares were read back from disk
+
+
+def test_a_damaged_share_is_named(
+    cluster: Cluster, config: ClientConfig, description: Description, inputs: Inputs
+) -> None:
+    (path,) = (cluster.root / "data" / "party1" / "models").glob("*/masked.safetensors")
+    whole = path.read_bytes()
+    party = psutil.Process(next(p.pid for p in cluster.status() if p.role == "party1"))
+    party.kill()
+    party.wait(10)
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    cluster.up()
+    with Client(config) as client, pytest.raises(DamagedFile, match=r"party1: .*masked\.safetensors: ") as caught:
+        client.infer("tiny", inputs, 1, SEQ)
+    assert caught.value.peer == "party1"
+    path.write_bytes(whole)
+    answers(config, description, inputs)
 
 
 def test_secrets_on_disk_are_private(cluster: Cluster, description: Description) -> None:

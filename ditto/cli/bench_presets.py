@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import ditto
+from ditto import files
 from ditto.cli.common import note, out
 from ditto.cli.run import Run, run_batch, watching
 from ditto.client.local_cluster import embedded
@@ -62,7 +63,7 @@ def presets(
         wrong = f"shape {unknown[0]!r}: one of {', '.join(SHAPES)}" if unknown else "lengths are 2 to 512 tokens"
         raise UsageError(wrong)
     rows_of_peers = json.loads(peers.read_text()) if peers else []
-    out_dir.mkdir(parents=True, exist_ok=True)
+    files.make_directory(out_dir)
     document: dict[str, Any] = {
         "version": ditto.__version__, "machine": machine(), "threads": threads, "repeat": repeat,
         "networks": [n.model_dump() for n in networks], "rows": [], "peers": rows_of_peers,
@@ -71,8 +72,8 @@ def presets(
         for shape in shapes:
             document["rows"] += _measure(shape, layers, lengths, emulated, names, repeat, threads)
             # written after every group, so that a long measurement that is cut short keeps what it has
-            (out_dir / "results.json").write_text(json.dumps(document, indent=1) + "\n")
-            (out_dir / "results.md").write_text(markdown(document["rows"], rows_of_peers) + "\n")
+            files.write(out_dir / "results.json", json.dumps(document, indent=1) + "\n")
+            files.write(out_dir / "results.md", markdown(document["rows"], rows_of_peers) + "\n")
     paths = plot(document["rows"], out_dir)
     out.print((out_dir / "results.md").read_text())
     out.print(f"written: {out_dir}/results.json, results.md and {len(paths)} plots")

@@ -8,7 +8,8 @@ import typer
 from ditto.cli.common import Json, emit, out
 from ditto.client.local_cluster import home
 from ditto.errors import UsageError
-from ditto.net.certs import ROLES, init_certs
+from ditto.names import ROLES
+from ditto.net.certs import init_certs
 
 app = typer.Typer(help="Certificates of a cluster.", no_args_is_help=True)
 

@@ -11,6 +11,7 @@ from ditto.cli import store
 from ditto.cli.common import ConfigFile, Json, connect, emit, note, out
 from ditto.cli.texts import read_lines
 from ditto.errors import DittoError, UsageError
+from ditto.names import check_name
 
 if TYPE_CHECKING:
     from ditto.models import Description
@@ -45,7 +46,7 @@ def import_(
     json: Json = False,
 ) -> None:
     """Calibrate and quantize a checkpoint; nothing leaves this machine yet."""
-    known = store.check_name(name or dir.resolve().name)
+    known = check_name(name or dir.resolve().name)
     if not calibrate.is_file():
         raise UsageError(f"{calibrate}: no such calibration file")
     from ditto.models import Answer, import_model, load_checkpoint

@@ -7,12 +7,13 @@ from typing import Any, Self
 
 from rich.table import Table
 
+from ditto import files
 from ditto.cli.common import out
 from ditto.errors import UsageError
 from ditto.net.emulation import Network
 from ditto.report import page, trace
 from ditto.report.pieces import size
-from ditto.report.target import target, write
+from ditto.report.target import target
 
 _KEYS = ("name", "layer", "operation", "phase")
 _FIRST = ("rounds_timeline",)  # every job's moments count from a zero of its own, so the first job's stand for all
@@ -78,14 +79,14 @@ class CostFiles:
     @classmethod
     def checked(cls, report: Path | None, trace: Path | None) -> Self:
         """Before any work is done. Raises UsageError."""
-        files = cls(target(report, "--report"), target(trace, "--trace"))
-        if files.page and files.page == files.trace:
-            raise UsageError(f"--report and --trace name one file, {files.page}")
-        return files
+        chosen = cls(target(report, "--report"), target(trace, "--trace"))
+        if chosen.page and chosen.page == chosen.trace:
+            raise UsageError(f"--report and --trace name one file, {chosen.page}")
+        return chosen
 
     def write(self, costs: dict[str, Any], network: Network | None) -> None:
         """After the answer is out: a full disk does not cost it. `network` is the one that the servers stand on."""
         if self.page:
-            write(self.page, page.render(costs, network))
+            files.write(self.page, page.render(costs, network))
         if self.trace:
-            write(self.trace, trace.render(costs))
+            files.write(self.trace, trace.render(costs))

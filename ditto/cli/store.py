@@ -1,14 +1,15 @@
 """The client's own models: $DITTO_HOME/models/NAME, with what an inference needs on the client's side."""
 
 import json
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ditto import files
 from ditto.client.local_cluster import home
-from ditto.errors import BadCheckpoint, UnknownModel, UsageError
+from ditto.errors import BadCheckpoint, UnknownModel
+from ditto.names import check_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,22 +63,19 @@ def models_dir() -> Path:
 
 
 def save(description: "Description", weights: "dict[str, Tensor]", checkpoint: Path) -> StoredModel:
-    from safetensors.torch import save_file
+    """Write a model down, in the place of one of the same name."""
+    from ditto.models.export import save_tensors
 
     target = models_dir() / check_name(description.name)
-    fresh = target.with_name(f".{target.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    (fresh / "tokenizer").mkdir(parents=True, mode=0o700)
-    fresh.chmod(0o700)
-    (fresh / DESCRIPTION).write_text(description.text(), encoding="utf-8")
-    (fresh / "origin.json").write_text(json.dumps({"checkpoint": str(checkpoint.resolve())}))
-    save_file({name: w.contiguous() for name, w in weights.items()}, fresh / "weights.safetensors")
-    (fresh / "weights.safetensors").chmod(0o600)
-    for name in TOKENIZER_FILES:
-        if (checkpoint / name).exists():
-            shutil.copyfile(checkpoint / name, fresh / "tokenizer" / name)
-    shutil.rmtree(target, ignore_errors=True)
-    fresh.rename(target)
+    with files.replacing_directory(target) as fresh:
+        (fresh / DESCRIPTION).write_text(description.text(), encoding="utf-8")
+        (fresh / "origin.json").write_text(json.dumps({"checkpoint": str(checkpoint.resolve())}))
+        (fresh / "weights.safetensors").touch(files.PRIVATE)
+        save_tensors(fresh / "weights.safetensors", weights)
+        (fresh / "tokenizer").mkdir()
+        for name in TOKENIZER_FILES:
+            if (checkpoint / name).exists():
+                shutil.copyfile(checkpoint / name, fresh / "tokenizer" / name)
     return StoredModel(target)
 
 
@@ -91,10 +89,3 @@ def load(name: str) -> StoredModel:
 
 def stored() -> list[StoredModel]:
     return [StoredModel(path.parent) for path in sorted(models_dir().glob(f"[!.]*/{DESCRIPTION}"))]
-
-
-def check_name(name: str) -> str:
-    """A model's name is also a directory's, here and at the parties."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
-        raise UsageError(f"{name!r} is no model name: letters, digits, '.', '_' and '-', at most 64, a letter first")
-    return name

@@ -20,14 +20,15 @@ from ditto.engine.program import Program, Wire
 from ditto.engine.sharing import reveal, share
 from ditto.errors import BadCheckpoint, BadShare, DittoError, UsageError
 from ditto.models import Description, Plan, parse
-from ditto.models.compiled import program_for, to_message, weights_of
+from ditto.models.compiled import program_for, weights_of
+from ditto.names import PARTIES
 from ditto.net.config import ClientConfig
+from ditto.net.messages import to_message
 from ditto.net.transport import CHUNK, connect, from_rpc_error, open_channel
 from ditto.ring import pack, unpack
 from ditto.ring.prg import new_seed
 from ditto.wire import control_pb2, control_pb2_grpc, party_pb2, party_pb2_grpc
 
-PARTIES = ("party0", "party1")
 Inputs = dict[str, torch.Tensor]  # ring integers by name
 Outputs = dict[str, torch.Tensor]
 

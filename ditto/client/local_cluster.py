@@ -22,16 +22,16 @@ from typing import Any
 import psutil
 import yaml
 
+from ditto import files
 from ditto.errors import CertificateError, ClusterError, DittoError
-from ditto.net.certs import ROLES, init_certs
+from ditto.names import PARTIES, ROLES, SERVERS
+from ditto.net.certs import init_certs
 from ditto.net.config import DEFAULT_PORTS, ClientConfig, DealerConfig, PartyConfig, load_config
 from ditto.net.emulation import Network
 from ditto.net.transport import connect, open_channel
 
-SERVERS = ("dealer", "party0", "party1", "coordinator")  # in the order of their start
-MODULES = {"dealer": "parties.dealer", "party0": "parties.party", "party1": "parties.party"}
-SHAPED = ("dealer", "party0", "party1", "client")  # whose configuration names the network; the client's for reports
-MODULES["coordinator"] = "parties.coordinator"
+MODULES = {"dealer": "parties.dealer", "coordinator": "parties.coordinator"} | dict.fromkeys(PARTIES, "parties.party")
+SHAPED = ("dealer", *PARTIES, "client")  # whose configuration names the network; the client's for reports
 
 
 def home() -> Path:
@@ -81,23 +81,23 @@ class Cluster:
         Only a network, where one is given, is also written into configurations that stand there. They are not
         touched, and it is an error, if a process runs on another one.
         """
-        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        files.make_directory(self.root, 0o700)
         if not all((self.certs / f"{name}.pem").exists() for name in ("ca", *ROLES)):
             init_certs(self.certs, [])
-        self.configs.mkdir(exist_ok=True)
+        files.make_directory(self.configs)
         peers = {role: f"127.0.0.1:{(ports or DEFAULT_PORTS)[role]}" for role in DEFAULT_PORTS}
         for role in ROLES:
             if self.config_path(role).exists():
                 continue
-            files = {"ca": "ca.pem", "cert": f"{role}.pem", "key": f"{role}.key"}
+            pems = {"ca": "ca.pem", "cert": f"{role}.pem", "key": f"{role}.key"}
             config: dict[str, Any] = {
                 "role": role,
                 "peers": peers,
-                "tls": {key: str(self.certs / name) for key, name in files.items()},
+                "tls": {key: str(self.certs / name) for key, name in pems.items()},
             }
             if role in peers:
                 config |= {"listen": peers[role], "data_dir": str(self.root / "data" / role), "threads": threads}
-            self.config_path(role).write_text(yaml.safe_dump(config, sort_keys=False))
+            files.write(self.config_path(role), yaml.safe_dump(config, sort_keys=False))
         if network is not None:
             self._set_network(network)
 
@@ -111,7 +111,7 @@ class Cluster:
         for role in stale:
             path = self.config_path(role)
             config = yaml.safe_load(path.read_text()) | {"network": network.model_dump()}
-            path.write_text(yaml.safe_dump(config, sort_keys=False))
+            files.write(path, yaml.safe_dump(config, sort_keys=False))
 
     def _network(self, role: str) -> Network | None:
         path = self.config_path(role)
@@ -121,7 +121,7 @@ class Cluster:
 
     def up(self, timeout: float = 60) -> list[Process]:
         """Start what does not run and wait until every server answers its health check."""
-        self.logs.mkdir(parents=True, exist_ok=True)
+        files.make_directory(self.logs)
         pids = self._pids()
         for role in SERVERS:
             if _alive(pids.get(role)) is None:
@@ -218,9 +218,7 @@ class Cluster:
         return pids
 
     def _save(self, pids: dict[str, dict[str, Any]]) -> None:
-        fresh = self._state.with_suffix(".new")
-        fresh.write_text(json.dumps(pids))
-        fresh.replace(self._state)
+        files.write(self._state, json.dumps(pids))
 
 
 @contextlib.contextmanager

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ditto.client.status import PARTIES, traffic
+from ditto.client.status import traffic
 from ditto.engine.ledger import LayerTimes, Phase, Row, Spent, total
 from ditto.errors import DittoError
+from ditto.names import PARTIES
 from ditto.net.messages import check_seconds, ledger_of, phase_of, times_of
 from ditto.wire import control_pb2
 

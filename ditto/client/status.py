@@ -6,11 +6,10 @@ from typing import Any
 
 import grpc
 
+from ditto.names import PARTIES
 from ditto.net.config import ClientConfig
 from ditto.net.transport import connect, from_rpc_error, open_channel
 from ditto.wire import control_pb2, control_pb2_grpc, party_pb2
-
-PARTIES = ("party0", "party1")
 
 
 def activity(reply: control_pb2.StatusReply) -> dict[str, Any]:

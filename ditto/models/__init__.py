@@ -1,10 +1,10 @@
 """Architectures: checkpoint -> calibrated description and encoded weights -> program."""
 
+from ditto.engine.plan import Plan
 from ditto.models.architecture import Answer
 from ditto.models.checkpoint import Checkpoint, load_checkpoint
 from ditto.models.description import Description, Dimensions, parse
 from ditto.models.importer import describe, encode_weights, import_model
-from ditto.models.plan import Plan
 from ditto.models.random import random_batch, random_model
 from ditto.models.registry import (
     ARCHITECTURES,

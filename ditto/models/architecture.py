@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 import torch
 
+from ditto.engine.plan import Plan
 from ditto.engine.program import Program
 from ditto.functions.fit import Fits
 from ditto.models.description import Description, Dimensions, Ranges
-from ditto.models.plan import Plan
 from ditto.models.tokenizer import Batch, Prompts, Tokenizer
 
 Tensors = dict[str, torch.Tensor]

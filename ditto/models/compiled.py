@@ -2,46 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 
+from ditto.engine.plan import Plan
 from ditto.engine.program import Program, Wire
-from ditto.errors import BadDescription, DittoError, UsageError, VersionMismatch
+from ditto.errors import BadDescription, DittoError, VersionMismatch
 from ditto.models.description import parse
-from ditto.models.plan import Plan
 from ditto.models.registry import architecture_of
 from ditto.models.registry import generates as generates_by_name
-from ditto.wire import dealer_pb2
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_ID = re.compile(r"[0-9a-f]{32}")
 FEW = 8  # tokens: weights do not depend on the input's size
-
-
-def check_name(name: str) -> str:
-    """A model name is a plain file name."""
-    if not _NAME.fullmatch(name):
-        raise UsageError(f"bad model name {name[:100]!r}: letters, digits, '.', '_' and '-' only")
-    return name
-
-
-def check_id(value: str) -> str:
-    """Jobs and sharings are named by 32 hexadecimal digits."""
-    if not _ID.fullmatch(value):
-        raise UsageError("bad identifier: 32 hexadecimal digits expected")
-    return value
-
-
-def plan_of(message: dealer_pb2.Plan) -> Plan:
-    """Raises UsageError for sizes beyond anything that runs."""
-    plan = Plan(message.batch, message.seq, message.tokens, message.argmax, message.narrow_from, message.every)
-    if not (1 <= plan.batch <= 4096 and 1 <= plan.seq <= 65536 and 1 <= plan.tokens <= 65536):
-        raise UsageError("batch, sequence length or number of tokens out of range")
-    return plan
-
-
-def to_message(plan: Plan) -> dealer_pb2.Plan:
-    return dealer_pb2.Plan(**vars(plan))
 
 
 @lru_cache(maxsize=8)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from ditto import files
 from ditto.models.description import Dimensions
 from ditto.models.gpt2.gpt2 import QUAD, TANH
 
@@ -18,10 +19,10 @@ TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.jso
 
 def save_gpt2(directory: Path, d: Dimensions, tensors: dict[str, torch.Tensor], tokenizer: Path) -> None:
     """config.json, model.safetensors and the tokenizer's files; `d` and `tensors` as in a Checkpoint."""
-    directory.mkdir(parents=True, exist_ok=True)
+    files.make_directory(directory)
     for path in tokenizer.iterdir():
         if path.name in TOKENIZER and path.resolve().parent != directory.resolve():
-            shutil.copyfile(path, directory / path.name)
+            files.write(directory / path.name, path.read_bytes())
     write_json(directory / "config.json", gpt2_config(d, _end_of_text(tokenizer)))
     named = {f"transformer.{name}": tensor.detach().cpu() for name, tensor in tensors.items()}
     write_tensors(directory / "model.safetensors", named)
@@ -58,12 +59,17 @@ def gpt2_config(d: Dimensions, end: int | None) -> dict[str, Any]:
 
 
 def write_json(path: Path, document: Any) -> None:
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    fresh.replace(path)
+    files.write(path, json.dumps(document, indent=2) + "\n")
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    fresh = path.with_name(path.name + ".new")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, fresh, metadata={"format": "pt"})
-    fresh.replace(path)
+    with files.replacing(path) as fresh:
+        save_tensors(fresh, tensors)
+
+
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Fill a file that stands there, whose mode stays. Raises OSError."""
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # how the library reports a full disk, too
+        raise OSError(str(error)) from error

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
+from ditto.engine.plan import Plan
 from ditto.errors import BadCheckpoint, RangeError, UsageError
 from ditto.functions.fit import Fitting
 from ditto.models.architecture import Tensors, Texts
 from ditto.models.checkpoint import Checkpoint
 from ditto.models.description import Description
-from ditto.models.plan import Plan
 from ditto.models.registry import architecture_of
 from ditto.models.tokenizer import Text
 from ditto.presets import preset_of

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from ditto.engine.plan import Plan
 from ditto.engine.program import Program
 from ditto.errors import UnsupportedArchitecture, UsageError
 from ditto.models import bert, gpt2
 from ditto.models.architecture import Answer, Architecture, Generator, Tensors
 from ditto.models.description import Description
-from ditto.models.plan import Plan
 
 GENERATORS: dict[str, Generator] = {**gpt2.CLASSES}
 ARCHITECTURES: dict[str, Architecture] = {

@@ -7,7 +7,6 @@ key stays in the directory where the certificates were made and is not needed by
 
 import datetime as dt
 import ipaddress
-import os
 from pathlib import Path
 
 from cryptography import x509
@@ -15,7 +14,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-ROLES = ("party0", "party1", "dealer", "coordinator", "client")
+from ditto import files
+from ditto.names import ROLES
+
 LOCAL = ("localhost", "127.0.0.1")
 LIFETIME = dt.timedelta(days=365)
 
@@ -26,7 +27,7 @@ def init_certs(dir: Path, hosts: list[str], lifetime: dt.timedelta = LIFETIME) -
     A role's name among `hosts` is left out: no certificate may carry another role's name. Whatever stands there is
     replaced as a whole: certificates of an older authority would not match.
     """
-    dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    files.make_directory(dir, 0o700)
     everywhere = dict.fromkeys((*LOCAL, *(host for host in hosts if host not in ROLES)))
     ca_key = ec.generate_private_key(ec.SECP256R1())
     ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ditto authority")])
@@ -89,15 +90,5 @@ def _usage(*, sign_certificates: bool) -> x509.KeyUsage:
 
 def _write_pair(dir: Path, name: str, cert: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    _replace(dir / f"{name}.key", pem, 0o600)
-    _replace(dir / f"{name}.pem", cert.public_bytes(serialization.Encoding.PEM), 0o644)
-
-
-def _replace(path: Path, data: bytes, mode: int) -> None:
-    """Never a moment with a half-written file or a key that others can read."""
-    fresh = path.with_name(path.name + ".new")
-    fresh.unlink(missing_ok=True)
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-    fresh.replace(path)
+    files.write(dir / f"{name}.key", pem, files.PRIVATE)
+    files.write(dir / f"{name}.pem", cert.public_bytes(serialization.Encoding.PEM))

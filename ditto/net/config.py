@@ -10,11 +10,11 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
 from ditto.errors import ConfigError
+from ditto.names import Role
 from ditto.net.emulation import Network, network
 
 DEFAULT_PORTS = {"coordinator": 50050, "party0": 50051, "party1": 50052, "dealer": 50053}
 Address = Annotated[str, StringConstraints(pattern=r"^[^\s:/]+:\d{1,5}$|^\[[0-9a-fA-F:]+\]:\d{1,5}$")]
-Role = Literal["party0", "party1", "dealer", "coordinator", "client"]
 
 
 def _profile(value: Any) -> Any:

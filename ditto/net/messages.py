@@ -1,4 +1,4 @@
-"""Measurements as messages: the ledger's rows and a layer's moments, to and from ditto.wire.
+"""Plans and measurements as messages: to and from ditto.wire.
 
 What a peer sends is checked here, before anything is added up.
 """
@@ -9,8 +9,22 @@ import math
 from collections.abc import Iterable
 
 from ditto.engine.ledger import LayerTimes, Phase, Round, Row
-from ditto.errors import DittoError
-from ditto.wire import party_pb2
+from ditto.engine.plan import Plan
+from ditto.errors import DittoError, UsageError
+from ditto.wire import dealer_pb2, party_pb2
+
+
+def plan_of(message: dealer_pb2.Plan) -> Plan:
+    """Raises UsageError for sizes beyond anything that runs."""
+    plan = Plan(message.batch, message.seq, message.tokens, message.argmax, message.narrow_from, message.every)
+    if not (1 <= plan.batch <= 4096 and 1 <= plan.seq <= 65536 and 1 <= plan.tokens <= 65536):
+        raise UsageError("batch, sequence length or number of tokens out of range")
+    return plan
+
+
+def to_message(plan: Plan) -> dealer_pb2.Plan:
+    return dealer_pb2.Plan(**vars(plan))
+
 
 _PHASES: dict[Phase, party_pb2.Phase.ValueType] = {
     "offline": party_pb2.PHASE_OFFLINE,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import secrets
 from pathlib import Path
 
-from ditto.errors import DittoError, UsageError
+from ditto.errors import UsageError
 
 
 def target(path: Path | None, option: str = "--report") -> Path | None:
@@ -21,16 +20,3 @@ def target(path: Path | None, option: str = "--report") -> Path | None:
     if not os.access(whole.parent, os.W_OK | os.X_OK):
         raise UsageError(f"{option} {path}: {whole.parent} is not writable")
     return whole
-
-
-def write(path: Path, text: str) -> None:
-    """Write all of it or nothing: a file that stands there stays until the new one is whole. Raises DittoError."""
-    fresh = path.with_name(f".{secrets.token_hex(8)}.new")
-    try:
-        with fresh.open("x", encoding="utf-8") as file:
-            file.write(text)
-        fresh.replace(path)
-    except OSError as error:
-        raise DittoError(f"cannot write {path}: {error.strerror}") from None
-    finally:
-        fresh.unlink(missing_ok=True)

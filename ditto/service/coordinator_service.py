@@ -11,24 +11,24 @@ from collections.abc import Iterator
 import grpc
 import structlog
 
+from ditto import files
 from ditto.engine.ledger import Phase
 from ditto.engine.program import Program
 from ditto.errors import ClusterError, DittoError, UnknownModel, UsageError
 from ditto.models import Plan
-from ditto.models.compiled import agreed_program, check_id, check_name, plan_of, to_message
+from ditto.models.compiled import agreed_program
 from ditto.models.description import parse
+from ditto.names import PARTIES, check_id, check_name
 from ditto.net.config import CoordinatorConfig
-from ditto.net.messages import check_reply, phase_to_message
+from ditto.net.messages import check_reply, phase_to_message, plan_of, to_message
 from ditto.net.metrics import CoordinatorMetrics
 from ditto.net.transport import Roles, connect, open_channel, short
-from ditto.service.files import write_secret
 from ditto.service.job_run import Account, Fifo, JobRun
 from ditto.wire import control_pb2, control_pb2_grpc, dealer_pb2, dealer_pb2_grpc, party_pb2, party_pb2_grpc
 
 log = structlog.get_logger()
 _METHODS = ("RegisterModel", "ListModels", "GetModel", "Status", "RunJob", "StartJob")
 ROLES: Roles = {name: frozenset({"client"}) for name in _METHODS}
-PARTIES = ("party0", "party1")
 
 
 class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
@@ -44,7 +44,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         self._account = Account()
         self._lock = threading.Lock()
         self._runs: dict[str, JobRun] = {}
-        config.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        files.make_directory(config.data_dir, 0o700)
         self._file = config.data_dir / "models.json"
         self._models: dict[str, dict[str, str]] = {}
         if self._file.exists():
@@ -99,7 +99,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         with self._lock:
             old = self._models.get(name)
             self._models[name] = {"share_id": share_id, "spec": model.spec_json}
-            write_secret(self._file, json.dumps(self._models).encode())
+            files.write(self._file, json.dumps(self._models), files.PRIVATE)
         if old is not None:
             drop = party_pb2.DropModelRequest(share_id=old["share_id"])
             for call in [stub.DropModel.future(drop, timeout=5.0) for stub in self._stubs.values()]:

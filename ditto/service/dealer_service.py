@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import threading
 import time
@@ -14,27 +13,43 @@ from pathlib import Path
 
 import grpc
 import structlog
+from pydantic import Field
 from torch import Tensor
 
 from ditto.engine.job import DealerJob
 from ditto.engine.program import Wire
 from ditto.engine.weights import DealerWeights, keeps_whole
 from ditto.errors import ClusterError, DittoError, ReplayedJob, UnknownModel, UsageError
-from ditto.models.compiled import agreed_program, check_id, check_name, generates, plan_of, program_for, weights_of
+from ditto.files import make_directory
+from ditto.models.compiled import agreed_program, generates, program_for, weights_of
+from ditto.names import ID, NAME, PARTIES, check_id, check_name
 from ditto.net.config import DealerConfig
 from ditto.net.emulation import Link
 from ditto.net.framing import around_dealt
+from ditto.net.messages import plan_of
 from ditto.net.metrics import DealerMetrics
 from ditto.net.transport import CHUNK, Roles, caller, short
 from ditto.ring.kernels import kernel_of
 from ditto.ring.prg import derive, new_seed
-from ditto.service.files import write_secret
+from ditto.service.stored import Owner, StoredEntry, load_entry, readable_entries, save_entry
 from ditto.wire import dealer_pb2, dealer_pb2_grpc
 
 log = structlog.get_logger()
 PATIENCE = 120.0  # seconds that a party has to join a job after the other one
-PARTIES = frozenset({"party0", "party1"})
-ROLES: Roles = {"ModelSeed": PARTIES, "Correlations": PARTIES, "Inventory": frozenset({"coordinator"})}
+_PARTIES = frozenset(PARTIES)
+ROLES: Roles = {"ModelSeed": _PARTIES, "Correlations": _PARTIES, "Inventory": frozenset({"coordinator"})}
+
+
+class Entry(StoredEntry):
+    """What the dealer keeps of a sharing. Whose it is, is in the name of its file: SHARE_ID.json."""
+
+    model: str = Field(pattern=NAME)
+    spec: str
+    master: str = Field(pattern=ID, repr=False)  # the seed of both parties' masks
+
+
+def _owner(share_id: str) -> Owner:
+    return Owner("dealer", share_id)
 
 
 def _pair(master: bytes) -> tuple[bytes, bytes]:
@@ -171,7 +186,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
     def __init__(self, config: DealerConfig) -> None:
         self._config = config
         self._dir: Path = config.data_dir / "models"
-        self._dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_directory(self._dir, 0o700)
         self._lock = threading.Lock()
         self._weights_lock = threading.Lock()
         self._jobs: dict[str, _Job] = {}
@@ -179,7 +194,8 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
         self._links = (Link(config.network), Link(config.network))  # all jobs of a party share its link
         self._weights: OrderedDict[str, DealerWeights] = OrderedDict()
         self.metrics = DealerMetrics()
-        self._known = {str(json.loads(path.read_text())["model"]) for path in self._dir.glob("*.json")}
+        entries = readable_entries(sorted(self._dir.glob("*.json")), Entry, lambda path: _owner(path.stem))
+        self._known = {entry.model for entry in entries}
         self.metrics.models.set_function(lambda: len(self._known))
         for party in (0, 1):
             self.metrics.waiting.labels(f"party{party}").set_function(partial(self._ready, party))
@@ -207,13 +223,15 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
                 reply.parties.add(ready=feed.ready, sent=feed.sent)
         return reply
 
-    def _model(self, share_id: str) -> tuple[str, str, bytes]:
-        """(name, spec, master seed) of a registered sharing."""
-        try:
-            entry = json.loads((self._dir / f"{check_id(share_id)}.json").read_text())
-        except FileNotFoundError:
-            raise UnknownModel("the dealer does not know this sharing of the model", peer="dealer") from None
-        return entry["model"], entry["spec"], bytes.fromhex(entry["master"])
+    def _path(self, share_id: str) -> Path:
+        return self._dir / f"{check_id(share_id)}.json"
+
+    def _entry(self, share_id: str) -> Entry:
+        """A registered sharing. Raises UnknownModel, DamagedFile."""
+        path = self._path(share_id)
+        if not path.exists():
+            raise UnknownModel("the dealer does not know this sharing of the model", peer="dealer")
+        return load_entry(path, Entry, _owner(share_id))
 
     def weights(self, share_id: str, wires: dict[str, Wire]) -> DealerWeights:
         """The masks of the last two models stay expanded."""
@@ -221,9 +239,10 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
             if share_id not in self._weights:
                 while len(self._weights) >= 2:
                     self._weights.popitem(last=False)
-                weights = self._weights[share_id] = DealerWeights(wires, _pair(self._model(share_id)[2]))
+                entry = self._entry(share_id)
+                weights = self._weights[share_id] = DealerWeights(wires, _pair(bytes.fromhex(entry.master)))
                 kernel_of(64)  # measured now, not in the first job, as everything below
-                few = generates(self._model(share_id)[1]) and keeps_whole(wires)
+                few = generates(entry.spec) and keeps_whole(wires)
                 for name, wire in wires.items():
                     mask = weights[name]
                     if few and wire.held == "matrix":
@@ -234,24 +253,25 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
     def ModelSeed(
         self, request: dealer_pb2.ModelSeedRequest, context: grpc.ServicerContext
     ) -> dealer_pb2.ModelSeedReply:
-        path = self._dir / f"{check_id(request.share_id)}.json"
+        path = self._path(request.share_id)
         with self._lock:
             if not path.exists():
-                entry = {"model": check_name(request.model), "spec": request.spec_json, "master": new_seed().hex()}
-                write_secret(path, json.dumps(entry).encode())
+                name = check_name(request.model)
+                entry = Entry(model=name, spec=request.spec_json, master=new_seed().hex())
+                save_entry(path, entry, _owner(request.share_id))
                 self._known.add(request.model)
                 log.info("model registered", model=request.model, share=short(request.share_id))
                 ask = (request.share_id, weights_of(request.spec_json))
                 threading.Thread(target=self.weights, args=ask, name="warm", daemon=True).start()
-            name, spec, master = self._model(request.share_id)
-        if (name, spec) != (request.model, request.spec_json):
+            entry = self._entry(request.share_id)
+        if (entry.model, entry.spec) != (request.model, request.spec_json):
             raise ClusterError("the parties registered different models under one sharing", peer="dealer")
-        return dealer_pb2.ModelSeedReply(seed=_pair(master)[int(caller(context)[-1])])
+        return dealer_pb2.ModelSeedReply(seed=_pair(bytes.fromhex(entry.master))[PARTIES.index(caller(context))])
 
     def Correlations(
         self, request: dealer_pb2.CorrelationsRequest, context: grpc.ServicerContext
     ) -> Iterator[dealer_pb2.CorrelationsReply]:
-        party = int(caller(context)[-1])
+        party = PARTIES.index(caller(context))
         job = self._join(request, party)
 
         def left() -> None:
@@ -283,7 +303,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
 
     def _join(self, request: dealer_pb2.CorrelationsRequest, party: int) -> _Job:
         check_id(request.job)
-        spec = self._model(request.share_id)[1]
+        spec = self._entry(request.share_id).spec
         plan = plan_of(request.plan)
         agreed_program(spec, plan, request.fingerprint)
         self._drop_abandoned()

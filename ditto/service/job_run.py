@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import grpc
@@ -105,32 +105,40 @@ class JobRun:
             raise ClusterError("the client ended the job")
 
     def both(self, call: Callable[[party_pb2_grpc.PartyStub, float], Any]) -> list[Any]:
-        """Run one RPC at both parties at once. A failure of either is raised, the more telling one first."""
+        """Run one RPC at both parties at once; their replies, party 0's first.
+
+        1. Start the call at both, where `cancel` finds it. Each notes its party in `ended` when it ends.
+        2. Wait until both have ended. Once one has failed, the other has PATIENCE left to say what it knows.
+        3. If one failed, cancel the call that has not ended, and raise the more telling error.
+        """
+        # 1
         self.check()
-        changed = threading.Event()
-        flying = {role: call(stub, self._timeout) for role, stub in self._stubs.items()}
+        calls = {role: call(stub, self._timeout) for role, stub in self._stubs.items()}
         with self._lock:
-            self._flying = list(flying.values())
-        for future in flying.values():
-            future.add_done_callback(lambda _: changed.set())
-        errors: dict[str, DittoError] = {}
-        give_up = float("inf")
-        while True:
-            pending = [role for role, future in flying.items() if not future.done()]
-            for role, future in flying.items():
-                if role not in pending and role not in errors and (error := self._error(future, role)):
-                    errors[role] = error
-                    give_up = min(give_up, time.monotonic() + PATIENCE)
-            if not pending or time.monotonic() > give_up:
+            self._flying = list(calls.values())
+        if self.cancelled.is_set():  # since the check: `cancel` may have come before there was a call to find
+            self.cancel()
+        ended: SimpleQueue[str] = SimpleQueue()
+        for role, future in calls.items():
+            future.add_done_callback(lambda _, role=role: ended.put(role))
+        # 2
+        waiting = set(calls)
+        errors: list[DittoError] = []
+        while waiting:
+            try:  # without a limit of its own: every call has one
+                role = ended.get(timeout=PATIENCE if errors else None)
+            except Empty:
                 break
-            changed.wait(0.2 if errors else 5.0)
-            changed.clear()
+            waiting.remove(role)
+            if error := self._error(calls[role], role):
+                errors.append(error)
+        # 3
         self.check()
+        for role in waiting:
+            calls[role].cancel()
         if errors:
-            for role in pending:
-                flying[role].cancel()
-            raise min(errors.values(), key=_vagueness)
-        return [future.result() for future in flying.values()]
+            raise min(errors, key=_vagueness)
+        return [future.result() for future in calls.values()]
 
     def _error(self, future: Any, role: str) -> DittoError | None:
         if future.cancelled():

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import Field
 
 from ditto.engine.channel import Channel
 from ditto.engine.program import Wire
 from ditto.engine.sharing import seeded_share
 from ditto.engine.weights import PartyWeights
 from ditto.errors import BadShare, ClusterError, UnknownModel
-from ditto.models.compiled import check_id, check_name, generates, weights_of
+from ditto.files import make_directory
+from ditto.models.compiled import generates, weights_of
+from ditto.names import ID, PARTIES, check_id, check_name
 from ditto.ring import carrier, unpack
-from ditto.ring.prg import SEED_BYTES
-from ditto.service.files import load_tensors, save_tensors, write_secret
+from ditto.service.stored import (
+    Owner,
+    StoredEntry,
+    load_seed,
+    load_tensors,
+    readable_entries,
+    save_entry,
+    save_seed,
+    save_tensors,
+)
 from ditto.wire import party_pb2
 
 KEPT = 2
@@ -67,12 +76,11 @@ def _of_kind(wires: dict[str, Wire], masked: bool) -> dict[str, Wire]:
     return {name: wire for name, wire in wires.items() if (wire.held != "share") == masked}
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(StoredEntry):
     """What is public of one sharing of one model."""
 
     model: str
-    share_id: str
+    share_id: str = Field(pattern=ID)
     spec: str
     active: bool
 
@@ -80,16 +88,19 @@ class Entry:
 class ModelStore:
     def __init__(self, root: Path, party: int) -> None:
         self._root, self._party = root / "models", party
-        self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_directory(self._root, 0o700)
         self._lock = threading.Lock()
         self._loaded: OrderedDict[str, PartyWeights] = OrderedDict()
         self._entries: dict[str, Entry] = {}
-        for path in sorted(self._root.glob("*/model.json")):
-            entry = Entry(**json.loads(path.read_text()))
+        paths = sorted(self._root.glob("*/model.json"))
+        for entry in readable_entries(paths, Entry, lambda path: self._owner(path.parent.name)):
             if entry.active:
                 self._entries[entry.share_id] = entry
             else:  # shared, never activated: of no use after a restart
-                shutil.rmtree(path.parent, ignore_errors=True)
+                shutil.rmtree(self._root / entry.share_id, ignore_errors=True)
+
+    def _owner(self, share_id: str) -> Owner:
+        return Owner(PARTIES[self._party], share_id)
 
     def entries(self) -> list[Entry]:
         with self._lock:
@@ -105,20 +116,20 @@ class ModelStore:
     def put(self, requests: Iterator[party_pb2.PutModelRequest]) -> Entry:
         """Receive one sharing from the client and write it down; it becomes active later."""
         header = next(requests, party_pb2.PutModelRequest()).header
-        entry = Entry(check_name(header.model), check_id(header.share_id), header.spec_json, False)
+        name, share_id = check_name(header.model), check_id(header.share_id)
+        entry = Entry(model=name, share_id=share_id, spec=header.spec_json, active=False)
         wires = weights_of(entry.spec)
         home = self._root / entry.share_id
         with self._lock:
             if entry.share_id in self._entries or home.exists():
                 raise ClusterError("this sharing was put before; share the model again")
-            home.mkdir(mode=0o700)
+            make_directory(home, 0o700)
         try:
             if header.seed:
-                if len(header.seed) != SEED_BYTES:
-                    raise BadShare(f"a seed of {len(header.seed)} bytes")
-                write_secret(home / "seed", header.seed)
+                save_seed(home / "seed", header.seed, self._owner(share_id))
             else:
-                save_tensors(home / "shares.safetensors", wires, _receive(requests, wires))
+                received = _receive(requests, wires)
+                save_tensors(home / "shares.safetensors", wires, received, self._owner(share_id))
             self._write(entry)
         except BaseException:
             shutil.rmtree(home, ignore_errors=True)
@@ -126,7 +137,7 @@ class ModelStore:
         return entry
 
     def _write(self, entry: Entry) -> None:
-        write_secret(self._root / entry.share_id / "model.json", json.dumps(vars(entry)).encode())
+        save_entry(self._root / entry.share_id / "model.json", entry, self._owner(entry.share_id))
         with self._lock:
             self._entries[entry.share_id] = entry
 
@@ -136,6 +147,7 @@ class ModelStore:
         Afterwards only the shares of weights without a mask are needed; the others go.
         """
         home, wires = self._root / entry.share_id, weights_of(entry.spec)
+        owner = self._owner(entry.share_id)
         kept: dict[str, torch.Tensor] = {}
 
         def opened() -> Iterator[torch.Tensor]:
@@ -147,28 +159,31 @@ class ModelStore:
                 one.open_masked(channel)
                 yield one.masked()[name]
 
-        write_secret(home / "mask_seed", mask_seed)
-        save_tensors(home / "masked.safetensors", _of_kind(wires, True), opened())
+        save_seed(home / "mask_seed", mask_seed, owner)
+        save_tensors(home / "masked.safetensors", _of_kind(wires, True), opened(), owner)
         plain = _of_kind(wires, False)
-        save_tensors(home / "kept.safetensors", plain, (kept[name] for name in plain))
-        self._write(Entry(entry.model, entry.share_id, entry.spec, True))
+        save_tensors(home / "kept.safetensors", plain, (kept[name] for name in plain), owner)
+        self._write(entry.model_copy(update={"active": True}))
         for name in ("seed", "shares.safetensors"):
             (home / name).unlink(missing_ok=True)
         self.weights(entry.share_id)
 
     def _shares(self, entry: Entry, wires: dict[str, Wire]) -> Iterator[tuple[str, torch.Tensor]]:
-        home = self._root / entry.share_id
+        home, owner = self._root / entry.share_id, self._owner(entry.share_id)
         seed = home / "seed"
-        return expand(seed.read_bytes(), wires) if seed.exists() else load_tensors(home / "shares.safetensors", wires)
+        if seed.exists():
+            return expand(load_seed(seed, owner), wires)
+        return load_tensors(home / "shares.safetensors", wires, owner)
 
     def _load(self, entry: Entry) -> PartyWeights:
         home, wires = self._root / entry.share_id, weights_of(entry.spec)
+        owner = self._owner(entry.share_id)
         masked = _of_kind(wires, True)
         # A weight under a mask is F and the mask from here on: an empty stand-in takes the place of its share.
         shares = {name: torch.zeros((), dtype=carrier(w.ring)).expand(w.shape) for name, w in masked.items()}
-        shares |= dict(load_tensors(home / "kept.safetensors", _of_kind(wires, False)))
-        weights = PartyWeights(wires, self._party, (home / "mask_seed").read_bytes(), shares)
-        weights.restore(dict(load_tensors(home / "masked.safetensors", masked)))
+        shares |= dict(load_tensors(home / "kept.safetensors", _of_kind(wires, False), owner))
+        weights = PartyWeights(wires, self._party, load_seed(home / "mask_seed", owner), shares)
+        weights.restore(dict(load_tensors(home / "masked.safetensors", masked, owner)))
         weights.warm(few=generates(entry.spec))
         return weights
 
@@ -193,8 +208,8 @@ class ModelStore:
     def drop(self, share_id: str) -> None:
         with self._lock:
             self._loaded.pop(share_id, None)
-            if self._entries.pop(check_id(share_id), None) is not None:
-                shutil.rmtree(self._root / share_id, ignore_errors=True)
+            self._entries.pop(share_id, None)
+            shutil.rmtree(self._root / check_id(share_id), ignore_errors=True)  # also one that was set aside
 
 
 def _receive(requests: Iterator[party_pb2.PutModelRequest], wires: dict[str, Wire]) -> Iterator[torch.Tensor]:

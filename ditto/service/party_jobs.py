@@ -15,9 +15,10 @@ from ditto.engine.sharing import seeded_share
 from ditto.engine.weights import PartyWeights
 from ditto.errors import BadShare, ClusterError, ReplayedJob
 from ditto.models import Plan
-from ditto.models.compiled import agreed_program, check_id, plan_of, program_for
+from ditto.models.compiled import agreed_program, program_for
+from ditto.names import check_id
 from ditto.net.config import PartyConfig
-from ditto.net.messages import ledger_to_message, times_to_message
+from ditto.net.messages import ledger_to_message, plan_of, times_to_message
 from ditto.net.metrics import PartyMetrics
 from ditto.net.peerlink import LinkChannel, PeerLink
 from ditto.net.transport import short

@@ -9,7 +9,7 @@ import structlog
 
 from ditto.engine.ledger import Phase
 from ditto.errors import BadShare, ClusterError, DittoError
-from ditto.models.compiled import check_id
+from ditto.names import check_id
 from ditto.net.config import PartyConfig
 from ditto.net.metrics import PartyMetrics
 from ditto.net.peerlink import PeerLink

@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry
 from ditto.errors import DittoError
 from ditto.net.config import CoordinatorConfig, DealerConfig, PartyConfig, load_config
 from ditto.net.metrics import Metrics, serve
-from ditto.net.transport import build_server, short
+from ditto.net.transport import short
 from ditto.ring.malloc import tune_memory
 
 C = TypeVar("C", PartyConfig, DealerConfig, CoordinatorConfig)
@@ -103,6 +103,3 @@ def main(kind: type[C], start: Callable[[C], tuple[grpc.Server, int, Service]]) 
     service.close()
     ended.wait(3.0)
     return 0
-
-
-__all__ = ["build_server", "main", "setup_logs"]

@@ -18,7 +18,7 @@ AHEAD = 32 << 20
 
 
 class DealerSource:
-    """Reads one job's correlations in a thread of its own and hands them out strictly in order (runtime.Source)."""
+    """Reads one job's correlations in a thread of its own and hands them out strictly in order: a `Source` of jobs."""
 
     def __init__(
         self,

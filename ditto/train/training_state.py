@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ditto.errors import UsageError
+from ditto.files import make_directory
 from ditto.models.export import write_json, write_tensors
 
 WORDS = {  # what a user set, by what is compared
@@ -31,7 +32,7 @@ class State:
 def save(directory: Path, identity: dict[str, Any], position: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     """Tensors first, under a name of their own; state.json, replaced last, says which ones are valid."""
     folder = directory / ".training"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_directory(folder)
     name = f"state-{position['step']}.safetensors"
     write_tensors(folder / name, {key: tensor.cpu() for key, tensor in tensors.items()})
     write_json(folder / "state.json", {"settings": identity, "position": position, "tensors": name})

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ditto.engine.plan import Plan
 from ditto.engine.program import Program
 from ditto.errors import UsageError
 from ditto.functions.fit import Fits
@@ -18,7 +19,6 @@ from ditto.models.encoder.heads import Head, Hidden
 from ditto.models.encoder.names import Names
 from ditto.models.encoder.program import compile_encoder
 from ditto.models.encoder.weights import encoder_weights
-from ditto.models.plan import Plan
 from ditto.models.ranges import Seen, centre, largest, silent
 from ditto.models.tokenizer import Batch, Tokenizer
 from ditto.presets import preset_of

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from ditto.engine.plan import Plan
 from ditto.engine.program import Builder, Program, Wire
 from ditto.errors import UsageError
 from ditto.functions.fit import Fits
 from ditto.models.description import Description, LayerRanges, NormRange, required
 from ditto.models.encoder.heads import Head
-from ditto.models.plan import Plan
 from ditto.models.ranges import norm_of
 from ditto.ops import MatmulWeight
 from ditto.ops.positions import RelativePositions

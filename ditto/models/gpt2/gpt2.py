@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ditto.engine.plan import Plan
 from ditto.engine.program import Program
 from ditto.errors import RangeError, TextTooLong, UnsupportedArchitecture, UsageError
 from ditto.functions.fit import Fits
@@ -17,7 +18,6 @@ from ditto.models.description import Description, Dimensions, Ranges, round_up
 from ditto.models.gpt2.floats import continue_texts, forward, logits
 from ditto.models.gpt2.program import compile_gpt2
 from ditto.models.gpt2.weights import gpt2_weights, shapes
-from ditto.models.plan import Plan
 from ditto.models.ranges import LOGITS_MARGIN, Seen, largest
 from ditto.models.tokenizer import Prompts, Tokenizer
 from ditto.presets import preset_of

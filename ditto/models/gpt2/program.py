@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from ditto.engine.plan import Plan
 from ditto.engine.program import Builder, Program, Wire
 from ditto.errors import UsageError
 from ditto.functions.argmax import argmax
 from ditto.functions.fit import Fits
 from ditto.functions.linear import fraction_bits
 from ditto.models.description import Description, required
-from ditto.models.plan import Plan
 from ditto.models.ranges import norm_of
 from ditto.ops import Matmul, MatmulWeight
 from ditto.presets import preset_of

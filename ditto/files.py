@@ -1,0 +1,118 @@
+"""Files and directories replaced as a whole.
+
+What is written goes into a fresh neighbour, then to the disk, then by one rename to its place: there is never half a
+file where a whole one is expected, and never a moment in which others can read a private one. Two writers at once do
+not mix: one of them is last. A full or write-protected disk is a StorageError that names the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from ditto.errors import StorageError
+
+PRIVATE, PUBLIC = 0o600, 0o666  # of files; the umask takes its part
+_FRESH = re.compile(r"\.[0-9a-f]{16}\.new")
+_ABANDONED = 86400.0  # seconds: no writer takes a day
+
+
+def write(path: Path, data: bytes | str, mode: int = PUBLIC) -> None:
+    """Replace a file by these bytes, or by this text in UTF-8."""
+    with replacing(path, mode) as fresh:
+        fresh.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, mode: int = PUBLIC) -> Iterator[Path]:
+    """An empty file to fill. When the block ends it takes the place of `path`; when the block fails it is gone."""
+    fresh = _neighbour(path, "new")
+    with _writing(path):
+        _sweep(path.parent)
+        try:
+            os.close(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
+            yield fresh
+            _to_disk(fresh)
+            fresh.replace(path)
+        finally:
+            with contextlib.suppress(OSError):
+                fresh.unlink(missing_ok=True)
+        _rename_to_disk(path)
+
+
+@contextlib.contextmanager
+def replacing_directory(path: Path) -> Iterator[Path]:
+    """The same for a directory, which only its owner may enter. Parents are made.
+
+    A directory that is not empty cannot be replaced in one step: the old one moves aside first, and comes back if the
+    fresh one cannot take its place.
+    """
+    fresh, old = _neighbour(path, "new"), _neighbour(path, "old")
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path.parent)
+        try:
+            fresh.mkdir(mode=0o700)
+            yield fresh
+            for inner in fresh.rglob("*"):
+                if inner.is_file():
+                    _to_disk(inner)
+            if path.exists():
+                path.rename(old)
+            try:
+                fresh.rename(path)
+            except OSError:
+                if old.exists():
+                    old.rename(path)
+                raise
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+        _rename_to_disk(path)
+
+
+def make_directory(path: Path, mode: int = 0o777) -> None:
+    """Make a directory where there is none, and its parents."""
+    with _writing(path):
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+
+
+def _neighbour(path: Path, ending: str) -> Path:
+    """On the same file system, hidden, and of a name that nobody else has."""
+    return path.with_name(f".{secrets.token_hex(8)}.{ending}")
+
+
+def _sweep(directory: Path) -> None:
+    """Remove what killed processes left half-written here."""
+    for path in directory.glob(".*.new"):
+        with contextlib.suppress(OSError):
+            if _FRESH.fullmatch(path.name) and time.time() - path.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _to_disk(path: Path) -> None:
+    """A name must not be on the disk before its content: a power cut leaves the old file or the new one."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _rename_to_disk(path: Path) -> None:
+    with contextlib.suppress(OSError):  # some file systems cannot, and the file is in its place already
+        _to_disk(path.parent)

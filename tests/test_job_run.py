@@ -1,0 +1,115 @@
+"""One call at both parties, by calls that a test ends: what comes back, what is raised, and who is waited for."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import grpc
+import pytest
+
+from ditto.errors import ClusterError, DittoError, PeerLost
+from ditto.service import job_run
+from ditto.service.job_run import JobRun
+
+Calls = dict[str, "Future[str]"]
+
+
+class Broken(grpc.RpcError):
+    def __init__(self, code: grpc.StatusCode, *trailing: tuple[str, str]) -> None:
+        self._code, self._trailing = code, trailing
+
+    def code(self) -> grpc.StatusCode:
+        return self._code
+
+    def details(self) -> str:
+        return "details"
+
+    def trailing_metadata(self) -> tuple[tuple[str, str], ...]:
+        return self._trailing
+
+
+LOST = Broken(grpc.StatusCode.UNAVAILABLE)
+CLOSED = Broken(grpc.StatusCode.FAILED_PRECONDITION, ("ditto-code", "CLUSTER"))
+
+
+@pytest.fixture()
+def calls() -> Calls:
+    return {"party0": Future(), "party1": Future()}
+
+
+@pytest.fixture()
+def run(calls: Calls) -> JobRun:
+    run = JobRun("job", calls, 60.0)  # type: ignore[arg-type]  # the calls themselves stand for the stubs
+    run.begun = True
+    return run
+
+
+def both(run: JobRun, on_call: Callable[[], None] = lambda: None) -> list[Any]:
+    def call(stub: Any, timeout: float) -> Any:
+        assert timeout == 60.0
+        on_call()
+        return stub
+
+    return run.both(call)
+
+
+def later(*steps: Callable[[], object]) -> None:
+    def take() -> None:
+        for step in steps:
+            time.sleep(0.05)
+            step()
+
+    threading.Thread(target=take, daemon=True).start()
+
+
+def test_replies_come_in_the_order_of_the_parties(run: JobRun, calls: Calls) -> None:
+    later(lambda: calls["party1"].set_result("one"), lambda: calls["party0"].set_result("zero"))
+    assert both(run) == ["zero", "one"]
+
+
+def test_calls_that_have_ended_at_once(run: JobRun, calls: Calls) -> None:
+    for name, call in calls.items():
+        call.set_result(name)
+    assert both(run) == ["party0", "party1"]
+
+
+@pytest.mark.parametrize("first", ["party0", "party1"])
+def test_a_lost_party_says_more_than_what_the_other_makes_of_it(first: str, run: JobRun, calls: Calls) -> None:
+    second = next(name for name in calls if name != first)
+    later(lambda: calls[first].set_exception(CLOSED), lambda: calls[second].set_exception(LOST))
+    with pytest.raises(PeerLost, match=second):
+        both(run)
+
+
+def test_the_other_party_is_waited_for_a_while(run: JobRun, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_run, "PATIENCE", 0.3)
+    began = time.monotonic()
+    calls["party1"].set_exception(CLOSED)
+    with pytest.raises(ClusterError, match="details"):
+        both(run)
+    assert 0.3 <= time.monotonic() - began < 10
+    assert calls["party0"].cancelled()
+
+
+def test_one_that_succeeds_after_the_other_failed(run: JobRun, calls: Calls) -> None:
+    calls["party1"].set_exception(RuntimeError("odd"))
+    later(lambda: calls["party0"].set_result("fine"))
+    with pytest.raises(DittoError, match="party1: odd") as caught:
+        both(run)
+    assert caught.value.peer == "party1"
+
+
+@pytest.mark.parametrize("moment", ["before", "between", "during"])
+def test_a_client_that_goes_ends_both(moment: str, run: JobRun, calls: Calls) -> None:
+    """Between: `cancel` came when no call could be found yet, and has to reach them all the same."""
+    if moment == "before":
+        run.cancel()
+    elif moment == "during":
+        later(run.cancel)
+    with pytest.raises(ClusterError, match="the client ended the job"):
+        both(run, run.cancel if moment == "between" else lambda: None)
+    assert moment == "before" or all(call.cancelled() for call in calls.values())
