@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from ditto.cli import app
 from ditto.client.local_cluster import Cluster, _free_ports, home
-from ditto.models.checkpoint import expected
+from ditto.models import architecture_of
 
 WORDS = "the a cat dog sat ran on under mat tree and quickly slowly red green two men play music .".split()
 CONFIG: dict[str, Any] = {
@@ -43,7 +43,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("checkpoint")
     generator = torch.Generator().manual_seed(1)
     tensors = {}
-    for name, shape in expected(CONFIG, "BertForSequenceClassification").items():
+    architecture = architecture_of("BertForSequenceClassification")
+    for name, shape in architecture.expected(architecture.dimensions(CONFIG)).items():
         if "LayerNorm" in name:
             tensors[name] = torch.full(shape, 1.0 if name.endswith("weight") else 0.0)
         else:

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from ditto import files
 from ditto.cli import app, store
 from ditto.errors import StorageError
+from ditto.models import random_model
 from ditto.models.export import write_tensors
 
 
@@ -195,9 +196,10 @@ def test_commands_say_what_they_cannot_write(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("small_disk")
 def test_a_model_that_does_not_fit_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DITTO_HOME", str(tmp_path))
-    store.save({"name": "tiny"}, {"w": torch.zeros(3)}, tmp_path)
+    tiny = random_model("bert-tiny", 1, 8)[0].model_copy(update={"name": "tiny"})
+    store.save(tiny, {"w": torch.zeros(3)}, tmp_path)
     with pytest.raises(StorageError, match=f"cannot write {tmp_path / 'models' / 'tiny'}: "):
-        store.save({"name": "tiny"}, {"w": torch.zeros(1 << 15)}, tmp_path)
+        store.save(tiny, {"w": torch.zeros(1 << 15)}, tmp_path)
     assert store.load("tiny").weights()["w"].shape == (3,)
     assert [p.name for p in (tmp_path / "models").iterdir()] == ["tiny"]
     assert mode(tmp_path / "models" / "tiny" / "weights.safetensors") == 0o600

@@ -63,7 +63,7 @@ def config(cluster: Cluster) -> ClientConfig:
 
 
 @pytest.fixture(scope="module")
-def spec(config: ClientConfig) -> Description:
+def description(config: ClientConfig) -> Description:
     """A small random model, shared once."""
     description, weights, _ = random_model("bert-tiny", 1, SEQ)
     description = description.model_copy(update={"name": "tiny"})
@@ -175,7 +175,7 @@ def test_replayed_job(cluster: Cluster, config: ClientConfig, description: Descr
         lambda c: control_pb2_grpc.CoordinatorStub(c).GetModel(control_pb2.GetModelRequest(model="tiny")),
     )
     plan = Plan(64, SEQ)  # more correlations than fit on their way: the dealer is not done when party 0 leaves
-    fingerprint = program_for(model.spec_json, plan).fingerprint
+    fingerprint = program_for(model.description, plan).fingerprint
     name = secrets.token_hex(16)
     request = party_pb2.OpenJobRequest(
         job=name, model="tiny", share_id=model.share_id, plan=to_message(plan), fingerprint=fingerprint

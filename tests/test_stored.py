@@ -213,10 +213,11 @@ def test_seeds(tmp_path: Path) -> None:
 
 def put(stores: list[ModelStore], name: str) -> str:
     """Share a small random model between two stores, and activate it; returns the sharing's identifier."""
-    spec, weights, _ = random_model("bert-tiny", 1, 16)
-    text, share_id, seed = json.dumps(spec | {"name": name}), secrets.token_hex(16), new_seed()
+    description, weights, _ = random_model("bert-tiny", 1, 16)
+    text = description.model_copy(update={"name": name}).text()
+    share_id, seed = secrets.token_hex(16), new_seed()
     wires = weights_of(text)
-    seeded, packed = (party_pb2.ModelHeader(model=name, share_id=share_id, spec_json=text) for _ in range(2))
+    seeded, packed = (party_pb2.ModelHeader(model=name, share_id=share_id, description=text) for _ in range(2))
     seeded.seed = seed
     shares = [c for key, wire in wires.items() for c in _chunks(key, wire, share(key, weights[key], wire, seed))]
     messages = ({"header": packed}, *({"chunk": chunk} for chunk in shares))
@@ -282,8 +283,8 @@ def test_a_party_names_what_is_damaged(name: str, harm: str, home: Path, shared:
 
 def test_an_empty_mask_seed_is_refused(tmp_path: Path) -> None:
     store = ModelStore(tmp_path, 0)
-    spec, _, _ = random_model("bert-tiny", 1, 16)
-    header = party_pb2.ModelHeader(model="tiny", share_id="0" * 32, spec_json=json.dumps(spec), seed=new_seed())
+    found, _, _ = random_model("bert-tiny", 1, 16)
+    header = party_pb2.ModelHeader(model="tiny", share_id="0" * 32, description=found.text(), seed=new_seed())
     entry = store.put(iter([party_pb2.PutModelRequest(header=header)]))
     with pytest.raises(BadShare, match="a seed of 0 bytes"):
         store.activate(entry, b"", MemoryChannel.pair()[0])
@@ -324,7 +325,7 @@ def test_a_damaged_entry_stops_no_dealer(config: DealerConfig, monkeypatch: pyte
     ids = [digit * 32 for digit in "abcdef"]
     master = new_seed().hex()
     for share_id in ids:
-        entry = dealer_service.Entry(model=f"model-{share_id[0]}", spec="{}", master=master)
+        entry = dealer_service.Entry(model=f"model-{share_id[0]}", description="{}", master=master)
         stored.save_entry(directory / f"{share_id}.json", entry, Owner("dealer", share_id))
     good = (directory / f"{ids[1]}.json").read_text()
     (directory / f"{ids[0]}.json").write_text(good[: len(good) // 2])

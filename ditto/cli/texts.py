@@ -38,8 +38,10 @@ def read_lines(content: str, source: str, *, skip_blank: bool = False) -> "list[
 def pair_up(texts: list[str], pairs: list[str]) -> "list[Text]":
     """`--text` and `--pair` in the order given. Raises UsageError unless there are as many or no pairs, EmptyText."""
     if pairs and len(pairs) != len(texts):
-        raise UsageError(f"{len(texts)} --text and {len(pairs)} --pair: the first --pair belongs to the first --text, "
-                         "and so on; give as many")
+        raise UsageError(
+            f"{len(texts)} --text and {len(pairs)} --pair: the first --pair belongs to the first --text, "
+            "and so on; give as many"
+        )
     joined: list[Text] = list(zip(texts, pairs, strict=True)) if pairs else list(texts)
     return [_filled(text, f"text {i} of {len(texts)}") for i, text in enumerate(joined, 1)]
 

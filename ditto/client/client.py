@@ -95,11 +95,11 @@ class Client:
         self._connect("coordinator")
         with _calling("coordinator"):
             reply = self._control.ListModels(control_pb2.ListModelsRequest(), timeout=30)
-        return [parse(m.spec_json) for m in reply.models]
+        return [parse(m.description) for m in reply.models]
 
     def get_model(self, name: str) -> Description:
         """The description of one shared model. Raises UnknownModel."""
-        return parse(self._model(name).spec_json)
+        return parse(self._model(name).description)
 
     def _model(self, name: str) -> control_pb2.Model:
         self._connect("coordinator")
@@ -108,13 +108,13 @@ class Client:
 
     def share_model(self, description: Description, weights: dict[str, torch.Tensor]) -> None:
         """Split the encoded weights between the parties; a model of the same name is replaced."""
-        spec_json, name = description.text(), description.name
-        wires = weights_of(spec_json)
+        text, name = description.text(), description.name
+        wires = weights_of(text)
         for key, wire in wires.items():
             if key not in weights or tuple(weights[key].shape) != tuple(wire.shape):
                 raise BadCheckpoint(f"weight {key} of shape {tuple(wire.shape)} is missing or misshapen")
         share_id, seed = secrets.token_hex(16), new_seed()
-        header = party_pb2.ModelHeader(model=name, share_id=share_id, spec_json=spec_json)
+        header = party_pb2.ModelHeader(model=name, share_id=share_id, description=text)
 
         def seeded() -> Iterator[party_pb2.PutModelRequest]:
             only = party_pb2.ModelHeader()
@@ -132,7 +132,7 @@ class Client:
         for role, stub, requests in zip(PARTIES, self._parties, (seeded, packed), strict=True):
             with _calling(role):
                 stub.PutModel(requests(), timeout=1800)
-        model = control_pb2.Model(model=name, share_id=share_id, spec_json=spec_json)
+        model = control_pb2.Model(model=name, share_id=share_id, description=text)
         with _calling("coordinator"):
             self._control.RegisterModel(control_pb2.RegisterModelRequest(model=model), timeout=1800)
 
@@ -168,7 +168,7 @@ class Client:
         """Run one job stage by stage. `inputs` encodes a stage's question, from the outputs of the stage before (none
         for the first); None ends the job early. The result holds the last outputs; `on_event` follows the layers."""
         found = self._model(model)
-        program = program_for(found.spec_json, plan)
+        program = program_for(found.description, plan)
         encoded = inputs(0, program, {})
         if encoded is None:
             raise UsageError("nothing to ask")
@@ -198,7 +198,7 @@ class Client:
                         outputs = self._fetch(job, stage, program)
                         if stage + 1 < plan.stages:
                             # all later stages take and give the same types
-                            program = program_for(found.spec_json, plan, 1)
+                            program = program_for(found.description, plan, 1)
                             self._start(job, stage + 1, program, inputs(stage + 1, program, outputs))
                     elif kind == "done":
                         report.finish(message.done)

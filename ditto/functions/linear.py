@@ -15,9 +15,7 @@ def fraction_bits(bound: float, ring: int, most: int) -> int:
     return min(most, ring - 2 - ceil_log2(max(bound, SMALLEST)))
 
 
-def linear(
-    b: Builder, opened: Wire, name: str, columns: int, bound: float, weight_frac: int = WEIGHT_FRAC
-) -> Wire:
+def linear(b: Builder, opened: Wire, name: str, columns: int, bound: float, weight_frac: int = WEIGHT_FRAC) -> Wire:
     """Opened x (l, f) -> [x W + bias] on (l, f + weight_frac), |result| <= bound. No round beyond the opening."""
     rows, inner = opened.shape
     ring, frac = opened.ring, opened.frac + weight_frac

@@ -70,9 +70,7 @@ class Architecture(Protocol):
     def weights(self, description: Description, t: Tensors) -> Tensors:
         """Real weights by the program's names."""
 
-    def encode(
-        self, description: Description, program: Program, batch: Any, tables: Tensors | None = None
-    ) -> Tensors:
+    def encode(self, description: Description, program: Program, batch: Any, tables: Tensors | None = None) -> Tensors:
         """Ring integers of the first stage's inputs; `tables`: the model's own, where embeddings are public."""
 
     def decode(self, description: Description, program: Program, outputs: Tensors, batch: Any) -> list[Any]:
@@ -95,7 +93,12 @@ class Generator(Architecture, Protocol):
         """The next token of each text, where the servers chose it. Raises RangeError for what is no token."""
 
     def continue_texts(
-        self, t: Tensors, d: Dimensions, texts: list[list[int]], count: int,
-        choose: Callable[[torch.Tensor], list[int]], stop: int | None = None,
+        self,
+        t: Tensors,
+        d: Dimensions,
+        texts: list[list[int]],
+        count: int,
+        choose: Callable[[torch.Tensor], list[int]],
+        stop: int | None = None,
     ) -> list[list[int]]:
         """Up to `count` tokens after each text by the plaintext model, as `choose` picks them from logits [B, V]."""

@@ -7,13 +7,17 @@ from typing import Any
 from ditto.engine.plan import Plan
 from ditto.engine.program import Program
 from ditto.errors import UnsupportedArchitecture, UsageError
-from ditto.models import bert, gpt2
+from ditto.models import bert, distilbert, electra, gpt2, mpnet, roberta
 from ditto.models.architecture import Answer, Architecture, Generator, Tensors
 from ditto.models.description import Description
 
 GENERATORS: dict[str, Generator] = {**gpt2.CLASSES}
 ARCHITECTURES: dict[str, Architecture] = {
     **bert.CLASSES,
+    **roberta.CLASSES,
+    **distilbert.CLASSES,
+    **electra.CLASSES,
+    **mpnet.CLASSES,
     **GENERATORS,
 }
 

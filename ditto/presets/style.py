@@ -120,14 +120,30 @@ class Style(Protocol):
         """A LayerNorm and the projection after it, which alone reads it."""
 
     def heads(
-        self, b: Builder, x: Wire, name: str, count: int, batch: int, bound: float, stage: Stage, *,
-        norm: Norm | None = None, mask: Wire | None = None,
+        self,
+        b: Builder,
+        x: Wire,
+        name: str,
+        count: int,
+        batch: int,
+        bound: float,
+        stage: Stage,
+        *,
+        norm: Norm | None = None,
+        mask: Wire | None = None,
     ) -> Heads:
         """Queries, keys and values of x, or of its LayerNorm, in `count` heads."""
 
     def attend(
-        self, b: Builder, heads: Heads, bounds: AttentionBounds, residual: Wire, stage: Stage, *,
-        mask: Wire | None = None, bias: Wire | None = None,
+        self,
+        b: Builder,
+        heads: Heads,
+        bounds: AttentionBounds,
+        residual: Wire,
+        stage: Stage,
+        *,
+        mask: Wire | None = None,
+        bias: Wire | None = None,
     ) -> Wire:
         """Context [rows, H] of all queries, ready for the projection into the residual stream.
 

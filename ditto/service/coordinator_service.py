@@ -62,7 +62,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
             known = ", ".join(sorted(self._models)) or "none"
         if entry is None:
             raise UnknownModel(f"no model {name[:100]!r} is shared; shared models: {known}")
-        return control_pb2.Model(model=name, share_id=entry["share_id"], spec_json=entry["spec"])
+        return control_pb2.Model(model=name, share_id=entry["share_id"], description=entry["description"])
 
     def GetModel(self, request: control_pb2.GetModelRequest, context: grpc.ServicerContext) -> control_pb2.Model:
         return self._model(request.model)
@@ -79,7 +79,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
     ) -> control_pb2.RegisterModelReply:
         model = request.model
         name, share_id = check_name(model.model), check_id(model.share_id)
-        if parse(model.spec_json).name != name:
+        if parse(model.description).name != name:
             raise UsageError(f"a description of another model than {name}")
         attempt = secrets.token_hex(16)
         run = JobRun(attempt, self._stubs, self._config.step_timeout_s)
@@ -98,7 +98,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
             self._queue.leave(attempt)
         with self._lock:
             old = self._models.get(name)
-            self._models[name] = {"share_id": share_id, "spec": model.spec_json}
+            self._models[name] = {"share_id": share_id, "description": model.description}
             files.write(self._file, json.dumps(self._models), files.PRIVATE)
         if old is not None:
             drop = party_pb2.DropModelRequest(share_id=old["share_id"])
@@ -159,7 +159,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         if model.share_id != request.share_id:
             raise ClusterError(f"model {request.model} was shared again meanwhile; try again")
         plan = plan_of(request.plan)
-        program = agreed_program(model.spec_json, plan, request.fingerprint)
+        program = agreed_program(model.description, plan, request.fingerprint)
         run = JobRun(secrets.token_hex(16), self._stubs, self._config.step_timeout_s)
         reason, outcome = "the client ended the job", "cancelled"
         structlog.contextvars.bind_contextvars(job=short(run.name))

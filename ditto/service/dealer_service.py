@@ -44,7 +44,7 @@ class Entry(StoredEntry):
     """What the dealer keeps of a sharing. Whose it is, is in the name of its file: SHARE_ID.json."""
 
     model: str = Field(pattern=NAME)
-    spec: str
+    description: str
     master: str = Field(pattern=ID, repr=False)  # the seed of both parties' masks
 
 
@@ -137,10 +137,10 @@ class _Feed:
 class _Job:
     """Both parties' feeds of one job and the thread that fills them, stage after stage, ahead of their use."""
 
-    def __init__(self, request: dealer_pb2.CorrelationsRequest, spec: str, limit: int) -> None:
+    def __init__(self, request: dealer_pb2.CorrelationsRequest, description: str, limit: int) -> None:
         self.plan = plan_of(request.plan)
         self.key = (request.share_id, self.plan)
-        self.name, self._spec = request.job, spec
+        self.name, self._description = request.job, description
         self.seeds = _pair(new_seed())
         self.feeds = (_Feed(limit), _Feed(limit))
         self.joined: set[int] = set()
@@ -155,7 +155,7 @@ class _Job:
             for stage in range(self.plan.stages):
                 if stage == 1:
                     _step_back()
-                program = program_for(self._spec, self.plan, stage)
+                program = program_for(self._description, self.plan, stage)
                 masks = service.weights(self.key[0], program.weights)
                 for party, data in DealerJob(program, self.name, self.seeds, masks, first, carried).deal():
                     self.feeds[party].add(data, self.feeds[1 - party])
@@ -242,7 +242,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
                 entry = self._entry(share_id)
                 weights = self._weights[share_id] = DealerWeights(wires, _pair(bytes.fromhex(entry.master)))
                 kernel_of(64)  # measured now, not in the first job, as everything below
-                few = generates(entry.spec) and keeps_whole(wires)
+                few = generates(entry.description) and keeps_whole(wires)
                 for name, wire in wires.items():
                     mask = weights[name]
                     if few and wire.held == "matrix":
@@ -257,14 +257,14 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
         with self._lock:
             if not path.exists():
                 name = check_name(request.model)
-                entry = Entry(model=name, spec=request.spec_json, master=new_seed().hex())
+                entry = Entry(model=name, description=request.description, master=new_seed().hex())
                 save_entry(path, entry, _owner(request.share_id))
                 self._known.add(request.model)
                 log.info("model registered", model=request.model, share=short(request.share_id))
-                ask = (request.share_id, weights_of(request.spec_json))
+                ask = (request.share_id, weights_of(request.description))
                 threading.Thread(target=self.weights, args=ask, name="warm", daemon=True).start()
             entry = self._entry(request.share_id)
-        if (entry.model, entry.spec) != (request.model, request.spec_json):
+        if (entry.model, entry.description) != (request.model, request.description):
             raise ClusterError("the parties registered different models under one sharing", peer="dealer")
         return dealer_pb2.ModelSeedReply(seed=_pair(bytes.fromhex(entry.master))[PARTIES.index(caller(context))])
 
@@ -303,9 +303,9 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
 
     def _join(self, request: dealer_pb2.CorrelationsRequest, party: int) -> _Job:
         check_id(request.job)
-        spec = self._entry(request.share_id).spec
+        description = self._entry(request.share_id).description
         plan = plan_of(request.plan)
-        agreed_program(spec, plan, request.fingerprint)
+        agreed_program(description, plan, request.fingerprint)
         self._drop_abandoned()
         with self._lock:
             job = self._jobs.get(request.job)
@@ -313,7 +313,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
                 if request.job in self._used:
                     raise ReplayedJob(f"job {request.job} was dealt before", peer="dealer")
                 self._used.add(request.job)
-                job = self._jobs[request.job] = _Job(request, spec, self._config.ahead_mb << 20)
+                job = self._jobs[request.job] = _Job(request, description, self._config.ahead_mb << 20)
                 log.info("job started", **vars(plan))
                 threading.Thread(target=job.deal, args=(self,), name="deal", daemon=True).start()
             if party in job.joined:

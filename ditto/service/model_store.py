@@ -81,7 +81,7 @@ class Entry(StoredEntry):
 
     model: str
     share_id: str = Field(pattern=ID)
-    spec: str
+    description: str
     active: bool
 
 
@@ -117,8 +117,8 @@ class ModelStore:
         """Receive one sharing from the client and write it down; it becomes active later."""
         header = next(requests, party_pb2.PutModelRequest()).header
         name, share_id = check_name(header.model), check_id(header.share_id)
-        entry = Entry(model=name, share_id=share_id, spec=header.spec_json, active=False)
-        wires = weights_of(entry.spec)
+        entry = Entry(model=name, share_id=share_id, description=header.description, active=False)
+        wires = weights_of(entry.description)
         home = self._root / entry.share_id
         with self._lock:
             if entry.share_id in self._entries or home.exists():
@@ -146,7 +146,7 @@ class ModelStore:
 
         Afterwards only the shares of weights without a mask are needed; the others go.
         """
-        home, wires = self._root / entry.share_id, weights_of(entry.spec)
+        home, wires = self._root / entry.share_id, weights_of(entry.description)
         owner = self._owner(entry.share_id)
         kept: dict[str, torch.Tensor] = {}
 
@@ -176,7 +176,7 @@ class ModelStore:
         return load_tensors(home / "shares.safetensors", wires, owner)
 
     def _load(self, entry: Entry) -> PartyWeights:
-        home, wires = self._root / entry.share_id, weights_of(entry.spec)
+        home, wires = self._root / entry.share_id, weights_of(entry.description)
         owner = self._owner(entry.share_id)
         masked = _of_kind(wires, True)
         # A weight under a mask is F and the mask from here on: an empty stand-in takes the place of its share.
@@ -184,7 +184,7 @@ class ModelStore:
         shares |= dict(load_tensors(home / "kept.safetensors", _of_kind(wires, False), owner))
         weights = PartyWeights(wires, self._party, load_seed(home / "mask_seed", owner), shares)
         weights.restore(dict(load_tensors(home / "masked.safetensors", masked, owner)))
-        weights.warm(few=generates(entry.spec))
+        weights.warm(few=generates(entry.description))
         return weights
 
     def _remember(self, share_id: str, weights: PartyWeights) -> None:

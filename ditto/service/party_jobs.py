@@ -46,13 +46,13 @@ class Job:
     """
 
     def __init__(
-        self, name: str, spec: str, plan: Plan, party: int, channel: LinkChannel, source: DealerSource
+        self, name: str, description: str, plan: Plan, party: int, channel: LinkChannel, source: DealerSource
     ) -> None:
         self.name, self.plan, self.channel, self.source = name, plan, channel, source
         self.lock = threading.Lock()
         self.seconds: dict[Phase, float] = {"offline": 0.0, "online": 0.0}
         self.used = time.monotonic()
-        self._spec, self._party = spec, party
+        self._description, self._party = description, party
         self._keys: tuple[bytes, PartyWeights] | None = None
         self._stages: list[Stage | None] = []
         self._carried = Carried()
@@ -76,7 +76,7 @@ class Job:
         self.used = time.monotonic()
         if index == len(self._stages) < self.plan.stages:
             seed, weights = self._keys
-            program = program_for(self._spec, self.plan, index)
+            program = program_for(self._description, self.plan, index)
             engine = PartyJob(
                 program, self._party, self.name, seed, weights, self.channel, self.source, Ledger(), self._first,
                 self._carried,
@@ -173,7 +173,7 @@ class Jobs:
                 raise ReplayedJob(f"job {request.job} was used before", peer=self._config.role)
         entry = self._store.entry(request.share_id)
         plan = plan_of(request.plan)
-        agreed_program(entry.spec, plan, request.fingerprint)
+        agreed_program(entry.description, plan, request.fingerprint)
         weights = self._store.weights(request.share_id)
         with self._lock:
             if request.job in self._used:
@@ -185,7 +185,7 @@ class Jobs:
             plan=request.plan, fingerprint=request.fingerprint,
         )  # fmt: skip
         source = DealerSource(self._dealer, correlations, self._config.step_timeout_s, self._metrics)
-        job = Job(request.job, entry.spec, plan, self._config.index, channel, source)
+        job = Job(request.job, entry.description, plan, self._config.index, channel, source)
         with self._lock:
             self._jobs[request.job] = job
         log.info("job started", job=short(request.job), model=entry.model, **vars(plan))

@@ -81,7 +81,7 @@ class PartyService(party_pb2_grpc.PartyServicer):
         if entry.active:
             raise ClusterError("this sharing is active already", peer=self._config.role)
         connect(self._dealer_channel, "dealer", self._config.connect_timeout_s)
-        ask = dealer_pb2.ModelSeedRequest(model=entry.model, share_id=entry.share_id, spec_json=entry.spec)
+        ask = dealer_pb2.ModelSeedRequest(model=entry.model, share_id=entry.share_id, description=entry.description)
         try:
             seed = self._dealer.ModelSeed(ask, timeout=60).seed
         except grpc.RpcError as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from ditto.models.checkpoint import expected
+from ditto.models import architecture_of
 
 ARCHITECTURE = "BertForSequenceClassification"
 WORDS = "the a cat dog sat ran on under mat tree and quickly slowly red green two men play music .".split()
@@ -29,8 +29,8 @@ TEXTS = ("the cat sat on the mat .", "a dog ran", "two men play music under the 
 where = Path(sys.argv[1])
 where.mkdir(parents=True, exist_ok=True)
 generator = torch.Generator().manual_seed(1)
-tensors = {}
-for name, shape in expected(CONFIG, ARCHITECTURE).items():
+architecture, tensors = architecture_of(ARCHITECTURE), {}
+for name, shape in architecture.expected(architecture.dimensions(CONFIG)).items():
     tensor = 0.1 * torch.randn(shape, generator=generator)
     if "LayerNorm" in name:
         tensor = torch.full(shape, 1.0 if name.endswith("weight") else 0.0)
