@@ -1,1 +1,1 @@
-"""What crosses a network: certificates and configuration, transport, the peer link, framing, emulation, metrics."""
+"""What crosses a network: certificates, configuration, transport, messages, peer link, framing, emulation, metrics."""

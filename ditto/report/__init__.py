@@ -1,1 +1,1 @@
-"""What an inference cost, for people: the page, its timeline, predictions, presets side by side."""
+"""What an inference cost, for people: the page and its timeline, the trace, the cost model, presets side by side."""
