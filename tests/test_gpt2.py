@@ -99,7 +99,7 @@ def test_prompt_and_later_tokens(checkpoint: Checkpoint, preset: str) -> None:
 
     Every stage costs what its program says, and the cached keys and values stay opened under their first mask.
     """
-    if PRESETS[preset].quad:
+    if PRESETS[preset].style.quad:
         checkpoint = with_quad(checkpoint)
     description = describe_small(checkpoint, preset)
     weights = encode_weights(description, checkpoint.tensors)

@@ -64,7 +64,7 @@ def prepared(checkpoint: Checkpoint, ids: torch.Tensor, preset: str) -> tuple[De
 
 @pytest.mark.parametrize("preset", list(CLOSE))
 def test_perplexity(train: Callable[[str], Trained], preset: str) -> None:
-    checkpoint, ids = train("quad" if PRESETS[preset].quad else "tanh gelu")
+    checkpoint, ids = train("quad" if PRESETS[preset].style.quad else "tanh gelu")
     description, weights = prepared(checkpoint, ids, preset)
     exact = perplexity(lambda x: in_floats(checkpoint, x), ids, CONTEXT)
     assert 2 < exact < 16, "it has learned something"

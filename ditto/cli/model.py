@@ -60,7 +60,7 @@ def import_(
         texts = read_lines(lines, str(calibrate), skip_blank=True)
     if not texts:
         raise UsageError(f"{calibrate}: no sentence in this file")
-    if chosen.distilled and not (chosen.quad and checkpoint.dimensions.activation == "quad"):
+    if chosen.distilled and not (chosen.style.quad and checkpoint.dimensions.activation == "quad"):
         note(f"preset {preset} replaces functions: its answers mean something only for a model trained with them")
     if not json:
         note(f"{dir}: {checkpoint.class_name}; calibrating on {len(texts)} texts")

@@ -46,7 +46,7 @@ def describe(
         raise UsageError("calibration needs at least one text")
     if embeddings not in ("secret", "public"):
         raise UsageError(f"embeddings {embeddings!r}: secret or public")
-    if checkpoint.dimensions.activation == "quad" and not preset_of(preset).quad:
+    if checkpoint.dimensions.activation == "quad" and not preset_of(preset).style.quad:
         raise UsageError(f"this checkpoint was trained with Quad in the place of GELU, which preset {preset} has not")
     ranges = checkpoint.architecture.calibrate(checkpoint.tensors, checkpoint.dimensions, batches)
     return fitted(

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ditto.errors import UsageError
-from ditto.functions.gelu_published import quad_gelu
 from ditto.presets import ditto, ditto_icml24, mpcformer, puma, secformer
-from ditto.presets.recipe import Recipe
 from ditto.presets.style import Style
 
 
@@ -25,11 +23,6 @@ class Preset:
     style: Style
     ulp: int
     distilled: bool = False
-
-    @property
-    def quad(self) -> bool:
-        """Does it compute Quad in the place of GELU?"""
-        return isinstance(self.style, Recipe) and self.style.gelu is quad_gelu
 
 
 PRESETS = {

@@ -66,6 +66,7 @@ class OneOpening:
 
     centred = True
     folded = True
+    quad = False
     narrows = True
 
     def table(self, bound: float, stream: Stream | None = None) -> FixedPoint:
@@ -183,20 +184,19 @@ class OneOpening:
     def activation(
         self, b: Builder, function: str, h: Wire, bound: float, residual: Wire | None, fits: Fits, stage: Stage
     ) -> Wire:
-        h = b.truncate(h, h.ring - RESIDUAL.ring)
-        if function == "tanh gelu":
-            y = tanh_gelu(b, h, bound, fits, NARROW if stage.narrow else RESIDUAL.ring)
-        elif function == "gelu":
-            y = gelu(b, h, bound, fits)
-            y = b.truncate(y, y.frac - fraction_bits(y.bound, NARROW, HIDDEN.frac), NARROW)
-        elif function == "tanh":
-            y = tanh(b, h, bound, fits)
-            y = b.truncate(y, y.frac - TANH_FRAC, NARROW)
-        elif function == "relu":
-            y = relu(b, h)
-            y = b.truncate(y, y.frac - fraction_bits(y.bound, NARROW, HIDDEN.frac), NARROW)
-        else:
-            raise UsageError(f"preset ditto has no {function}: take one that was made for it")
+        """On (24, 12) whatever the function, its result cut to 16 bits, which an opening extends."""
+        x = b.truncate(h, h.ring - RESIDUAL.ring)
+        match function:
+            case "gelu":
+                y = _cut(b, gelu(b, x, bound, fits), HIDDEN.frac)
+            case "tanh gelu":
+                y = tanh_gelu(b, x, bound, fits, NARROW if stage.narrow else RESIDUAL.ring)
+            case "tanh":
+                y = _cut(b, tanh(b, x, bound, fits), TANH_FRAC)
+            case "relu":
+                y = _cut(b, relu(b, x), HIDDEN.frac)
+            case _:
+                raise UsageError(f"preset ditto has no {function}: take one that was made for it")
         (narrow,) = b.open(y)
         return b.extend(narrow, HIDDEN.ring if residual is None else residual.ring + CUT)
 
@@ -204,3 +204,8 @@ class OneOpening:
         """On the residual's type."""
         cut = y.frac - x.frac
         return b.add(x, b.truncate(y, cut, min(y.ring - cut, x.ring)), bound=bound)
+
+
+def _cut(b: Builder, y: Wire, most: int) -> Wire:
+    """On 16 bits, with `most` fraction bits or what its bound leaves."""
+    return b.truncate(y, y.frac - fraction_bits(y.bound, NARROW, most), NARROW)

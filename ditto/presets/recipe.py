@@ -13,6 +13,7 @@ from ditto.errors import UsageError
 from ditto.functions import linear, tanh
 from ditto.functions.fit import Fits
 from ditto.functions.fixed import FixedPoint, convert, multiply, truncate_to
+from ditto.functions.gelu_published import quad_gelu
 from ditto.functions.layernorm_published import recipe_layernorm
 from ditto.functions.linear import fraction_bits
 from ditto.functions.relu import relu
@@ -52,6 +53,10 @@ class Recipe:
     centred = False
     folded = False
     narrows = False
+
+    @property
+    def quad(self) -> bool:
+        return self.gelu is quad_gelu
 
     @property
     def _narrow(self) -> int:

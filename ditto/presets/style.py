@@ -86,6 +86,10 @@ class Style(Protocol):
         """Are gamma and beta part of the projection after a LayerNorm that nothing else reads?"""
 
     @property
+    def quad(self) -> bool:
+        """Does it compute Quad in the place of GELU?"""
+
+    @property
     def narrows(self) -> bool:
         """Has it narrower types for later tokens?"""
 
