@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from ditto.errors import UnsupportedArchitecture, UsageError
-from ditto.models import bert, gpt2
+from ditto.models import bert, distilbert, electra, gpt2, mpnet, roberta
 from ditto.models.architecture import Answer, Architecture, Generator
 
 GENERATORS: dict[str, Generator] = {**gpt2.CLASSES}
 ARCHITECTURES: dict[str, Architecture] = {
     **bert.CLASSES,
+    **roberta.CLASSES,
+    **distilbert.CLASSES,
+    **electra.CLASSES,
+    **mpnet.CLASSES,
     **GENERATORS,
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,8 +13,8 @@ from ditto.errors import UsageError
 from ditto.functions.fit import Fits
 from ditto.models.architecture import Answer, Config, Shapes, Tensors, Texts
 from ditto.models.description import Description, Dimensions, Ranges, round_up
-from ditto.models.encoder.floats import EMBEDDINGS, forward
-from ditto.models.encoder.heads import Head, Hidden
+from ditto.models.encoder.floats import EMBEDDINGS, forward, token_types
+from ditto.models.encoder.heads import SPAN, EveryToken, Head, Hidden
 from ditto.models.encoder.names import Names
 from ditto.models.encoder.program import compile_encoder
 from ditto.models.encoder.weights import encoder_weights
@@ -48,7 +48,9 @@ class Encoder:
         return (self.prefix,)
 
     def dimensions(self, config: Config) -> Dimensions:
-        return self.sizes(config).model_copy(update={"labels": self.head.labels(config)})
+        found = self.sizes(config)
+        tokens = {"positions": found.positions - self.skipped, "labels": self.head.labels(config)}
+        return Dimensions(**(found.model_dump() | tokens))
 
     # The checkpoint --------------------------------------------------------------------------------
 
@@ -107,11 +109,9 @@ class Encoder:
         """One-hot rows (or looked-up embeddings) and the padding mask. Raises UsageError without the public tables."""
         style, d = preset_of(description.preset).style, description.dimensions
         inputs = style.encode_masks([layer.scores for layer in description.ranges.layers], 1 - batch.mask)
-        ids, types = batch.ids.reshape(-1), batch.types.reshape(-1)
+        ids, types = batch.ids.reshape(-1), token_types(batch, d).reshape(-1)
         if int(ids.min()) < 0 or int(ids.max()) >= d.vocabulary:
             raise UsageError(f"token ids below {d.vocabulary} expected: is this the model's tokenizer?")
-        if d.token_types:
-            types = types.clamp(max=d.token_types - 1)  # a family with one type knows no second segment
         if description.embeddings == "public":
             if not tables:
                 raise UsageError("this model's embeddings are public: the client needs its tables")
@@ -137,3 +137,14 @@ class Encoder:
     def reference(self, t: Tensors, d: Dimensions, batch: Batch) -> list[Any]:
         with torch.inference_mode():
             return self.head.answers(self.head.floats(t, forward(t, d, batch, silent), silent), batch)
+
+
+def family(name: str, encoder: Encoder, classifier: Head) -> dict[str, Encoder]:
+    """The classes that all families have, by name. A checkpoint of a masked language model is taken for its encoder."""
+    return {
+        f"{name}Model": encoder,
+        f"{name}ForMaskedLM": encoder,
+        f"{name}ForSequenceClassification": replace(encoder, head=classifier),
+        f"{name}ForTokenClassification": replace(encoder, head=EveryToken("classifier")),
+        f"{name}ForQuestionAnswering": replace(encoder, head=EveryToken("qa_outputs", SPAN)),
+    }

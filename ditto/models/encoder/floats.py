@@ -18,6 +18,11 @@ EMBEDDINGS = -1  # stands for the embeddings' layer in what is observed
 HIDDEN_SCORE = -1e9
 
 
+def token_types(batch: Batch, d: Dimensions) -> Tensor:
+    """As the family's table has them: one with a single type knows no second segment."""
+    return batch.types.clamp(max=max(d.token_types - 1, 0))
+
+
 def forward(t: Tensors, d: Dimensions, batch: Batch, observe: Observe = silent) -> Tensor:
     """Token ids, types and mask -> the last hidden state [B, N, H]. Padding is computed, too, but not attended to."""
 
@@ -34,7 +39,7 @@ def forward(t: Tensors, d: Dimensions, batch: Batch, observe: Observe = silent) 
     size, n = batch.shape
     x = F.embedding(batch.ids, t["embeddings.word.weight"]) + t["embeddings.position.weight"][:n]
     if d.token_types:
-        x = x + F.embedding(batch.types, t["embeddings.type.weight"])
+        x = x + F.embedding(token_types(batch, d), t["embeddings.type.weight"])
     x = norm(x, "embeddings.norm", EMBEDDINGS)
     if d.embedding != d.hidden:
         x = dense(x, "embeddings.projection")

@@ -24,6 +24,7 @@ class HeadRanges(TypedDict, total=False):
     logits: float
 
 
+SPAN = ("start", "end")  # logits of an answer within the text
 HEAD = -2  # stands for the head's layer in what is observed
 FLOATS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"tanh": torch.tanh, "relu": F.relu, "gelu": F.gelu}
 
