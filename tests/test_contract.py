@@ -43,6 +43,7 @@ from ditto.ops import (
     Open,
     Product,
     Product3,
+    RelativePositions,
     Square,
     SuffixSum,
     Sum,
@@ -106,6 +107,7 @@ CASES = [
             Case(Triangle(5), [(40, (2, 5, 5), full(40))], 40, (2, 15), opened),
             Case(Untriangle(5), [(16, (2, 15), full(16))], 16, (2, 5, 5), opened),
             Case(Untriangle(3, (4,)), [(8, (2, 6, 4), full(8))], 8, (2, 3, 3, 4), opened),
+            Case(RelativePositions(9, 16, 8), [(16, (2, 16), full(16))], 16, (2, 9, 9), opened),
         )
     ),
     *(

@@ -7,7 +7,7 @@ from ditto.functions.fixed import less, minus, mux
 
 
 def relu(b: Builder, x: Wire) -> Wire:
-    """[x] (l, f) -> [max(x, 0)] in x's type, exact for |x| < 2^(l-2). As many rounds as `Compare`, and one.
+    """[x] (l, f) -> [max(x, 0)] in x's type, exact for every signed x of l bits. As many rounds as `Compare`, and one.
 
     1. Open x; bit = [x < 0] by `Compare`.  2. [x] - [bit x].
     (Comparison and multiplexer as in CrypTen, Knott et al. 2021.)

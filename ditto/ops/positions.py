@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from bisect import bisect_left
 from dataclasses import dataclass
 
 import torch
@@ -10,27 +10,28 @@ import torch
 from ditto.ops.base import Rearrangement, Tensor, register
 
 
-def _bucket(distance: int, count: int, longest: int) -> int:
-    """T5's bucket of |key - query|: one for each distance below e = count / 2, then m = count - e growing ones.
+def _starts(count: int, longest: int) -> list[int]:
+    """The least distance |key - query| of each of T5's `count` buckets but the first, 0.
 
-    e + floor(m log(x / e) / log(longest / e)), at most count - 1: the largest k < m with x^m >= e^(m - k) longest^k, in
+    One bucket for each distance below e = count // 2, then m = count - e growing ones. A distance x >= e lies in bucket
+    e + k for the largest k < m with k <= m log(x / e) / log(longest / e), which is x^m >= e^(m - k) longest^k: in
     integers, so that every process agrees.
     """
     exact = count // 2
-    if distance < exact:
-        return distance
-    steps, k = count - exact, 0
-    while k < steps - 1 and distance**steps >= exact ** (steps - k - 1) * longest ** (k + 1):
-        k += 1
-    return exact + k
+    steps = count - exact
+
+    def power(x: int) -> int:
+        return int(x**steps)
+
+    growing = (exact ** (steps - k) * longest**k for k in range(1, steps))
+    return [*range(1, exact + 1), *(bisect_left(range(longest), least, key=power) for least in growing)]
 
 
-@functools.lru_cache(maxsize=64)
 def buckets(n: int, count: int, longest: int) -> Tensor:
     """[n, n]: the bucket of each (query, key), the upper half of `count` for keys that come later. (Raffel et al. 2020,
     section 2.1, bidirectional.)"""
     half = count // 2
-    by_distance = torch.tensor([_bucket(x, half, longest) for x in range(n)])
+    by_distance = torch.bucketize(torch.arange(n), torch.tensor(_starts(half, longest)), right=True)
     offset = torch.arange(n)[None, :] - torch.arange(n)[:, None]
     return by_distance[offset.abs()] + half * (offset > 0)
 
@@ -46,6 +47,10 @@ class RelativePositions(Rearrangement):
     n: int
     count: int
     longest: int
+
+    def __post_init__(self) -> None:
+        if self.count < 4 or self.count % 2 or self.longest <= self.count // 4:
+            raise ValueError(f"{self.count} buckets for distances up to {self.longest}")
 
     def move(self, *x: Tensor) -> Tensor:
         return x[0][..., buckets(self.n, self.count, self.longest)]

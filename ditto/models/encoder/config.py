@@ -27,19 +27,21 @@ def labels(config: Config) -> tuple[str, ...]:
 
 
 def dimensions(
-    config: Config, *, names: dict[str, str] = BERT, activation: str = "hidden_act", skipped: int = 0, **sizes: Any
+    config: Config, *, names: dict[str, str] = BERT, activation: str = "hidden_act", **sizes: Any
 ) -> Dimensions:
-    """Sizes by the family's names; `skipped`: positions that its table keeps for no token.
+    """Sizes by the family's names; `positions` are the rows of its table. `sizes` has what else differs.
 
     Raises UnsupportedArchitecture for variants that the programs do not have, KeyError for a missing size.
     """
     if config.get(activation, "gelu") != "gelu":
         raise UnsupportedArchitecture(f"only GELU activations are supported, not {config[activation]!r}")
-    if config.get("position_embedding_type", "absolute") != "absolute":
-        raise UnsupportedArchitecture("only absolute positions are supported")
+    positions = config.get("position_embedding_type", "absolute")
+    if positions != "absolute":
+        raise UnsupportedArchitecture(f"only absolute positions are supported, not {positions!r}")
     if config.get("is_decoder"):
         raise UnsupportedArchitecture("an encoder that attends like a decoder is not supported")
+    if config.get("add_cross_attention"):
+        raise UnsupportedArchitecture("attention to another text's states is not supported")
     found: dict[str, Any] = {ours: config[theirs] for ours, theirs in names.items()}
-    found["positions"] -= skipped
     found |= {"embedding": found["hidden"], "epsilon": float(config.get("layer_norm_eps", 1e-12))}
     return Dimensions(**(found | sizes))

@@ -48,7 +48,9 @@ class Encoder:
         return (self.prefix,)
 
     def dimensions(self, config: Config) -> Dimensions:
-        return self.sizes(config).model_copy(update={"labels": self.head.labels(config)})
+        found = self.sizes(config)
+        tokens = {"positions": found.positions - self.skipped, "labels": self.head.labels(config)}
+        return Dimensions(**(found.model_dump() | tokens))
 
     # The checkpoint --------------------------------------------------------------------------------
 
