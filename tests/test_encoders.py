@@ -12,15 +12,27 @@ import pytest
 import torch
 from engine import run_mpc
 
+from ditto.client.client import Client
+from ditto.client.local_cluster import embedded
 from ditto.engine.plain import run_plain
 from ditto.engine.program import Builder, Program
 from ditto.errors import UnsupportedArchitecture, UsageError
 from ditto.functions.fit import Fits
 from ditto.functions.gelu_published import PUMA_LOW, PUMA_MID
 from ditto.functions.relu import relu
-from ditto.models import ARCHITECTURES, Checkpoint, Description, Plan, architecture_of, describe, load_checkpoint
+from ditto.models import (
+    ARCHITECTURES,
+    Checkpoint,
+    Description,
+    Plan,
+    architecture_of,
+    decode_outputs,
+    describe,
+    encode_inputs,
+    encode_weights,
+    load_checkpoint,
+)
 from ditto.models.encoder.floats import forward
-from ditto.models.importer import encode_weights
 from ditto.models.tokenizer import Batch
 from ditto.ops.positions import RelativePositions, buckets
 from ditto.presets import PRESETS, preset_of
@@ -416,3 +428,31 @@ def test_a_projection_of_embeddings_is_centred_by_a_column_more(
     for part in ("weight", "bias"):
         w = real_weights[f"embeddings.projection.{part}"]
         assert columns == 48 or gap(w[..., 48], w[..., :48].mean(-1)) < 1e-6
+
+
+# Processes --------------------------------------------------------------------------------------------------------
+
+
+def test_families_on_processes(load: Callable[[str, str], Loaded]) -> None:
+    """Five processes serve every family and every head; answers are those of the float model, as in memory."""
+    served = [("Roberta", ONE), ("DistilBert", MODEL), ("Electra", EVERY), ("MPNet", ONE), ("MPNet", MODEL)]
+    served += [("DistilBert", ONE), ("Bert", SPAN), ("Bert", EVERY)]
+    with embedded() as cluster, Client(cluster.client_config()) as client:
+        for family, head in served:
+            loaded = load(family, head)
+            description, weights = loaded.imported("ditto")
+            description = description.model_copy(update={"name": f"{family}{head}"})
+            client.share_model(description, weights)
+            texts, programs = loaded.texts[0], list[Program]()
+
+            def inputs(program: Program, found: Description = description, x: Batch = texts) -> dict[str, Tensor]:
+                programs.append(program)  # noqa: B023 (called before the next one is made)
+                return encode_inputs(found, program, x)
+
+            answer = client.infer(description.name, inputs, *texts.shape)
+            got = decode_outputs(description, programs[0], answer.outputs, texts)
+            assert gap(flat(got), flat(loaded.ours.reference(texts))) < CLOSE["ditto"][head != MODEL] + LOGITS_NOISE
+            cost = programs[0].cost()
+            assert (answer.report["online"]["rounds"], answer.report["online"]["bytes_sent"]) == (
+                cost.rounds, [cost.online, cost.online]
+            )  # fmt: skip
