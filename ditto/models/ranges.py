@@ -25,6 +25,17 @@ def silent(layer: int, name: str, x: Tensor) -> None:
     """Observe nothing."""
 
 
+def tapped_norm(
+    x: Tensor, t: dict[str, Tensor], name: str, epsilon: float, layer: int, observe: Observe
+) -> Tensor:
+    """A LayerNorm in floats, its input and result shown under the last part of its name."""
+    tap = name.rpartition(".")[2]
+    observe(layer, f"{tap}.in", x)
+    y = torch.nn.functional.layer_norm(x, x.shape[-1:], t[f"{name}.weight"], t[f"{name}.bias"], epsilon)
+    observe(layer, f"{tap}.out", y)
+    return y
+
+
 def centre(x: Tensor) -> Tensor:
     """x less the mean over its last dimension."""
     return x - x.mean(-1, keepdim=True)

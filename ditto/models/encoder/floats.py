@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from ditto.models.architecture import Tensors
 from ditto.models.description import Dimensions
-from ditto.models.ranges import Observe, silent
+from ditto.models.ranges import Observe, silent, tapped_norm
 from ditto.models.tokenizer import Batch
 from ditto.ops.positions import buckets
 
@@ -27,11 +27,7 @@ def forward(t: Tensors, d: Dimensions, batch: Batch, observe: Observe = silent) 
     """Token ids, types and mask -> the last hidden state [B, N, H]. Padding is computed, too, but not attended to."""
 
     def norm(x: Tensor, name: str, layer: int) -> Tensor:
-        tap = name.rpartition(".")[2]
-        observe(layer, f"{tap}.in", x)
-        y = F.layer_norm(x, x.shape[-1:], t[f"{name}.weight"], t[f"{name}.bias"], d.epsilon)
-        observe(layer, f"{tap}.out", y)
-        return y
+        return tapped_norm(x, t, name, d.epsilon, layer, observe)
 
     def dense(x: Tensor, name: str) -> Tensor:
         return F.linear(x, t[f"{name}.weight"], t[f"{name}.bias"])

@@ -76,12 +76,12 @@ def _biases(b: Builder, description: Description, style: Style, n: int) -> list[
     types = [style.bias(layer.scores) for layer in description.ranges.layers]
     wires = {}
     with b.label("relative positions"):
-        for kind in dict.fromkeys(types):
+        for fxp in dict.fromkeys(types):
             shape = (d.heads, d.relative_buckets)
-            table = b.weight(f"relative.{kind.frac}", kind.ring, kind.frac, shape, "share")
+            table = b.weight(f"relative.{fxp.frac}", fxp.ring, fxp.frac, shape, "share")
             op = RelativePositions(n, d.relative_buckets, d.relative_distance)
-            (wires[kind],) = b.emit(op, [table], [(kind.ring, kind.frac, (d.heads, n, n), 0.0)])
-    return [wires[kind] for kind in types]
+            (wires[fxp],) = b.emit(op, [table], [(fxp.ring, fxp.frac, (d.heads, n, n), 0.0)])
+    return [wires[fxp] for fxp in types]
 
 
 def _block(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from ditto.models.architecture import Tensors
 from ditto.models.description import Dimensions
-from ditto.models.ranges import Observe, silent
+from ditto.models.ranges import Observe, silent, tapped_norm
 
 Tensor = torch.Tensor
 
@@ -43,11 +43,7 @@ def forward(
     future = torch.ones(n, n, dtype=torch.bool, device=ids.device).triu(1)
 
     def norm(x: Tensor, name: str, layer: int) -> Tensor:
-        tap = name.rpartition(".")[2]
-        observe(layer, f"{tap}.in", x)
-        y = F.layer_norm(x, x.shape[-1:], t[f"{name}.weight"], t[f"{name}.bias"], d.epsilon)
-        observe(layer, f"{tap}.out", y)
-        return y
+        return tapped_norm(x, t, name, d.epsilon, layer, observe)
 
     def dense(x: Tensor, name: str) -> Tensor:
         return rounded(x) @ t[f"{name}.weight"] + t[f"{name}.bias"]
