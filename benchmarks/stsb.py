@@ -1,8 +1,9 @@
 """STS-B under MPC on real processes: Spearman and cosine against the same model in fp32.
 
-    python benchmarks/stsb.py DATA_DIR [--pairs 100] [--preset ditto]
+    python benchmarks/stsb.py DATA_DIR [--pairs 100] [--preset ditto] [--checkpoint DIR] [--calibrate TEXTS]
 
-DATA_DIR holds stsb/dev.csv (a, b, score). The model is the one that `ditto demo` uses.
+DATA_DIR holds stsb/dev.csv (a, b, score). The model is the one that `ditto demo` uses, or any encoder of sentences,
+calibrated on the demo's sentences or on a file of them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from ditto.cli.demo import NAME, calibration_texts, installed_checkpoint
+from ditto.cli.demo import calibration_texts, installed_checkpoint
 from ditto.cli.run import Run, encode_all, run_batch, watching
 from ditto.client.client import Client
 from ditto.client.local_cluster import embedded
@@ -38,16 +39,19 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
 
 
-def measure(data: Path, pairs: int, preset: str = "ditto") -> dict[str, Any]:
+def measure(
+    data: Path, pairs: int, preset: str = "ditto", checkpoint: Path | None = None, calibrate: Path | None = None
+) -> dict[str, Any]:
     """Run the first `pairs` pairs on an embedded cluster; return Spearman, cosines and costs."""
     with (data / "stsb" / "dev.csv").open(newline="") as file:
         rows = list(csv.reader(file))[:pairs]
     texts = [row[0] for row in rows] + [row[1] for row in rows]
     gold = np.array([float(row[2]) for row in rows])
-    checkpoint = load_checkpoint(installed_checkpoint())
-    description, weights = import_model(checkpoint, NAME, calibration_texts(), preset=preset)
+    loaded = load_checkpoint(checkpoint or installed_checkpoint())
+    sentences = calibrate.read_text(encoding="utf-8").splitlines() if calibrate else calibration_texts()
+    description, weights = import_model(loaded, "sentences", sentences, preset=preset)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # neighbours share a bucket
-    batches = encode_all(checkpoint.tokenizer(), [texts[i] for i in order], description.dimensions.positions)
+    batches = encode_all(loaded.tokenizer(), [texts[i] for i in order], description.dimensions.positions)
     run = Run()
     began = time.perf_counter()
     with embedded() as cluster, Client(cluster.client_config()) as client:
@@ -57,7 +61,7 @@ def measure(data: Path, pairs: int, preset: str = "ditto") -> dict[str, Any]:
                 watcher.job(f"job {at + 1} of {len(batches)}")
                 run_batch(client, description, batch, watcher, run)
     for batch in batches:
-        run.reference += checkpoint.reference(batch)
+        run.reference += loaded.reference(batch)
     mpc, fp32 = (np.array(v)[np.argsort(order)] for v in (run.results, run.reference))
     close = cosine(mpc, fp32)
     similar = {name: spearman(cosine(v[:pairs], v[pairs:]), gold) for name, v in (("mpc", mpc), ("fp32", fp32))}
@@ -73,10 +77,14 @@ def measure(data: Path, pairs: int, preset: str = "ditto") -> dict[str, Any]:
 
 
 def main(
-    data: Path, pairs: Annotated[int, typer.Option()] = 100, preset: Annotated[str, typer.Option()] = "ditto"
+    data: Path,
+    pairs: Annotated[int, typer.Option()] = 100,
+    preset: Annotated[str, typer.Option()] = "ditto",
+    checkpoint: Annotated[Path | None, typer.Option(help="Another model's directory.")] = None,
+    calibrate: Annotated[Path | None, typer.Option(help="Sentences for its calibration, one a line.")] = None,
 ) -> None:
     """Print what `measure` finds, as JSON."""
-    typer.echo(json.dumps(measure(data, pairs, preset), indent=1))
+    typer.echo(json.dumps(measure(data, pairs, preset, checkpoint, calibrate), indent=1))
 
 
 if __name__ == "__main__":
