@@ -11,31 +11,37 @@ import torch
 
 from ditto.ops.base import Correlations, Op, Party, Shape, Shared, Tensor, Types, register
 from ditto.ring import carrier, signed, unsigned
+from ditto.ring.exact import circle, exponentials
+from ditto.ring.fixedpoint import encode
 
 CHUNK = 1 << 13  # elements at a time: the rank-wide temporaries stay in cache
 
-# Tables are shared by the layers and stages of a program, each of which has operations of its own.
+# Tables are shared by the layers and stages of a program, each of which has operations of its own. Public ones must be
+# the same at both parties, whatever their processors: from `ditto.ring.exact`, by sums and products of two terms.
 
 
 def _waves(n: int, count: int) -> tuple[Tensor, Tensor]:
     """cos and sin of w_k x, k = 1 to `count`, for every x in Z_2^n: [2^n, count] each."""
-    x = torch.arange(1 << n, dtype=torch.float64)
-    k = torch.arange(1, count + 1, dtype=torch.float64)
-    angle = torch.outer(x, k) % (1 << n) * (2 * math.pi / (1 << n))
-    return angle.cos(), angle.sin()
+    cos, sin = circle(n)
+    at = torch.outer(torch.arange(1 << n), torch.arange(1, count + 1)) & ((1 << n) - 1)
+    return cos[at], sin[at]
 
 
 @lru_cache(maxsize=64)
 def _public_waves(n: int, cos: tuple[float, ...], sin: tuple[float, ...], frac: int, bits: int) -> Tensor:
     c, s = _waves(n, len(cos))
     a, b = (torch.tensor(v, dtype=torch.float64) for v in (cos, sin))
-    u = torch.cat([a * c + b * s, a * s - b * c], dim=1)
-    return torch.floor(u * 2.0**frac + 0.5).to(carrier(bits))
+    return encode(torch.cat([a * c + b * s, a * s - b * c], dim=1), bits, frac)
 
 
 @lru_cache(maxsize=64)
 def _private_waves(n: int, count: int, frac: int, bits: int) -> Tensor:
-    return torch.floor(torch.cat(_waves(n, count), dim=1) * 2.0**frac + 0.5).to(carrier(bits))
+    return encode(torch.cat(_waves(n, count), dim=1), bits, frac)
+
+
+@lru_cache(maxsize=64)
+def _public_exponentials(low: int, frac: int, fu: int, bits: int) -> Tensor:
+    return encode(exponentials(frac, 1 << low), bits, fu)
 
 
 @register
@@ -71,7 +77,7 @@ class Harmonic(Op):
 
     @property
     def _constant(self) -> int:
-        return math.floor(self.c0 * 2.0 ** (self.fu + self.fv) + 0.5)
+        return math.floor(math.ldexp(self.c0, self.fu + self.fv) + 0.5)
 
     @cached_property
     def table(self) -> Tensor:
@@ -132,10 +138,10 @@ class Exponential(Op):
     def entries(self) -> int:
         return 1 << (self.n - self.low)
 
-    @cached_property
+    @property
     def _public(self) -> Tensor:
-        x = torch.arange(1 << self.low, dtype=torch.float64) / 2.0**self.frac
-        return torch.floor(x.exp() * 2.0**self.fu + 0.5).to(carrier(self.bits))
+        """e^(m_low): [2^low] ring integers with fu fraction bits."""
+        return _public_exponentials(self.low, self.frac, self.fu, self.bits)
 
     @cached_property
     def _window(self) -> Tensor:
