@@ -136,6 +136,11 @@ class Builder:
         finally:
             self._label = before
 
+    @property
+    def place(self) -> str:
+        """Layer and operation that a step emitted now belongs to, for messages."""
+        return f"{self.program.layers[-1] if self.program.layers else 'inputs'}, {self._label or 'input'}"
+
     def input(self, name: str, ring: int, frac: int, shape: Shape, bound: float) -> Wire:
         wire = self.program.inputs[name] = Wire(name, ring, frac, shape, bound)
         return wire
@@ -172,9 +177,8 @@ class Builder:
     def fits(self, wire: Wire, headroom: int) -> None:
         """Require |x| < 2^(ring - headroom)."""
         if math.ldexp(wire.bound, wire.frac) > math.ldexp(1.0, wire.ring - headroom):
-            where = f"{self.program.layers[-1] if self.program.layers else 'inputs'}, {self._label or 'input'}"
             raise RangeError(
-                f"{where}: |x| up to {wire.bound:.4g} with {wire.frac} fraction bits does not fit a ring of "
+                f"{self.place}: |x| up to {wire.bound:.4g} with {wire.frac} fraction bits does not fit a ring of "
                 f"{wire.ring} bits with {headroom} bit(s) of headroom; calibrate on text nearer to yours, "
                 "or widen the type"
             )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from ditto.engine.program import Builder, Wire
+from ditto.errors import RangeError
 from ditto.functions.fit import Fits, Smooth
 from ditto.ops import Harmonic
 
 INDEX_BITS = 12
+USELESS = 10  # times the tolerance: an error that answers do not survive
 
 
 def harmonic(
@@ -25,9 +27,14 @@ def harmonic(
     """[g(x)] for |x| <= bound: (bits, fu + fv). One round.
 
     1. Truncate-reduce x to n = 12 bits over one period.  2. Open.  3. Harmonic, with the description's coefficients.
-    Raises BadDescription where the description has no fit for this range.
+    Raises BadDescription where the description has no fit for this range, RangeError where the best one is useless.
     """
     fit = fits.find(smooth, bound, tolerance)
+    if fit.error > USELESS * tolerance:
+        raise RangeError(
+            f"{b.place}: {smooth.name} on +-{bound:.4g} is off by {fit.error:.2g} with {len(fit.coefficients)} harmonics; "
+            "calibrate on text nearer to yours, or take a preset with another function"
+        )
     # 1
     index = b.truncate(x, x.frac - (INDEX_BITS - fit.period), INDEX_BITS, bound=bound)
     # 2
