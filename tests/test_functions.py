@@ -15,6 +15,7 @@ from ditto import functions
 from ditto.engine.program import Builder, Wire
 from ditto.errors import RangeError
 from ditto.functions import ScoreType, gelu, inverse_power, layernorm, softmax_numerator, tanh
+from ditto.functions.fit import Fitting
 from ditto.functions.layernorm import ROOT_TABLES, NormType, deviation_scale, nearest_log2, standardise
 from ditto.functions.softmax import LEAST, reciprocal_of_sum
 from ditto.ring.fixedpoint import decode, encode
@@ -43,14 +44,14 @@ def evaluate(
 @pytest.mark.parametrize("bound", [6.0, 12.0, 27.0])
 def test_gelu(bound: float) -> None:
     x = torch.linspace(-bound, bound, 4001, dtype=torch.float64).reshape(1, -1)
-    y, _ = evaluate(x, 24, 12, bound, lambda b, w: gelu(b, w, bound))
+    y, _ = evaluate(x, 24, 12, bound, lambda b, w: gelu(b, w, bound, Fitting()))
     error = (y - torch.nn.functional.gelu(x)).abs()
     assert error.max() < 0.04 and error.square().mean().sqrt() < 0.012
 
 
 def test_tanh() -> None:
     x = torch.linspace(-7, 7, 2001, dtype=torch.float64).reshape(1, -1)
-    y, _ = evaluate(x, 24, 12, 7.0, lambda b, w: tanh(b, w, 7.0))
+    y, _ = evaluate(x, 24, 12, 7.0, lambda b, w: tanh(b, w, 7.0, Fitting()))
     assert (y - x.tanh()).abs().max() < 0.03
 
 
@@ -127,7 +128,9 @@ def test_causal_softmax_numerator(digits: int) -> None:
     assert run.ledgers[0].total("online").rounds == 3
     assert e.masked_fill(~hidden, 0).abs().max() == 0
     p = e / e.sum(-1, keepdim=True)
-    assert (p - x.masked_fill(hidden, -float("inf")).softmax(-1)).abs().max() < 0.02
+    # not derived: twice what thirty runs showed
+    worst = {16: 0.0025, 12: 0.008, 10: 0.15}[digits]
+    assert (p - x.masked_fill(hidden, -float("inf")).softmax(-1)).abs().max() < worst
 
 
 @pytest.mark.parametrize("part", [0, 1])
@@ -209,3 +212,11 @@ def test_programs_are_made_with_arithmetic_that_no_processor_rounds_otherwise(pa
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "math":
             assert node.attr in EXACT, where
         assert not isinstance(node, ast.Pow), f"a power in {path.name}: the C library's where a float enters"
+
+
+def test_a_fit_that_misses_its_tolerance_tenfold_is_refused() -> None:
+    """GELU inputs beyond what 40 harmonics reach, as outlier neurons have them: refused with the place, not wrong."""
+    b = Builder()
+    b.layer("layer 6")
+    with b.label("gelu"), pytest.raises(RangeError, match=r"layer 6, gelu: gelu on \+-90 is off by 0\.1"):
+        gelu(b, b.input("x", 24, 12, (1, 4), 90.0), 90.0, Fitting())

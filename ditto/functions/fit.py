@@ -23,7 +23,7 @@ Coefficient = Annotated[float, Field(ge=-1e6, le=1e6)]
 class Fit(BaseModel):
     """g(x) = constant + sum_k c_k cos(2 pi k x / T) for an even g, sines for an odd one, on |x| <= bound; T = 2^period.
 
-    `function` names g in the catalogue (`ditto.functions.smooth`); `tolerance` is what was asked for, `error` the
+    `function` names g (a `Smooth`, such as `ditto.functions.gelu.EVEN`); `tolerance` is what was asked for, `error` the
     largest difference found on a grid.
     """
 

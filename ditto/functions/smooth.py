@@ -32,8 +32,8 @@ def harmonic(
     fit = fits.find(smooth, bound, tolerance)
     if fit.error > USELESS * tolerance:
         raise RangeError(
-            f"{b.place}: {smooth.name} on +-{bound:.4g} is off by {fit.error:.2g} with {len(fit.coefficients)} harmonics; "
-            "calibrate on text nearer to yours, or take a preset with another function"
+            f"{b.place}: {smooth.name} on +-{bound:.4g} is off by {fit.error:.2g} with {len(fit.coefficients)} "
+            "harmonics; calibrate on text nearer to yours, or take a preset with another function"
         )
     # 1
     index = b.truncate(x, x.frac - (INDEX_BITS - fit.period), INDEX_BITS, bound=bound)

@@ -32,8 +32,8 @@ PRESETS = {
         Preset("ditto-icml24", "Ditto as published: FXP32 and FXP64, Quad GELU", ditto_icml24.STYLE, 12, True),
         Preset("ditto-icml24-exact", "the same with PUMA's GELU", ditto_icml24.EXACT, 16),
         Preset("puma", "PUMA: FXP64, piecewise GELU, exact softmax", puma.STYLE, 160),
-        Preset("mpcformer", "MPCFormer: FXP64, Quad GELU, 2Quad softmax", mpcformer.STYLE, 200, True),
-        Preset("secformer", "SecFormer: Fourier GELU, 2Quad softmax, Goldschmidt", secformer.STYLE, 150, True),
+        Preset("mpcformer", "MPCFormer: (64, 16), Quad GELU, 2Quad softmax", mpcformer.STYLE, 200, True),
+        Preset("secformer", "SecFormer: (64, 16), Fourier GELU, 2Quad softmax", secformer.STYLE, 150, True),
     )
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import threading
 import time
@@ -11,10 +10,9 @@ from collections.abc import Iterator
 import grpc
 import structlog
 
-from ditto import files
 from ditto.engine.ledger import Phase
 from ditto.engine.program import Program
-from ditto.errors import ClusterError, DittoError, UnknownModel, UsageError
+from ditto.errors import ClusterError, DittoError, UsageError
 from ditto.models import Plan
 from ditto.models.compiled import agreed_program
 from ditto.models.description import parse
@@ -24,11 +22,16 @@ from ditto.net.messages import check_reply, phase_to_message, plan_of, to_messag
 from ditto.net.metrics import CoordinatorMetrics
 from ditto.net.transport import Roles, connect, open_channel, short
 from ditto.service.job_run import Account, Fifo, JobRun
+from ditto.service.registered import Registered, RegisteredModels
 from ditto.wire import control_pb2, control_pb2_grpc, dealer_pb2, dealer_pb2_grpc, party_pb2, party_pb2_grpc
 
 log = structlog.get_logger()
 _METHODS = ("RegisterModel", "ListModels", "GetModel", "Status", "RunJob", "StartJob")
 ROLES: Roles = {name: frozenset({"client"}) for name in _METHODS}
+
+
+def _message(entry: Registered) -> control_pb2.Model:
+    return control_pb2.Model(**entry.model_dump())
 
 
 class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
@@ -44,11 +47,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         self._account = Account()
         self._lock = threading.Lock()
         self._runs: dict[str, JobRun] = {}
-        files.make_directory(config.data_dir, 0o700)
-        self._file = config.data_dir / "models.json"
-        self._models: dict[str, dict[str, str]] = {}
-        if self._file.exists():
-            self._models = json.loads(self._file.read_text())
+        self._models = RegisteredModels(config.data_dir / "models")
         self.metrics = CoordinatorMetrics()
         self.metrics.queued.set_function(lambda: self._queue.state()[1])
         self.metrics.running.set_function(lambda: bool(self._queue.state()[0]))
@@ -56,23 +55,13 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
 
     # Models -------------------------------------------------------------------------------------
 
-    def _model(self, name: str) -> control_pb2.Model:
-        with self._lock:
-            entry = self._models.get(name)
-            known = ", ".join(sorted(self._models)) or "none"
-        if entry is None:
-            raise UnknownModel(f"no model {name[:100]!r} is shared; shared models: {known}")
-        return control_pb2.Model(model=name, share_id=entry["share_id"], description=entry["description"])
-
     def GetModel(self, request: control_pb2.GetModelRequest, context: grpc.ServicerContext) -> control_pb2.Model:
-        return self._model(request.model)
+        return _message(self._models.get(request.model))
 
     def ListModels(
         self, request: control_pb2.ListModelsRequest, context: grpc.ServicerContext
     ) -> control_pb2.ListModelsReply:
-        with self._lock:
-            names = sorted(self._models)
-        return control_pb2.ListModelsReply(models=[self._model(name) for name in names])
+        return control_pb2.ListModelsReply(models=map(_message, self._models.all()))
 
     def RegisterModel(
         self, request: control_pb2.RegisterModelRequest, context: grpc.ServicerContext
@@ -96,12 +85,9 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
             raise
         finally:
             self._queue.leave(attempt)
-        with self._lock:
-            old = self._models.get(name)
-            self._models[name] = {"share_id": share_id, "description": model.description}
-            files.write(self._file, json.dumps(self._models), files.PRIVATE)
+        old = self._models.put(Registered(model=name, share_id=share_id, description=model.description))
         if old is not None:
-            drop = party_pb2.DropModelRequest(share_id=old["share_id"])
+            drop = party_pb2.DropModelRequest(share_id=old.share_id)
             for call in [stub.DropModel.future(drop, timeout=5.0) for stub in self._stubs.values()]:
                 call.exception()
         log.info("model registered", model=name, share=short(share_id))
@@ -155,7 +141,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
     def RunJob(
         self, request: control_pb2.RunJobRequest, context: grpc.ServicerContext
     ) -> Iterator[control_pb2.JobEvent]:
-        model = self._model(request.model)
+        model = self._models.get(request.model)
         if model.share_id != request.share_id:
             raise ClusterError(f"model {request.model} was shared again meanwhile; try again")
         plan = plan_of(request.plan)
@@ -210,7 +196,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         )  # fmt: skip
 
     def _events(
-        self, run: JobRun, model: control_pb2.Model, program: Program, plan: Plan
+        self, run: JobRun, model: Registered, program: Program, plan: Plan
     ) -> Iterator[control_pb2.JobEvent]:
         place = self._queue.place(run.name)
         while place:

@@ -1,0 +1,70 @@
+"""The coordinator's list of models: which sharing serves a name, and its public description."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import structlog
+from pydantic import Field
+
+from ditto import files
+from ditto.errors import BadDescription, UnknownModel, VersionMismatch
+from ditto.models.description import parse
+from ditto.names import ID, NAME
+from ditto.service.stored import Owner, StoredEntry, readable_entries, save_entry
+
+log = structlog.get_logger()
+
+
+class Registered(StoredEntry):
+    """One model, in a file of its own."""
+
+    model: str = Field(pattern=NAME)
+    share_id: str = Field(pattern=ID)
+    description: str
+
+
+class RegisteredModels:
+    """All models by name; any thread may ask."""
+
+    def __init__(self, root: Path) -> None:
+        """Takes up what is stored in `root`. What cannot be read, or describes no model of this version, is left out
+        and logged: the rest serves."""
+        self._root, self._lock = root, threading.Lock()
+        files.make_directory(root, 0o700)
+        self._models: dict[str, Registered] = {}
+        for entry in readable_entries(sorted(root.glob("*.json")), Registered, lambda path: _owner(path.stem)):
+            try:
+                parse(entry.description)
+            except (BadDescription, VersionMismatch) as error:
+                log.error("model left out", model=entry.model, reason=str(error))
+                continue
+            self._models[entry.model] = entry
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+    def get(self, name: str) -> Registered:
+        """Raises UnknownModel."""
+        with self._lock:
+            entry, known = self._models.get(name), ", ".join(sorted(self._models)) or "none"
+        if entry is None:
+            raise UnknownModel(f"no model {name[:100]!r} is shared; shared models: {known}")
+        return entry
+
+    def all(self) -> list[Registered]:
+        with self._lock:
+            return [entry for _, entry in sorted(self._models.items())]
+
+    def put(self, entry: Registered) -> Registered | None:
+        """Register a sharing under its name; returns the one that it replaces."""
+        with self._lock:
+            old = self._models.get(entry.model)
+            save_entry(self._root / f"{entry.model}.json", entry, _owner(entry.model))
+            self._models[entry.model] = entry
+        return old
+
+
+def _owner(name: str) -> Owner:
+    return Owner("coordinator", name)
