@@ -265,6 +265,9 @@ def ditto(*args: str | Path, code: int = 0) -> Any:
 
 def test_the_commands(tmp_path: Path) -> None:
     ca, alice, file = tmp_path / "ca", tmp_path / "alice", tmp_path / "alice" / "client-alice.pem"
+    ditto("init", "--dir", tmp_path / "alone", "--authority-only")
+    assert {path.name for path in (tmp_path / "alone").iterdir()} == {"ca.pem", "ca.key", "crl.pem"}
+    ditto("init", "--dir", tmp_path / "other", "--authority-only", "--client", "x", code=2)
     ditto("init", "--dir", ca, "--client", "owner")
     assert identity_of(load_certificate(ca / "client.pem")) == Identity("client", "owner")
     asked = ditto("request", "client", "--name", "alice", "--dir", alice, "--json")

@@ -355,6 +355,14 @@ def test_a_callers_new_pair_needs_no_restart(certs: Path, serve: Callable[[Tls, 
 # Revocation --------------------------------------------------------------------------------------
 
 
+def later(certs: Path) -> bytes:
+    """A list of this authority that would be the next but one, with somebody else's certificate alone."""
+    for _ in range(3):
+        _, somebody = Authority(certs).issue(Identity("client", "carol"), [], certs / "client-carol")
+        Authority(certs).revoke(somebody)
+    return (certs / "crl.pem").read_bytes()
+
+
 def test_revoked_callers_are_refused(certs: Path, tmp_path: Path, serve: Callable[[Tls, str], int]) -> None:
     authority, path = Authority(certs), certs / "crl.pem"
     authority.issue(Identity("client", "bob"), [], certs / "client-bob")
@@ -375,10 +383,13 @@ def test_revoked_callers_are_refused(certs: Path, tmp_path: Path, serve: Callabl
             assert who(alice)[0] == "client/alice"
 
         only_bob()
-        flipped = bytearray(x509.load_pem_x509_crl(listed).public_bytes(serialization.Encoding.DER))
-        flipped[-1] ^= 1
-        forged = x509.load_der_x509_crl(bytes(flipped)).public_bytes(serialization.Encoding.PEM)
-        for bad in (b"", listed[:100], forged, (tmp_path / "other" / "crl.pem").read_bytes(), empty):
+        other = later(tmp_path / "other")
+        shutil.copytree(certs, tmp_path / "copy")
+        (tmp_path / "copy" / "crl.pem").write_bytes(empty)
+        tampered = bytearray(x509.load_pem_x509_crl(later(tmp_path / "copy")).public_bytes(serialization.Encoding.DER))
+        tampered[-1] ^= 1
+        forged = x509.load_der_x509_crl(bytes(tampered)).public_bytes(serialization.Encoding.PEM)
+        for bad in (b"", listed[:100], forged, other, empty):
             path.write_bytes(bad)  # damaged, not signed, another authority's, older: the last good one stays
             only_bob()
         path.unlink()

@@ -16,6 +16,7 @@ from ditto.net.certs import (
     LOCAL,
     Authority,
     Wanted,
+    init_authority,
     init_certs,
     load_certificate,
     login_name,
@@ -50,6 +51,9 @@ def init(
     client: Annotated[
         str | None, typer.Option("--client", help="The client's name; default: your login name.", show_default=False)
     ] = None,
+    authority_only: Annotated[
+        bool, typer.Option("--authority-only", help="No keys but the authority's: for several machines.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace certificates that exist.")] = False,
     json: Json = False,
 ) -> None:
@@ -57,6 +61,12 @@ def init(
     where, name = dir or _certs(), client or login_name()
     if (where / "ca.pem").exists() and not force:
         raise UsageError(f"{where} has certificates already; --force replaces them and their authority")
+    if authority_only:
+        if host or client:
+            raise UsageError("an authority alone has no hosts and no client")
+        init_authority(where)
+        emit({"dir": str(where)}) if json else out.print(f"{where}: an authority. Its key signs for every role.")
+        return
     init_certs(where, host or [], client=name)
     if json:
         emit({"dir": str(where), "roles": list(ROLES), "client": name, "hosts": [*LOCAL, *(host or [])]})

@@ -80,6 +80,14 @@ def init_certs(dir: Path, hosts: list[str], lifetime: dt.timedelta = LIFETIME, c
     """
     holder = identity("client", client)
     everywhere = check_hosts([host for host in hosts if host not in ROLES])
+    authority = init_authority(dir)
+    for role in SERVERS:
+        authority.issue(identity(role), everywhere, dir / role, lifetime)
+    authority.issue(holder, (), dir / "client", lifetime)
+
+
+def init_authority(dir: Path) -> Authority:
+    """Write `ca.pem`, `ca.key` and an empty `crl.pem`: a new authority, which has signed nothing yet."""
     files.make_directory(dir, 0o700)
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ditto authority")])
@@ -93,9 +101,7 @@ def init_certs(dir: Path, hosts: list[str], lifetime: dt.timedelta = LIFETIME, c
     _write_pair(dir, "ca", ca, key)
     authority = Authority(dir)
     authority.publish([])
-    for role in SERVERS:
-        authority.issue(identity(role), everywhere, dir / role, lifetime)
-    authority.issue(holder, (), dir / "client", lifetime)
+    return authority
 
 
 def complete(dir: Path) -> bool:
