@@ -144,7 +144,7 @@ def test_certificates_go_to_their_roles_only(tmp_path: Path) -> None:
         return {file: file.read_bytes() for file in tmp_path.rglob("*.*")}
 
     first = run()
-    expected = {tmp_path / "authority" / "ca.pem", tmp_path / "authority" / "ca.key"}
+    expected = {tmp_path / "authority" / name for name in ("ca.pem", "ca.key", "crl.pem")}
     for role in ROLES:
         expected |= {tmp_path / role / file for file in ("ca.pem", f"{role}.pem", f"{role}.key")}
     assert first.keys() == expected

@@ -1,6 +1,6 @@
 #!/bin/sh
 # The one-shot service `certs` of docker-compose.yml: an authority, and for each role ca.pem and its own pair in a
-# volume of its own. What is complete stays; --force makes everything anew (restart the servers after it).
+# volume of its own. What is complete stays; --force makes everything anew (servers read it by themselves).
 set -eu
 certs=${CERTS:-/roles} # another directory in tests
 roles="party0 party1 dealer coordinator client"
@@ -18,7 +18,7 @@ fi
 for role in $roles; do
     rm -f "$certs/$role/$role.key"
 done
-python -m ditto certs init --force --dir "$certs/authority"
+python -m ditto certs init --force --client local --dir "$certs/authority"
 for role in $roles; do
     cp "$certs/authority/ca.pem" "$certs/$role/"
     mv "$certs/authority/$role.pem" "$certs/$role/"

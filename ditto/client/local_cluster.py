@@ -25,7 +25,7 @@ import yaml
 from ditto import files
 from ditto.errors import CertificateError, ClusterError, DittoError
 from ditto.names import PARTIES, ROLES, SERVERS
-from ditto.net.certs import init_certs
+from ditto.net import certs
 from ditto.net.config import DEFAULT_PORTS, ClientConfig, DealerConfig, PartyConfig, load_config
 from ditto.net.emulation import Network
 from ditto.net.transport import connect, open_channel
@@ -82,14 +82,16 @@ class Cluster:
         touched, and it is an error, if a process runs on another one.
         """
         files.make_directory(self.root, 0o700)
-        if not all((self.certs / f"{name}.pem").exists() for name in ("ca", *ROLES)):
-            init_certs(self.certs, [])
+        if not certs.complete(self.certs):
+            certs.init_certs(self.certs, [], client=certs.login_name())
         files.make_directory(self.configs)
         peers = {role: f"127.0.0.1:{(ports or DEFAULT_PORTS)[role]}" for role in DEFAULT_PORTS}
         for role in ROLES:
             if self.config_path(role).exists():
                 continue
             pems = {"ca": "ca.pem", "cert": f"{role}.pem", "key": f"{role}.key"}
+            if role in peers:
+                pems |= {"crl": "crl.pem"}
             config: dict[str, Any] = {
                 "role": role,
                 "peers": peers,

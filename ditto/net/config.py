@@ -35,6 +35,7 @@ class Tls(_Strict):
     ca: Path
     cert: Path
     key: Path
+    crl: Path | None = None  # servers: the authority's list of revoked certificates
 
 
 class Peers(_Strict):
@@ -116,7 +117,7 @@ def load_config(path: Path, kind: type[C]) -> C:
         lines = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise ConfigError(f"{path}: " + "; ".join(lines)) from None
     base = path.resolve().parent
-    changes: dict[str, Any] = {"tls": Tls(**{k: base / v for k, v in dict(config.tls).items()})}
+    changes: dict[str, Any] = {"tls": Tls(**{k: base / v for k, v in dict(config.tls).items() if v is not None})}
     if config.data_dir is not None:
         changes["data_dir"] = base / config.data_dir
     return config.model_copy(update=changes)

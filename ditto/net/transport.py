@@ -1,23 +1,20 @@
 """gRPC channels and servers: mutual TLS, one role and version check, one mapping of errors.
 
-Every call carries the protocol version in its metadata. A server knows its caller by the common name of
-the client certificate; a client knows its server by the role in the certificate's names, so a stolen
-party certificate cannot stand in for the dealer's.
+Every call carries the protocol version in its metadata. A server knows its caller by the identity in the client
+certificate (`ditto.net.identity`); a client knows its server by the role among the certificate's DNS names, so a
+stolen party certificate cannot stand in for the dealer's. Neither works with a certificate that has no identity.
 """
 
 from __future__ import annotations
 
-import datetime as dt
 import re
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Container, Iterator, Mapping
 from concurrent import futures
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 import grpc
 import structlog
-from cryptography import x509
-from cryptography.x509.oid import NameOID
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
@@ -35,8 +32,10 @@ from ditto.errors import (
     VersionMismatch,
 )
 from ditto.net.config import Tls
+from ditto.net.identity import Identity, holder
+from ditto.net.tls import Pems, Revocations, server_credentials, watch
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 CHUNK = 1 << 20
 VERSION_KEY, CODE_KEY, PEER_KEY = "ditto-protocol", "ditto-code", "ditto-peer"
 log = structlog.get_logger()
@@ -83,46 +82,6 @@ def options(max_message_mb: int) -> list[tuple[str, int]]:
     ]
 
 
-# Certificates ------------------------------------------------------------------------------------
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CertificateError(f"cannot read {path}: {error.strerror} (run `ditto certs init`)") from None
-
-
-def load_tls(tls: Tls, role: str) -> tuple[bytes, bytes, bytes]:
-    """The PEM bytes (ca, key, cert), after checking that this CA signed this certificate for this role."""
-    ca, key, cert = _read(tls.ca), _read(tls.key), _read(tls.cert)
-    try:
-        own, root = x509.load_pem_x509_certificate(cert), x509.load_pem_x509_certificate(ca)
-    except ValueError:
-        raise CertificateError(f"{tls.cert} or {tls.ca} is not a PEM certificate") from None
-    try:
-        own.verify_directly_issued_by(root)
-    except Exception:  # signature or issuer, of several classes
-        raise CertificateError(f"{tls.cert} was not signed by the CA in {tls.ca}") from None
-    names = [a.value for a in own.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
-    if names != [role]:
-        raise CertificateError(f"{tls.cert} is for {names}, not for {role}")
-    for path, certificate in ((tls.cert, own), (tls.ca, root)):
-        if certificate.not_valid_after_utc < dt.datetime.now(dt.UTC):
-            day = certificate.not_valid_after_utc.date()
-            raise CertificateError(f"{path} expired on {day} (renew with `ditto certs init --force`)")
-    return ca, key, cert
-
-
-def _named_by_role(cert: bytes, role: str) -> bool:
-    """Whether this CA writes the role into a certificate's names, so that a server's can be checked."""
-    try:
-        names = x509.load_pem_x509_certificate(cert).extensions.get_extension_for_class(x509.SubjectAlternativeName)
-    except x509.ExtensionNotFound:
-        return False
-    return role in names.value.get_values_for_type(x509.DNSName)
-
-
 # Client side -------------------------------------------------------------------------------------
 
 
@@ -145,16 +104,94 @@ class _Stamp(
     intercept_stream_unary = intercept_stream_stream = _call  # type: ignore[assignment]
 
 
+class _Method:
+    """One method of a channel that may be opened anew: each call goes over the newest."""
+
+    def __init__(self, newest: Callable[[], grpc.Channel], kind: str, args: tuple[Any, ...], named: Any) -> None:
+        self._newest, self._kind, self._args, self._named = newest, kind, args, named
+        self._made: tuple[grpc.Channel | None, Any] = (None, None)
+
+    def _now(self) -> Any:
+        channel, method = self._made
+        if (newest := self._newest()) is not channel:
+            method = getattr(newest, self._kind)(*self._args, **self._named)
+            self._made = (newest, method)
+        return method
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        return self._now()(*args, **named)
+
+    def with_call(self, *args: Any, **named: Any) -> Any:
+        return self._now().with_call(*args, **named)
+
+    def future(self, *args: Any, **named: Any) -> Any:
+        return self._now().future(*args, **named)
+
+
+class _Renewed(grpc.Channel):
+    """A channel whose calls go over a new connection once the certificate files have changed.
+
+    Calls under way stay on theirs: older connections are kept until the channel is closed.
+    """
+
+    def __init__(self, files: Callable[[], Pems], open: Callable[[Pems], grpc.Channel]) -> None:
+        self._files, self._open, self._lock = files, open, threading.Lock()
+        self._pems = files()
+        self._channels = [open(self._pems)]
+
+    def _newest(self) -> grpc.Channel:
+        with self._lock:
+            if (pems := self._files()) is not self._pems:
+                self._pems = pems
+                self._channels.append(self._open(pems))
+            return self._channels[-1]
+
+    def unary_unary(self, *args: Any, **named: Any) -> Any:
+        return _Method(self._newest, "unary_unary", args, named)
+
+    def unary_stream(self, *args: Any, **named: Any) -> Any:
+        return _Method(self._newest, "unary_stream", args, named)
+
+    def stream_unary(self, *args: Any, **named: Any) -> Any:
+        return _Method(self._newest, "stream_unary", args, named)
+
+    def stream_stream(self, *args: Any, **named: Any) -> Any:
+        return _Method(self._newest, "stream_stream", args, named)
+
+    def subscribe(self, callback: Callable[[grpc.ChannelConnectivity], None], try_to_connect: bool = False) -> None:
+        self._newest().subscribe(callback, try_to_connect)
+
+    def unsubscribe(self, callback: Callable[[grpc.ChannelConnectivity], None]) -> None:
+        for channel in self._channels:
+            channel.unsubscribe(callback)
+
+    def close(self) -> None:
+        with self._lock:
+            for channel in self._channels:
+                channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 def open_channel(
     address: str, peer: str, tls: Tls, role: str, max_message_mb: int = 4, version: int = PROTOCOL_VERSION
 ) -> grpc.Channel:
-    """A lazy channel to `peer`; nothing is sent before the first call."""
-    ca, key, cert = load_tls(tls, role)
-    credentials = grpc.ssl_channel_credentials(root_certificates=ca, private_key=key, certificate_chain=cert)
-    args: list[tuple[str, Any]] = [*options(max_message_mb)]
-    if _named_by_role(cert, role):
-        args.append(("grpc.ssl_target_name_override", peer))
-    return grpc.intercept_channel(grpc.secure_channel(address, credentials, options=args), _Stamp(version))
+    """A lazy channel to `peer`; nothing is sent before the first call.
+
+    The server must hold the role `peer`, whatever its address. Raises CertificateError if the caller's own files do not
+    make it a `role`; when they change, the next call goes over a new connection with the new ones.
+    """
+    args: list[tuple[str, Any]] = [*options(max_message_mb), ("grpc.ssl_target_name_override", peer)]
+
+    def secure(pems: Pems) -> grpc.Channel:
+        credentials = grpc.ssl_channel_credentials(pems.ca, pems.key, pems.cert)
+        return grpc.secure_channel(address, credentials, options=args)
+
+    return grpc.intercept_channel(_Renewed(watch(tls, role).current, secure), _Stamp(version))
 
 
 def connect(channel: grpc.Channel, peer: str, timeout: float) -> None:
@@ -173,7 +210,9 @@ def connect(channel: grpc.Channel, peer: str, timeout: float) -> None:
     retrying(check)
 
 
-_TLS_TROUBLE = re.compile(r"certificate|handshake|ssl_error|tsi_|peer name|hostname", re.IGNORECASE)
+# What gRPC says when a handshake was refused: a chain that does not verify, an alert, another name. Not when it ended
+# early ("Handshake read failed"): then the server was stopped, or killed, or not the one that listens there.
+_TLS_TROUBLE = re.compile(r"TSI_PROTOCOL_FAILURE|SSL_ERROR_SSL|Hostname Verification Check|Peer name .* is not in")
 
 
 def from_rpc_error(error: grpc.RpcError, peer: str, running: bool = False) -> DittoError:
@@ -203,13 +242,6 @@ def from_rpc_error(error: grpc.RpcError, peer: str, running: bool = False) -> Di
 # Server side -------------------------------------------------------------------------------------
 
 
-def caller(context: grpc.ServicerContext) -> str:
-    """The role in the caller's certificate."""
-    names = context.auth_context().get("x509_common_name") or [b""]
-    name = next(iter(names))
-    return name.decode() if isinstance(name, bytes) else str(name)
-
-
 def abort(context: grpc.ServicerContext, error: DittoError) -> NoReturn:
     status = _STATUS.get(type(error), grpc.StatusCode.FAILED_PRECONDITION)
     if type(error) is DittoError:
@@ -220,19 +252,28 @@ def abort(context: grpc.ServicerContext, error: DittoError) -> NoReturn:
 
 
 class _Guard(grpc.ServerInterceptor):
-    """Checks role and version before a handler runs, and turns its exceptions into rich statuses."""
+    """Checks identity, role and version before a handler runs, and turns its exceptions into rich statuses."""
 
-    def __init__(self, me: str, roles: Roles) -> None:
-        self._me, self._roles = me, roles
+    def __init__(self, me: str, roles: Roles, revoked: Container[int] = ()) -> None:
+        self._me, self._roles, self._revoked = me, roles, revoked
+
+    def _caller(self, context: grpc.ServicerContext) -> Identity:
+        try:
+            identity, serial = holder(context)
+        except CertificateError as error:
+            raise CertificateError(f"{self._me}: {error}", peer=self._me) from None
+        if serial in self._revoked:
+            raise CertificateError(f"{self._me}: the certificate of {identity} was revoked", peer=self._me)
+        return identity
 
     def _check(self, method: str, context: grpc.ServicerContext) -> None:
-        allowed, role = self._roles.get(method, frozenset()), caller(context)
-        if role not in allowed:
-            raise CertificateError(f"{self._me}: {role or 'nobody'} may not call {method}", peer=self._me)
+        identity = self._caller(context)
+        if identity.role not in self._roles.get(method, frozenset()):
+            raise CertificateError(f"{self._me}: {identity} may not call {method}", peer=self._me)
         version = dict(context.invocation_metadata()).get(VERSION_KEY)
         if version != str(PROTOCOL_VERSION):
             raise VersionMismatch(
-                f"{self._me} speaks protocol {PROTOCOL_VERSION}, {role} speaks {version!r}", peer=self._me
+                f"{self._me} speaks protocol {PROTOCOL_VERSION}, {identity} speaks {version!r}", peer=self._me
             )
 
     def _fail(self, method: str, context: grpc.ServicerContext, error: Exception) -> NoReturn:
@@ -299,16 +340,19 @@ class _Guard(grpc.ServerInterceptor):
 
 
 def build_server(listen: str, tls: Tls, me: str, roles: Roles, max_message_mb: int = 4) -> tuple[grpc.Server, int]:
-    """A server with mutual TLS and a health service, not started yet, and the port that it is bound to."""
-    ca, key, cert = load_tls(tls, me)
-    credentials = grpc.ssl_server_credentials([(key, cert)], root_certificates=ca, require_client_auth=True)
+    """A server with mutual TLS and a health service, not started yet, and the port that it is bound to.
+
+    Certificate files are read again when they change. With `tls.crl`, callers on that list are refused, call by call.
+    """
+    certificates = watch(tls, me)
+    revoked: Container[int] = Revocations(tls.crl, tls, certificates) if tls.crl else ()
     pool = futures.ThreadPoolExecutor(max_workers=32, thread_name_prefix="rpc")
-    server = grpc.server(pool, interceptors=[_Guard(me, roles)], options=options(max_message_mb))
+    server = grpc.server(pool, interceptors=[_Guard(me, roles, revoked)], options=options(max_message_mb))
     checks = health.HealthServicer()
     checks.set("", health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     try:
-        port = server.add_secure_port(listen, credentials)
+        port = server.add_secure_port(listen, server_credentials(certificates))
     except RuntimeError:
         port = 0
     if port == 0:

@@ -26,9 +26,10 @@ from ditto.names import ID, NAME, PARTIES, check_id, check_name
 from ditto.net.config import DealerConfig
 from ditto.net.emulation import Link
 from ditto.net.framing import around_dealt
+from ditto.net.identity import caller
 from ditto.net.messages import plan_of
 from ditto.net.metrics import DealerMetrics
-from ditto.net.transport import CHUNK, Roles, caller, short
+from ditto.net.transport import CHUNK, Roles, short
 from ditto.ring.kernels import kernel_of
 from ditto.ring.prg import derive, new_seed
 from ditto.service.stored import Owner, StoredEntry, load_entry, readable_entries, save_entry
@@ -266,12 +267,12 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
             entry = self._entry(request.share_id)
         if (entry.model, entry.description) != (request.model, request.description):
             raise ClusterError("the parties registered different models under one sharing", peer="dealer")
-        return dealer_pb2.ModelSeedReply(seed=_pair(bytes.fromhex(entry.master))[PARTIES.index(caller(context))])
+        return dealer_pb2.ModelSeedReply(seed=_pair(bytes.fromhex(entry.master))[PARTIES.index(caller(context).role)])
 
     def Correlations(
         self, request: dealer_pb2.CorrelationsRequest, context: grpc.ServicerContext
     ) -> Iterator[dealer_pb2.CorrelationsReply]:
-        party = PARTIES.index(caller(context))
+        party = PARTIES.index(caller(context).role)
         job = self._join(request, party)
 
         def left() -> None:
