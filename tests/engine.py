@@ -14,7 +14,6 @@ from ditto.engine.job import Carried, DealerJob, PartyJob
 from ditto.engine.ledger import Ledger
 from ditto.engine.program import Program, Wire
 from ditto.engine.weights import DealerWeights, PartyWeights
-from ditto.ops import Masked
 from ditto.ring import signed
 from ditto.ring.prg import Prg, new_seed
 
@@ -37,13 +36,6 @@ class QueueSource:
     @property
     def left(self) -> int:
         return len(self._rest) + sum(map(len, self.pieces.queue))
-
-
-def additive(x: Any, party: int) -> torch.Tensor:
-    """The additive share that an opened wire stands for: x = m - r."""
-    if isinstance(x, Masked):
-        return x.value - x.mask if party == 0 else -x.mask
-    return x  # type: ignore[no-any-return]
 
 
 @dataclass
@@ -76,6 +68,11 @@ def both(work: Any) -> None:
         t.join(timeout=120)
     if errors:
         raise errors[0]
+
+
+def beside(stages: int = 1, jobs: int = 1) -> tuple[int, int]:
+    """(rounds, bytes) that a party sends beside its programs: the common key once a job, transcripts once a stage."""
+    return jobs * (1 + stages), jobs * (16 + 32 * stages)
 
 
 class Session:
@@ -116,7 +113,7 @@ class Session:
                 jobs[i].run(layer)
 
         both(work)
-        a, b = ({n: additive(x, j.party) for n, x in j.outputs().items()} for j in jobs)
+        a, b = (job.outputs() for job in jobs)
         outputs = {n: signed(a[n] + b[n], w.ring) for n, w in program.outputs.items()}
         return Run(outputs, ledgers, sources, jobs)
 
