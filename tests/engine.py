@@ -79,12 +79,17 @@ class Session:
     """Both parties and the dealer over memory channels, for the stages of one job."""
 
     def __init__(self, weights: dict[str, Wire], values: dict[str, torch.Tensor], job: str = "job") -> None:
-        self.job, self._model, self._seeds = job, (new_seed(), new_seed()), (new_seed(), new_seed())
+        self._model = new_seed(), new_seed()
         self.channels = MemoryChannel.pair()
         shares = {name: split(w, weights[name].ring) for name, w in values.items()}
         self._held = [PartyWeights(weights, i, self._model[i], {n: s[i] for n, s in shares.items()}) for i in (0, 1)]
         both(lambda i: self._held[i].open_masked(self.channels[i]))
         self._dealer = DealerWeights(weights, self._model)
+        self.next_job(job)
+
+    def next_job(self, job: str) -> None:
+        """On the same weights, under masks of its own."""
+        self.job, self._seeds = job, (new_seed(), new_seed())
         self._masks: dict[str, torch.Tensor] = {}
         self._carried = (Carried(), Carried())
         self._first = 0
@@ -107,14 +112,16 @@ class Session:
             for party_job, share in zip(jobs, split(x, program.inputs[name].ring), strict=True):
                 party_job.set_input(name, share)
 
+        shares: list[dict[str, torch.Tensor]] = [{}, {}]
+
         def work(i: int) -> None:
             for layer in range(len(program.layers)):
                 jobs[i].prepare(layer)
                 jobs[i].run(layer)
+            shares[i] = jobs[i].outputs()
 
         both(work)
-        a, b = (job.outputs() for job in jobs)
-        outputs = {n: signed(a[n] + b[n], w.ring) for n, w in program.outputs.items()}
+        outputs = {n: signed(shares[0][n] + shares[1][n], w.ring) for n, w in program.outputs.items()}
         return Run(outputs, ledgers, sources, jobs)
 
 
