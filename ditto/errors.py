@@ -97,6 +97,10 @@ class BadDescription(DittoError):
     exit_code, code, help = 28, "DESCRIPTION", "a model's public description is malformed"
 
 
+class IntegrityError(DittoError):
+    exit_code, code, help = 33, "INTEGRITY", "what arrived is not what was sent"
+
+
 class Interrupted(DittoError):
     exit_code, code, help = 130, "INTERRUPTED", "interrupted"
 

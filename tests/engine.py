@@ -14,7 +14,6 @@ from ditto.engine.job import Carried, DealerJob, PartyJob
 from ditto.engine.ledger import Ledger
 from ditto.engine.program import Program, Wire
 from ditto.engine.weights import DealerWeights, PartyWeights
-from ditto.ops import Masked
 from ditto.ring import signed
 from ditto.ring.prg import Prg, new_seed
 
@@ -37,13 +36,6 @@ class QueueSource:
     @property
     def left(self) -> int:
         return len(self._rest) + sum(map(len, self.pieces.queue))
-
-
-def additive(x: Any, party: int) -> torch.Tensor:
-    """The additive share that an opened wire stands for: x = m - r."""
-    if isinstance(x, Masked):
-        return x.value - x.mask if party == 0 else -x.mask
-    return x  # type: ignore[no-any-return]
 
 
 @dataclass
@@ -78,16 +70,26 @@ def both(work: Any) -> None:
         raise errors[0]
 
 
+def beside(stages: int = 1, jobs: int = 1) -> tuple[int, int]:
+    """(rounds, bytes) that a party sends beside its programs: the common key once a job, transcripts once a stage."""
+    return jobs * (1 + stages), jobs * (16 + 32 * stages)
+
+
 class Session:
     """Both parties and the dealer over memory channels, for the stages of one job."""
 
     def __init__(self, weights: dict[str, Wire], values: dict[str, torch.Tensor], job: str = "job") -> None:
-        self.job, self._model, self._seeds = job, (new_seed(), new_seed()), (new_seed(), new_seed())
+        self._model = new_seed(), new_seed()
         self.channels = MemoryChannel.pair()
         shares = {name: split(w, weights[name].ring) for name, w in values.items()}
         self._held = [PartyWeights(weights, i, self._model[i], {n: s[i] for n, s in shares.items()}) for i in (0, 1)]
         both(lambda i: self._held[i].open_masked(self.channels[i]))
         self._dealer = DealerWeights(weights, self._model)
+        self.next_job(job)
+
+    def next_job(self, job: str) -> None:
+        """On the same weights, under masks of its own."""
+        self.job, self._seeds = job, (new_seed(), new_seed())
         self._masks: dict[str, torch.Tensor] = {}
         self._carried = (Carried(), Carried())
         self._first = 0
@@ -110,14 +112,16 @@ class Session:
             for party_job, share in zip(jobs, split(x, program.inputs[name].ring), strict=True):
                 party_job.set_input(name, share)
 
+        shares: list[dict[str, torch.Tensor]] = [{}, {}]
+
         def work(i: int) -> None:
             for layer in range(len(program.layers)):
                 jobs[i].prepare(layer)
                 jobs[i].run(layer)
+            shares[i] = jobs[i].outputs()
 
         both(work)
-        a, b = ({n: additive(x, j.party) for n, x in j.outputs().items()} for j in jobs)
-        outputs = {n: signed(a[n] + b[n], w.ring) for n, w in program.outputs.items()}
+        outputs = {n: signed(shares[0][n] + shares[1][n], w.ring) for n, w in program.outputs.items()}
         return Run(outputs, ledgers, sources, jobs)
 
 

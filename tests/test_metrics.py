@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from engine import beside
 from prometheus_client.parser import text_string_to_metric_families
 from typer.testing import CliRunner
 
@@ -28,6 +29,7 @@ from ditto.ring.prg import SEED_BYTES
 from ditto.service.job_run import Account
 
 SEQ = 16
+ROUNDS, BYTES = beside()  # of a job, beside its program
 Samples = dict[tuple[str, ...], float]  # (name, label values in the order of their names)
 
 
@@ -99,8 +101,8 @@ def test_metrics_equal_the_report(cluster: Cluster) -> None:
         assert rise("coordinator", "ditto_job_seconds_sum", phase) == pytest.approx(report[phase]["seconds"])
     for party, role in enumerate(PARTIES):
         traffic, peer = report["traffic"][role], report["traffic"][PARTIES[1 - party]]
-        assert rise(role, "ditto_rounds_total") == report["online"]["rounds"] == traffic["rounds"]
-        assert traffic["sent"]["payload"] == report["online"]["bytes_sent"][party]
+        assert rise(role, "ditto_rounds_total") == traffic["rounds"] == report["online"]["rounds"] + ROUNDS
+        assert traffic["sent"]["payload"] == report["online"]["bytes_sent"][party] + BYTES
         assert traffic["from_dealer"]["payload"] == report["offline"]["bytes_to_party"][party]
         assert traffic["received"] == peer["sent"] and traffic["sent"]["framing"] > 0
         for part in ("payload", "framing"):
@@ -194,8 +196,9 @@ def test_log_lines_carry_role_job_and_layer(cluster: Cluster) -> None:
         assert mine[-1]["outcome"] == "done"
         if role in PARTIES:
             traffic, party = report["traffic"][role], PARTIES.index(role)
-            assert mine[-1]["payload_sent"] == traffic["sent"]["payload"] == report["online"]["bytes_sent"][party]
-            assert mine[-1]["rounds"] == report["online"]["rounds"]
+            sent = report["online"]["bytes_sent"][party] + BYTES
+            assert mine[-1]["payload_sent"] == traffic["sent"]["payload"] == sent
+            assert mine[-1]["rounds"] == report["online"]["rounds"] + ROUNDS
             steps = [(line["layer"], line["phase"]) for line in mine if line["event"] == "layer done"]
             assert steps == [(i, phase) for i in range(len(report["layers"])) for phase in ("offline", "online")]
 

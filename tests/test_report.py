@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engine import beside
 from test_trace import check_trace
 from typer.testing import CliRunner
 
@@ -292,7 +293,7 @@ def test_bench_model_writes_its_report(tmp_path: Path) -> None:
     assert costs["kernels"].keys() == {"16 bits", "32 bits", "64 bits"}
     assert set(costs["kernels"].values()) <= {"integer", "float64", "int8"}
     for party, counted in enumerate(costs["traffic"].values()):
-        assert counted["sent"]["payload"] == costs["online"]["bytes_sent"][party]
+        assert counted["sent"]["payload"] == costs["online"]["bytes_sent"][party] + beside()[1]
         assert counted["from_dealer"]["payload"] == costs["offline"]["bytes_to_party"][party]
     for layer, row in zip(costs["rounds_timeline"]["layers"], costs["layers"], strict=True):
         party = costs["rounds_timeline"]["party"]

@@ -17,7 +17,7 @@ import torch
 from ditto.client.report import Report
 from ditto.client.status import activity
 from ditto.engine.program import Program, Wire
-from ditto.engine.sharing import reveal, share
+from ditto.engine.sharing import answer_type, reveal, share
 from ditto.errors import BadCheckpoint, BadShare, DittoError, UsageError
 from ditto.models import Description, Plan, parse
 from ditto.models.compiled import program_for, weights_of
@@ -251,7 +251,7 @@ class Client:
             return unpack(data, wire.ring, tuple(wire.shape))
 
         outputs = {}
-        for name, wire in program.outputs.items():
+        for name, wire in ((name, answer_type(wire)) for name, wire in program.outputs.items()):
             first, second = self._pool.map(fetch, (0, 1), (name, name), (wire, wire))
             outputs[name] = reveal((first, second), wire)
         return outputs

@@ -1,18 +1,23 @@
-"""How two parties talk: labelled exchanges, counted where they are framed."""
+"""How two parties exchange bytes: labelled messages, counted where they are framed, and agreed upon at the end."""
 
 from __future__ import annotations
 
 import queue
 from typing import Protocol
 
-from ditto.errors import PeerLost
+from ditto.errors import IntegrityError, PeerLost
+from ditto.transcript import DIGEST, Transcript, digest
 
 
 class Channel(Protocol):
-    """One party's end. `payload_sent` counts the bytes of messages, `framing_sent` the labels around them."""
+    """One party's end. `payload_sent` counts the bytes of messages, `framing_sent` the labels around them.
+
+    `transcript` takes every message that was sent and received whole.
+    """
 
     payload_sent: int
     framing_sent: int
+    transcript: Transcript
 
     def exchange(self, label: str, payload: bytes) -> bytes:
         """Send `payload`, return the peer's message of the same label: one round."""
@@ -25,6 +30,7 @@ class MemoryChannel:
         self._out, self._in = out, into
         self.payload_sent = 0
         self.framing_sent = 0
+        self.transcript = Transcript()
 
     @classmethod
     def pair(cls) -> tuple[MemoryChannel, MemoryChannel]:
@@ -39,4 +45,25 @@ class MemoryChannel:
         got, theirs = self._in.get(timeout=60)
         if got != label:
             raise PeerLost(f"peer is at {got!r}, this party at {label!r}")
+        self.transcript.add("sent", label, digest(label, payload))
+        self.transcript.add("received", label, digest(label, theirs))
         return theirs
+
+
+def compare_transcripts(channel: Channel, party: int, until: str) -> None:
+    """Make sure that each party received what the other sent, from the first message on. One round of 32 bytes.
+
+    1. Party i has two hashes: over what party 0 sent and over what party 1 sent, one as sender, one as receiver.
+    2. Both send both, party 0's first.
+    3. They are equal, or IntegrityError says whose messages are not what arrived. `until` names the moment.
+    """
+    # 1
+    sent, received = channel.transcript.value("sent"), channel.transcript.value("received")
+    mine = sent + received if party == 0 else received + sent
+    # 2
+    theirs = channel.exchange(f"transcript/{until}", mine)
+    # 3
+    differ = [i for i in (0, 1) if mine[i * DIGEST : (i + 1) * DIGEST] != theirs[i * DIGEST : (i + 1) * DIGEST]]
+    if differ or len(theirs) != len(mine):
+        whose = " and ".join(f"party{i}" for i in differ or (1 - party,))
+        raise IntegrityError(f"the parties' transcripts differ at the end of {until}: {whose} sent what did not arrive")

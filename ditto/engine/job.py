@@ -10,15 +10,17 @@ from typing import Any, Protocol
 
 import torch
 
-from ditto.engine.channel import Channel
+from ditto.engine.channel import Channel, compare_transcripts
 from ditto.engine.ledger import LayerTimes, Ledger, Round
-from ditto.engine.program import Program, Step
+from ditto.engine.program import Program, Step, Wire
+from ditto.engine.sharing import common_key, rerandomised
 from ditto.engine.weights import DealerWeights, PartyWeights
 from ditto.errors import BadShare, ReuseError
 from ditto.ops import Masked, Op
 from ditto.ops.base import Correlations, Shared
 from ditto.ring import cast, pack, unpack
 from ditto.ring.prg import Prg, derive
+from ditto.transcript import digest
 
 Tensor = torch.Tensor
 
@@ -131,10 +133,13 @@ class _PartyContext:
             return prg.ring(of.shape, of.bits)
         nbytes = of.nbytes
         self.received += nbytes
-        return unpack(self._source.take(nbytes), of.bits, of.shape)
+        data, label = memoryview(self._source.take(nbytes)), f"{self._index}/{self._label} {_type(of.shape, of.bits)}"
+        self._channel.transcript.add("dealt", label, digest(label, data))
+        return unpack(data, of.bits, of.shape)
 
-    def _exchange(self, mine: bytes) -> memoryview:
-        start, label = time.perf_counter(), f"{self._job}/{self._index}/{self._label}"
+    def _exchange(self, mine: bytes, types: str) -> memoryview:
+        """One message each way, under a label that binds the types: a peer that opens another type is an error."""
+        start, label = time.perf_counter(), f"{self._index}/{self._label} {types}"
         theirs = memoryview(self._channel.exchange(label, mine))
         self.openings.append((start, time.perf_counter() - start, len(mine)))
         if len(theirs) != len(mine):
@@ -142,16 +147,23 @@ class _PartyContext:
         return theirs
 
     def open_bits(self, words: Tensor) -> Tensor:
-        return words ^ unpack(self._exchange(pack(words, 64)), 64, tuple(words.shape))
+        shape = tuple(words.shape)
+        return words ^ unpack(self._exchange(pack(words, 64), f"bits {_type(shape, 64)}"), 64, shape)
 
     def open(self, shares: list[Tensor], bits: list[int]) -> list[Tensor]:
         mine = [pack(x, b) for x, b in zip(shares, bits, strict=True)]
-        theirs = self._exchange(mine[0] if len(mine) == 1 else b"".join(mine))
+        types = "+".join(_type(tuple(x.shape), b) for x, b in zip(shares, bits, strict=True))
+        theirs = self._exchange(mine[0] if len(mine) == 1 else b"".join(mine), types)
         opened, start = [], 0
         for x, b, raw in zip(shares, bits, mine, strict=True):
             opened.append(x + unpack(theirs[start : start + len(raw)], b, tuple(x.shape)))
             start += len(raw)
         return opened
+
+
+def _type(shape: tuple[int, ...], bits: int) -> str:
+    """As labels have it: "24:2x16x768"."""
+    return f"{bits}:{'x'.join(map(str, shape))}"
 
 
 @cache
@@ -164,11 +176,13 @@ def _prepares(kind: type[Op]) -> bool:
 class Carried:
     """What the stages of a job leave to later ones, by name: one party's values, and the masks of opened ones.
 
-    Masks are there as soon as a stage is prepared, values once it has run.
+    Masks are there as soon as a stage is prepared, values once it has run. `key` is the job's common key
+    (`ditto.engine.sharing.common_key`), agreed upon when the first stage is prepared.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     masks: dict[str, Tensor] = field(default_factory=dict)
+    key: bytes = b""
 
 
 class PartyJob:
@@ -226,6 +240,7 @@ class PartyJob:
         self._enter("prepare", layer)
         began = time.perf_counter()
         if layer == 0:
+            self._carried.key = self._carried.key or common_key(self._channel, self.party, self.job)
             self._masks.update((n, self._carried.masks[n]) for n in self.program.carried if n in self._carried.masks)
         context = _PartyContext(self.party, self.job, self._seed, self._source, self._channel)
         for index, step in self._layers[layer]:
@@ -253,7 +268,8 @@ class PartyJob:
 
     @torch.inference_mode()
     def run(self, layer: int) -> None:
-        """Online: this layer's openings and local work."""
+        """Online: this layer's openings and local work. After the last one both parties compare their transcripts:
+        raises IntegrityError."""
         self._enter("run", layer)
         missing = self.program.inputs.keys() - self._values.keys() if layer == 0 else ()
         if missing:
@@ -288,7 +304,15 @@ class PartyJob:
 
         if layer == len(self.program.layers) - 1:
             self._carried.values.update((n, self._values[w.name]) for n, w in self.program.kept.items())
+            compare_transcripts(self._channel, self.party, f"step {self._first + len(self.program.steps)}")
 
     def outputs(self) -> dict[str, Tensor]:
-        """This party's shares of the outputs, for the client alone."""
-        return {name: self._values[wire.name] for name, wire in self.program.outputs.items()}
+        """This party's shares of the outputs, for the client alone: shared anew, an opened one by its mask."""
+
+        def anew(name: str, wire: Wire) -> Tensor:
+            value = self._values[wire.name]
+            if isinstance(value, Masked):
+                value = value.value - value.mask if self.party == 0 else -value.mask
+            return rerandomised(value, self.party, self._carried.key, self._first, name, wire)
+
+        return {name: anew(name, wire) for name, wire in self.program.outputs.items()}

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import torch
 
+from ditto.engine.channel import Channel
 from ditto.engine.program import Wire
 from ditto.errors import BadShare
 from ditto.ops.base import Cost
-from ditto.ring import signed
-from ditto.ring.prg import Prg, derive
+from ditto.ring import cast, signed
+from ditto.ring.prg import SEED_BYTES, Prg, derive, new_seed
+
+SPARE = 2  # bits above a bound's own that an answer keeps
 
 
 def seeded_share(name: str, wire: Wire, seed: bytes) -> torch.Tensor:
@@ -31,6 +37,56 @@ def share(name: str, x: torch.Tensor, wire: Wire, seed: bytes) -> torch.Tensor:
 def reveal(shares: tuple[torch.Tensor, torch.Tensor], wire: Wire) -> torch.Tensor:
     """x = [x]_0 + [x]_1 mod 2^l at the client that both parties send their share to: signed int64. Exact."""
     return signed(shares[0].to(torch.int64) + shares[1].to(torch.int64), wire.ring)
+
+
+def common_key(channel: Channel, party: int, job: str) -> bytes:
+    """A key of one job that both parties know and nobody else. One message of 16 bytes each way. Raises BadShare.
+
+    1. Party i draws s_i, 16 bytes from the operating system, and sends them to the other party.
+    2. The key is HKDF(s_0 || s_1, "common", job). It is uniform to whoever does not read the link between the parties:
+       neither the dealer nor a client does.
+    """
+    # 1
+    mine = new_seed()
+    theirs = bytes(channel.exchange("common key", mine))
+    if len(theirs) != SEED_BYTES:
+        raise BadShare(f"common key: {len(theirs)} bytes from the peer, expected {SEED_BYTES}")
+    # 2
+    return derive(mine + theirs if party == 0 else theirs + mine, "common", job)
+
+
+def rerandomised(share: torch.Tensor, party: int, key: bytes, step: int, name: str, wire: Wire) -> torch.Tensor:
+    """[y] over Z_2^l shared anew: this party's share of the same y. Exact; no message.
+
+    `key` is the job's common one, `step` the first step of the stage whose output it is.
+
+    1. Both parties expand T, uniform over Z_2^l, from HKDF(key, "output", step, name).
+    2. [y']_0 = [y]_0 + T, [y']_1 = [y]_1 - T.
+
+    What a client receives is then ([y']_0, y - [y']_0), and [y']_0 is uniform and independent of all that the dealer
+    knows, since T is, and T masks nothing else. A client and the dealer together see y and what they drew themselves.
+    As the last operation leaves it, [y]_1 is a public function of the dealer's masks, the weights and the values before
+    it: linear equations that say far more of them than y does.
+    """
+    # 1
+    t = Prg(derive(key, "output", step, name)).ring(wire.shape, wire.ring)
+    # 2
+    y = cast(share, wire.ring)
+    return y + t if party == 0 else y - t
+
+
+def answer_type(wire: Wire) -> Wire:
+    """The type in which a client receives an output: the smallest ring of whole bytes that holds its bound, and SPARE
+    bits above it.
+
+    An additive share reduces mod 2^l' locally, and y mod 2^l' is y itself for |y| < 2^(l'-1). SPARE keeps values right
+    that exceed a calibrated bound somewhat, up to fourfold. The fraction bits stay: dropping low bits of shares is a
+    truncation, which rounds at random, so that the answer would no longer be the program's.
+    """
+    if wire.bound <= 0:
+        return wire
+    need = math.frexp(wire.bound)[1] + wire.frac + SPARE + 1
+    return replace(wire, ring=min(wire.ring, max(8, -(-need // 8) * 8)))
 
 
 def share_cost(wire: Wire) -> Cost:

@@ -1,4 +1,5 @@
 """Framing: the bytes that gRPC puts around payload, in closed form: Message.ByteSize() would encode the payload too.
+And the digest that each message of a stream carries over all that is in it.
 
 Counted are protobuf's fields, the 5 bytes before each gRPC message and one HTTP/2 frame header of 9. Further HTTP/2
 frames of a large message, TLS and TCP/IP come on top (benchmarks/wire_bytes.py measures them).
@@ -6,6 +7,7 @@ frames of a large message, TLS and TCP/IP come on top (benchmarks/wire_bytes.py 
 
 from __future__ import annotations
 
+from ditto.transcript import DIGEST, digest
 from ditto.wire import dealer_pb2, party_pb2
 
 PREFIX = 5 + 9
@@ -19,10 +21,21 @@ def field_size(value: int, length: int = 0) -> int:
 def around_frame(frame: party_pb2.Frame, offset: int, size: int) -> int:
     """Framing of one piece of `size` bytes at `offset`; the other fields are those of `frame`."""
     texts = (len(text.encode()) for text in (frame.job, frame.label, frame.abort))
-    fields = sum(field_size(n, n) for n in texts) + field_size(size)
+    fields = sum(field_size(n, n) for n in texts) + field_size(size) + field_size(DIGEST, DIGEST)
     return fields + sum(field_size(n) for n in (frame.sequence, offset, frame.total)) + PREFIX
 
 
 def around_dealt(reply: dealer_pb2.CorrelationsReply) -> int:
     """Framing of one message of the dealer; the seed counts as framing."""
-    return sum(field_size(len(part)) for part in (reply.seed, reply.data)) + len(reply.seed) + PREFIX
+    around = sum(field_size(len(part)) for part in (reply.seed, reply.data)) + len(reply.seed) + PREFIX
+    return around + field_size(DIGEST, DIGEST)
+
+
+def frame_digest(frame: party_pb2.Frame, offset: int, data: bytes | memoryview) -> bytes:
+    """Of one piece at `offset`: over its data and every other field."""
+    return digest(repr((frame.job, frame.sequence, frame.label, offset, frame.total, frame.abort)), data)
+
+
+def dealt_digest(place: int, seed: bytes, data: bytes | memoryview) -> bytes:
+    """Of the dealer's message number `place` in its stream."""
+    return digest(f"{place} {seed.hex()}", data)

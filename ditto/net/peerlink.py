@@ -2,8 +2,9 @@
 
 Party 1 opens the stream and opens it again when it breaks; party 0 serves it. A `LinkChannel` is one job's view
 of the link: `exchange` queues its own frames and only then waits for the peer's, so large payloads flow both ways
-at once. A broken link fails every open channel at once and names the peer; the process goes on. The link may emulate
-a slower network (ditto.net.emulation).
+at once. A broken link fails every open channel at once and names the peer; the process goes on. Every frame carries a
+digest over all that is in it: one that was changed on its way ends its job with an error, or the link where it cannot
+be told whose it is. The link may emulate a slower network (ditto.net.emulation).
 """
 
 from __future__ import annotations
@@ -17,28 +18,38 @@ from dataclasses import dataclass, field
 import grpc
 import structlog
 
-from ditto.errors import CertificateError, ClusterError, DittoError, PeerAbsent, PeerLost, VersionMismatch
+from ditto.errors import (
+    CertificateError,
+    ClusterError,
+    DittoError,
+    IntegrityError,
+    PeerAbsent,
+    PeerLost,
+    VersionMismatch,
+)
 from ditto.net.emulation import Link, Network
-from ditto.net.framing import around_frame
+from ditto.net.framing import around_frame, frame_digest
 from ditto.net.metrics import LinkMetrics
 from ditto.net.transport import CHUNK, from_rpc_error
+from ditto.transcript import DIGEST, Transcript
 from ditto.wire import party_pb2, party_pb2_grpc
 
 log = structlog.get_logger()
 Frame = party_pb2.Frame
 MAX_PAYLOAD = 1 << 31
 MAX_EARLY = 64  # jobs that the peer may have begun before this party opened them
-# Payloads wait as they are, with the time at which they were queued; a frame is built from its slice only when gRPC
-# asks for it.
-Queue = queue.SimpleQueue[tuple[float, party_pb2.Frame, bytes] | None]
+# Payloads wait as they are, with the time at which they were queued and the digests of their pieces; a frame is built
+# from its slice only when gRPC asks for it.
+Queue = queue.SimpleQueue[tuple[float, party_pb2.Frame, bytes, bytes] | None]
 
 
 @dataclass
 class _Mailbox:
     """What the peer sent for one job: whole messages by round, and the pieces of the one under way."""
 
-    messages: dict[int, tuple[str, bytes]] = field(default_factory=dict)
+    messages: dict[int, tuple[str, bytes, bytes]] = field(default_factory=dict)  # label, data, digests
     pieces: list[bytes] = field(default_factory=list)
+    digests: bytes = b""
     received: int = 0  # of the message under way
     payload: int = 0  # of all messages
     framing: int = 0
@@ -46,10 +57,20 @@ class _Mailbox:
     opened: bool = False
 
 
+def _offsets(payload: bytes) -> range:
+    return range(0, len(payload) or 1, CHUNK)
+
+
+def _digests(frame: party_pb2.Frame, payload: bytes) -> bytes:
+    """Of a message's pieces, one after another."""
+    whole = memoryview(payload)
+    return b"".join(frame_digest(frame, at, whole[at : at + CHUNK]) for at in _offsets(payload))
+
+
 def _frames(out: Queue, link: Link, metrics: LinkMetrics) -> Iterator[party_pb2.Frame]:
     """What the stream sends: each payload cut into chunks of 1 MB, each chunk when it would arrive over `link`."""
-    for queued, frame, payload in iter(out.get, None):
-        for offset in range(0, len(payload) or 1, CHUNK):
+    for queued, frame, payload, digests in iter(out.get, None):
+        for number, offset in enumerate(_offsets(payload)):
             piece, data = frame, payload
             if len(payload) > CHUNK:
                 data = payload[offset : offset + CHUNK]
@@ -57,7 +78,7 @@ def _frames(out: Queue, link: Link, metrics: LinkMetrics) -> Iterator[party_pb2.
                 piece.MergeFrom(frame)
             around = around_frame(frame, offset, len(data))
             metrics.sent(len(data), around)
-            piece.data = data
+            piece.data, piece.digest = data, digests[number * DIGEST : (number + 1) * DIGEST]
             link.hold(queued, len(data) + around)
             yield piece
 
@@ -147,16 +168,17 @@ class PeerLink:
         with self.changed:
             if self._out is out:
                 self._out = None
-                self._fail_all()
+                self._fail_all(trouble)
                 log.warning("peer link down", peer=self.peer)
             if self._out is None:
                 self._trouble = trouble or self._trouble
             self.changed.notify_all()
 
-    def _fail_all(self) -> None:
+    def _fail_all(self, trouble: DittoError | None = None) -> None:
         self._boxes = {job: box for job, box in self._boxes.items() if box.opened}
+        error = PeerLost(f"{self.peer} was lost during the job", peer=self.peer)
         for box in self._boxes.values():
-            box.error = box.error or PeerLost(f"{self.peer} was lost during the job", peer=self.peer)
+            box.error = box.error or (trouble if isinstance(trouble, IntegrityError) else error)
 
     def stop(self) -> None:
         self._stopping.set()
@@ -172,9 +194,19 @@ class PeerLink:
         around = around_frame(frame, frame.offset, size)
         self.metrics.received(size, around)
         with self.changed:
-            if self._out is not out or frame.job in self._closed:
+            if self._out is not out:
                 return
             box = self._boxes.get(frame.job)
+            if frame.digest != frame_digest(frame, frame.offset, frame.data):
+                what = f"{frame.label!r}, round {frame.sequence}"
+                error = IntegrityError(f"{what}: what arrived is not what {self.peer} sent", peer=self.peer)
+                if box is None:  # perhaps another job's: only the link's end reaches it
+                    raise error
+                box.error = box.error or error
+                self.changed.notify_all()
+                return
+            if frame.job in self._closed:
+                return
             if box is None:
                 if sum(not b.opened for b in self._boxes.values()) >= MAX_EARLY:
                     del self._boxes[next(j for j, b in self._boxes.items() if not b.opened)]
@@ -184,30 +216,34 @@ class PeerLink:
                 self.changed.notify_all()
                 return
             if frame.total > MAX_PAYLOAD or frame.offset != box.received:
-                box.error = DittoError(f"{self.peer} sent a broken frame for {frame.label!r}", peer=self.peer)
+                what = f"{frame.label!r}, round {frame.sequence}"
+                box.error = box.error or IntegrityError(f"{what}: a piece of it is missing", peer=self.peer)
                 self.changed.notify_all()
                 return
             box.pieces.append(frame.data)
+            box.digests += frame.digest
             box.received += size
             box.payload += size
             box.framing += around
             if box.received >= frame.total:
                 whole = box.pieces[0] if len(box.pieces) == 1 else b"".join(box.pieces)
-                box.messages[frame.sequence] = (frame.label, whole)
-                box.pieces, box.received = [], 0
+                box.messages[frame.sequence] = (frame.label, whole, box.digests)
+                box.pieces, box.digests, box.received = [], b"", 0
                 self.changed.notify_all()
 
-    def send(self, job: str, sequence: int, label: str, payload: bytes) -> int:
-        """Queue the frames of one message; returns the bytes that framing adds."""
+    def send(self, job: str, sequence: int, label: str, payload: bytes) -> tuple[int, bytes]:
+        """Queue the frames of one message; returns the bytes that framing adds, and the digests of its pieces."""
         out, total = self._out, len(payload)
         if out is None:
             raise PeerLost(f"{self.peer} was lost during the job", peer=self.peer)
         frame = Frame(job=job, sequence=sequence, label=label, total=total)
-        extra = sum(around_frame(frame, at, min(CHUNK, total - at)) for at in range(0, total or 1, CHUNK))
-        out.put((time.monotonic(), frame, payload))
-        return extra
+        extra = sum(around_frame(frame, at, min(CHUNK, total - at)) for at in _offsets(payload))
+        queued, digests = time.monotonic(), _digests(frame, payload)
+        out.put((queued, frame, payload, digests))
+        return extra, digests
 
-    def receive(self, box: _Mailbox, sequence: int) -> tuple[str, bytes]:
+    def receive(self, box: _Mailbox, sequence: int) -> tuple[str, bytes, bytes]:
+        """The message of a round, when it is there whole: its label, its data, the digests of its pieces."""
         deadline = time.monotonic() + self.message_timeout
         with self.changed:
             while sequence not in box.messages:
@@ -247,7 +283,8 @@ class PeerLink:
             out = self._out
             self.changed.notify_all()
         if reason and out is not None:
-            out.put((time.monotonic(), Frame(job=job, abort=reason), b""))
+            frame = Frame(job=job, abort=reason)
+            out.put((time.monotonic(), frame, b"", _digests(frame, b"")))
 
 
 class LinkChannel:
@@ -258,6 +295,7 @@ class LinkChannel:
         self.rounds = 0
         self.payload_sent = 0
         self.framing_sent = 0
+        self.transcript = Transcript()
 
     @property
     def payload_received(self) -> int:
@@ -272,11 +310,14 @@ class LinkChannel:
         if self._box.error is not None:
             raise self._box.error
         sequence, self._sequence = self._sequence, self._sequence + 1
-        self.framing_sent += self._link.send(self._job, sequence, label, payload)
+        framing, sent = self._link.send(self._job, sequence, label, payload)
+        self.framing_sent += framing
         self.payload_sent += len(payload)
-        theirs, data = self._link.receive(self._box, sequence)
+        theirs, data, received = self._link.receive(self._box, sequence)
         if theirs != label:
             raise DittoError(f"round {sequence}: this party opens {label!r}, {self._link.peer} opens {theirs!r}")
+        self.transcript.add("sent", label, sent)
+        self.transcript.add("received", label, received)
         self.rounds += 1
         self._link.metrics.rounds.inc()
         return data

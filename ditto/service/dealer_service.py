@@ -25,7 +25,7 @@ from ditto.models.compiled import agreed_program, generates, program_for, weight
 from ditto.names import ID, NAME, PARTIES, check_id, check_name
 from ditto.net.config import DealerConfig
 from ditto.net.emulation import Link
-from ditto.net.framing import around_dealt
+from ditto.net.framing import around_dealt, dealt_digest
 from ditto.net.identity import caller
 from ditto.net.messages import plan_of
 from ditto.net.metrics import DealerMetrics
@@ -287,12 +287,12 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
         if not context.add_callback(left):
             left()
         link, seed = self._links[party], job.seeds[party]
-        reply, queued = dealer_pb2.CorrelationsReply(seed=seed), time.monotonic()
+        reply, queued = dealer_pb2.CorrelationsReply(seed=seed, digest=dealt_digest(0, seed, b"")), time.monotonic()
         link.hold(queued, around_dealt(reply))
         self.metrics.dealt(party, 0, around_dealt(reply))
         yield reply
-        for queued, chunk in job.feeds[party].drain():
-            reply = dealer_pb2.CorrelationsReply(data=chunk)
+        for place, (queued, chunk) in enumerate(job.feeds[party].drain(), 1):
+            reply = dealer_pb2.CorrelationsReply(data=chunk, digest=dealt_digest(place, b"", chunk))
             link.hold(link.sendable(queued), len(chunk) + around_dealt(reply))
             self.metrics.dealt(party, len(chunk), around_dealt(reply))
             yield reply

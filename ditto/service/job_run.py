@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from ditto.errors import ClusterError, DittoError, PeerLost
+from ditto.errors import ClusterError, DittoError, IntegrityError, PeerLost
 from ditto.net.transport import from_rpc_error
 from ditto.wire import control_pb2, party_pb2, party_pb2_grpc
 
@@ -161,5 +161,7 @@ class JobRun:
 
 
 def _vagueness(error: DittoError) -> int:
-    """A party that is gone says more than the other party's "the job was closed"."""
-    return 0 if isinstance(error, PeerLost) else 2 if isinstance(error, ClusterError) else 1
+    """What was changed on its way says more than that a party is gone, and that more than "the job was closed"."""
+    if isinstance(error, IntegrityError):
+        return 0
+    return 1 if isinstance(error, PeerLost) else 3 if isinstance(error, ClusterError) else 2

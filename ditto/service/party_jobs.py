@@ -215,6 +215,7 @@ class Jobs:
                 "job ended", job=short(name), outcome=outcome, reason=reason or None,
                 **{f"{phase}_seconds": round(seconds, 4) for phase, seconds in job.seconds.items()},
                 **{count.name: value for count, value in job.traffic().ListFields()},
+                **job.channel.transcript.summary(),
             )  # fmt: skip
 
     def _sweep(self) -> None:

@@ -8,6 +8,7 @@ import grpc
 import structlog
 
 from ditto.engine.ledger import Phase
+from ditto.engine.sharing import answer_type
 from ditto.errors import BadShare, ClusterError, DittoError
 from ditto.names import check_id
 from ditto.net.config import PartyConfig
@@ -165,6 +166,7 @@ class PartyService(party_pb2_grpc.PartyServicer):
             raise ClusterError(f"job {job.name} has no answer yet", peer=self._config.role)
         if wire is None:
             raise BadShare(f"{request.name!r} is no output of this program", peer=self._config.role)
+        wire = answer_type(wire)
         data = pack(stage.outputs[request.name], wire.ring)
         for offset in range(0, len(data) or 1, CHUNK):
             yield party_pb2.TensorChunk(

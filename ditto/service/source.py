@@ -7,8 +7,8 @@ from collections import deque
 
 import grpc
 
-from ditto.errors import ClusterError, DittoError, PeerLost
-from ditto.net.framing import around_dealt
+from ditto.errors import ClusterError, DittoError, IntegrityError, PeerLost
+from ditto.net.framing import around_dealt, dealt_digest
 from ditto.net.metrics import PartyMetrics
 from ditto.net.transport import from_rpc_error
 from ditto.ring.prg import SEED_BYTES
@@ -42,7 +42,11 @@ class DealerSource:
 
     def _read(self) -> None:
         try:
-            for reply in self._call:
+            for place, reply in enumerate(self._call):
+                if reply.digest != dealt_digest(place, reply.seed, reply.data):
+                    self._fail(IntegrityError(f"correlations, piece {place}: not what the dealer sent", peer="dealer"))
+                    self._call.cancel()
+                    return
                 with self._changed:
                     if self._seed is None:
                         self._seed = reply.seed

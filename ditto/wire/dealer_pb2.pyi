@@ -149,18 +149,22 @@ class CorrelationsReply(_message.Message):
 
     SEED_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
     seed: _builtins.bytes
     """first message only: the job seed of the calling party"""
     data: _builtins.bytes
+    digest: _builtins.bytes
+    """16 bytes over the message's place in the stream and the other fields"""
     def __init__(
         self,
         *,
         seed: _builtins.bytes = ...,
         data: _builtins.bytes = ...,
+        digest: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "digest", b"digest", "seed", b"seed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

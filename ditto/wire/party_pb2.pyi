@@ -48,17 +48,20 @@ class Frame(_message.Message):
     TOTAL_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     ABORT_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     sequence: _builtins.int
     """the round of this job"""
     label: _builtins.str
-    """what is opened; both sides must agree"""
+    """what is opened, with ring and shape; both sides must agree"""
     offset: _builtins.int
     total: _builtins.int
     data: _builtins.bytes
     """at most 1 MB"""
     abort: _builtins.str
     """set: the sender gave the job up, and why"""
+    digest: _builtins.bytes
+    """16 bytes over all the other fields"""
     def __init__(
         self,
         *,
@@ -69,10 +72,11 @@ class Frame(_message.Message):
         total: _builtins.int = ...,
         data: _builtins.bytes = ...,
         abort: _builtins.str = ...,
+        digest: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "data", b"data", "job", b"job", "label", b"label", "offset", b"offset", "sequence", b"sequence", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "data", b"data", "digest", b"digest", "job", b"job", "label", b"label", "offset", b"offset", "sequence", b"sequence", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

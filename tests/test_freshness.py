@@ -1,0 +1,223 @@
+"""No stream is expanded twice, and every message of a party's view is uniform: all presets, several jobs and models."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, defaultdict
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from engine import Session
+from uniform import chi_square, chi_square_limit, deviation_limit
+
+from ditto.engine import job, sharing, weights
+from ditto.engine.job import _DealerContext, _PartyContext
+from ditto.engine.sharing import share
+from ditto.models import Plan, compile_stage, encode_inputs, generator_of, random, random_model
+from ditto.models.tokenizer import Batch, Prompts
+from ditto.ops.base import Shared
+from ditto.presets import PRESETS
+from ditto.ring import carrier, pack
+from ditto.ring.prg import Prg, derive, new_seed
+
+Tensor = torch.Tensor
+SEQ, TOKENS = 8, 3
+ZERO = torch.zeros((2, SEQ), dtype=torch.long)
+
+
+class Keys:
+    """Who expanded which key, and what each was derived from."""
+
+    def __init__(self) -> None:
+        self.expanded: Counter[tuple[bytes, str]] = Counter()  # by key and holder
+        self.contexts: dict[bytes, set[tuple[Any, ...]]] = defaultdict(set)
+
+    def derive(self, seed: bytes, *context: str | int) -> bytes:
+        key = derive(seed, *context)
+        self.contexts[key].add((seed, *context))
+        return key
+
+    def expand(self, key: bytes) -> None:
+        holder = "dealer" if threading.current_thread() is threading.main_thread() else "parties"
+        self.expanded[key, holder] += 1
+
+    def twice(self) -> list[tuple[Any, ...]]:
+        """What was expanded more often than it has holders, or under two names.
+
+        A step's key has the dealer and one party; an output's both parties; any other (a share's) is expanded once.
+        A weight's mask is the same for all jobs, by design: its key may only have one name.
+        """
+        kinds = {key: next(iter(names))[1] for key, names in self.contexts.items()}
+        allowed = {"step": 1, "output": 2}
+        found: list[tuple[Any, ...]] = [(key, *names) for key, names in self.contexts.items() if len(names) > 1]
+        for (key, holder), times in self.expanded.items():
+            kind = kinds.get(key, "other")
+            if kind != "weight" and times > allowed.get(kind, 1):
+                found.append((kind, holder, times))
+        return found
+
+
+class View:
+    """Every message that the parties and the client receive: how far its bits and bytes are from fair ones."""
+
+    def __init__(self) -> None:
+        self.pooled: dict[str, list[bytes]] = defaultdict(list)  # whole bytes by kind of message
+        self.far: list[str] = []
+        self.messages = 0
+
+    def add(self, kind: str, x: Tensor, bits: int) -> None:
+        raw = np.frombuffer(pack(x, bits), dtype=np.uint8).reshape(-1, -(-bits // 8))
+        ones = np.unpackbits(raw, axis=1, bitorder="little")[:, :bits].sum(axis=0, dtype=np.int64)
+        worst = float(np.abs(ones - len(raw) / 2).max() / (len(raw) ** 0.5 / 2))
+        if worst > deviation_limit():
+            self.far.append(f"{kind} on {bits} bits: a bit of {len(raw)} elements is {worst:.1f} deviations off")
+        whole = raw[:, : bits // 8].tobytes()
+        if len(whole) >= 2560 and chi_square(whole) > chi_square_limit():
+            self.far.append(f"{kind} on {bits} bits: chi-square {chi_square(whole):.0f} of {len(whole)} bytes")
+        self.pooled[kind].append(whole)
+        self.messages += 1
+
+    def check(self) -> list[str]:
+        for kind, parts in self.pooled.items():
+            whole = b"".join(parts)
+            if len(whole) >= 2560 and chi_square(whole) > chi_square_limit():
+                self.far.append(f"all of {kind}: chi-square {chi_square(whole):.0f} of {len(whole)} bytes")
+        return self.far
+
+
+@pytest.fixture()
+def keys(monkeypatch: pytest.MonkeyPatch) -> Keys:
+    seen, begin = Keys(), Prg.__init__
+
+    def init(self: Prg, key: bytes) -> None:
+        seen.expand(key)
+        begin(self, key)
+
+    monkeypatch.setattr(Prg, "__init__", init)
+    for module in (job, sharing, weights):
+        monkeypatch.setattr(module, "derive", seen.derive)
+    return seen
+
+
+@pytest.fixture()
+def view(monkeypatch: pytest.MonkeyPatch) -> View:
+    seen, lock = View(), threading.Lock()
+    opening, opening_bits, dealing, anew = (
+        _PartyContext.open, _PartyContext.open_bits, _PartyContext.dealt, job.rerandomised,
+    )  # fmt: skip
+
+    def add(kind: str, x: Tensor, bits: int) -> None:
+        with lock:
+            seen.add(kind, x, bits)
+
+    def opened(self: _PartyContext, shares: list[Tensor], bits: list[int]) -> list[Tensor]:
+        result = opening(self, shares, bits)
+        for mine, value, size in zip(shares, result, bits, strict=True):
+            add(f"opened at party{self.party}", value, size)
+            add(f"from the peer at party{self.party}", value - mine, size)
+        return result
+
+    def opened_bits(self: _PartyContext, words: Tensor) -> Tensor:
+        result = opening_bits(self, words)
+        add(f"opened bits at party{self.party}", result, 64)
+        add(f"bits from the peer at party{self.party}", result ^ words, 64)
+        return result
+
+    def dealt(self: _PartyContext, of: Shared) -> Tensor:
+        result = dealing(self, of)
+        if not self._seeded:
+            add(f"dealt to party{self.party}", result, of.bits)
+        return result
+
+    def output(*of: Any) -> Tensor:
+        result = anew(*of)
+        add(f"output share of party{of[1]}", result, of[-1].ring)
+        return result
+
+    monkeypatch.setattr(_PartyContext, "open", opened)
+    monkeypatch.setattr(_PartyContext, "open_bits", opened_bits)
+    monkeypatch.setattr(_PartyContext, "dealt", dealt)
+    monkeypatch.setattr(job, "rerandomised", output)
+    return seen
+
+
+@pytest.fixture(autouse=True)
+def small_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(random.SHAPES, "bert", ("BertModel", 1, 16, 2, 32))
+    monkeypatch.setitem(random.SHAPES, "gpt2", ("GPT2LMHeadModel", 1, 16, 2, 32))
+    for name in ("BertModel", "GPT2LMHeadModel"):
+        monkeypatch.setitem(random.DIMENSIONS, name, random.DIMENSIONS[name] | {"vocabulary": 64, "positions": 32})
+    ids = torch.randint(0, 64, (1, SEQ), generator=torch.Generator().manual_seed(0))
+    calibration = Batch(ids, torch.zeros_like(ids), torch.ones_like(ids))
+    monkeypatch.setattr(random, "random_batch", lambda *_: calibration)
+
+
+def fresh_jobs(model: int, count: int, view: View, *stages: Any, shared: dict[str, Tensor]) -> None:
+    """`count` jobs on one sharing of the weights; `stages`: (program, inputs)."""
+    first = stages[0][0]
+    session = Session(first.weights, {n: shared[n] for n in first.weights}, f"model {model}, job 0")
+    for name, opened in session._held[0].masked().items():  # the same at both
+        view.add("masked weights", opened, first.weights[name].ring)
+    for number in range(count):
+        if number:
+            session.next_job(f"model {model}, job {number}")
+        for program, inputs in stages:
+            for name, wire in program.inputs.items():
+                view.add("input share of party1", share(name, inputs[name], wire, new_seed()), wire.ring)
+            session.run(program, inputs)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_encoders(preset: str, keys: Keys, view: View) -> None:
+    """Two models, two jobs each, on a question of nothing but zeros: what is uniform is so because of its mask."""
+    for model in (0, 1):
+        description, weights_, _ = random_model("bert", 1, SEQ, preset, seed=model)
+        program = compile_stage(description, Plan(2, SEQ))
+        question = encode_inputs(description, program, Batch(ZERO, ZERO, ZERO + 1))
+        fresh_jobs(model, 2, view, (program, question), shared=weights_)
+    assert not keys.twice() and not view.check()
+    assert view.messages > 200 and sum(k[1] == "dealer" for k in keys.expanded) > 100
+
+
+@pytest.mark.parametrize("argmax", [False, True])
+def test_generation(argmax: bool, keys: Keys, view: View) -> None:
+    """Three tokens in three stages over one cache, two jobs, two models."""
+    gpt2 = generator_of("GPT2LMHeadModel")
+    for model in (0, 1):
+        description, weights_, _ = random_model("gpt2", 1, SEQ, seed=model)
+        plan, lengths = Plan(2, SEQ, TOKENS, argmax=argmax), [SEQ, 5]
+        programs = [compile_stage(description, plan, stage) for stage in range(TOKENS)]
+        prompts = gpt2.encode(description, programs[0], Prompts(ZERO, lengths))
+        later = [
+            gpt2.encode_next(description, program, [0, 0], [n + i for n in lengths])
+            for i, program in enumerate(programs[1:])
+        ]
+        fresh_jobs(model, 2, view, *zip(programs, [prompts, *later], strict=True), shared=weights_)
+    assert not keys.twice() and not view.check()
+
+
+# The instruments ----------------------------------------------------------------------------------
+
+
+def test_a_job_dealt_again_would_be_seen(keys: Keys, view: View) -> None:
+    description, weights_, _ = random_model("bert", 1, SEQ)
+    program = compile_stage(description, Plan(2, SEQ))
+    question = encode_inputs(description, program, Batch(ZERO, ZERO, ZERO + 1))
+    session = Session(program.weights, {n: weights_[n] for n in program.weights})
+    session.run(program, question)
+    assert not keys.twice()
+    session._first = 0  # the second stage takes the first one's keys
+    session.run(program, question)
+    assert {found[:2] for found in keys.twice()} >= {("step", "dealer"), ("step", "parties"), ("output", "parties")}
+
+
+def test_a_missing_mask_would_be_seen(view: View, monkeypatch: pytest.MonkeyPatch) -> None:
+    for context in (_DealerContext, _PartyContext):
+        monkeypatch.setattr(context, "mask", lambda self, of: torch.zeros(of.shape, dtype=carrier(of.bits)))
+    description, weights_, _ = random_model("bert", 1, SEQ)
+    program = compile_stage(description, Plan(2, SEQ))
+    question = encode_inputs(description, program, Batch(ZERO, ZERO, ZERO + 1))
+    fresh_jobs(0, 1, view, (program, question), shared=weights_)
+    assert any(text.startswith("opened at") for text in view.check())
