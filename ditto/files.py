@@ -121,9 +121,16 @@ def _neighbour(path: Path, ending: str) -> Path:
 def _sweep(directory: Path) -> None:
     """Remove what killed processes left half-written here."""
     for path in directory.glob(".*.new"):
-        with contextlib.suppress(OSError):
-            if _FRESH.fullmatch(path.name) and time.time() - path.stat().st_mtime > _ABANDONED:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        remove_abandoned(path, _ABANDONED)
+
+
+def remove_abandoned(path: Path, age: float) -> bool:
+    """Remove what a writer of this module never put into its place, and nobody changed for `age` seconds."""
+    with contextlib.suppress(OSError):
+        if _FRESH.fullmatch(path.name) and time.time() - path.stat().st_mtime > age:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            return True
+    return False
 
 
 @contextlib.contextmanager

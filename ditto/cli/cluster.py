@@ -69,14 +69,15 @@ def _warn_of_unconfirmed(cluster: Cluster) -> dict[str, int]:
 
 
 def _show(cluster: Cluster, processes: list[Process], json: bool, activity: dict[str, Any] | None = None) -> None:
-    left = _warn_of_unconfirmed(cluster)
+    left, aside = _warn_of_unconfirmed(cluster), cluster.set_aside()
     if json:
         rows: list[dict[str, Any]] = [
             {"role": p.role, "address": p.address, "pid": p.pid, "state": p.state, "peak_rss_bytes": p.peak_rss}
             for p in processes
         ]
         serving = all(p.state == "serving" for p in processes)
-        emit({"home": str(cluster.root), "serving": serving, "processes": rows, "unconfirmed": left} | (activity or {}))
+        document = {"home": str(cluster.root), "serving": serving, "processes": rows}
+        emit(document | {"unconfirmed": left, "set_aside": aside} | (activity or {}))
         return
     table = Table("process", "address", "pid", "state", "peak memory", box=None, pad_edge=False)
     for p in processes:
@@ -85,6 +86,8 @@ def _show(cluster: Cluster, processes: list[Process], json: bool, activity: dict
     out.print(table)
     for line in _lines(activity or {}):
         out.print(line)
+    for role, count in aside.items():
+        out.print(f"{role}: {count} damaged entries set aside; its log says which. Share their models again")
     out.print(f"state, certificates, logs: {cluster.root}")
 
 

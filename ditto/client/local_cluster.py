@@ -7,6 +7,8 @@ directory on free ports, gone when the block ends.
 
 import contextlib
 import os
+import re
+import secrets
 import shutil
 import socket
 import subprocess
@@ -106,6 +108,19 @@ class Cluster:
             if role in peers:
                 config |= {"listen": peers[role], "data_dir": str(self.root / "data" / role), "threads": threads}
             files.write(self.config_path(role), yaml.safe_dump(config, sort_keys=False))
+        for role in SERVERS:
+            self._give_storage_key(role)
+
+    def _give_storage_key(self, role: str) -> None:
+        """Name a key file in a configuration that says nothing of storage, and make one where there is none."""
+        text = self.config_path(role).read_text()
+        if re.search(r"^storage", text, re.MULTILINE):
+            return
+        path = self.root / "keys" / f"{role}.key"
+        files.make_directory(path.parent, 0o700)
+        if not path.exists():
+            files.write(path, secrets.token_hex(32) + "\n", files.PRIVATE)
+        files.write(self.config_path(role), f"{text.rstrip()}\nstorage_key: {path}\n")
 
     def _set_network(self, network: Network) -> None:
         unshaped = Network(name="loopback", rtt_ms=0)
@@ -184,6 +199,15 @@ class Cluster:
         """Recorded ids of processes that live, but are not known to be servers of this cluster. They are left alone."""
         running = self._running()
         return {role: pid for role, pid in self._pids().items() if role not in running and pids.alive(pid)}
+
+    def set_aside(self) -> dict[str, int]:
+        """How many damaged files each server put aside as NAME.damaged, where there are any."""
+        found = {}
+        for role in SERVERS:
+            with contextlib.suppress(OSError, yaml.YAMLError, KeyError, TypeError):
+                data = self.configs / yaml.safe_load(self.config_path(role).read_text())["data_dir"]
+                found[role] = len(list(data.rglob("*.damaged")))
+        return {role: count for role, count in found.items() if count}
 
     def down(self, grace: float = 5) -> list[str]:
         """Stop every server, first kindly; returns the roles that ran. Raises ClusterError if one does not end."""
