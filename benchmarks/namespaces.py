@@ -79,6 +79,7 @@ class Separated(Cluster):
             if role != "client":
                 listen = f"0.0.0.0:{DEFAULT_PORTS[role]}" if role in lab.NODES else coordinator
                 config |= {"listen": listen, "data_dir": str(self.root / "data" / role), "threads": threads}
+                config["storage"] = "plaintext"  # of random weights
             self.config_path(role).write_text(yaml.safe_dump(config, sort_keys=False))
 
 

@@ -8,12 +8,13 @@ not mix: one of them is last. A full or write-protected disk is a StorageError t
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ditto.errors import StorageError
@@ -83,6 +84,35 @@ def make_directory(path: Path, mode: int = 0o777) -> None:
         path.mkdir(mode=mode, parents=True, exist_ok=True)
 
 
+@contextlib.contextmanager
+def locked(path: Path, timeout: float, waiting: Callable[[], None]) -> Iterator[None]:
+    """Alone, among all processes and threads that ask for this file, until the block ends or the process does.
+
+    The file stays. `waiting` is called once if another one is in its block. Raises TimeoutError.
+    """
+    with _writing(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, PRIVATE)  # not inherited: a child must not hold the lock
+    try:
+        if not _lock(descriptor):
+            waiting()
+            deadline = time.monotonic() + timeout
+            while not _lock(descriptor):
+                if time.monotonic() > deadline:
+                    raise TimeoutError
+                time.sleep(0.05)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _neighbour(path: Path, ending: str) -> Path:
     """On the same file system, hidden, and of a name that nobody else has."""
     return path.with_name(f".{secrets.token_hex(8)}.{ending}")
@@ -91,9 +121,16 @@ def _neighbour(path: Path, ending: str) -> Path:
 def _sweep(directory: Path) -> None:
     """Remove what killed processes left half-written here."""
     for path in directory.glob(".*.new"):
-        with contextlib.suppress(OSError):
-            if _FRESH.fullmatch(path.name) and time.time() - path.stat().st_mtime > _ABANDONED:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        remove_abandoned(path, _ABANDONED)
+
+
+def remove_abandoned(path: Path, age: float) -> bool:
+    """Remove what a writer of this module never put into its place, and nobody changed for `age` seconds."""
+    with contextlib.suppress(OSError):
+        if _FRESH.fullmatch(path.name) and time.time() - path.stat().st_mtime > age:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            return True
+    return False
 
 
 @contextlib.contextmanager

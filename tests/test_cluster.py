@@ -1,8 +1,12 @@
 """The command line on real local processes: start, repair, refuse, stop."""
 
+import contextlib
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,8 @@ from typer.testing import CliRunner
 
 from ditto.cli import app
 from ditto.client.local_cluster import Cluster, _free_ports, embedded, home
+from ditto.errors import ClusterError
+from ditto.names import SERVERS
 from ditto.net.certs import init_certs
 
 
@@ -88,3 +94,123 @@ def test_embedded_leaves_nothing() -> None:
         assert all((p.peak_rss or 0) > 10_000_000 for p in processes)
     assert not cluster.root.exists()
     assert not any(psutil.pid_exists(p.pid or 0) and psutil.Process(p.pid).status() != "zombie" for p in processes)
+
+
+# Whose processes ---------------------------------------------------------------------------------
+
+
+def servers_of(cluster: Cluster) -> list[int]:
+    """Every process of this machine that serves one of the cluster's configurations."""
+    paths = {str(cluster.config_path(role)) for role in SERVERS}
+    return [p.pid for p in psutil.process_iter(["cmdline"]) if paths & set((p.info["cmdline"] or [])[-1:])]
+
+
+@pytest.fixture()
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path)
+    cluster.configure(ports=_free_ports())
+    yield cluster
+    for pid in servers_of(cluster):
+        os.kill(pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def sleeping() -> Iterator[int]:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as child:
+        try:
+            yield child.pid
+            assert child.poll() is None
+        finally:
+            child.kill()
+
+
+def state_of(cluster: Cluster) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((cluster.root / "cluster.json").read_text())
+    return found
+
+
+def test_two_ups_at_once_start_one_cluster(tmp_path: Path) -> None:
+    """On a home that nobody has set up yet."""
+    environment = os.environ | {"DITTO_HOME": str(tmp_path)}
+    first = Cluster(tmp_path)
+    ports = _free_ports()
+    text = f"from ditto.client.local_cluster import Cluster, home\nCluster(home()).configure(ports={ports})\n"
+    text += "import sys\nfrom ditto.cli import app\napp(['cluster', 'up', '--json'])"
+    command = [sys.executable, "-c", text]
+    try:
+        ups = [subprocess.Popen(command, env=environment, stdout=-1, stderr=-1, text=True) for _ in range(2)]
+        said = [up.communicate(timeout=120) for up in ups]
+        assert [up.returncode for up in ups] == [0, 0], said
+        found = [{p["role"]: p["pid"] for p in json.loads(out)["processes"]} for out, _ in said]
+        assert found[0] == found[1] and set(servers_of(first)) == set(found[0].values())
+        assert any("waiting for another command" in stderr for _, stderr in said)
+    finally:
+        assert len(first.down()) == 4
+    assert not servers_of(first)
+
+
+def test_a_command_waits_no_longer_than_it_may(tmp_path: Path) -> None:
+    said: list[str] = []
+    cluster = Cluster(tmp_path, said.append)
+    with Cluster(tmp_path)._alone(), pytest.raises(ClusterError, match="at work on"), cluster._alone(0.1):
+        raise AssertionError
+    assert said == ["waiting for another command"]
+    with cluster._alone(0.1):
+        pass
+    assert len(said) == 1
+
+
+def test_doctored_records(cluster: Cluster) -> None:
+    """A start time of a clock that moved; a process id that was used again; one server killed; a damaged record."""
+    cluster.up()
+    state = state_of(cluster)
+    doctored = {role: entry | {"started": time.time() - 1000} for role, entry in state.items()}
+    (cluster.root / "cluster.json").write_text(json.dumps(doctored))
+    assert [p.state for p in cluster.status()] == ["serving"] * 4
+    os.kill(state["party1"]["pid"], signal.SIGKILL)
+    psutil.Process(state["party1"]["pid"]).wait(10)
+    with sleeping() as foreign:
+        doctored["party1"] = {"pid": foreign}
+        (cluster.root / "cluster.json").write_text(json.dumps(doctored))
+        assert cluster.unconfirmed() == {"party1": foreign}
+        assert cluster.down() == ["dealer", "party0", "coordinator"]
+        assert cluster.unconfirmed() == {"party1": foreign} and not servers_of(cluster)
+    cluster.up()
+    assert cluster.unconfirmed() == {} and len(servers_of(cluster)) == 4
+    good = (cluster.root / "cluster.json").read_bytes()
+    (cluster.root / "cluster.json").write_bytes(good[:-1])
+    for change in (cluster.up, cluster.down):
+        with pytest.raises(ClusterError, match=r"cluster\.json cannot be read"):
+            change()
+    (cluster.root / "cluster.json").write_bytes(good)
+    assert len(cluster.down()) == 4 and not (cluster.root / "cluster.json").exists()
+
+
+def test_a_server_of_the_same_module_elsewhere_is_not_ours(cluster: Cluster) -> None:
+    text, other = "import time; time.sleep(60)", cluster.root / "other.yaml"
+    with subprocess.Popen([sys.executable, "-c", text, "-m", "parties.party", str(other)]) as child:
+        (cluster.root / "cluster.json").write_text(json.dumps({"party0": {"pid": child.pid}}))
+        assert cluster.down() == [] and child.poll() is None
+        child.kill()
+
+
+def test_a_failed_start_leaves_only_what_ran_before(cluster: Cluster) -> None:
+    path = cluster.config_path("coordinator")
+    good = path.read_text()
+    path.write_text(good + "nonsense: 1\n")
+    with pytest.raises(ClusterError, match=r"coordinator stopped while starting[\s\S]*nonsense"):
+        cluster.up()
+    assert not servers_of(cluster) and not (cluster.root / "cluster.json").exists()
+    path.write_text(good)
+    cluster.up()
+    before = state_of(cluster)
+    for role in ("party0", "coordinator"):
+        killed = psutil.Process(before.pop(role)["pid"])
+        killed.kill()
+        killed.wait(10)
+    path.write_text(good + "nonsense: 1\n")
+    with pytest.raises(ClusterError, match="coordinator stopped"):
+        cluster.up()
+    assert state_of(cluster) == before
+    assert set(servers_of(cluster)) == {entry["pid"] for entry in before.values()}
+    assert cluster.down() == ["dealer", "party1"]

@@ -85,9 +85,17 @@ def test_a_server(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert service["healthcheck"]["test"] == ["CMD", "python", "-m", "parties.health", path]
     assert mounts(name) == {"/certs": (f"certs-{name}", "ro"), str(config.data_dir): (name, "rw")}
     assert config.tls == Tls(ca="/certs/ca.pem", cert=f"/certs/{name}.pem", key=f"/certs/{name}.key")
+    assert config.storage == "encrypted" and config.storage_key == Path("/certs/storage.key")
     assert service["depends_on"]["certs"] == {"condition": "service_completed_successfully"}
     assert service["environment"]["OMP_NUM_THREADS"] == str(config.threads)
     assert service["restart"] == "unless-stopped"
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_an_example_configuration(name: str) -> None:
+    config = load_config(ROOT / "configs" / f"{name}.yaml", SERVERS[name])
+    assert config.storage == "encrypted" and config.storage_key is not None
+    assert config.data_dir not in config.storage_key.parents
 
 
 def test_peers_are_services() -> None:
@@ -144,15 +152,22 @@ def test_certificates_go_to_their_roles_only(tmp_path: Path) -> None:
         return {file: file.read_bytes() for file in tmp_path.rglob("*.*")}
 
     first = run()
+    keys = {tmp_path / role / "storage.key" for role in SERVERS}
+    kept = {path: first.pop(path) for path in keys}
+    assert len(set(kept.values())) == 4
+    assert all(re.fullmatch(rb"[0-9a-f]{64}\n", key) for key in kept.values())
+    assert all(path.stat().st_mode & 0o777 == 0o600 for path in keys)
     expected = {tmp_path / "authority" / name for name in ("ca.pem", "ca.key", "crl.pem")}
     for role in ROLES:
         expected |= {tmp_path / role / file for file in ("ca.pem", f"{role}.pem", f"{role}.key")}
     assert first.keys() == expected
-    assert run() == first
+    assert run() == first | kept
     (tmp_path / "dealer" / "dealer.key").unlink()
     second = run()  # one set, never half of two
-    assert second.keys() == expected and not set(second.values()) & set(first.values())
-    assert not set(run("--force").values()) & set(second.values())
+    assert second.keys() == expected | keys and {path: second.pop(path) for path in keys} == kept
+    assert not set(second.values()) & set(first.values())
+    third = run("--force")
+    assert {path: third.pop(path) for path in keys} == kept and not set(third.values()) & set(second.values())
 
 
 def test_the_image() -> None:
@@ -276,7 +291,8 @@ def test_an_overlay(role: str) -> None:
     assert {config.peers.of(peer) for peer in SERVERS} == {f"{peer}.example:{port}" for peer in SERVERS}
     places = {mount["mountPath"] for mount in container["volumeMounts"]}
     assert str(config.data_dir) in places and container["args"][1] == "/config/config.yaml"
-    for file in (config.tls.ca, config.tls.cert, config.tls.key):
+    assert config.storage == "encrypted" and config.storage_key is not None
+    for file in (config.tls.ca, config.tls.cert, config.tls.key, config.storage_key):
         assert str(file.parent) in places and f"--from-file={file.name}" in text
     patches = [change for patch in kustomization.get("patches", []) for change in yaml.safe_load(patch["patch"])]
     arguments = [change["value"] for change in patches if change["path"].endswith("/args/0")]

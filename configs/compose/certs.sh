@@ -11,6 +11,12 @@ complete() {
     done
 }
 
+for role in party0 party1 dealer coordinator; do # --force or not: without its key, what a server has stored is lost
+    key=$certs/$role/storage.key
+    test -s "$key" && continue
+    (umask 077 && python -c 'import secrets; print(secrets.token_hex(32))' > "$key.new")
+    mv "$key.new" "$key"
+done
 if [ "${1:-}" != --force ] && complete; then
     echo "certificates: kept"
     exit 0

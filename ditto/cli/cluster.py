@@ -26,7 +26,7 @@ def up(
     json: Json = False,
 ) -> None:
     """Start what does not run yet: dealer, both parties, coordinator."""
-    cluster = Cluster(home())
+    cluster = Cluster(home(), note)
     cluster.configure(threads=threads, network=profile(network) if network else None)
     _show(cluster, cluster.up(timeout), json)
 
@@ -52,21 +52,32 @@ def _activity(cluster: Cluster, processes: list[Process]) -> dict[str, Any]:
 @app.command()
 def down(json: Json = False) -> None:
     """Stop every process; models and certificates stay."""
-    stopped = Cluster(home()).down()
+    cluster = Cluster(home(), note)
+    stopped = cluster.down()
+    left = _warn_of_unconfirmed(cluster)
     if json:
-        emit({"home": str(home()), "stopped": stopped})
+        emit({"home": str(home()), "stopped": stopped, "unconfirmed": left})
     else:
         out.print(f"stopped: {', '.join(stopped)}" if stopped else "nothing was running")
 
 
+def _warn_of_unconfirmed(cluster: Cluster) -> dict[str, int]:
+    left = cluster.unconfirmed()
+    for role, pid in left.items():
+        note(f"{role}: process {pid} is on record, but it is not known to be this cluster's server; it was left alone")
+    return left
+
+
 def _show(cluster: Cluster, processes: list[Process], json: bool, activity: dict[str, Any] | None = None) -> None:
+    left, aside = _warn_of_unconfirmed(cluster), cluster.set_aside()
     if json:
         rows: list[dict[str, Any]] = [
             {"role": p.role, "address": p.address, "pid": p.pid, "state": p.state, "peak_rss_bytes": p.peak_rss}
             for p in processes
         ]
         serving = all(p.state == "serving" for p in processes)
-        emit({"home": str(cluster.root), "serving": serving, "processes": rows} | (activity or {}))
+        document = {"home": str(cluster.root), "serving": serving, "processes": rows}
+        emit(document | {"unconfirmed": left, "set_aside": aside} | (activity or {}))
         return
     table = Table("process", "address", "pid", "state", "peak memory", box=None, pad_edge=False)
     for p in processes:
@@ -75,6 +86,8 @@ def _show(cluster: Cluster, processes: list[Process], json: bool, activity: dict
     out.print(table)
     for line in _lines(activity or {}):
         out.print(line)
+    for role, count in aside.items():
+        out.print(f"{role}: {count} damaged entries set aside; its log says which. Share their models again")
     out.print(f"state, certificates, logs: {cluster.root}")
 
 

@@ -1,20 +1,21 @@
 """A cluster on this machine: configurations, processes, health.
 
 The processes are started detached, with their process ids in `cluster.json`; any later `ditto` command finds them
-there. `embedded()` is the same in a temporary directory on free ports, gone when the block ends.
+there. One command at a time changes a cluster: others wait for its lock. `embedded()` is the same in a temporary
+directory on free ports, gone when the block ends.
 """
 
 import contextlib
-import json
 import os
+import re
+import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import psutil
 import yaml
 
 from ditto import files
+from ditto.client import pids
 from ditto.errors import CertificateError, ClusterError, DittoError
 from ditto.names import PARTIES, ROLES, SERVERS
 from ditto.net import certs
@@ -60,12 +62,14 @@ class Process:
 class Cluster:
     """The four servers whose state lies in one directory."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, say: Callable[[str], None] = lambda _: None) -> None:
+        """`say` is told what a user should know while a command waits."""
         self.root = root.absolute()
         self.certs = self.root / "certs"
         self.configs = self.root / "configs"
         self.logs = self.root / "logs"
         self._state = self.root / "cluster.json"
+        self._say = say
 
     def config_path(self, role: str) -> Path:
         return self.configs / f"{role}.yaml"
@@ -82,10 +86,16 @@ class Cluster:
         touched, and it is an error, if a process runs on another one.
         """
         files.make_directory(self.root, 0o700)
+        with self._alone():
+            self._configure(ports or DEFAULT_PORTS, threads)
+            if network is not None:
+                self._set_network(network)
+
+    def _configure(self, ports: dict[str, int], threads: int) -> None:
         if not certs.complete(self.certs):
             certs.init_certs(self.certs, [], client=certs.login_name())
         files.make_directory(self.configs)
-        peers = {role: f"127.0.0.1:{(ports or DEFAULT_PORTS)[role]}" for role in DEFAULT_PORTS}
+        peers = {role: f"127.0.0.1:{ports[role]}" for role in DEFAULT_PORTS}
         for role in ROLES:
             if self.config_path(role).exists():
                 continue
@@ -100,14 +110,24 @@ class Cluster:
             if role in peers:
                 config |= {"listen": peers[role], "data_dir": str(self.root / "data" / role), "threads": threads}
             files.write(self.config_path(role), yaml.safe_dump(config, sort_keys=False))
-        if network is not None:
-            self._set_network(network)
+        for role in SERVERS:
+            self._give_storage_key(role)
+
+    def _give_storage_key(self, role: str) -> None:
+        """Name a key file in a configuration that says nothing of storage, and make one where there is none."""
+        text = self.config_path(role).read_text()
+        if re.search(r"^storage", text, re.MULTILINE):
+            return
+        path = self.root / "keys" / f"{role}.key"
+        files.make_directory(path.parent, 0o700)
+        if not path.exists():
+            files.write(path, secrets.token_hex(32) + "\n", files.PRIVATE)
+        files.write(self.config_path(role), f"{text.rstrip()}\nstorage_key: {path}\n")
 
     def _set_network(self, network: Network) -> None:
         unshaped = Network(name="loopback", rtt_ms=0)
         stale = [role for role in SHAPED if (self._network(role) or unshaped) != network]
-        pids = self._pids()
-        running = [role for role in stale if _alive(pids.get(role))]
+        running = [role for role in stale if role in self._running()]
         if running:
             raise ClusterError(f"{', '.join(running)} already on another network; stop the cluster first")
         for role in stale:
@@ -121,15 +141,35 @@ class Cluster:
             return load_config(path, ClientConfig).network
         return load_config(path, DealerConfig).network if role == "dealer" else load_config(path, PartyConfig).network
 
+    @contextlib.contextmanager
+    def _alone(self, timeout: float = 120) -> Iterator[None]:
+        """Among all commands that change this cluster. Raises ClusterError after `timeout` seconds of waiting."""
+        try:
+            with files.locked(self.root / "cluster.lock", timeout, lambda: self._say("waiting for another command")):
+                yield
+        except TimeoutError:
+            raise ClusterError(f"another command has been at work on {self.root} for {timeout:.0f} s") from None
+
     def up(self, timeout: float = 60) -> list[Process]:
-        """Start what does not run and wait until every server answers its health check."""
+        """Start what does not run and wait until every server answers its health check.
+
+        If one does not, those that this call started are stopped again; what ran before runs on.
+        """
         files.make_directory(self.logs)
-        pids = self._pids()
-        for role in SERVERS:
-            if _alive(pids.get(role)) is None:
-                self._refuse_taken_port(role)
-                pids[role] = self._start(role)
-                self._save(pids)
+        with self._alone():
+            before, started = self._running(), dict[str, psutil.Process]()
+            try:
+                for role in SERVERS:
+                    if role not in before:
+                        self._refuse_taken_port(role)
+                        started[role] = self._start(role)
+                        pids.write(self._state, self._pids() | {role: started[role].pid})
+                return self._until_serving(timeout)
+            except BaseException:
+                self._stop(started)
+                raise
+
+    def _until_serving(self, timeout: float) -> list[Process]:
         deadline = time.monotonic() + timeout
         while True:
             processes = self.status()
@@ -146,32 +186,51 @@ class Cluster:
             time.sleep(0.1)
 
     def status(self) -> list[Process]:
-        pids = self._pids()
+        running = self._running()
         processes = []
         for role in SERVERS:
             if not self.config_path(role).exists():
                 processes.append(Process(role, f"127.0.0.1:{DEFAULT_PORTS[role]}", None, "stopped"))
                 continue
-            running = _alive(pids.get(role))
-            state = self._health(role) if running else "stopped"
-            processes.append(Process(role, self._address(role), running.pid if running else None, state))
+            process = running.get(role)
+            state = self._health(role) if process else "stopped"
+            processes.append(Process(role, self._address(role), process.pid if process else None, state))
         return processes
 
-    def down(self, grace: float = 5) -> list[str]:
-        """Stop every server, first kindly; returns the roles that ran."""
-        running = {role: process for role, entry in self._pids().items() if (process := _alive(entry))}
-        for process in running.values():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGTERM)
-        _, stubborn = psutil.wait_procs(list(running.values()), timeout=grace)
-        for process in stubborn:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(stubborn, timeout=grace)
-        self._state.unlink(missing_ok=True)
-        return list(running)
+    def unconfirmed(self) -> dict[str, int]:
+        """Recorded ids of processes that live, but are not known to be servers of this cluster. They are left alone."""
+        running = self._running()
+        return {role: pid for role, pid in self._pids().items() if role not in running and pids.alive(pid)}
 
-    def _start(self, role: str) -> dict[str, Any]:
+    def set_aside(self) -> dict[str, int]:
+        """How many damaged files each server put aside as NAME.damaged, where there are any."""
+        found = {}
+        for role in SERVERS:
+            with contextlib.suppress(OSError, yaml.YAMLError, KeyError, TypeError):
+                data = self.configs / yaml.safe_load(self.config_path(role).read_text())["data_dir"]
+                found[role] = len(list(data.rglob("*.damaged")))
+        return {role: count for role, count in found.items() if count}
+
+    def down(self, grace: float = 5) -> list[str]:
+        """Stop every server, first kindly; returns the roles that ran. Raises ClusterError if one does not end."""
+        if not self.root.exists():
+            return []
+        with self._alone():
+            running = self._running()
+            self._stop(running, grace)
+            return list(running)
+
+    def _stop(self, running: dict[str, psutil.Process], grace: float = 5) -> None:
+        """Afterwards only what may still run is on record."""
+        stubborn = pids.stop(running.values(), grace)
+        left = [role for role, process in running.items() if process in stubborn]
+        kept = {role: pid for role, pid in self._pids().items() if role not in running or role in left}
+        pids.write(self._state, {role: pid for role, pid in kept.items() if pids.alive(pid)})
+        if left:
+            named = ", ".join(f"{role} (process {running[role].pid})" for role in left)
+            raise ClusterError(f"cannot be stopped: {named}")
+
+    def _start(self, role: str) -> psutil.Process:
         threads = str(yaml.safe_load(self.config_path(role).read_text()).get("threads", 1))
         # The server's own thread count decides; OpenMP would otherwise take every core for each process.
         environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
@@ -180,10 +239,11 @@ class Cluster:
                 self._command(role),
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment,
             )  # fmt: skip
-        return {"pid": child.pid, "started": psutil.Process(child.pid).create_time()}
+        return psutil.Process(child.pid)
 
     def _command(self, role: str) -> list[str]:
-        """What starts a server; its own process, no shell or parent that stays in between."""
+        """What starts a server; its own process, no shell or parent that stays in between. The last three words are
+        how the process is known again."""
         return [sys.executable, "-m", MODULES[role], str(self.config_path(role).resolve())]
 
     def _refuse_taken_port(self, role: str) -> None:
@@ -212,15 +272,13 @@ class Cluster:
         tail = path.read_text(errors="replace").splitlines()[-lines:] if path.exists() else []
         return "\n  ".join([f"the end of {path}:", *tail])
 
-    def _pids(self) -> dict[str, dict[str, Any]]:
-        try:
-            pids: dict[str, dict[str, Any]] = json.loads(self._state.read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
-            return {}
-        return pids
+    def _pids(self) -> dict[str, int]:
+        return pids.read(self._state)
 
-    def _save(self, pids: dict[str, dict[str, Any]]) -> None:
-        files.write(self._state, json.dumps(pids))
+    def _running(self) -> dict[str, psutil.Process]:
+        """The recorded processes that are servers of this cluster."""
+        found = {role: pids.server(pid, self._command(role)) for role, pid in self._pids().items() if role in MODULES}
+        return {role: process for role, process in found.items() if process}
 
 
 @contextlib.contextmanager
@@ -245,15 +303,3 @@ def _free_ports() -> dict[str, int]:
             probe.bind(("127.0.0.1", 0))
             ports[role] = int(probe.getsockname()[1])
         return ports
-
-
-def _alive(entry: dict[str, Any] | None) -> psutil.Process | None:
-    """The process of an entry, if it is still that one: process ids are used again."""
-    if entry is None:
-        return None
-    try:
-        process = psutil.Process(entry["pid"])
-        same = abs(process.create_time() - entry["started"]) < 1
-        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-    except psutil.NoSuchProcess:
-        return None

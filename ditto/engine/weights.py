@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -69,12 +70,14 @@ class PartyWeights:
     def masked(self) -> dict[str, Tensor]:
         return self._masked
 
-    def restore(self, masked: dict[str, Tensor]) -> None:
-        """Take back F from disk. Raises BadShare when one is missing."""
-        missing = [n for n, w in self.wires.items() if w.held != "share" and n not in masked]
+    def restore(self, masked: Iterable[tuple[str, Tensor]]) -> None:
+        """Take back F from disk, each prepared before the next one is read. Raises BadShare when one is missing."""
+        for name, opened in masked:
+            self._masked[name] = opened
+            self[name]
+        missing = [n for n, w in self.wires.items() if w.held != "share" and n not in self._cache]
         if missing:
             raise BadShare(f"masked weight {missing[0]} is missing")
-        self._masked = dict(masked)
 
     def warm(self, few: bool = False) -> None:
         """Prepare every weight for products now, so that no job waits for it; `few`: of few rows, too."""

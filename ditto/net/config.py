@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from ditto.errors import ConfigError
 from ditto.names import Role
@@ -61,9 +61,17 @@ class _Server(_Common):
     listen: Address
     metrics: Address | None = None  # serve counters there over plain HTTP
     data_dir: Path
+    storage: Literal["encrypted", "plaintext"] = "encrypted"  # what is kept in data_dir
+    storage_key: Path | None = None  # a file of 64 hexadecimal digits; None: the environment's
     threads: int = Field(default=1, ge=1)
     step_timeout_s: float = Field(default=600.0, gt=0)  # one layer, or the activation of a model
     idle_timeout_s: float = Field(default=120.0, gt=0)  # a job on which nothing happens
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.storage == "plaintext" and self.storage_key is not None:
+            raise ValueError("storage: plaintext takes no storage_key")
+        return self
 
 
 class PartyConfig(_Server):
@@ -97,7 +105,8 @@ class ClientConfig(_Common):
     network: Emulated = None  # what the servers emulate: only for reports, the client's links are not shaped
 
 
-AnyConfig = PartyConfig | DealerConfig | CoordinatorConfig | ClientConfig
+ServerConfig = PartyConfig | DealerConfig | CoordinatorConfig
+AnyConfig = ServerConfig | ClientConfig
 C = TypeVar("C", PartyConfig, DealerConfig, CoordinatorConfig, ClientConfig)
 
 
@@ -120,4 +129,6 @@ def load_config(path: Path, kind: type[C]) -> C:
     changes: dict[str, Any] = {"tls": Tls(**{k: base / v for k, v in dict(config.tls).items() if v is not None})}
     if config.data_dir is not None:
         changes["data_dir"] = base / config.data_dir
+    if not isinstance(config, ClientConfig) and config.storage_key is not None:
+        changes["storage_key"] = base / config.storage_key
     return config.model_copy(update=changes)

@@ -183,7 +183,7 @@ class ModelStore:
         shares = {name: torch.zeros((), dtype=carrier(w.ring)).expand(w.shape) for name, w in masked.items()}
         shares |= dict(load_tensors(home / "kept.safetensors", _of_kind(wires, False), owner))
         weights = PartyWeights(wires, self._party, load_seed(home / "mask_seed", owner), shares)
-        weights.restore(dict(load_tensors(home / "masked.safetensors", masked, owner)))
+        weights.restore(load_tensors(home / "masked.safetensors", masked, owner))
         weights.warm(few=generates(entry.description))
         return weights
 

@@ -23,6 +23,9 @@ from ditto.net.config import CoordinatorConfig, DealerConfig, PartyConfig, load_
 from ditto.net.metrics import Metrics, serve
 from ditto.net.transport import short
 from ditto.ring.malloc import tune_memory
+from ditto.service.leftovers import collect
+from ditto.service.storage import storage_of
+from ditto.service.stored import use
 
 C = TypeVar("C", PartyConfig, DealerConfig, CoordinatorConfig)
 
@@ -83,6 +86,8 @@ def main(kind: type[C], start: Callable[[C], tuple[grpc.Server, int, Service]]) 
         config = load_config(path, kind)
         setup_logs(config.log_level, config.role)
         torch.set_num_threads(config.threads)
+        use(storage_of(config))
+        collect(config.data_dir)
         registry = CollectorRegistry()  # served first: once the server's own port is bound, it must not fail any more
         end_metrics = serve(config.metrics, config.role, registry)
         server, port, service = start(config)

@@ -1,14 +1,13 @@
 """What a server keeps on disk, for its owner's eyes only: tensors, seeds, and what a sharing is called.
 
-Each carries a SHA-256 digest that is checked when it is read. It also covers whose the file is and how it is called:
-what is cut, altered, or lies in another one's place is a DamagedFile, never garbage. The digest has no key, so it finds
-accidents; who can write here can also write a digest.
+Each is encrypted and authenticated (`storage.py`), and bound to whose it is and how its file is called: what is cut,
+altered, or lies in another one's place is a DamagedFile, never garbage. With `storage: plaintext` a digest takes the
+place of both; it has no key, so it finds accidents only.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -24,15 +23,28 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ditto import files
 from ditto.engine.program import Wire
-from ditto.errors import BadShare, DamagedFile
+from ditto.errors import BadShare, ConfigError, DamagedFile
 from ditto.ring import carrier
 from ditto.ring.prg import SEED_BYTES
+from ditto.service.storage import START, VARIABLE, Altered, Records, Storage
 
 log = structlog.get_logger()
 _DTYPES = {torch.int8: "I8", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64"}
-_METADATA = "__metadata__"
 _HEADER_LIMIT = 16 << 20
-_BLOCK = 1 << 20
+_RECORD = 1 << 20
+_storage: Storage | None = None
+
+
+def use(storage: Storage) -> None:
+    """From now on, everything in this process is stored this way."""
+    global _storage
+    _storage = storage
+
+
+def _in_use() -> Storage:
+    if _storage is None:
+        raise ConfigError(f"no storage key: nothing can be stored without storage_key or {VARIABLE}")
+    return _storage
 
 
 class Owner(NamedTuple):
@@ -41,9 +53,9 @@ class Owner(NamedTuple):
     role: str
     share_id: str
 
-    def hash(self, path: Path, *context: object) -> Any:
-        """SHA-256, begun with what the digest is to cover besides the content."""
-        return hashlib.sha256(json.dumps([*self, path.name, *context]).encode())
+    def context(self, path: Path, *more: object) -> bytes:
+        """What a record is bound to besides its place."""
+        return json.dumps([*self, path.name, *more]).encode()
 
     def damaged(self, path: Path, what: str) -> DamagedFile:
         return DamagedFile(f"{self.role}: {path}: {what}; share the model again", peer=self.role)
@@ -60,68 +72,67 @@ class Owner(NamedTuple):
 
 
 def save_seed(path: Path, seed: bytes, owner: Owner) -> None:
-    """Write 16 bytes, and the digest after them. Raises BadShare for a seed of another length."""
+    """Write 16 bytes. Raises BadShare for a seed of another length."""
     if len(seed) != SEED_BYTES:
         raise BadShare(f"a seed of {len(seed)} bytes; expected {SEED_BYTES}")
-    files.write(path, seed + _seed_digest(path, seed, owner), files.PRIVATE)
+    files.write(path, _in_use().seal(seed, owner.context(path)), files.PRIVATE)
 
 
 def load_seed(path: Path, owner: Owner) -> bytes:
     """What `save_seed` wrote. Raises DamagedFile."""
     with owner.reading(path):
         data = path.read_bytes()
-    seed, digest = data[:SEED_BYTES], data[SEED_BYTES:]
-    if len(seed) != SEED_BYTES or digest != _seed_digest(path, seed, owner):
+    seed = _unsealed(path, data, owner, "not the seed that was stored here")
+    if len(seed) != SEED_BYTES:
         raise owner.damaged(path, "not the seed that was stored here")
     return seed
 
 
-def _seed_digest(path: Path, seed: bytes, owner: Owner) -> bytes:
-    found = owner.hash(path)
-    found.update(seed)
-    return bytes(found.digest())
+def _unsealed(path: Path, data: bytes, owner: Owner, otherwise: str) -> bytes:
+    try:
+        return _in_use().unseal(data, owner.context(path))
+    except Altered:
+        raise owner.damaged(path, otherwise) from None
 
 
 # Tensors -----------------------------------------------------------------------------------------
 
 
 def save_tensors(path: Path, wires: dict[str, Wire], tensors: Iterable[torch.Tensor], owner: Owner) -> None:
-    """Write ring tensors, in the order of `wires`, as a safetensors file. Only one is in memory at a time.
+    """Write ring tensors, in the order of `wires`. Only one is in memory at a time.
 
-    The metadata of the file's header has each tensor's digest, filled in when the data is written.
+    After the file's start: the header, its sealed length (8 bytes) first; then each tensor's bytes in the carrier of
+    its ring, little-endian, in records of 1 MiB at most.
     """
-    digests = dict.fromkeys(wires, "0" * 64)
+    storage = _in_use()
+    start, records = storage.begin(_count(wires))
     with files.replacing(path, files.PRIVATE) as fresh, fresh.open("wb") as file:
-        file.write(_header(wires, digests))
+        header = records.seal(_header(wires), owner.context(path))
+        file.write(start + len(header).to_bytes(8, "little") + header)
         for (name, wire), tensor in zip(wires.items(), tensors, strict=True):
             if tuple(tensor.shape) != tuple(wire.shape):
                 raise BadShare(f"{name}: a share of shape {tuple(tensor.shape)}; expected {tuple(wire.shape)}")
-            data = tensor.to(carrier(wire.ring)).contiguous().reshape(-1).numpy().data
-            file.write(data)
-            found = _tensor_hash(path, wire, name, owner)
-            found.update(data)
-            digests[name] = found.hexdigest()
-        file.seek(0)
-        file.write(_header(wires, digests))
+            data = tensor.to(carrier(wire.ring)).contiguous().reshape(-1).numpy().view(np.uint8).data
+            for first, last in _pieces(wire):
+                file.write(records.seal(data[first:last], _context(path, wire, name, owner)))
 
 
 def load_tensors(path: Path, wires: dict[str, Wire], owner: Owner) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of a file that `save_tensors` wrote for the same wires. Raises DamagedFile for any other.
 
-    Each is a private mapping of its own: it takes memory when it is read and gives it back when it is dropped. Its
-    digest is checked through a small buffer, so that the check takes none.
+    Each is read when it is asked for, and handed out when all of it is known to be what was stored.
     """
+    tag = _in_use().tag
     with owner.reading(path), path.open("rb") as file:
-        offset, digests = _read_header(path, file, wires, owner)
+        records = _read_header(path, file, wires, owner)
         for name, wire in wires.items():
-            file.seek(offset)
-            found = _tensor_hash(path, wire, name, owner)
-            for block in _blocks(file, _nbytes(wire)):
-                found.update(block)
-            if found.hexdigest() != digests[name]:
-                raise owner.damaged(path, f"{name} is not what was stored here")
-            raw = np.memmap(file, dtype=np.uint8, mode="c", offset=offset, shape=(_nbytes(wire),))
-            offset += _nbytes(wire)
+            raw, context = np.empty(_nbytes(wire), np.uint8), _context(path, wire, name, owner)
+            for first, last in _pieces(wire):
+                try:
+                    piece = records.unseal(file.read(last - first + tag), context)
+                except Altered:
+                    raise owner.damaged(path, f"{name} is not what was stored here") from None
+                raw[first:last] = np.frombuffer(piece, np.uint8)
             yield name, torch.from_numpy(raw).view(carrier(wire.ring)).reshape(wire.shape)
 
 
@@ -129,51 +140,44 @@ def _nbytes(wire: Wire) -> int:
     return math.prod(wire.shape) * carrier(wire.ring).itemsize
 
 
-def _tensor_hash(path: Path, wire: Wire, name: str, owner: Owner) -> Any:
+def _pieces(wire: Wire) -> list[tuple[int, int]]:
+    """Where each of a tensor's records begins and ends; there is at least one."""
+    nbytes = _nbytes(wire)
+    return [(first, min(first + _RECORD, nbytes)) for first in range(0, max(nbytes, 1), _RECORD)]
+
+
+def _count(wires: dict[str, Wire]) -> int:
+    """Records of a file. The header is never the last one, so that it opens for another program, too, and says so."""
+    return max(2, 1 + sum(len(_pieces(wire)) for wire in wires.values()))
+
+
+def _context(path: Path, wire: Wire, name: str, owner: Owner) -> bytes:
     """The type is covered, too: integers of other fraction bits, or of a narrower ring, would be another value."""
-    return owner.hash(path, name, wire.ring, wire.frac, list(wire.shape))
-
-
-def _blocks(file: BufferedReader, nbytes: int) -> Iterator[memoryview]:
-    """The next `nbytes` bytes, or what there is of them, in pieces that share one buffer."""
-    buffer = memoryview(bytearray(min(nbytes, _BLOCK)))
-    while nbytes and (count := file.readinto(buffer[: min(nbytes, _BLOCK)])):
-        yield buffer[:count]
-        nbytes -= count
+    return owner.context(path, name, wire.ring, wire.frac, list(wire.shape))
 
 
 def _entries(wires: dict[str, Wire]) -> dict[str, dict[str, Any]]:
-    """A safetensors header's entries: type, shape and place of every tensor, one after the other."""
-    entries = {}
-    offset = 0
-    for name, wire in wires.items():
-        end = offset + _nbytes(wire)
-        dtype = _DTYPES[carrier(wire.ring)]
-        entries[name] = {"dtype": dtype, "shape": list(wire.shape), "data_offsets": [offset, end]}
-        offset = end
-    return entries
+    return {name: {"dtype": _DTYPES[carrier(w.ring)], "shape": list(w.shape)} for name, w in wires.items()}
 
 
-def _header(wires: dict[str, Wire], digests: dict[str, str]) -> bytes:
-    """Its length (8 bytes), then JSON, filled up with spaces to a multiple of 8."""
-    text = json.dumps({_METADATA: digests} | _entries(wires)).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+def _header(wires: dict[str, Wire]) -> bytes:
+    return json.dumps(_entries(wires)).encode()
 
 
-def _read_header(path: Path, file: BufferedReader, wires: dict[str, Wire], owner: Owner) -> tuple[int, dict[str, str]]:
-    """Where the data begins, and each tensor's digest. Raises DamagedFile unless the file is of these wires."""
-    size = os.fstat(file.fileno()).st_size
-    length = int.from_bytes(file.read(8), "little")
-    if length > min(size - 8, _HEADER_LIMIT):
+def _read_header(path: Path, file: BufferedReader, wires: dict[str, Wire], owner: Owner) -> Records:
+    """What opens the records after the header. Raises DamagedFile unless the file is of these wires."""
+    storage, size = _in_use(), os.fstat(file.fileno()).st_size
+    start, length = file.read(START), int.from_bytes(file.read(8), "little")
+    begin = START + 8 + length
+    if begin > size or length > _HEADER_LIMIT:
         raise owner.damaged(path, "the header is cut short")
-    raw = file.read(length)
+    sealed = file.read(length)
     try:
-        found: dict[str, Any] = json.loads(raw)
-        digests: dict[str, str] = dict(found.pop(_METADATA))
-    except (ValueError, TypeError, AttributeError, KeyError):
-        raise owner.damaged(path, "the header is damaged") from None
-    begin, expected = 8 + length, _entries(wires)
+        records = storage.resume(start, _count(wires))
+        found: dict[str, Any] = dict(json.loads(bytes(records.unseal(sealed, owner.context(path)))))
+    except (Altered, ValueError, TypeError):
+        raise owner.damaged(path, "the header is not what was stored here") from None
+    expected = _entries(wires)
     for name in (*expected, *found):
         if name not in found:
             raise owner.damaged(path, f"{name} is missing")
@@ -184,20 +188,20 @@ def _read_header(path: Path, file: BufferedReader, wires: dict[str, Wire], owner
             raise owner.damaged(path, f"{other} is in the place of {name}; stored for another program")
         if found[name] != expected[name]:
             raise owner.damaged(path, f"{name} is stored as {found[name]}; expected {expected[name]}")
-        if begin + expected[name]["data_offsets"][1] > size:
+    for name, wire in wires.items():
+        begin += _nbytes(wire) + storage.tag * len(_pieces(wire))
+        if begin > size:
             raise owner.damaged(path, f"{name} is cut short")
-    if digests.keys() != expected.keys() or begin + sum(map(_nbytes, wires.values())) != size:
-        raise owner.damaged(path, "there is more, or less, in it than its tensors")
-    if length.to_bytes(8, "little") + raw != _header(wires, digests):
-        raise owner.damaged(path, "the header is damaged")
-    return begin, digests
+    if begin != size:
+        raise owner.damaged(path, "there is more in it than its tensors")
+    return records
 
 
 # Entries -----------------------------------------------------------------------------------------
 
 
 class StoredEntry(BaseModel):
-    """What a server knows of one sharing, as JSON with its digest."""
+    """What a server knows of one sharing, as JSON."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -206,26 +210,22 @@ E = TypeVar("E", bound=StoredEntry)
 
 
 def save_entry(path: Path, entry: StoredEntry, owner: Owner) -> None:
-    fields = entry.model_dump()
-    files.write(path, json.dumps(fields | {"digest": _entry_digest(path, fields, owner)}), files.PRIVATE)
+    text = json.dumps(entry.model_dump()).encode()
+    files.write(path, _in_use().seal(text, owner.context(path)), files.PRIVATE)
 
 
 def load_entry(path: Path, kind: type[E], owner: Owner) -> E:
     """What `save_entry` wrote. Raises DamagedFile, which does not quote the content: it may be secret."""
     with owner.reading(path):
         data = path.read_bytes()
+    text = _unsealed(path, data, owner, "not the entry that was stored here")
     try:
-        fields = dict(json.loads(data))
-        digest = fields.pop("digest", None)
-        entry = kind.model_validate(fields)
+        return kind.model_validate(json.loads(text))
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
         raise owner.damaged(path, wrong) from None
-    except (ValueError, TypeError):
+    except ValueError:
         raise owner.damaged(path, "no JSON document of a sharing") from None
-    if digest != _entry_digest(path, entry.model_dump(), owner):
-        raise owner.damaged(path, "not the entry that was stored here")
-    return entry
 
 
 def readable_entries(paths: Iterable[Path], kind: type[E], owner_of: Callable[[Path], Owner]) -> Iterator[E]:
@@ -237,9 +237,3 @@ def readable_entries(paths: Iterable[Path], kind: type[E], owner_of: Callable[[P
             log.error("entry set aside", reason=str(error))
             with contextlib.suppress(OSError):
                 path.rename(path.with_name(path.name + ".damaged"))
-
-
-def _entry_digest(path: Path, fields: dict[str, Any], owner: Owner) -> str:
-    found = owner.hash(path)
-    found.update(json.dumps(fields, sort_keys=True).encode())
-    return str(found.hexdigest())

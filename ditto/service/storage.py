@@ -1,0 +1,157 @@
+"""How what a server keeps is protected on its disk: encrypted and authenticated; or, by option, only digested.
+
+A file is a mark, 16 random bytes, and records, each with a tag. A record is bound to its place, to whether it is the
+last one, and to a context, which says whose the file is and what the record holds.
+
+Encrypted:
+
+1. The file's own key: K_f = HKDF-SHA256(K, salt = the random bytes).
+2. Record i of n: AES-256-GCM under K_f, nonce = i (11 bytes) | [i = n - 1], the context as associated data.
+
+This is STREAM (Hoang, Reyhanitabar, Rogaway, Vizár, CRYPTO 2015) with a fresh key for each file in the place of a nonce
+prefix: no (key, nonce) comes twice, however many files there are.
+
+Plaintext files have the same shape, with SHA-256(salt | nonce | context | record) as the tag: that finds accidents;
+who can write here can also write a digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+from pathlib import Path
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from ditto import files
+from ditto.errors import ConfigError
+from ditto.net.config import ServerConfig
+
+VARIABLE = "DITTO_STORAGE_KEY"
+START = 24  # bytes: the mark, 8, and the salt
+_ENCRYPTED, _PLAIN = b"ditto-1e", b"ditto-1p"
+_WITNESS = "storage"  # a file in data_dir that tells the key it was written under
+_SAYS = b"ditto"
+
+
+class Altered(Exception):
+    """A record is not the one that was written at this place, or the file was written under another key."""
+
+
+class Storage:
+    """Under this key of 32 bytes; None stands for plaintext."""
+
+    def __init__(self, key: bytes | None) -> None:
+        self._key = key
+        self._mark = _PLAIN if key is None else _ENCRYPTED
+        self.tag = 32 if key is None else 16  # bytes
+
+    def begin(self, records: int) -> tuple[bytes, Records]:
+        """The start of a new file, and what seals its records."""
+        salt = secrets.token_bytes(START - len(self._mark))
+        return self._mark + salt, self._records(salt, records)
+
+    def resume(self, start: bytes, records: int) -> Records:
+        """What opens the records of a file that starts like this. Raises Altered."""
+        if len(start) != START or not start.startswith(self._mark):
+            raise Altered
+        return self._records(start[len(self._mark) :], records)
+
+    def _records(self, salt: bytes, records: int) -> Records:
+        if self._key is None:
+            return Records(records, salt, None)
+        # 1
+        key = HKDF(algorithm=SHA256(), length=32, salt=salt, info=b"ditto storage").derive(self._key)
+        return Records(records, salt, AESGCM(key))
+
+    def seal(self, data: bytes, context: bytes) -> bytes:
+        """A whole file of one record."""
+        start, records = self.begin(1)
+        return start + records.seal(data, context)
+
+    def unseal(self, data: bytes, context: bytes) -> bytes:
+        """The record of a file that `seal` made. Raises Altered."""
+        return bytes(self.resume(data[:START], 1).unseal(data[START:], context))
+
+
+class Records:
+    """The records of one file, in their order: sealed, or opened again."""
+
+    def __init__(self, records: int, salt: bytes, aead: AESGCM | None) -> None:
+        self._at, self._records, self._salt, self._aead = 0, records, salt, aead
+
+    def _nonce(self) -> bytes:
+        self._at += 1
+        return (self._at - 1).to_bytes(11, "big") + bytes([self._at == self._records])
+
+    def seal(self, data: bytes | memoryview, context: bytes) -> bytes:
+        nonce = self._nonce()
+        # 2
+        if self._aead is not None:
+            return self._aead.encrypt(nonce, data, context)
+        return bytes(data) + self._digest(nonce, data, context)
+
+    def unseal(self, record: bytes, context: bytes) -> bytes | memoryview:
+        """Raises Altered."""
+        nonce = self._nonce()
+        # 2
+        if self._aead is not None:
+            try:
+                return self._aead.decrypt(nonce, record, context)
+            except (InvalidTag, ValueError):
+                raise Altered from None
+        data = memoryview(record)[:-32]
+        if len(record) < 32 or record[-32:] != self._digest(nonce, data, context):
+            raise Altered
+        return data
+
+    def _digest(self, nonce: bytes, data: bytes | memoryview, context: bytes) -> bytes:
+        found = hashlib.sha256(self._salt + nonce + len(context).to_bytes(8, "big") + context)
+        found.update(data)
+        return found.digest()
+
+
+# A server's own ----------------------------------------------------------------------------------
+
+
+def storage_of(config: ServerConfig) -> Storage:
+    """What a server's configuration asks for, checked against what its directory was written with.
+
+    Raises ConfigError without a key, with a malformed one, or with another one than the files there have: a wrong key
+    must not make every file look damaged.
+    """
+    storage = Storage(None if config.storage == "plaintext" else _key(config.storage_key))
+    witness, context = config.data_dir / _WITNESS, config.role.encode()
+    try:
+        found = witness.read_bytes()
+    except FileNotFoundError:
+        files.make_directory(config.data_dir, 0o700)
+        files.write(witness, storage.seal(_SAYS, context), files.PRIVATE)
+        return storage
+    except OSError as error:
+        raise ConfigError(f"{witness}: cannot be read: {error.strerror or error}") from None
+    try:
+        storage.unseal(found, context)
+    except Altered:
+        encrypted = "encrypted" if config.storage == "plaintext" else "under another key"
+        how = "as plaintext" if found.startswith(_PLAIN) else encrypted
+        raise ConfigError(f"the files in {config.data_dir} are stored {how}, or {witness} is damaged") from None
+    return storage
+
+
+def _key(path: Path | None) -> bytes:
+    """From the file; without one, from the environment."""
+    try:
+        text = os.environ.get(VARIABLE) if path is None else path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the storage key {path} cannot be read: {getattr(error, 'strerror', 'no text')}") from None
+    if text is None:
+        raise ConfigError(f"no storage key: name a file as storage_key or set {VARIABLE}; or set storage: plaintext")
+    if not re.fullmatch(r"\s*[0-9a-fA-F]{64}\s*", text):
+        raise ConfigError(f"{path or VARIABLE}: no storage key: 64 hexadecimal digits, as of `openssl rand -hex 32`")
+    return bytes.fromhex(text.strip())
