@@ -36,7 +36,7 @@ from ditto.errors import (
 )
 from ditto.net.config import Tls
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 CHUNK = 1 << 20
 VERSION_KEY, CODE_KEY, PEER_KEY = "ditto-protocol", "ditto-code", "ditto-peer"
 log = structlog.get_logger()
