@@ -82,7 +82,7 @@ class ClusterError(DittoError):
 
 
 class ReuseError(DittoError):
-    exit_code, code, help = 25, "REUSE", "a correlation was about to be used twice"
+    exit_code, code, help = 25, "REUSE", "a correlation or a mask was about to be used twice"
 
 
 class DamagedFile(DittoError):
@@ -95,6 +95,14 @@ class StorageError(DittoError):
 
 class BadDescription(DittoError):
     exit_code, code, help = 28, "DESCRIPTION", "a model's public description is malformed"
+
+
+class NotAllowed(DittoError):
+    exit_code, code, help = 31, "NOT_ALLOWED", "a model or a job of someone else"
+
+
+class JobMismatch(DittoError):
+    exit_code, code, help = 32, "JOB_MISMATCH", "a party runs another job than the one that was asked for"
 
 
 class IntegrityError(DittoError):

@@ -146,6 +146,7 @@ def test_pairs_and_texts(shared: str, tmp_path: Path) -> None:
 
 def test_model_list(shared: str) -> None:
     (row,) = run("model", "list")[0]
+    assert row.pop("owner").startswith("client")
     assert row == {
         "name": "tiny",
         "architecture": "BertForSequenceClassification",

@@ -19,7 +19,7 @@ import psutil
 import pytest
 import torch
 
-from ditto.client.client import Client
+from ditto.client.client import Client, terms_of
 from ditto.client.local_cluster import Cluster, embedded
 from ditto.engine.program import Program
 from ditto.errors import (
@@ -86,6 +86,14 @@ def call(config: ClientConfig, peer: str, method: Callable[[grpc.Channel], Any],
             return method(channel)
         except grpc.RpcError as error:
             raise from_rpc_error(error, peer) from None
+
+
+def registered(config: ClientConfig) -> control_pb2.Model:
+    ask = control_pb2.GetModelRequest(model="tiny")
+    found: control_pb2.Model = call(
+        config, "coordinator", lambda c: control_pb2_grpc.CoordinatorStub(c).GetModel(ask)
+    )
+    return found
 
 
 def answers(config: ClientConfig, description: Description, inputs: Inputs) -> None:
@@ -170,17 +178,14 @@ def test_absent_peer(config: ClientConfig) -> None:
 def test_replayed_job(cluster: Cluster, config: ClientConfig, description: Description) -> None:
     tls = load_config(cluster.config_path("dealer"), DealerConfig).tls
     coordinator = Tls(ca=tls.ca, cert=cluster.certs / "coordinator.pem", key=cluster.certs / "coordinator.key")
-    model = call(
-        config,
-        "coordinator",
-        lambda c: control_pb2_grpc.CoordinatorStub(c).GetModel(control_pb2.GetModelRequest(model="tiny")),
-    )
+    model = registered(config)
     plan = Plan(64, SEQ)  # more correlations than fit on their way: the dealer is not done when party 0 leaves
     fingerprint = program_for(model.description, plan).fingerprint
     name = secrets.token_hex(16)
     request = party_pb2.OpenJobRequest(
-        job=name, model="tiny", share_id=model.share_id, plan=to_message(plan), fingerprint=fingerprint
-    )
+        job=name, model="tiny", share_id=model.share_id, plan=to_message(plan), fingerprint=fingerprint,
+        client=model.owner,
+    )  # fmt: skip
 
     def open_job(channel: grpc.Channel) -> None:
         party_pb2_grpc.PartyStub(channel).OpenJob(request, timeout=30)
@@ -224,10 +229,13 @@ def test_a_job_that_one_party_never_joined_is_dropped() -> None:
 def test_bad_share(wrong: str, config: ClientConfig, description: Description, inputs: Inputs) -> None:
     program = compile_stage(description, Plan(1, SEQ))
     mask, wire = next((n, w) for n, w in program.inputs.items() if n.startswith("mask"))
+    terms = terms_of(registered(config), Plan(1, SEQ), program)
 
     def send(event: dict[str, Any]) -> None:
         if event["event"] != "queued" and "job" in event:
-            header = party_pb2.InputHeader(job=event["job"], name=mask, ring=wire.ring, shape=list(wire.shape))
+            header = party_pb2.InputHeader(
+                job=event["job"], name=mask, ring=wire.ring, shape=list(wire.shape), terms=terms
+            )
             if wrong == "shape":
                 header.shape.append(2)
             elif wrong == "ring":

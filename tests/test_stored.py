@@ -312,8 +312,8 @@ def put(stores: list[ModelStore], name: str) -> str:
     shares = [c for key, wire in wires.items() for c in _chunks(key, wire, share(key, weights[key], wire, seed))]
     messages = ({"header": packed}, *({"chunk": chunk} for chunk in shares))
     entries = [
-        stores[0].put(iter([party_pb2.PutModelRequest(header=seeded)])),
-        stores[1].put(party_pb2.PutModelRequest(**message) for message in messages),
+        stores[0].put(iter([party_pb2.PutModelRequest(header=seeded)]), "client/alice"),
+        stores[1].put((party_pb2.PutModelRequest(**message) for message in messages), "client/alice"),
     ]
     threads = [
         threading.Thread(target=store.activate, args=(entry, new_seed(), channel))
@@ -375,15 +375,15 @@ def test_an_empty_mask_seed_is_refused(tmp_path: Path) -> None:
     store = ModelStore(tmp_path, 0)
     found, _, _ = random_model("bert-tiny", 1, 16)
     header = party_pb2.ModelHeader(model="tiny", share_id="0" * 32, description=found.text(), seed=new_seed())
-    entry = store.put(iter([party_pb2.PutModelRequest(header=header)]))
+    entry = store.put(iter([party_pb2.PutModelRequest(header=header)]), "client/alice")
     with pytest.raises(BadShare, match="a seed of 0 bytes"):
         store.activate(entry, b"", MemoryChannel.pair()[0])
     header.share_id, header.seed = "1" * 32, b"short"
     with pytest.raises(BadShare, match="a seed of 5 bytes"):
-        store.put(iter([party_pb2.PutModelRequest(header=header)]))
+        store.put(iter([party_pb2.PutModelRequest(header=header)]), "client/alice")
     header.model = "x" * 65
     with pytest.raises(UsageError, match="at most 64"):
-        store.put(iter([party_pb2.PutModelRequest(header=header)]))
+        store.put(iter([party_pb2.PutModelRequest(header=header)]), "client/alice")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b"null", b"{}"])
@@ -425,7 +425,7 @@ def test_a_damaged_entry_stops_no_dealer(config: DealerConfig, monkeypatch: pyte
     path = directory / f"{ids[4]}.json"
     path.write_bytes(stored._in_use().seal(json.dumps(wrong).encode(), context.context(path)))
     service = dealer_service.DealerService(config)
-    assert service._known == {"model-b", "model-f"}
+    assert service._known == {ids[1]: "model-b", ids[5]: "model-f"}
     assert service._entry(ids[1]).master == service._entry(ids[5]).master == master
     for share_id in (ids[0], *ids[2:5]):
         assert (directory / f"{share_id}.json.damaged").exists()

@@ -107,6 +107,7 @@ def document(
     first = [row for row in result.report["layers"] if row not in later]
     return {
         "model": description.name,
+        "owner": result.report["owner"],
         "architecture": description.architecture,
         "preset": description.preset,
         "embeddings": description.embeddings,
@@ -151,6 +152,7 @@ def show(summary: dict[str, Any]) -> None:
     if "agreeing_tokens" in summary:
         note(f"plaintext: {summary['agreeing_tokens']} of {summary['tokens']} tokens the same before the first other")
     rate = summary["tokens_per_second"]
+    note(f"the model belongs to {escape(summary['owner'])}")
     note(f"{rate:.2f} tokens a second" if rate else "one token")
 
 

@@ -90,7 +90,8 @@ def _show(texts: "list[Text]", summary: dict[str, Any], answer: "Answer", labels
         out.print(f"largest difference to the plaintext computation: {summary['max_abs_error']:.4f}")
     out.print()
     print_costs(summary)
-    out.print(f"\n{summary['texts']} text(s) padded to {summary['seq']} tokens, {summary['wall_seconds']:.2f} s in all")
+    out.print(f"\nthe model belongs to {summary['owner']}", markup=False)
+    out.print(f"{summary['texts']} text(s) padded to {summary['seq']} tokens, {summary['wall_seconds']:.2f} s in all")
 
 
 def _best(logits: list[float]) -> int:

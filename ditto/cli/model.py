@@ -1,4 +1,4 @@
-"""`ditto model`: import a checkpoint, share its weights between the parties, list."""
+"""`ditto model`: import a checkpoint, share its weights between the parties, grant, remove, list."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -16,7 +16,7 @@ from ditto.names import check_name
 if TYPE_CHECKING:
     from ditto.models import Description
 
-app = typer.Typer(help="Models: import, share, list.", no_args_is_help=True)
+app = typer.Typer(help="Models: import, share, grant, remove, list.", no_args_is_help=True)
 
 COLUMNS = ("name", "architecture", "preset", "max_length")
 
@@ -96,6 +96,55 @@ def share(
         out.print(f'next: ditto {ask} "…" --model {name}')
 
 
+@app.command()
+def grant(
+    name: Annotated[str, typer.Argument(help="A model that you shared.")],
+    to: Annotated[str, typer.Option("--to", help="Who may ask it: the name in that client's certificate.")],
+    config: ConfigFile = None,
+    json: Json = False,
+) -> None:
+    """Let another client ask a model of yours; later sharings of the name as well."""
+    _grant(name, to, config, json, revoke=False)
+
+
+@app.command()
+def revoke(
+    name: Annotated[str, typer.Argument(help="A model that you shared.")],
+    to: Annotated[str, typer.Option("--from", help="Who may not ask it any more.")],
+    config: ConfigFile = None,
+    json: Json = False,
+) -> None:
+    """Take back what was granted; a job under way is not ended."""
+    _grant(name, to, config, json, revoke=True)
+
+
+def _grant(name: str, to: str, config: Path | None, json: bool, *, revoke: bool) -> None:
+    check_name(name)
+    check_name(to)
+    with connect(config) as client:
+        client.grant_model(name, to, revoke)
+    if json:
+        emit({"name": name, "client": to, "granted": not revoke})
+    else:
+        out.print(f"{to} may {'no longer' if revoke else 'now'} ask {name}", markup=False)
+
+
+@app.command()
+def remove(
+    name: Annotated[str, typer.Argument(help="A model that you shared.")],
+    config: ConfigFile = None,
+    json: Json = False,
+) -> None:
+    """Have the servers forget a model of yours, its masks included. What is imported here stays."""
+    check_name(name)
+    with connect(config) as client:
+        client.remove_model(name)
+    if json:
+        emit({"name": name, "shared": False})
+    else:
+        out.print(f"removed {name} from the servers; others may use the name now", markup=False)
+
+
 @app.command("list")
 def list_(config: ConfigFile = None, json: Json = False) -> None:
     """Show the models imported here and those the parties hold shares of."""
@@ -105,21 +154,25 @@ def list_(config: ConfigFile = None, json: Json = False) -> None:
     try:
         with connect(config) as client:
             for entry in client.list_models():
-                row = rows.setdefault(entry.name, _row(entry) | {"imported": False})
-                row["shared"] = True
+                row = rows.setdefault(entry.name, _row(entry.description) | {"imported": False})
+                row |= {"shared": True, "owner": entry.owner}
     except DittoError as error:
         if config is not None:
             raise
         note(f"the cluster cannot be asked, so this is what is imported here ({error})")
         for row in rows.values():
             row["shared"] = None
+    for row in rows.values():
+        row.setdefault("owner", None)
     if json:
         emit(list(rows.values()))
         return
-    table = Table(*COLUMNS, "imported", "shared", box=None, pad_edge=False)
+    table = Table(*COLUMNS, "imported", "shared", "owner", box=None, pad_edge=False)
     words = {True: "yes", False: "no", None: "?"}
     for row in rows.values():
-        table.add_row(*(str(row[key]) for key in COLUMNS), words[row["imported"]], words[row["shared"]])
+        table.add_row(
+            *(str(row[key]) for key in COLUMNS), words[row["imported"]], words[row["shared"]], row["owner"] or ""
+        )
     if rows:
         out.print(table)
     else:

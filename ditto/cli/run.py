@@ -119,6 +119,7 @@ def document(run: Run, description: "Description", network: str, *, checked: boo
     """The fields that `infer --json`, `bench model --json` and `demo --json` share."""
     result: dict[str, Any] = {
         "model": description.name,
+        "owner": run.report["owner"],
         "architecture": description.architecture,
         "preset": description.preset,
         "embeddings": description.embeddings,

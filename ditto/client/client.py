@@ -18,7 +18,7 @@ from ditto.client.report import Report
 from ditto.client.status import activity
 from ditto.engine.program import Program, Wire
 from ditto.engine.sharing import answer_type, reveal, share
-from ditto.errors import BadCheckpoint, BadShare, DittoError, UsageError
+from ditto.errors import BadCheckpoint, BadShare, DittoError, UnknownModel, UsageError
 from ditto.models import Description, Plan, parse
 from ditto.models.compiled import program_for, weights_of
 from ditto.names import PARTIES
@@ -35,10 +35,26 @@ Outputs = dict[str, torch.Tensor]
 
 @dataclass
 class InferResult:
-    """Reconstructed outputs as signed int64, and what the job cost, in all, by layer and by operation."""
+    """Reconstructed outputs as signed int64, and what the job cost, in all, by layer and by operation.
+
+    `report["owner"]` is whose model answered; both parties have checked it against their own records.
+    """
 
     outputs: dict[str, torch.Tensor]
     report: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SharedModel:
+    """A model as the coordinator lists it. Its word on the owner is for display: what is asked, and of whom, the
+    parties check against each job's terms."""
+
+    description: Description
+    owner: str
+
+    @property
+    def name(self) -> str:
+        return self.description.name
 
 
 @contextlib.contextmanager
@@ -47,6 +63,14 @@ def _calling(peer: str, running: bool = False) -> Iterator[None]:
         yield
     except grpc.RpcError as error:
         raise from_rpc_error(error, peer, running) from None
+
+
+def terms_of(model: control_pb2.Model, plan: Plan, program: Program) -> party_pb2.JobTerms:
+    """What a client believes that it asks; `program` is the first stage's."""
+    return party_pb2.JobTerms(
+        model=model.model, owner=model.owner, share_id=model.share_id,
+        plan=to_message(plan), fingerprint=program.fingerprint,
+    )  # fmt: skip
 
 
 def _chunks(name: str, wire: Wire, share: torch.Tensor) -> Iterator[party_pb2.TensorChunk]:
@@ -90,12 +114,12 @@ class Client:
 
     # Models -------------------------------------------------------------------------------------
 
-    def list_models(self) -> list[Description]:
-        """The descriptions of the shared models."""
+    def list_models(self) -> list[SharedModel]:
+        """The shared models, anybody's."""
         self._connect("coordinator")
         with _calling("coordinator"):
             reply = self._control.ListModels(control_pb2.ListModelsRequest(), timeout=30)
-        return [parse(m.description) for m in reply.models]
+        return [SharedModel(parse(m.description), m.owner) for m in reply.models]
 
     def get_model(self, name: str) -> Description:
         """The description of one shared model. Raises UnknownModel."""
@@ -107,7 +131,13 @@ class Client:
             return self._control.GetModel(control_pb2.GetModelRequest(model=name), timeout=30)
 
     def share_model(self, description: Description, weights: dict[str, torch.Tensor]) -> None:
-        """Split the encoded weights between the parties; a model of the same name is replaced."""
+        """Split the encoded weights between the parties; the caller's model of the same name is replaced.
+
+        1. Each party gets its share, and with it notes the caller as the owner. If one refuses, the other drops its
+           share again. Raises NotAllowed where the name is another's.
+        2. The coordinator has the parties activate the sharing.
+        3. The parties drop the older sharings of the name, which nobody but their owner can ask for.
+        """
         text, name = description.text(), description.name
         wires = weights_of(text)
         for key, wire in wires.items():
@@ -129,12 +159,51 @@ class Client:
                     yield party_pb2.PutModelRequest(chunk=chunk)
 
         self._connect("coordinator", *PARTIES)
-        for role, stub, requests in zip(PARTIES, self._parties, (seeded, packed), strict=True):
-            with _calling(role):
-                stub.PutModel(requests(), timeout=1800)
+        # 1
+        try:
+            for role, stub, requests in zip(PARTIES, self._parties, (seeded, packed), strict=True):
+                with _calling(role):
+                    stub.PutModel(requests(), timeout=1800)
+        except BaseException:
+            with contextlib.suppress(DittoError):
+                self._remove(party_pb2.RemoveModelRequest(model=name, only=share_id))
+            raise
+        # 2
         model = control_pb2.Model(model=name, share_id=share_id, description=text)
         with _calling("coordinator"):
             self._control.RegisterModel(control_pb2.RegisterModelRequest(model=model), timeout=1800)
+        # 3
+        self._remove(party_pb2.RemoveModelRequest(model=name, keep=share_id))
+
+    def _remove(self, request: party_pb2.RemoveModelRequest) -> int:
+        """At both parties, also when one fails; how many sharings there were. Raises the first party's error."""
+        calls = [stub.RemoveModel.future(request, timeout=60) for stub in self._parties]
+        for call in calls:
+            call.exception()
+        removed = 0
+        for role, call in zip(PARTIES, calls, strict=True):
+            with _calling(role):
+                removed += call.result().removed
+        return removed
+
+    def remove_model(self, name: str) -> None:
+        """Have both parties, and through them the dealer, forget a model, then the coordinator. Can be repeated after
+        a failure. Raises UnknownModel, NotAllowed for another's."""
+        self._connect("coordinator", *PARTIES)
+        removed = self._remove(party_pb2.RemoveModelRequest(model=name))
+        with _calling("coordinator"):
+            reply = self._control.UnregisterModel(control_pb2.UnregisterModelRequest(model=name), timeout=30)
+        if not removed and not reply.known:
+            raise UnknownModel(f"no model {name!r} is shared")
+
+    def grant_model(self, name: str, to: str, revoke: bool = False) -> None:
+        """Let another client, by its certificate's name, ask a model; or, with `revoke`, no longer. At both parties, by
+        themselves: the coordinator has no say. Raises UnknownModel, NotAllowed for another's."""
+        self._connect(*PARTIES)
+        request = party_pb2.GrantModelRequest(model=name, to=to, revoke=revoke)
+        for role, stub in zip(PARTIES, self._parties, strict=True):
+            with _calling(role):
+                stub.GrantModel(request, timeout=30)
 
     def status(self) -> dict[str, Any]:
         self._connect("coordinator")
@@ -178,7 +247,7 @@ class Client:
             model=model, share_id=found.share_id, plan=to_message(plan), fingerprint=program.fingerprint
         )
         call = self._control.RunJob(request)
-        report, job = Report(), ""
+        report, job, terms = Report(), "", terms_of(found, plan, program)
         outputs: Outputs = {}
         try:
             with _calling("coordinator", running=True):
@@ -188,7 +257,7 @@ class Client:
                     if kind == "accepted":
                         job = message.accepted.job
                         event |= {"job": job, "layers": list(message.accepted.layers)}
-                        self._start(job, 0, program, encoded)
+                        self._start(job, terms, 0, program, encoded)
                     elif kind == "queued":
                         event["position"] = message.queued.position
                     elif kind == "layer":
@@ -199,7 +268,7 @@ class Client:
                         if stage + 1 < plan.stages:
                             # all later stages take and give the same types
                             program = program_for(found.description, plan, 1)
-                            self._start(job, stage + 1, program, inputs(stage + 1, program, outputs))
+                            self._start(job, terms, stage + 1, program, inputs(stage + 1, program, outputs))
                     elif kind == "done":
                         report.finish(message.done)
                         event["seconds"] = report.seconds
@@ -208,17 +277,17 @@ class Client:
         finally:
             call.cancel()
         result = report.to_json()
-        result |= {"job": job, "wall_seconds": time.perf_counter() - started}
+        result |= {"job": job, "owner": found.owner, "wall_seconds": time.perf_counter() - started}
         return InferResult(outputs, result)
 
-    def _start(self, job: str, stage: int, program: Program, inputs: Inputs | None) -> None:
+    def _start(self, job: str, terms: party_pb2.JobTerms, stage: int, program: Program, inputs: Inputs | None) -> None:
         """Bring a stage's inputs, or end the job before it."""
         if inputs is not None:
-            self._upload(job, stage, program, inputs)
+            self._upload(job, terms, stage, program, inputs)
         request = control_pb2.StartJobRequest(job=job, stage=stage, end=inputs is None)
         self._control.StartJob(request, timeout=30)
 
-    def _upload(self, job: str, stage: int, program: Program, inputs: Inputs) -> None:
+    def _upload(self, job: str, terms: party_pb2.JobTerms, stage: int, program: Program, inputs: Inputs) -> None:
         missing = program.inputs.keys() ^ inputs.keys()
         if missing:
             raise BadShare(f"inputs do not match the program: {', '.join(sorted(missing))}")
@@ -226,7 +295,9 @@ class Client:
         shares = {name: share(name, inputs[name], wire, seed) for name, wire in program.inputs.items()}
 
         def requests(party: int, name: str, wire: Wire) -> Iterator[party_pb2.PutInputRequest]:
-            header = party_pb2.InputHeader(job=job, name=name, ring=wire.ring, shape=list(wire.shape), stage=stage)
+            header = party_pb2.InputHeader(
+                job=job, name=name, ring=wire.ring, shape=list(wire.shape), stage=stage, terms=terms
+            )
             if party == 0:
                 header.seed = seed
             yield party_pb2.PutInputRequest(header=header)

@@ -12,12 +12,13 @@ import structlog
 
 from ditto.engine.ledger import Phase
 from ditto.engine.program import Program
-from ditto.errors import ClusterError, DittoError, UsageError
+from ditto.errors import ClusterError, DittoError, NotAllowed, UsageError
 from ditto.models import Plan
 from ditto.models.compiled import agreed_program
 from ditto.models.description import parse
 from ditto.names import PARTIES, check_id, check_name
 from ditto.net.config import CoordinatorConfig
+from ditto.net.identity import caller
 from ditto.net.messages import check_reply, phase_to_message, plan_of, to_message
 from ditto.net.metrics import CoordinatorMetrics
 from ditto.net.transport import Roles, connect, open_channel, short
@@ -26,7 +27,7 @@ from ditto.service.registered import Registered, RegisteredModels
 from ditto.wire import control_pb2, control_pb2_grpc, dealer_pb2, dealer_pb2_grpc, party_pb2, party_pb2_grpc
 
 log = structlog.get_logger()
-_METHODS = ("RegisterModel", "ListModels", "GetModel", "Status", "RunJob", "StartJob")
+_METHODS = ("RegisterModel", "UnregisterModel", "ListModels", "GetModel", "Status", "RunJob", "StartJob")
 ROLES: Roles = {name: frozenset({"client"}) for name in _METHODS}
 
 
@@ -66,8 +67,9 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
     def RegisterModel(
         self, request: control_pb2.RegisterModelRequest, context: grpc.ServicerContext
     ) -> control_pb2.RegisterModelReply:
-        model = request.model
+        model, owner = request.model, str(caller(context))
         name, share_id = check_name(model.model), check_id(model.share_id)
+        self._models.check_owner(name, owner)
         if parse(model.description).name != name:
             raise UsageError(f"a description of another model than {name}")
         attempt = secrets.token_hex(16)
@@ -77,7 +79,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         try:
             self._wait_turn(attempt, run)
             self._connect_all()
-            ask = party_pb2.ActivateModelRequest(model=name, share_id=share_id, attempt=attempt)
+            ask = party_pb2.ActivateModelRequest(model=name, share_id=share_id, attempt=attempt, owner=owner)
             run.both(lambda stub, timeout: stub.ActivateModel.future(ask, timeout=timeout))
             run.done = True
         except DittoError:
@@ -85,13 +87,18 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
             raise
         finally:
             self._queue.leave(attempt)
-        old = self._models.put(Registered(model=name, share_id=share_id, description=model.description))
-        if old is not None:
-            drop = party_pb2.DropModelRequest(share_id=old.share_id)
-            for call in [stub.DropModel.future(drop, timeout=5.0) for stub in self._stubs.values()]:
-                call.exception()
-        log.info("model registered", model=name, share=short(share_id))
+        self._models.put(Registered(model=name, share_id=share_id, description=model.description, owner=owner))
+        log.info("model registered", model=name, share=short(share_id), owner=owner)
         return control_pb2.RegisterModelReply()
+
+    def UnregisterModel(
+        self, request: control_pb2.UnregisterModelRequest, context: grpc.ServicerContext
+    ) -> control_pb2.UnregisterModelReply:
+        owner = str(caller(context))
+        known = self._models.remove(request.model, owner)
+        if known:
+            log.info("model unregistered", model=request.model, owner=owner)
+        return control_pb2.UnregisterModelReply(known=known)
 
     def Status(self, request: control_pb2.StatusRequest, context: grpc.ServicerContext) -> control_pb2.StatusReply:
         running, queued = self._queue.state()
@@ -132,6 +139,8 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
     ) -> control_pb2.StartJobReply:
         with self._lock:
             run = self._runs.get(request.job)
+        if run is not None and run.client != str(caller(context)):
+            raise NotAllowed("this job belongs to somebody else")
         if run is None or request.stage != run.stage:
             raise ClusterError("no such job waits for these inputs")
         run.ended = request.end
@@ -146,7 +155,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
             raise ClusterError(f"model {request.model} was shared again meanwhile; try again")
         plan = plan_of(request.plan)
         program = agreed_program(model.description, plan, request.fingerprint)
-        run = JobRun(secrets.token_hex(16), self._stubs, self._config.step_timeout_s)
+        run = JobRun(secrets.token_hex(16), self._stubs, self._config.step_timeout_s, str(caller(context)))
         reason, outcome = "the client ended the job", "cancelled"
         structlog.contextvars.bind_contextvars(job=short(run.name))
         log.info("job started", model=request.model, **vars(plan))
@@ -208,7 +217,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         self._connect_all()
         ask = party_pb2.OpenJobRequest(
             job=run.name, model=model.model, share_id=model.share_id,
-            plan=to_message(plan), fingerprint=program.fingerprint,
+            plan=to_message(plan), fingerprint=program.fingerprint, client=run.client,
         )  # fmt: skip
         run.both(lambda stub, timeout: stub.OpenJob.future(ask, timeout=timeout))
         run.begun = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import threading
 import time
 from collections import OrderedDict, deque
@@ -16,11 +17,11 @@ import structlog
 from pydantic import Field
 from torch import Tensor
 
+from ditto import files
 from ditto.engine.job import DealerJob
 from ditto.engine.program import Wire
 from ditto.engine.weights import DealerWeights, keeps_whole
-from ditto.errors import ClusterError, DittoError, ReplayedJob, UnknownModel, UsageError
-from ditto.files import make_directory
+from ditto.errors import BadShare, ClusterError, DittoError, ReplayedJob, ReuseError, UnknownModel, UsageError
 from ditto.models.compiled import agreed_program, generates, program_for, weights_of
 from ditto.names import ID, NAME, PARTIES, check_id, check_name
 from ditto.net.config import DealerConfig
@@ -38,7 +39,10 @@ from ditto.wire import dealer_pb2, dealer_pb2_grpc
 log = structlog.get_logger()
 PATIENCE = 120.0  # seconds that a party has to join a job after the other one
 _PARTIES = frozenset(PARTIES)
-ROLES: Roles = {"ModelSeed": _PARTIES, "Correlations": _PARTIES, "Inventory": frozenset({"coordinator"})}
+ROLES: Roles = dict.fromkeys(("ModelSeed", "ForgetModel", "Correlations"), _PARTIES) | {
+    "Inventory": frozenset({"coordinator"})
+}
+_DIGEST = r"[0-9a-f]{64}"
 
 
 class Entry(StoredEntry):
@@ -47,6 +51,7 @@ class Entry(StoredEntry):
     model: str = Field(pattern=NAME)
     description: str
     master: str = Field(pattern=ID, repr=False)  # the seed of both parties' masks
+    digests: dict[str, str] = Field(default_factory=dict)  # by role: of the one share that each party masks with it
 
 
 def _owner(share_id: str) -> Owner:
@@ -157,7 +162,8 @@ class _Job:
                 if stage == 1:
                     _step_back()
                 program = program_for(self._description, self.plan, stage)
-                masks = service.weights(self.key[0], program.weights)
+                if stage == 0:  # all stages have the same weights; a model may be removed under a job
+                    masks = service.weights(self.key[0], program.weights)
                 for party, data in DealerJob(program, self.name, self.seeds, masks, first, carried).deal():
                     self.feeds[party].add(data, self.feeds[1 - party])
                 for feed, other in zip(self.feeds, self.feeds[::-1], strict=True):
@@ -187,7 +193,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
     def __init__(self, config: DealerConfig) -> None:
         self._config = config
         self._dir: Path = config.data_dir / "models"
-        make_directory(self._dir, 0o700)
+        files.make_directory(self._dir, 0o700)
         self._lock = threading.Lock()
         self._weights_lock = threading.Lock()
         self._jobs: dict[str, _Job] = {}
@@ -195,9 +201,14 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
         self._links = (Link(config.network), Link(config.network))  # all jobs of a party share its link
         self._weights: OrderedDict[str, DealerWeights] = OrderedDict()
         self.metrics = DealerMetrics()
-        entries = readable_entries(sorted(self._dir.glob("*.json")), Entry, lambda path: _owner(path.stem))
-        self._known = {entry.model for entry in entries}
-        self.metrics.models.set_function(lambda: len(self._known))
+        self._known: dict[str, str] = {}  # model by sharing
+        for path in sorted(self._dir.glob("*.json")):
+            if self._forgotten(path.stem):  # the process ended in between
+                path.unlink()
+                continue
+            for entry in readable_entries([path], Entry, lambda path: _owner(path.stem)):
+                self._known[path.stem] = entry.model
+        self.metrics.models.set_function(lambda: len({*self._known.values()}))
         for party in (0, 1):
             self.metrics.waiting.labels(f"party{party}").set_function(partial(self._ready, party))
 
@@ -217,7 +228,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
     ) -> dealer_pb2.InventoryReply:
         with self._lock:
             job = next(reversed(self._jobs.values()), None)
-            reply = dealer_pb2.InventoryReply(models=sorted(self._known))
+            reply = dealer_pb2.InventoryReply(models=sorted({*self._known.values()}))
         if job is not None:
             reply.job = short(job.name)
             for feed in job.feeds:
@@ -254,20 +265,68 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
     def ModelSeed(
         self, request: dealer_pb2.ModelSeedRequest, context: grpc.ServicerContext
     ) -> dealer_pb2.ModelSeedReply:
-        path = self._path(request.share_id)
+        """The calling party's mask seed of a sharing: one seed for one pair of shares, so that F = W + B is the same
+        however often it is opened.
+
+        1. A sharing that a party dropped is burnt: ReuseError. So is one whose seed was damaged: a fresh one would be
+           a second mask.
+        2. The first to ask has the seed drawn.
+        3. The first digest from each party is written down before it has its seed. ReuseError for any other.
+        """
+        path, role = self._path(request.share_id), caller(context).role
+        if not re.fullmatch(_DIGEST, request.digest):
+            raise BadShare(f"{role} sent no digest of its share", peer="dealer")
         with self._lock:
-            if not path.exists():
-                name = check_name(request.model)
-                entry = Entry(model=name, description=request.description, master=new_seed().hex())
-                save_entry(path, entry, _owner(request.share_id))
-                self._known.add(request.model)
-                log.info("model registered", model=request.model, share=short(request.share_id))
-                ask = (request.share_id, weights_of(request.description))
-                threading.Thread(target=self.weights, args=ask, name="warm", daemon=True).start()
-            entry = self._entry(request.share_id)
-        if (entry.model, entry.description) != (request.model, request.description):
-            raise ClusterError("the parties registered different models under one sharing", peer="dealer")
-        return dealer_pb2.ModelSeedReply(seed=_pair(bytes.fromhex(entry.master))[PARTIES.index(caller(context).role)])
+            # 1
+            if self._burnt(request.share_id):
+                raise ReuseError("this sharing was dropped, its masks are used up; share it again", peer="dealer")
+            # 2
+            fresh = not path.exists()
+            if fresh:
+                wires = weights_of(request.description)
+                entry = Entry(model=check_name(request.model), description=request.description, master=new_seed().hex())
+            else:
+                entry = self._entry(request.share_id)
+            if (entry.model, entry.description) != (request.model, request.description):
+                raise ClusterError("the parties registered different models under one sharing", peer="dealer")
+            # 3
+            if entry.digests.setdefault(role, request.digest) != request.digest:
+                raise ReuseError(f"the masks of this sharing hide another share of {role}", peer="dealer")
+            save_entry(path, entry, _owner(request.share_id))
+            self._known[request.share_id] = entry.model
+        if fresh:
+            log.info("model registered", model=entry.model, share=short(request.share_id))
+            threading.Thread(target=self.weights, args=(request.share_id, wires), name="warm", daemon=True).start()
+        return dealer_pb2.ModelSeedReply(seed=_pair(bytes.fromhex(entry.master))[PARTIES.index(role)])
+
+    def _words(self, share_id: str) -> list[Path]:
+        """Whose word it is that a sharing is dropped: files that exist or not."""
+        return [self._dir / f"{share_id}.{role}.dropped" for role in PARTIES]
+
+    def _burnt(self, share_id: str) -> bool:
+        damaged = self._dir / f"{share_id}.json.damaged"
+        return any(path.exists() for path in (*self._words(share_id), damaged))
+
+    def _forgotten(self, share_id: str) -> bool:
+        return all(path.exists() for path in self._words(share_id))
+
+    def ForgetModel(
+        self, request: dealer_pb2.ForgetModelRequest, context: grpc.ServicerContext
+    ) -> dealer_pb2.ForgetModelReply:
+        """One party's word burns the identifier; the seed goes with the second one's, so that no single party takes a
+        model away from jobs under way."""
+        path, role = self._path(request.share_id), caller(context).role
+        with self._lock:
+            files.write(self._words(request.share_id)[PARTIES.index(role)], b"", files.PRIVATE)
+            forgotten = self._forgotten(request.share_id)
+            if forgotten:
+                path.unlink(missing_ok=True)
+                self._known.pop(request.share_id, None)
+        if forgotten:
+            with self._weights_lock:
+                self._weights.pop(request.share_id, None)
+            log.info("model forgotten", share=short(request.share_id))
+        return dealer_pb2.ForgetModelReply()
 
     def Correlations(
         self, request: dealer_pb2.CorrelationsRequest, context: grpc.ServicerContext

@@ -76,8 +76,9 @@ class Account:
 class JobRun:
     """Calls to both parties on behalf of one job."""
 
-    def __init__(self, name: str, stubs: Stubs, step_timeout: float) -> None:
+    def __init__(self, name: str, stubs: Stubs, step_timeout: float, client: str = "") -> None:
         self.name, self._stubs, self._timeout = name, stubs, step_timeout
+        self.client = client  # the identity that runs the job; nobody's for an activation
         self.stage = 0  # whose inputs the client brings next
         self.ended = False  # the client wants no further stage
         self.started = threading.Event()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -15,11 +19,12 @@ from ditto.engine.channel import Channel
 from ditto.engine.program import Wire
 from ditto.engine.sharing import seeded_share
 from ditto.engine.weights import PartyWeights
-from ditto.errors import BadShare, ClusterError, UnknownModel
+from ditto.errors import BadShare, ClusterError, NotAllowed, ReuseError, UnknownModel
 from ditto.files import make_directory
 from ditto.models.compiled import generates, weights_of
 from ditto.names import ID, PARTIES, check_id, check_name
-from ditto.ring import carrier, unpack
+from ditto.ring import carrier, pack, unpack
+from ditto.service.share_ids import ShareIds
 from ditto.service.stored import (
     Owner,
     StoredEntry,
@@ -77,30 +82,51 @@ def _of_kind(wires: dict[str, Wire], masked: bool) -> dict[str, Wire]:
 
 
 class Entry(StoredEntry):
-    """What is public of one sharing of one model."""
+    """What a party knows of one sharing of one model besides its share. Identities are texts, as `client/alice`."""
 
     model: str
     share_id: str = Field(pattern=ID)
     description: str
     active: bool
+    owner: str = Field(min_length=1)  # who put it, by the TLS peer's certificate
+    granted: list[str] = Field(default_factory=list)  # who else may ask it
+    share_digest: str = ""  # of this party's share, SHA-256
+
+    def check_asks(self, client: str) -> None:
+        """Raises NotAllowed unless this identity may run jobs."""
+        if client != self.owner and client not in self.granted:
+            raise NotAllowed(f"the model {self.model} belongs to {self.owner}, who has not granted it to {client}")
+
+
+def _share_hash(entry: Entry, kind: str) -> Any:
+    """SHA-256, begun with what tells this share from any other's."""
+    return hashlib.sha256(json.dumps([entry.share_id, entry.model, entry.description, kind]).encode())
 
 
 class ModelStore:
     def __init__(self, root: Path, party: int) -> None:
         self._root, self._party = root / "models", party
         make_directory(self._root, 0o700)
+        self._ids = ShareIds(root / "share_ids")
         self._lock = threading.Lock()
         self._loaded: OrderedDict[str, PartyWeights] = OrderedDict()
         self._entries: dict[str, Entry] = {}
+        self._arriving: dict[str, Entry] = {}  # being put: they claim their names, too
+        for share_id in self._ids.untold():  # dropped when the process ended
+            shutil.rmtree(self._root / share_id, ignore_errors=True)
         paths = sorted(self._root.glob("*/model.json"))
         for entry in readable_entries(paths, Entry, lambda path: self._owner(path.parent.name)):
             if entry.active:
                 self._entries[entry.share_id] = entry
             else:  # shared, never activated: of no use after a restart
-                shutil.rmtree(self._root / entry.share_id, ignore_errors=True)
+                self.drop(entry.share_id)
+
+    @property
+    def _role(self) -> str:
+        return PARTIES[self._party]
 
     def _owner(self, share_id: str) -> Owner:
-        return Owner(PARTIES[self._party], share_id)
+        return Owner(self._role, share_id)
 
     def entries(self) -> list[Entry]:
         with self._lock:
@@ -113,33 +139,101 @@ class ModelStore:
             raise UnknownModel(f"party{self._party} has no share of this model", peer=f"party{self._party}")
         return entry
 
-    def put(self, requests: Iterator[party_pb2.PutModelRequest]) -> Entry:
-        """Receive one sharing from the client and write it down; it becomes active later."""
+    def put(self, requests: Iterator[party_pb2.PutModelRequest], owner: str) -> Entry:
+        """Receive one sharing from the client `owner` and write it down; it becomes active later.
+
+        1. A name belongs to who has a sharing of it. Raises NotAllowed for anybody else.
+        2. The identifier is used up, whatever becomes of the sharing. Raises ReuseError if it was before.
+        3. The share is written down as it comes, and its digest taken: of the tensors, or of the seed that they are
+           expanded from, with the description that says how.
+        """
         header = next(requests, party_pb2.PutModelRequest()).header
         name, share_id = check_name(header.model), check_id(header.share_id)
-        entry = Entry(model=name, share_id=share_id, description=header.description, active=False)
+        entry = Entry(model=name, share_id=share_id, description=header.description, active=False, owner=owner)
         wires = weights_of(entry.description)
         home = self._root / entry.share_id
-        with self._lock:
-            if entry.share_id in self._entries or home.exists():
-                raise ClusterError("this sharing was put before; share the model again")
-            make_directory(home, 0o700)
-        try:
-            if header.seed:
-                save_seed(home / "seed", header.seed, self._owner(share_id))
-            else:
-                received = _receive(requests, wires)
-                save_tensors(home / "shares.safetensors", wires, received, self._owner(share_id))
-            self._write(entry)
-        except BaseException:
-            shutil.rmtree(home, ignore_errors=True)
-            raise
+        with self._claiming(entry):
+            try:
+                # 3
+                if header.seed:
+                    found = _share_hash(entry, "seed")
+                    found.update(header.seed)
+                    save_seed(home / "seed", header.seed, self._owner(share_id))
+                else:
+                    found = _share_hash(entry, "tensors")
+                    received = _hashed(_receive(requests, wires), wires, found)
+                    save_tensors(home / "shares.safetensors", wires, received, self._owner(share_id))
+                with self._lock:
+                    granted = [client for other in self._of_name(name) for client in other.granted]
+                    fields = {"share_digest": found.hexdigest(), "granted": sorted({*granted})}
+                    entry = entry.model_copy(update=fields)
+                    self._write(entry)
+            except BaseException:
+                shutil.rmtree(home, ignore_errors=True)
+                raise
         return entry
 
-    def _write(self, entry: Entry) -> None:
-        save_entry(self._root / entry.share_id / "model.json", entry, self._owner(entry.share_id))
+    @contextlib.contextmanager
+    def _claiming(self, entry: Entry) -> Iterator[None]:
         with self._lock:
-            self._entries[entry.share_id] = entry
+            # 1
+            self._check_owner(entry.model, entry.owner)
+            # 2
+            home = self._root / entry.share_id
+            if home.exists():  # an older version's, or damaged
+                raise ReuseError("the identifier of this sharing was used before; share the model again", self._role)
+            self._ids.take(entry.share_id)
+            make_directory(home, 0o700)
+            self._arriving[entry.share_id] = entry
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._arriving.pop(entry.share_id)
+
+    def _of_name(self, name: str) -> list[Entry]:
+        return [entry for entry in self._entries.values() if entry.model == name]
+
+    def _check_owner(self, name: str, client: str) -> None:
+        """Raises NotAllowed if the name is another's. The caller holds the lock."""
+        for entry in (*self._of_name(name), *self._arriving.values()):
+            if entry.model == name and entry.owner != client:
+                raise NotAllowed(f"the model {name} belongs to {entry.owner}, not to {client}", self._role)
+
+    def grant(self, name: str, owner: str, client: str, revoke: bool) -> None:
+        """Let another identity ask a model, or no longer. A later sharing of the name keeps what is granted.
+
+        Raises UnknownModel, NotAllowed unless `owner` is the model's.
+        """
+        with self._lock:
+            self._check_owner(name, owner)
+            entries = self._of_name(name)
+            if not entries:
+                raise UnknownModel(f"{self._role} has no model {name}", peer=self._role)
+            for entry in entries:
+                granted = {*entry.granted} - {client} if revoke else {*entry.granted, client}
+                self._write(entry.model_copy(update={"granted": sorted(granted)}))
+
+    def remove(self, name: str, owner: str, chosen: Callable[[Entry], bool]) -> list[str]:
+        """Drop the chosen sharings of a name; their identifiers. Raises NotAllowed unless `owner` is the model's."""
+        with self._lock:
+            self._check_owner(name, owner)
+            ids = [entry.share_id for entry in self._of_name(name) if chosen(entry)]
+        for share_id in ids:
+            self.drop(share_id)
+        return ids
+
+    def untold(self) -> list[str]:
+        """Dropped sharings whose masks the dealer may still hold."""
+        return self._ids.untold()
+
+    def told(self, share_id: str) -> None:
+        self._ids.told(share_id)
+
+    def _write(self, entry: Entry) -> None:
+        """The caller holds the lock."""
+        save_entry(self._root / entry.share_id / "model.json", entry, self._owner(entry.share_id))
+        self._entries[entry.share_id] = entry
 
     def activate(self, entry: Entry, mask_seed: bytes, channel: Channel) -> None:
         """Open F with the peer, once for this sharing, tensor by tensor, and keep it.
@@ -163,7 +257,11 @@ class ModelStore:
         save_tensors(home / "masked.safetensors", _of_kind(wires, True), opened(), owner)
         plain = _of_kind(wires, False)
         save_tensors(home / "kept.safetensors", plain, (kept[name] for name in plain), owner)
-        self._write(entry.model_copy(update={"active": True}))
+        with self._lock:
+            current = self._entries.get(entry.share_id)  # granted meanwhile?
+            if current is None:
+                raise UnknownModel("the sharing was removed while it was activated", peer=self._role)
+            self._write(current.model_copy(update={"active": True}))
         for name in ("seed", "shares.safetensors"):
             (home / name).unlink(missing_ok=True)
         self.weights(entry.share_id)
@@ -206,10 +304,20 @@ class ModelStore:
             return weights
 
     def drop(self, share_id: str) -> None:
+        """Forget a sharing. Its identifier stays used up; on the disk before anything goes."""
         with self._lock:
+            self._ids.drop(share_id)
             self._loaded.pop(share_id, None)
             self._entries.pop(share_id, None)
             shutil.rmtree(self._root / check_id(share_id), ignore_errors=True)  # also one that was set aside
+
+
+def _hashed(tensors: Iterator[torch.Tensor], wires: dict[str, Wire], found: Any) -> Iterator[torch.Tensor]:
+    """The same tensors; `found` has seen them packed, each after its type."""
+    for (name, wire), tensor in zip(wires.items(), tensors, strict=True):
+        found.update(json.dumps([name, wire.ring, wire.frac, list(wire.shape)]).encode())
+        found.update(pack(tensor, wire.ring))
+        yield tensor
 
 
 def _receive(requests: Iterator[party_pb2.PutModelRequest], wires: dict[str, Wire]) -> Iterator[torch.Tensor]:

@@ -25,6 +25,7 @@ from ditto.net.transport import short
 from ditto.ring.prg import SEED_BYTES
 from ditto.service.model_store import Assembly, ModelStore
 from ditto.service.source import DealerSource
+from ditto.service.terms import Terms
 from ditto.wire import dealer_pb2, dealer_pb2_grpc, party_pb2
 
 log = structlog.get_logger()
@@ -163,6 +164,7 @@ class Jobs:
         self._config, self._store, self._link, self._dealer, self._metrics = config, store, link, dealer, metrics
         self._lock = threading.Lock()
         self._jobs: dict[str, Job] = {}
+        self._terms: dict[str, Terms] = {}  # of the same jobs
         self._used: set[str] = set()
         threading.Thread(target=self._sweep, name="sweep", daemon=True).start()
 
@@ -172,6 +174,7 @@ class Jobs:
             if request.job in self._used:
                 raise ReplayedJob(f"job {request.job} was used before", peer=self._config.role)
         entry = self._store.entry(request.share_id)
+        entry.check_asks(request.client)
         plan = plan_of(request.plan)
         agreed_program(entry.description, plan, request.fingerprint)
         weights = self._store.weights(request.share_id)
@@ -186,8 +189,9 @@ class Jobs:
         )  # fmt: skip
         source = DealerSource(self._dealer, correlations, self._config.step_timeout_s, self._metrics)
         job = Job(request.job, entry.description, plan, self._config.index, channel, source)
+        terms = Terms(request.client, entry.model, entry.owner, entry.share_id, plan, request.fingerprint)
         with self._lock:
-            self._jobs[request.job] = job
+            self._jobs[request.job], self._terms[request.job] = job, terms
         log.info("job started", job=short(request.job), model=entry.model, **vars(plan))
         try:
             job.begin(source.seed(), weights)
@@ -202,11 +206,29 @@ class Jobs:
             raise ClusterError(f"{self._config.role} has no open job {name[:40]!r}", peer=self._config.role)
         return job
 
+    def of_client(self, name: str, caller: str) -> Job:
+        """The same, for the client that the job belongs to. Raises NotAllowed for any other."""
+        job = self.get(name)
+        self._terms_of(name).check_caller(caller, self._config.role)
+        return job
+
+    def check_terms(self, name: str, believed: party_pb2.JobTerms) -> None:
+        """Raises JobMismatch, VersionMismatch unless a client means the job that runs here."""
+        self._terms_of(name).check(believed, self._config.role)
+
+    def _terms_of(self, name: str) -> Terms:
+        with self._lock:
+            terms = self._terms.get(name)
+        if terms is None:
+            raise ClusterError("the job was closed", peer=self._config.role)
+        return terms
+
     def close(self, name: str, reason: str = "") -> None:
         """Forget a job; with a reason it counts as given up and whoever waits in it fails."""
         with self._lock:
             self._used.add(name)
             job = self._jobs.pop(name, None)
+            self._terms.pop(name, None)
         if job is not None:
             job.close(reason)
             outcome = "aborted" if reason else "done"

@@ -9,9 +9,10 @@ import structlog
 
 from ditto.engine.ledger import Phase
 from ditto.engine.sharing import answer_type
-from ditto.errors import BadShare, ClusterError, DittoError
-from ditto.names import check_id
+from ditto.errors import BadShare, ClusterError, DittoError, NotAllowed
+from ditto.names import check_id, check_name
 from ditto.net.config import PartyConfig
+from ditto.net.identity import Identity, caller
 from ditto.net.metrics import PartyMetrics
 from ditto.net.peerlink import PeerLink
 from ditto.net.transport import CHUNK, Roles, connect, from_rpc_error, open_channel, short
@@ -25,8 +26,8 @@ _CLIENT, _CONTROL = frozenset({"client"}), frozenset({"coordinator"})
 
 
 def roles(config: PartyConfig) -> Roles:
-    table = {name: _CONTROL for name in ("ActivateModel", "DropModel", "OpenJob", "Prepare", "Run", "CloseJob")}
-    table |= {name: _CLIENT for name in ("PutModel", "PutInput", "FetchOutput")}
+    table = {name: _CONTROL for name in ("ActivateModel", "OpenJob", "Prepare", "Run", "CloseJob")}
+    table |= {name: _CLIENT for name in ("PutModel", "RemoveModel", "GrantModel", "PutInput", "FetchOutput")}
     table["ListModels"] = _CLIENT | _CONTROL
     if config.index == 0:
         table["Exchange"] = frozenset({"party1"})
@@ -71,18 +72,23 @@ class PartyService(party_pb2_grpc.PartyServicer):
     def PutModel(
         self, request_iterator: Iterator[party_pb2.PutModelRequest], context: grpc.ServicerContext
     ) -> party_pb2.PutModelReply:
-        entry = self._store.put(request_iterator)
-        log.info("model put", model=entry.model, share=entry.share_id)
+        entry = self._store.put(request_iterator, str(caller(context)))
+        log.info("model put", model=entry.model, share=entry.share_id, owner=entry.owner)
         return party_pb2.PutModelReply()
 
     def ActivateModel(
         self, request: party_pb2.ActivateModelRequest, context: grpc.ServicerContext
     ) -> party_pb2.ActivateModelReply:
         entry = self._store.entry(request.share_id)
+        if (entry.model, entry.owner) != (request.model, request.owner):
+            raise NotAllowed("this sharing is of another model, or of another owner", peer=self._config.role)
         if entry.active:
             raise ClusterError("this sharing is active already", peer=self._config.role)
         connect(self._dealer_channel, "dealer", self._config.connect_timeout_s)
-        ask = dealer_pb2.ModelSeedRequest(model=entry.model, share_id=entry.share_id, description=entry.description)
+        self._tell_dealer()
+        ask = dealer_pb2.ModelSeedRequest(
+            model=entry.model, share_id=entry.share_id, description=entry.description, digest=entry.share_digest
+        )
         try:
             seed = self._dealer.ModelSeed(ask, timeout=60).seed
         except grpc.RpcError as error:
@@ -98,16 +104,52 @@ class PartyService(party_pb2_grpc.PartyServicer):
         log.info("model active", model=entry.model, share=entry.share_id, bytes_sent=channel.payload_sent)
         return party_pb2.ActivateModelReply()
 
-    def DropModel(self, request: party_pb2.DropModelRequest, context: grpc.ServicerContext) -> party_pb2.DropModelReply:
-        self._store.drop(request.share_id)
-        return party_pb2.DropModelReply()
+    def RemoveModel(
+        self, request: party_pb2.RemoveModelRequest, context: grpc.ServicerContext
+    ) -> party_pb2.RemoveModelReply:
+        """Asked by the owner's client itself: a coordinator alone can make no party forget a model."""
+        owner, only, keep = str(caller(context)), request.only, request.keep
+        if keep:
+            kept = self._store.entry(keep)
+            if not kept.active or (kept.model, kept.owner) != (request.model, owner):
+                raise ClusterError("the sharing to keep does not serve this model", peer=self._config.role)
+        removed = self._store.remove(
+            request.model, owner, lambda entry: entry.share_id != keep and (not only or entry.share_id == only)
+        )
+        for share_id in removed:
+            log.info("model dropped", model=request.model, share=short(share_id), owner=owner)
+        self._tell_dealer()
+        return party_pb2.RemoveModelReply(removed=len(removed))
+
+    def _tell_dealer(self) -> None:
+        """What was dropped here. Without a dealer it is told the next time: best effort."""
+        for share_id in self._store.untold():
+            try:
+                self._dealer.ForgetModel(dealer_pb2.ForgetModelRequest(share_id=share_id), timeout=5)
+            except grpc.RpcError as error:
+                log.warning("the dealer knows nothing of a drop yet", reason=str(from_rpc_error(error, "dealer")))
+                return
+            self._store.told(share_id)
+
+    def GrantModel(
+        self, request: party_pb2.GrantModelRequest, context: grpc.ServicerContext
+    ) -> party_pb2.GrantModelReply:
+        owner, other = str(caller(context)), str(Identity("client", check_name(request.to)))
+        self._store.grant(request.model, owner, other, request.revoke)
+        log.info("grant", model=request.model, owner=owner, client=other, revoked=request.revoke)
+        return party_pb2.GrantModelReply()
 
     def ListModels(
         self, request: party_pb2.PartyModelsRequest, context: grpc.ServicerContext
     ) -> party_pb2.PartyModelsReply:
+        asking = str(caller(context))
         models = [
-            party_pb2.PartyModel(model=e.model, share_id=e.share_id, active=e.active) for e in self._store.entries()
-        ]
+            party_pb2.PartyModel(
+                model=e.model, share_id=e.share_id, active=e.active, owner=e.owner,
+                granted=e.granted if e.owner == asking else (),
+            )
+            for e in self._store.entries()
+        ]  # fmt: skip
         return party_pb2.PartyModelsReply(models=models, peer_link=self.link.up)
 
     # Jobs ---------------------------------------------------------------------------------------
@@ -146,7 +188,8 @@ class PartyService(party_pb2_grpc.PartyServicer):
     ) -> party_pb2.PutInputReply:
         header = next(request_iterator, party_pb2.PutInputRequest()).header
         structlog.contextvars.bind_contextvars(job=short(header.job))
-        job = self._jobs.get(header.job)
+        job = self._jobs.of_client(header.job, str(caller(context)))
+        self._jobs.check_terms(header.job, header.terms)
         assembly: Assembly | None = job.input(header)
         for request in request_iterator:
             if assembly is None:
@@ -159,7 +202,7 @@ class PartyService(party_pb2_grpc.PartyServicer):
     def FetchOutput(
         self, request: party_pb2.FetchOutputRequest, context: grpc.ServicerContext
     ) -> Iterator[party_pb2.TensorChunk]:
-        job = self._jobs.get(request.job)
+        job = self._jobs.of_client(request.job, str(caller(context)))
         stage = job.stage(request.stage)
         wire = stage.program.outputs.get(request.name)
         if stage.outputs is None:

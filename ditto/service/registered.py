@@ -9,9 +9,9 @@ import structlog
 from pydantic import Field
 
 from ditto import files
-from ditto.errors import BadDescription, UnknownModel, VersionMismatch
+from ditto.errors import BadDescription, NotAllowed, UnknownModel, VersionMismatch
 from ditto.models.description import parse
-from ditto.names import ID, NAME
+from ditto.names import ID, NAME, check_name
 from ditto.service.stored import Owner, StoredEntry, readable_entries, save_entry
 
 log = structlog.get_logger()
@@ -23,6 +23,7 @@ class Registered(StoredEntry):
     model: str = Field(pattern=NAME)
     share_id: str = Field(pattern=ID)
     description: str
+    owner: str = Field(min_length=1)  # an identity, as client/alice; the parties have their own word on it
 
 
 class RegisteredModels:
@@ -57,13 +58,29 @@ class RegisteredModels:
         with self._lock:
             return [entry for _, entry in sorted(self._models.items())]
 
-    def put(self, entry: Registered) -> Registered | None:
-        """Register a sharing under its name; returns the one that it replaces."""
+    def put(self, entry: Registered) -> None:
+        """Let a sharing serve its name. Raises NotAllowed if the name is another's."""
         with self._lock:
-            old = self._models.get(entry.model)
+            self._check(entry.model, entry.owner)
             save_entry(self._root / f"{entry.model}.json", entry, _owner(entry.model))
             self._models[entry.model] = entry
-        return old
+
+    def check_owner(self, name: str, client: str) -> None:
+        """Raises NotAllowed if the name is another's."""
+        with self._lock:
+            self._check(name, client)
+
+    def _check(self, name: str, client: str) -> None:
+        entry = self._models.get(name)
+        if entry is not None and entry.owner != client:
+            raise NotAllowed(f"the model {name} belongs to {entry.owner}, not to {client}", peer="coordinator")
+
+    def remove(self, name: str, client: str) -> bool:
+        """Was there one? Raises NotAllowed if it is another's."""
+        with self._lock:
+            self._check(name, client)
+            (self._root / f"{check_name(name)}.json").unlink(missing_ok=True)
+            return self._models.pop(name, None) is not None
 
 
 def _owner(name: str) -> Owner:

@@ -39,6 +39,11 @@ class CoordinatorStub:
                 request_serializer=ditto_dot_v1_dot_control__pb2.RegisterModelRequest.SerializeToString,
                 response_deserializer=ditto_dot_v1_dot_control__pb2.RegisterModelReply.FromString,
                 _registered_method=True)
+        self.UnregisterModel = channel.unary_unary(
+                '/ditto.v1.Coordinator/UnregisterModel',
+                request_serializer=ditto_dot_v1_dot_control__pb2.UnregisterModelRequest.SerializeToString,
+                response_deserializer=ditto_dot_v1_dot_control__pb2.UnregisterModelReply.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/ditto.v1.Coordinator/ListModels',
                 request_serializer=ditto_dot_v1_dot_control__pb2.ListModelsRequest.SerializeToString,
@@ -70,7 +75,14 @@ class CoordinatorServicer:
     """Missing associated documentation comment in .proto file."""
 
     def RegisterModel(self, request, context):
-        """After the client put shares at both parties: activates the sharing and replaces an older one of this name.
+        """After the client put shares at both parties: activates the sharing, which serves its name from here on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnregisterModel(self, request, context):
+        """After the owner's client removed a model at both parties: its name serves no more.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -102,7 +114,7 @@ class CoordinatorServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StartJob(self, request, context):
-        """The client's inputs of a stage are at both parties: go.
+        """The client's inputs of a stage are at both parties: go. Only from the identity that runs the job.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -115,6 +127,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.RegisterModel,
                     request_deserializer=ditto_dot_v1_dot_control__pb2.RegisterModelRequest.FromString,
                     response_serializer=ditto_dot_v1_dot_control__pb2.RegisterModelReply.SerializeToString,
+            ),
+            'UnregisterModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnregisterModel,
+                    request_deserializer=ditto_dot_v1_dot_control__pb2.UnregisterModelRequest.FromString,
+                    response_serializer=ditto_dot_v1_dot_control__pb2.UnregisterModelReply.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -169,6 +186,33 @@ class Coordinator:
             '/ditto.v1.Coordinator/RegisterModel',
             ditto_dot_v1_dot_control__pb2.RegisterModelRequest.SerializeToString,
             ditto_dot_v1_dot_control__pb2.RegisterModelReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnregisterModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ditto.v1.Coordinator/UnregisterModel',
+            ditto_dot_v1_dot_control__pb2.UnregisterModelRequest.SerializeToString,
+            ditto_dot_v1_dot_control__pb2.UnregisterModelReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -32,27 +32,31 @@ class CoordinatorStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> CoordinatorAsyncStub: ...
     RegisterModel: _grpc.UnaryUnaryMultiCallable[_control_pb2.RegisterModelRequest, _control_pb2.RegisterModelReply]
-    """After the client put shares at both parties: activates the sharing and replaces an older one of this name."""
+    """After the client put shares at both parties: activates the sharing, which serves its name from here on."""
+    UnregisterModel: _grpc.UnaryUnaryMultiCallable[_control_pb2.UnregisterModelRequest, _control_pb2.UnregisterModelReply]
+    """After the owner's client removed a model at both parties: its name serves no more."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_control_pb2.ListModelsRequest, _control_pb2.ListModelsReply]
     GetModel: _grpc.UnaryUnaryMultiCallable[_control_pb2.GetModelRequest, _control_pb2.Model]
     Status: _grpc.UnaryUnaryMultiCallable[_control_pb2.StatusRequest, _control_pb2.StatusReply]
     RunJob: _grpc.UnaryStreamMultiCallable[_control_pb2.RunJobRequest, _control_pb2.JobEvent]
     """Queues a job and streams its events; ending the stream early ends the job everywhere."""
     StartJob: _grpc.UnaryUnaryMultiCallable[_control_pb2.StartJobRequest, _control_pb2.StartJobReply]
-    """The client's inputs of a stage are at both parties: go."""
+    """The client's inputs of a stage are at both parties: go. Only from the identity that runs the job."""
 
 @_typing.type_check_only
 class CoordinatorAsyncStub(CoordinatorStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     RegisterModel: _aio.UnaryUnaryMultiCallable[_control_pb2.RegisterModelRequest, _control_pb2.RegisterModelReply]  # type: ignore[assignment]
-    """After the client put shares at both parties: activates the sharing and replaces an older one of this name."""
+    """After the client put shares at both parties: activates the sharing, which serves its name from here on."""
+    UnregisterModel: _aio.UnaryUnaryMultiCallable[_control_pb2.UnregisterModelRequest, _control_pb2.UnregisterModelReply]  # type: ignore[assignment]
+    """After the owner's client removed a model at both parties: its name serves no more."""
     ListModels: _aio.UnaryUnaryMultiCallable[_control_pb2.ListModelsRequest, _control_pb2.ListModelsReply]  # type: ignore[assignment]
     GetModel: _aio.UnaryUnaryMultiCallable[_control_pb2.GetModelRequest, _control_pb2.Model]  # type: ignore[assignment]
     Status: _aio.UnaryUnaryMultiCallable[_control_pb2.StatusRequest, _control_pb2.StatusReply]  # type: ignore[assignment]
     RunJob: _aio.UnaryStreamMultiCallable[_control_pb2.RunJobRequest, _control_pb2.JobEvent]  # type: ignore[assignment]
     """Queues a job and streams its events; ending the stream early ends the job everywhere."""
     StartJob: _aio.UnaryUnaryMultiCallable[_control_pb2.StartJobRequest, _control_pb2.StartJobReply]  # type: ignore[assignment]
-    """The client's inputs of a stage are at both parties: go."""
+    """The client's inputs of a stage are at both parties: go. Only from the identity that runs the job."""
 
 class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -61,7 +65,15 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.RegisterModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.RegisterModelReply, _abc.Awaitable[_control_pb2.RegisterModelReply]]:
-        """After the client put shares at both parties: activates the sharing and replaces an older one of this name."""
+        """After the client put shares at both parties: activates the sharing, which serves its name from here on."""
+
+    @_abc_1.abstractmethod
+    def UnregisterModel(
+        self,
+        request: _control_pb2.UnregisterModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.UnregisterModelReply, _abc.Awaitable[_control_pb2.UnregisterModelReply]]:
+        """After the owner's client removed a model at both parties: its name serves no more."""
 
     @_abc_1.abstractmethod
     def ListModels(
@@ -98,6 +110,6 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.StartJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.StartJobReply, _abc.Awaitable[_control_pb2.StartJobReply]]:
-        """The client's inputs of a stage are at both parties: go."""
+        """The client's inputs of a stage are at both parties: go. Only from the identity that runs the job."""
 
 def add_CoordinatorServicer_to_server(servicer: CoordinatorServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

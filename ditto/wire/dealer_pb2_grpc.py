@@ -39,6 +39,11 @@ class DealerStub:
                 request_serializer=ditto_dot_v1_dot_dealer__pb2.ModelSeedRequest.SerializeToString,
                 response_deserializer=ditto_dot_v1_dot_dealer__pb2.ModelSeedReply.FromString,
                 _registered_method=True)
+        self.ForgetModel = channel.unary_unary(
+                '/ditto.v1.Dealer/ForgetModel',
+                request_serializer=ditto_dot_v1_dot_dealer__pb2.ForgetModelRequest.SerializeToString,
+                response_deserializer=ditto_dot_v1_dot_dealer__pb2.ForgetModelReply.FromString,
+                _registered_method=True)
         self.Correlations = channel.unary_stream(
                 '/ditto.v1.Dealer/Correlations',
                 request_serializer=ditto_dot_v1_dot_dealer__pb2.CorrelationsRequest.SerializeToString,
@@ -55,7 +60,15 @@ class DealerServicer:
     """Missing associated documentation comment in .proto file."""
 
     def ModelSeed(self, request, context):
-        """Registers a model (idempotent for one share_id) and returns the calling party's mask seed.
+        """Registers a sharing and returns the calling party's mask seed. Idempotent for one share_id and one digest from each
+        party; any other digest is refused: a mask hides one pair of shares.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ForgetModel(self, request, context):
+        """The calling party dropped a sharing. Its identifier is burnt; when both parties have dropped it, so is the seed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -82,6 +95,11 @@ def add_DealerServicer_to_server(servicer, server):
                     servicer.ModelSeed,
                     request_deserializer=ditto_dot_v1_dot_dealer__pb2.ModelSeedRequest.FromString,
                     response_serializer=ditto_dot_v1_dot_dealer__pb2.ModelSeedReply.SerializeToString,
+            ),
+            'ForgetModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForgetModel,
+                    request_deserializer=ditto_dot_v1_dot_dealer__pb2.ForgetModelRequest.FromString,
+                    response_serializer=ditto_dot_v1_dot_dealer__pb2.ForgetModelReply.SerializeToString,
             ),
             'Correlations': grpc.unary_stream_rpc_method_handler(
                     servicer.Correlations,
@@ -121,6 +139,33 @@ class Dealer:
             '/ditto.v1.Dealer/ModelSeed',
             ditto_dot_v1_dot_dealer__pb2.ModelSeedRequest.SerializeToString,
             ditto_dot_v1_dot_dealer__pb2.ModelSeedReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForgetModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ditto.v1.Dealer/ForgetModel',
+            ditto_dot_v1_dot_dealer__pb2.ForgetModelRequest.SerializeToString,
+            ditto_dot_v1_dot_dealer__pb2.ForgetModelReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,7 +35,11 @@ class DealerStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> DealerAsyncStub: ...
     ModelSeed: _grpc.UnaryUnaryMultiCallable[_dealer_pb2.ModelSeedRequest, _dealer_pb2.ModelSeedReply]
-    """Registers a model (idempotent for one share_id) and returns the calling party's mask seed."""
+    """Registers a sharing and returns the calling party's mask seed. Idempotent for one share_id and one digest from each
+    party; any other digest is refused: a mask hides one pair of shares.
+    """
+    ForgetModel: _grpc.UnaryUnaryMultiCallable[_dealer_pb2.ForgetModelRequest, _dealer_pb2.ForgetModelReply]
+    """The calling party dropped a sharing. Its identifier is burnt; when both parties have dropped it, so is the seed."""
     Correlations: _grpc.UnaryStreamMultiCallable[_dealer_pb2.CorrelationsRequest, _dealer_pb2.CorrelationsReply]
     """The calling party's correlations of one job: first the seed, then chunks of about 1 MB, in program order."""
     Inventory: _grpc.UnaryUnaryMultiCallable[_dealer_pb2.InventoryRequest, _dealer_pb2.InventoryReply]
@@ -45,7 +49,11 @@ class DealerStub:
 class DealerAsyncStub(DealerStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     ModelSeed: _aio.UnaryUnaryMultiCallable[_dealer_pb2.ModelSeedRequest, _dealer_pb2.ModelSeedReply]  # type: ignore[assignment]
-    """Registers a model (idempotent for one share_id) and returns the calling party's mask seed."""
+    """Registers a sharing and returns the calling party's mask seed. Idempotent for one share_id and one digest from each
+    party; any other digest is refused: a mask hides one pair of shares.
+    """
+    ForgetModel: _aio.UnaryUnaryMultiCallable[_dealer_pb2.ForgetModelRequest, _dealer_pb2.ForgetModelReply]  # type: ignore[assignment]
+    """The calling party dropped a sharing. Its identifier is burnt; when both parties have dropped it, so is the seed."""
     Correlations: _aio.UnaryStreamMultiCallable[_dealer_pb2.CorrelationsRequest, _dealer_pb2.CorrelationsReply]  # type: ignore[assignment]
     """The calling party's correlations of one job: first the seed, then chunks of about 1 MB, in program order."""
     Inventory: _aio.UnaryUnaryMultiCallable[_dealer_pb2.InventoryRequest, _dealer_pb2.InventoryReply]  # type: ignore[assignment]
@@ -58,7 +66,17 @@ class DealerServicer(metaclass=_abc_1.ABCMeta):
         request: _dealer_pb2.ModelSeedRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_dealer_pb2.ModelSeedReply, _abc.Awaitable[_dealer_pb2.ModelSeedReply]]:
-        """Registers a model (idempotent for one share_id) and returns the calling party's mask seed."""
+        """Registers a sharing and returns the calling party's mask seed. Idempotent for one share_id and one digest from each
+        party; any other digest is refused: a mask hides one pair of shares.
+        """
+
+    @_abc_1.abstractmethod
+    def ForgetModel(
+        self,
+        request: _dealer_pb2.ForgetModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dealer_pb2.ForgetModelReply, _abc.Awaitable[_dealer_pb2.ForgetModelReply]]:
+        """The calling party dropped a sharing. Its identifier is burnt; when both parties have dropped it, so is the seed."""
 
     @_abc_1.abstractmethod
     def Correlations(

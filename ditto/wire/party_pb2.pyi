@@ -196,20 +196,24 @@ class ActivateModelRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     SHARE_ID_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     share_id: _builtins.str
     attempt: _builtins.str
     """names the rounds of this activation on the peer link"""
+    owner: _builtins.str
+    """the identity that asked the coordinator; refused unless the sharing is its own"""
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
         share_id: _builtins.str = ...,
         attempt: _builtins.str = ...,
+        owner: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "model", b"model", "share_id", b"share_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "model", b"model", "owner", b"owner", "share_id", b"share_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -231,26 +235,80 @@ class ActivateModelReply(_message.Message):
 Global___ActivateModelReply: _TypeAlias = ActivateModelReply  # noqa: Y015
 
 @_typing.final
-class DropModelRequest(_message.Message):
+class RemoveModelRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    SHARE_ID_FIELD_NUMBER: _builtins.int
-    share_id: _builtins.str
+    MODEL_FIELD_NUMBER: _builtins.int
+    ONLY_FIELD_NUMBER: _builtins.int
+    KEEP_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    only: _builtins.str
+    keep: _builtins.str
+    """all but this one, which must be active"""
     def __init__(
         self,
         *,
-        share_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        only: _builtins.str = ...,
+        keep: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["keep", b"keep", "only", b"only", "which", b"which"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep", b"keep", "model", b"model", "only", b"only", "which", b"which"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_which: _TypeAlias = _typing.Literal["only", "keep"]  # noqa: Y015
+    _WhichOneofArgType_which: _TypeAlias = _typing.Literal["which", b"which"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_which) -> _WhichOneofReturnType_which | None: ...
+
+Global___RemoveModelRequest: _TypeAlias = RemoveModelRequest  # noqa: Y015
+
+@_typing.final
+class RemoveModelReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REMOVED_FIELD_NUMBER: _builtins.int
+    removed: _builtins.int
+    def __init__(
+        self,
+        *,
+        removed: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["share_id", b"share_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["removed", b"removed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___DropModelRequest: _TypeAlias = DropModelRequest  # noqa: Y015
+Global___RemoveModelReply: _TypeAlias = RemoveModelReply  # noqa: Y015
 
 @_typing.final
-class DropModelReply(_message.Message):
+class GrantModelRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    TO_FIELD_NUMBER: _builtins.int
+    REVOKE_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    to: _builtins.str
+    """a client's name"""
+    revoke: _builtins.bool
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        to: _builtins.str = ...,
+        revoke: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "revoke", b"revoke", "to", b"to"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GrantModelRequest: _TypeAlias = GrantModelRequest  # noqa: Y015
+
+@_typing.final
+class GrantModelReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -262,7 +320,7 @@ class DropModelReply(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___DropModelReply: _TypeAlias = DropModelReply  # noqa: Y015
+Global___GrantModelReply: _TypeAlias = GrantModelReply  # noqa: Y015
 
 @_typing.final
 class PartyModelsRequest(_message.Message):
@@ -286,19 +344,29 @@ class PartyModel(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     SHARE_ID_FIELD_NUMBER: _builtins.int
     ACTIVE_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    GRANTED_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     share_id: _builtins.str
     active: _builtins.bool
+    owner: _builtins.str
+    """an identity, as client/alice"""
+    @_builtins.property
+    def granted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """to clients: of their own models only"""
+
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
         share_id: _builtins.str = ...,
         active: _builtins.bool = ...,
+        owner: _builtins.str = ...,
+        granted: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "model", b"model", "share_id", b"share_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "granted", b"granted", "model", b"model", "owner", b"owner", "share_id", b"share_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -336,10 +404,13 @@ class OpenJobRequest(_message.Message):
     SHARE_ID_FIELD_NUMBER: _builtins.int
     PLAN_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
+    CLIENT_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     model: _builtins.str
     share_id: _builtins.str
     fingerprint: _builtins.str
+    client: _builtins.str
+    """the identity that asked the coordinator; it alone may bring inputs and fetch outputs"""
     @_builtins.property
     def plan(self) -> _dealer_pb2.Plan: ...
     def __init__(
@@ -350,10 +421,11 @@ class OpenJobRequest(_message.Message):
         share_id: _builtins.str = ...,
         plan: _dealer_pb2.Plan | None = ...,
         fingerprint: _builtins.str = ...,
+        client: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "job", b"job", "model", b"model", "plan", b"plan", "share_id", b"share_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "fingerprint", b"fingerprint", "job", b"job", "model", b"model", "plan", b"plan", "share_id", b"share_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -652,6 +724,41 @@ class CloseJobReply(_message.Message):
 Global___CloseJobReply: _TypeAlias = CloseJobReply  # noqa: Y015
 
 @_typing.final
+class JobTerms(_message.Message):
+    """What a client believes that it asks. A party whose job is another refuses its inputs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    SHARE_ID_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    owner: _builtins.str
+    share_id: _builtins.str
+    fingerprint: _builtins.str
+    """of the first stage's program"""
+    @_builtins.property
+    def plan(self) -> _dealer_pb2.Plan: ...
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        owner: _builtins.str = ...,
+        share_id: _builtins.str = ...,
+        plan: _dealer_pb2.Plan | None = ...,
+        fingerprint: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "model", b"model", "owner", b"owner", "plan", b"plan", "share_id", b"share_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobTerms: _TypeAlias = JobTerms  # noqa: Y015
+
+@_typing.final
 class InputHeader(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -661,6 +768,7 @@ class InputHeader(_message.Message):
     SHAPE_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     STAGE_FIELD_NUMBER: _builtins.int
+    TERMS_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     name: _builtins.str
     ring: _builtins.int
@@ -669,6 +777,8 @@ class InputHeader(_message.Message):
     stage: _builtins.int
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def terms(self) -> Global___JobTerms: ...
     def __init__(
         self,
         *,
@@ -678,10 +788,11 @@ class InputHeader(_message.Message):
         shape: _abc.Iterable[_builtins.int] | None = ...,
         seed: _builtins.bytes = ...,
         stage: _builtins.int = ...,
+        terms: Global___JobTerms | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["terms", b"terms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "name", b"name", "ring", b"ring", "seed", b"seed", "shape", b"shape", "stage", b"stage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "name", b"name", "ring", b"ring", "seed", b"seed", "shape", b"shape", "stage", b"stage", "terms", b"terms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

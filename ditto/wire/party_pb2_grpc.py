@@ -44,10 +44,15 @@ class PartyStub:
                 request_serializer=ditto_dot_v1_dot_party__pb2.ActivateModelRequest.SerializeToString,
                 response_deserializer=ditto_dot_v1_dot_party__pb2.ActivateModelReply.FromString,
                 _registered_method=True)
-        self.DropModel = channel.unary_unary(
-                '/ditto.v1.Party/DropModel',
-                request_serializer=ditto_dot_v1_dot_party__pb2.DropModelRequest.SerializeToString,
-                response_deserializer=ditto_dot_v1_dot_party__pb2.DropModelReply.FromString,
+        self.RemoveModel = channel.unary_unary(
+                '/ditto.v1.Party/RemoveModel',
+                request_serializer=ditto_dot_v1_dot_party__pb2.RemoveModelRequest.SerializeToString,
+                response_deserializer=ditto_dot_v1_dot_party__pb2.RemoveModelReply.FromString,
+                _registered_method=True)
+        self.GrantModel = channel.unary_unary(
+                '/ditto.v1.Party/GrantModel',
+                request_serializer=ditto_dot_v1_dot_party__pb2.GrantModelRequest.SerializeToString,
+                response_deserializer=ditto_dot_v1_dot_party__pb2.GrantModelReply.FromString,
                 _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/ditto.v1.Party/ListModels',
@@ -90,7 +95,7 @@ class PartyServicer:
     """Missing associated documentation comment in .proto file."""
 
     def PutModel(self, request_iterator, context):
-        """Client: one party's share of a model.
+        """Client: one party's share of a model. The sharing, and its name, belong to the caller's identity from here on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -103,8 +108,15 @@ class PartyServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def DropModel(self, request, context):
-        """Coordinator: forget an older sharing.
+    def RemoveModel(self, request, context):
+        """The owner's client: drop sharings of a name, for good: their identifiers are never taken again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GrantModel(self, request, context):
+        """The owner's client: who else may ask a model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -144,7 +156,7 @@ class PartyServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PutInput(self, request_iterator, context):
-        """Client: shares in, shares out.
+        """The client that the job belongs to: shares in, shares out.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -169,10 +181,15 @@ def add_PartyServicer_to_server(servicer, server):
                     request_deserializer=ditto_dot_v1_dot_party__pb2.ActivateModelRequest.FromString,
                     response_serializer=ditto_dot_v1_dot_party__pb2.ActivateModelReply.SerializeToString,
             ),
-            'DropModel': grpc.unary_unary_rpc_method_handler(
-                    servicer.DropModel,
-                    request_deserializer=ditto_dot_v1_dot_party__pb2.DropModelRequest.FromString,
-                    response_serializer=ditto_dot_v1_dot_party__pb2.DropModelReply.SerializeToString,
+            'RemoveModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveModel,
+                    request_deserializer=ditto_dot_v1_dot_party__pb2.RemoveModelRequest.FromString,
+                    response_serializer=ditto_dot_v1_dot_party__pb2.RemoveModelReply.SerializeToString,
+            ),
+            'GrantModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.GrantModel,
+                    request_deserializer=ditto_dot_v1_dot_party__pb2.GrantModelRequest.FromString,
+                    response_serializer=ditto_dot_v1_dot_party__pb2.GrantModelReply.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -275,7 +292,7 @@ class Party:
             _registered_method=True)
 
     @staticmethod
-    def DropModel(request,
+    def RemoveModel(request,
             target,
             options=(),
             channel_credentials=None,
@@ -288,9 +305,36 @@ class Party:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/ditto.v1.Party/DropModel',
-            ditto_dot_v1_dot_party__pb2.DropModelRequest.SerializeToString,
-            ditto_dot_v1_dot_party__pb2.DropModelReply.FromString,
+            '/ditto.v1.Party/RemoveModel',
+            ditto_dot_v1_dot_party__pb2.RemoveModelRequest.SerializeToString,
+            ditto_dot_v1_dot_party__pb2.RemoveModelReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GrantModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ditto.v1.Party/GrantModel',
+            ditto_dot_v1_dot_party__pb2.GrantModelRequest.SerializeToString,
+            ditto_dot_v1_dot_party__pb2.GrantModelReply.FromString,
             options,
             channel_credentials,
             insecure,

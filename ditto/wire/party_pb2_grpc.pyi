@@ -32,11 +32,13 @@ class PartyStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> PartyAsyncStub: ...
     PutModel: _grpc.StreamUnaryMultiCallable[_party_pb2.PutModelRequest, _party_pb2.PutModelReply]
-    """Client: one party's share of a model."""
+    """Client: one party's share of a model. The sharing, and its name, belong to the caller's identity from here on."""
     ActivateModel: _grpc.UnaryUnaryMultiCallable[_party_pb2.ActivateModelRequest, _party_pb2.ActivateModelReply]
     """Coordinator: fetch the mask seed, open the masked weights with the peer, keep them on disk."""
-    DropModel: _grpc.UnaryUnaryMultiCallable[_party_pb2.DropModelRequest, _party_pb2.DropModelReply]
-    """Coordinator: forget an older sharing."""
+    RemoveModel: _grpc.UnaryUnaryMultiCallable[_party_pb2.RemoveModelRequest, _party_pb2.RemoveModelReply]
+    """The owner's client: drop sharings of a name, for good: their identifiers are never taken again."""
+    GrantModel: _grpc.UnaryUnaryMultiCallable[_party_pb2.GrantModelRequest, _party_pb2.GrantModelReply]
+    """The owner's client: who else may ask a model."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_party_pb2.PartyModelsRequest, _party_pb2.PartyModelsReply]
     OpenJob: _grpc.UnaryUnaryMultiCallable[_party_pb2.OpenJobRequest, _party_pb2.OpenJobReply]
     """Coordinator: the life of a job."""
@@ -46,18 +48,20 @@ class PartyStub:
     """online: one layer over the peer link"""
     CloseJob: _grpc.UnaryUnaryMultiCallable[_party_pb2.CloseJobRequest, _party_pb2.CloseJobReply]
     PutInput: _grpc.StreamUnaryMultiCallable[_party_pb2.PutInputRequest, _party_pb2.PutInputReply]
-    """Client: shares in, shares out."""
+    """The client that the job belongs to: shares in, shares out."""
     FetchOutput: _grpc.UnaryStreamMultiCallable[_party_pb2.FetchOutputRequest, _party_pb2.TensorChunk]
 
 @_typing.type_check_only
 class PartyAsyncStub(PartyStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     PutModel: _aio.StreamUnaryMultiCallable[_party_pb2.PutModelRequest, _party_pb2.PutModelReply]  # type: ignore[assignment]
-    """Client: one party's share of a model."""
+    """Client: one party's share of a model. The sharing, and its name, belong to the caller's identity from here on."""
     ActivateModel: _aio.UnaryUnaryMultiCallable[_party_pb2.ActivateModelRequest, _party_pb2.ActivateModelReply]  # type: ignore[assignment]
     """Coordinator: fetch the mask seed, open the masked weights with the peer, keep them on disk."""
-    DropModel: _aio.UnaryUnaryMultiCallable[_party_pb2.DropModelRequest, _party_pb2.DropModelReply]  # type: ignore[assignment]
-    """Coordinator: forget an older sharing."""
+    RemoveModel: _aio.UnaryUnaryMultiCallable[_party_pb2.RemoveModelRequest, _party_pb2.RemoveModelReply]  # type: ignore[assignment]
+    """The owner's client: drop sharings of a name, for good: their identifiers are never taken again."""
+    GrantModel: _aio.UnaryUnaryMultiCallable[_party_pb2.GrantModelRequest, _party_pb2.GrantModelReply]  # type: ignore[assignment]
+    """The owner's client: who else may ask a model."""
     ListModels: _aio.UnaryUnaryMultiCallable[_party_pb2.PartyModelsRequest, _party_pb2.PartyModelsReply]  # type: ignore[assignment]
     OpenJob: _aio.UnaryUnaryMultiCallable[_party_pb2.OpenJobRequest, _party_pb2.OpenJobReply]  # type: ignore[assignment]
     """Coordinator: the life of a job."""
@@ -67,7 +71,7 @@ class PartyAsyncStub(PartyStub):
     """online: one layer over the peer link"""
     CloseJob: _aio.UnaryUnaryMultiCallable[_party_pb2.CloseJobRequest, _party_pb2.CloseJobReply]  # type: ignore[assignment]
     PutInput: _aio.StreamUnaryMultiCallable[_party_pb2.PutInputRequest, _party_pb2.PutInputReply]  # type: ignore[assignment]
-    """Client: shares in, shares out."""
+    """The client that the job belongs to: shares in, shares out."""
     FetchOutput: _aio.UnaryStreamMultiCallable[_party_pb2.FetchOutputRequest, _party_pb2.TensorChunk]  # type: ignore[assignment]
 
 class PartyServicer(metaclass=_abc_1.ABCMeta):
@@ -77,7 +81,7 @@ class PartyServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_party_pb2.PutModelRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_party_pb2.PutModelReply, _abc.Awaitable[_party_pb2.PutModelReply]]:
-        """Client: one party's share of a model."""
+        """Client: one party's share of a model. The sharing, and its name, belong to the caller's identity from here on."""
 
     @_abc_1.abstractmethod
     def ActivateModel(
@@ -88,12 +92,20 @@ class PartyServicer(metaclass=_abc_1.ABCMeta):
         """Coordinator: fetch the mask seed, open the masked weights with the peer, keep them on disk."""
 
     @_abc_1.abstractmethod
-    def DropModel(
+    def RemoveModel(
         self,
-        request: _party_pb2.DropModelRequest,
+        request: _party_pb2.RemoveModelRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_party_pb2.DropModelReply, _abc.Awaitable[_party_pb2.DropModelReply]]:
-        """Coordinator: forget an older sharing."""
+    ) -> _typing.Union[_party_pb2.RemoveModelReply, _abc.Awaitable[_party_pb2.RemoveModelReply]]:
+        """The owner's client: drop sharings of a name, for good: their identifiers are never taken again."""
+
+    @_abc_1.abstractmethod
+    def GrantModel(
+        self,
+        request: _party_pb2.GrantModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_party_pb2.GrantModelReply, _abc.Awaitable[_party_pb2.GrantModelReply]]:
+        """The owner's client: who else may ask a model."""
 
     @_abc_1.abstractmethod
     def ListModels(
@@ -139,7 +151,7 @@ class PartyServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_party_pb2.PutInputRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_party_pb2.PutInputReply, _abc.Awaitable[_party_pb2.PutInputReply]]:
-        """Client: shares in, shares out."""
+        """The client that the job belongs to: shares in, shares out."""
 
     @_abc_1.abstractmethod
     def FetchOutput(

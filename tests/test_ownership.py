@@ -1,0 +1,506 @@
+"""Whose a model, a job and an identifier are: what one server's operator with a client's certificate must not get."""
+
+from __future__ import annotations
+
+import datetime as dt
+import secrets
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import psutil
+import pytest
+import torch
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from ditto.client.client import Client, _chunks, terms_of
+from ditto.client.local_cluster import Cluster, embedded
+from ditto.engine.sharing import share
+from ditto.errors import (
+    BadShare,
+    ClusterError,
+    DittoError,
+    JobMismatch,
+    NotAllowed,
+    ReuseError,
+    UnknownModel,
+    VersionMismatch,
+)
+from ditto.models import Description, Plan, encode_inputs, random_batch, random_model
+from ditto.models.compiled import program_for, weights_of
+from ditto.names import PARTIES
+from ditto.net.config import ClientConfig, Tls
+from ditto.net.messages import to_message
+from ditto.net.transport import from_rpc_error, open_channel
+from ditto.ring import signed
+from ditto.ring.prg import new_seed
+from ditto.service.stored import Owner, load_tensors
+from ditto.wire import control_pb2, control_pb2_grpc, dealer_pb2, dealer_pb2_grpc, party_pb2, party_pb2_grpc
+
+SEQ = 16
+Weights = dict[str, torch.Tensor]
+
+
+def issue(cluster: Cluster, name: str) -> Tls:
+    """A client's certificate of its own, by the cluster's authority."""
+    authority = x509.load_pem_x509_certificate((cluster.certs / "ca.pem").read_bytes())
+    signer = serialization.load_pem_private_key((cluster.certs / "ca.key").read_bytes(), None)
+    assert isinstance(signer, ec.EllipticCurvePrivateKey)
+    key, now = ec.generate_private_key(ec.SECP256R1()), dt.datetime.now(dt.UTC)
+    names = [
+        x509.DNSName("client"),
+        x509.DNSName("localhost"),
+        x509.UniformResourceIdentifier(f"ditto://client/{name}"),
+    ]
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "client")]))
+        .issuer_name(authority.subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(minutes=5))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .sign(signer, hashes.SHA256())
+    )
+    tls = Tls(ca=cluster.certs / "ca.pem", cert=cluster.certs / f"{name}.pem", key=cluster.certs / f"{name}.key")
+    pem, raw = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    tls.cert.write_bytes(certificate.public_bytes(pem))
+    tls.key.write_bytes(key.private_bytes(pem, raw, serialization.NoEncryption()))
+    return tls
+
+
+@dataclass
+class World:
+    """A cluster, its clients' configurations, and alice's model, shared once."""
+
+    cluster: Cluster
+    configs: dict[str, ClientConfig]
+    description: Description
+    weights: Weights
+    burnt: list[str] = field(default_factory=list)  # dropped identifiers
+    bound: dict[str, list[bytes]] = field(default_factory=dict)  # seeds by identifier, of digests "a…" and "b…"
+
+    def client(self, name: str) -> Client:
+        return Client(self.configs[name])
+
+    def call(self, name: str, peer: str, method: Callable[[grpc.Channel], Any]) -> Any:
+        """One call as a client, or as the server whose key its operator holds; raises what came back."""
+        if name in self.configs:
+            tls, role = self.configs[name].tls, "client"
+        else:
+            certs, role = self.cluster.certs, name
+            tls = Tls(ca=certs / "ca.pem", cert=certs / f"{name}.pem", key=certs / f"{name}.key")
+        address = self.configs["alice"].peers.of(peer)
+        with open_channel(address, peer, tls, role) as channel:
+            try:
+                return method(channel)
+            except grpc.RpcError as error:
+                raise from_rpc_error(error, peer) from None
+
+    def model(self, name: str = "m") -> control_pb2.Model:
+        ask = control_pb2.GetModelRequest(model=name)
+        return self.call("alice", "coordinator", lambda c: control_pb2_grpc.CoordinatorStub(c).GetModel(ask))
+
+    def put(self, name: str, party: int, model: str, share_id: str, weights: Weights) -> None:
+        """Bring one party's share of `weights` under an identifier of the caller's choice."""
+        text = self.description.model_copy(update={"name": model}).text()
+        header, seed = party_pb2.ModelHeader(model=model, share_id=share_id, description=text), new_seed()
+        parts = [party_pb2.PutModelRequest(header=header)]
+        if party == 0:
+            parts[0].header.seed = seed
+        else:
+            for key, wire in weights_of(text).items():
+                pieces = _chunks(key, wire, share(key, weights[key], wire, seed))
+                parts += [party_pb2.PutModelRequest(chunk=chunk) for chunk in pieces]
+        self.call(name, PARTIES[party], lambda c: party_pb2_grpc.PartyStub(c).PutModel(iter(parts), timeout=60))
+
+    def register(self, name: str, model: str, share_id: str) -> None:
+        text = self.description.model_copy(update={"name": model}).text()
+        ask = control_pb2.RegisterModelRequest(
+            model=control_pb2.Model(model=model, share_id=share_id, description=text)
+        )
+        stub = control_pb2_grpc.CoordinatorStub
+        self.call(name, "coordinator", lambda c: stub(c).RegisterModel(ask, timeout=120))
+
+    def infer(self, name: str, on_event: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
+        with self.client(name) as client:
+            inputs = lambda program: encode_inputs(self.description, program, random_batch(1, SEQ))  # noqa: E731
+            return client.infer("m", inputs, 1, SEQ, on_event).report
+
+    def seed(self, role: str, share_id: str, digest: str) -> bytes:
+        """A party's mask seed of a sharing, as its operator may ask the dealer for it."""
+        text = self.description.text()
+        ask = dealer_pb2.ModelSeedRequest(model="m", share_id=share_id, description=text, digest=digest)
+        reply = self.call(role, "dealer", lambda c: dealer_pb2_grpc.DealerStub(c).ModelSeed(ask, timeout=30))
+        return bytes(reply.seed)
+
+    def sharings(self, party: int) -> dict[str, str]:
+        """Owner by sharing, as a party says."""
+        ask = party_pb2.PartyModelsRequest()
+        reply = self.call("mallory", PARTIES[party], lambda c: party_pb2_grpc.PartyStub(c).ListModels(ask, timeout=10))
+        return {model.share_id: model.owner for model in reply.models}
+
+    def restart(self) -> None:
+        self.cluster.down()
+        self.cluster.up()
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    with embedded() as cluster:
+        config = cluster.client_config()
+        configs = {
+            name: config.model_copy(update={"tls": issue(cluster, name)}) for name in ("alice", "bob", "mallory")
+        }
+        description, weights, _ = random_model("bert-tiny", 1, SEQ)
+        world = World(cluster, configs, description.model_copy(update={"name": "m"}), weights)
+        with world.client("alice") as client:
+            client.share_model(world.description, weights)
+        yield world
+
+
+# Masks -------------------------------------------------------------------------------------------
+
+
+def test_masks_are_used_for_one_sharing(world: World) -> None:
+    """Party 0's operator keeps F = W + B of a sharing. F' = B under the same identifier would give it W: after the
+    owner replaced the model, and after a restart of all servers, nobody can have it opened."""
+    old = world.model().share_id
+    text = world.description.text()
+    masked = {name: wire for name, wire in weights_of(text).items() if wire.held != "share"}
+    path = world.cluster.root / "data" / "party0" / "models" / old / "masked.safetensors"
+    kept = {name: tensor.clone() for name, tensor in load_tensors(path, masked, Owner("party0", old))}
+    with world.client("alice") as client:
+        client.share_model(world.description, world.weights)
+    fresh = world.model().share_id
+    assert fresh != old and [*world.sharings(0)] == [*world.sharings(1)] == [fresh]
+    seeds = world.cluster.root / "data" / "dealer" / "models"
+    assert (seeds / f"{fresh}.json").exists() and not (seeds / f"{old}.json").exists(), "the dealer forgot the seed"
+    check_burnt(world, old, fresh)
+    path = world.cluster.root / "data" / "party0" / "models" / fresh / "masked.safetensors"
+    after = dict(load_tensors(path, masked, Owner("party0", fresh)))
+    assert not any(
+        torch.equal(signed(kept[n].long() - after[n].long(), w.ring), torch.zeros(w.shape, dtype=torch.int64))
+        for n, w in masked.items()
+    ), "the same weights under fresh masks"
+    assert world.infer("alice")["owner"] == "client/alice"
+    world.burnt.append(old)
+
+
+def check_burnt(world: World, dropped: str, serving: str) -> None:
+    """Neither identifier can be put, by anybody; the dealer gives no seed for the dropped one."""
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in world.weights.items()}
+    for name, model in (("mallory", "mine"), ("alice", "m")):
+        for share_id in (dropped, serving):
+            for party in (0, 1):
+                with pytest.raises(ReuseError, match="used before"):
+                    world.put(name, party, model, share_id, zeros)
+    for role in PARTIES:
+        with pytest.raises(ReuseError, match="dropped"):
+            world.seed(role, dropped, "0" * 64)
+
+
+def test_a_failed_upload_uses_its_identifier_up(world: World) -> None:
+    share_id = secrets.token_hex(16)
+    cut = {name: tensor for name, tensor in list(world.weights.items())}
+    text = world.description.model_copy(update={"name": "cut"}).text()
+    header = party_pb2.ModelHeader(model="cut", share_id=share_id, description=text)
+    stub = party_pb2_grpc.PartyStub
+    with pytest.raises(DittoError, match="is missing"):
+        parts = [party_pb2.PutModelRequest(header=header)]
+        world.call("alice", "party1", lambda c: stub(c).PutModel(iter(parts), timeout=10))
+    with pytest.raises(ReuseError):
+        world.put("alice", 1, "cut", share_id, cut)
+    assert share_id not in world.sharings(1)
+    world.put("bob", 1, "cut", secrets.token_hex(16), cut)  # the name was left free
+    remove = party_pb2.RemoveModelRequest(model="cut")
+    assert world.call("bob", "party1", lambda c: stub(c).RemoveModel(remove)).removed == 1
+
+
+def test_the_dealer_binds_masks_to_one_pair_of_shares(world: World) -> None:
+    share_id = secrets.token_hex(16)
+    with pytest.raises(BadShare, match="no digest"):
+        world.seed("party0", share_id, "")
+    seeds = [world.seed(role, share_id, digit * 64) for role, digit in (("party0", "a"), ("party1", "b"))]
+    assert seeds[0] != seeds[1]
+    world.bound[share_id] = seeds
+    check_bound(world, share_id)
+
+
+def check_bound(world: World, share_id: str) -> None:
+    """An activation can be repeated, for the same shares only."""
+    again = [world.seed(role, share_id, digit * 64) for role, digit in (("party0", "a"), ("party1", "b"))]
+    assert again == world.bound[share_id]
+    for role, digit in (("party0", "b"), ("party1", "c")):
+        with pytest.raises(ReuseError, match=f"another share of {role}"):
+            world.seed(role, share_id, digit * 64)
+
+
+def test_an_activation_sends_the_share_s_digest(world: World) -> None:
+    """The dealer has one from each party for alice's model: another share cannot be masked in its place."""
+    share_id = world.model().share_id
+    for role in PARTIES:
+        with pytest.raises(ReuseError, match=f"another share of {role}"):
+            world.seed(role, share_id, "0" * 64)
+
+
+def test_the_dealer_forgets_on_both_parties_word(world: World) -> None:
+    current = world.model().share_id
+    path = world.cluster.root / "data" / "dealer" / "models" / f"{current}.json"
+    stub = dealer_pb2_grpc.DealerStub
+    request = dealer_pb2.ForgetModelRequest(share_id=current)
+    with pytest.raises(DittoError, match="may not call ForgetModel"):
+        world.call("alice", "dealer", lambda c: stub(c).ForgetModel(request, timeout=10))
+    for _ in range(2):  # twice by one party is still one word
+        world.call("party0", "dealer", lambda c: stub(c).ForgetModel(request, timeout=10))
+    assert path.exists()
+    world.infer("alice")
+    world.call("party1", "dealer", lambda c: stub(c).ForgetModel(request, timeout=10))
+    assert not path.exists()
+    with pytest.raises(UnknownModel):
+        world.infer("alice")
+    with world.client("alice") as client:
+        client.share_model(world.description, world.weights)
+    world.infer("alice")
+
+
+def test_what_the_dealer_missed_it_is_told_later(world: World) -> None:
+    old = world.model().share_id
+    path = world.cluster.root / "data" / "dealer" / "models" / f"{old}.json"
+    dealer = next(process for process in world.cluster.status() if process.role == "dealer")
+    assert dealer.pid is not None and path.exists()
+    process = psutil.Process(dealer.pid)
+    process.kill()
+    process.wait(10)
+    for role in PARTIES:
+        remove = party_pb2.RemoveModelRequest(model="m")
+        world.call("alice", role, lambda c, ask=remove: party_pb2_grpc.PartyStub(c).RemoveModel(ask, timeout=30))
+    assert path.exists()
+    world.cluster.up()
+    with world.client("alice") as client:
+        client.share_model(world.description, world.weights)
+    assert not path.exists()
+
+
+# Models ------------------------------------------------------------------------------------------
+
+
+def test_a_name_belongs_to_its_owner(world: World) -> None:
+    """At each party by itself, and at the coordinator."""
+    check_owner(world)
+    with pytest.raises(NotAllowed), world.client("mallory") as client:
+        client.share_model(world.description, world.weights)
+    world.infer("alice")
+
+
+def check_owner(world: World) -> None:
+    share_id = world.model().share_id
+    party, control = party_pb2_grpc.PartyStub, control_pb2_grpc.CoordinatorStub
+    assert world.sharings(0)[share_id] == world.sharings(1)[share_id] == world.model().owner == "client/alice"
+    for index, role in enumerate(PARTIES):
+        with pytest.raises(NotAllowed, match="belongs to client/alice, not to client/mallory"):
+            world.put("mallory", index, "m", secrets.token_hex(16), world.weights)
+        for request in (
+            party_pb2.RemoveModelRequest(model="m"),
+            party_pb2.RemoveModelRequest(model="m", only=share_id),
+        ):
+            with pytest.raises(NotAllowed):
+                world.call("mallory", role, lambda c, ask=request: party(c).RemoveModel(ask, timeout=10))
+        with pytest.raises(ClusterError, match="does not serve"):
+            keep = party_pb2.RemoveModelRequest(model="m", keep=share_id)
+            world.call("mallory", role, lambda c, ask=keep: party(c).RemoveModel(ask, timeout=10))
+        grant = party_pb2.GrantModelRequest(model="m", to="mallory")
+        with pytest.raises(NotAllowed):
+            world.call("mallory", role, lambda c, ask=grant: party(c).GrantModel(ask, timeout=10))
+    with pytest.raises(NotAllowed):
+        ask = control_pb2.UnregisterModelRequest(model="m")
+        world.call("mallory", "coordinator", lambda c, ask=ask: control(c).UnregisterModel(ask, timeout=10))
+    with pytest.raises(NotAllowed):
+        world.register("mallory", "m", share_id)
+
+
+def test_a_sharing_is_activated_for_its_owner(world: World) -> None:
+    """Another client's sharing under a name of one's own would be a model that its owner did not publish."""
+    share_id = secrets.token_hex(16)
+    for party in (0, 1):
+        world.put("alice", party, "draft", share_id, world.weights)
+    with pytest.raises(NotAllowed):
+        world.register("mallory", "draft", share_id)
+    with pytest.raises(NotAllowed):
+        world.register("mallory", "stolen", share_id)
+    world.register("alice", "draft", share_id)
+    with world.client("alice") as client:
+        client.remove_model("draft")
+        assert [model.name for model in client.list_models()] == ["m"]
+        with pytest.raises(UnknownModel):
+            client.remove_model("draft")
+
+
+def test_a_removed_name_is_free(world: World) -> None:
+    other = world.description.model_copy(update={"name": "brief"})
+    with world.client("alice") as alice, world.client("bob") as bob:
+        alice.share_model(other, world.weights)
+        with pytest.raises(NotAllowed):
+            bob.remove_model("brief")
+        alice.remove_model("brief")
+        bob.share_model(other, world.weights)
+        assert {model.name: model.owner for model in alice.list_models()}["brief"] == "client/bob"
+        bob.remove_model("brief")
+    assert len(world.sharings(0)) == len(world.sharings(1)) == 1
+
+
+def test_who_may_ask(world: World) -> None:
+    """The owner and whom it grants, the next sharing of the name as well."""
+    with pytest.raises(NotAllowed, match="not granted it to client/bob"):
+        world.infer("bob")
+    with world.client("alice") as client:
+        client.grant_model("m", "bob")
+        with pytest.raises(UnknownModel):
+            client.grant_model("absent", "bob")
+    assert world.infer("bob")["owner"] == "client/alice"
+    with world.client("alice") as client:
+        client.share_model(world.description, world.weights)
+    world.infer("bob")
+    with pytest.raises(NotAllowed):
+        world.infer("mallory")
+    with world.client("bob") as client, pytest.raises(NotAllowed):
+        client.grant_model("m", "mallory")
+    with world.client("alice") as client:
+        client.grant_model("m", "bob", revoke=True)
+    with pytest.raises(NotAllowed):
+        world.infer("bob")
+
+
+# Jobs --------------------------------------------------------------------------------------------
+
+
+def test_a_job_id_opens_nothing(world: World) -> None:
+    """Every server knows the job's name. Its operator, as another client, gets no answer, brings no inputs and starts
+    nothing."""
+    seen: list[str] = []
+    refused: list[type[DittoError]] = []
+    party, control = party_pb2_grpc.PartyStub, control_pb2_grpc.CoordinatorStub
+    model = world.model()
+    program = program_for(model.description, Plan(1, SEQ))
+    terms = terms_of(model, Plan(1, SEQ), program)
+
+    def attempt(peer: str, method: Callable[[grpc.Channel], Any]) -> None:
+        with pytest.raises(NotAllowed, match="belongs to") as caught:
+            world.call("mallory", peer, method)
+        refused.append(caught.type)
+
+    def on_event(event: dict[str, Any]) -> None:
+        if event["event"] == "accepted":
+            seen.append(event["job"])
+            start = control_pb2.StartJobRequest(job=seen[0])
+            attempt("coordinator", lambda c: control(c).StartJob(start, timeout=10))
+        elif event["event"] == "layer" and event["phase"] == "online":  # after the last one, the answer is there
+            name, wire = next(iter(program.inputs.items()))
+            header = party_pb2.InputHeader(
+                job=seen[0], name=name, ring=wire.ring, shape=list(wire.shape), seed=new_seed(), terms=terms
+            )
+            put = party_pb2.PutInputRequest(header=header)
+            fetch = [party_pb2.FetchOutputRequest(job=seen[0], name=name) for name in program.outputs]
+            for role in PARTIES:
+                attempt(role, lambda c: party(c).PutInput(iter([put]), timeout=10))
+                for ask in fetch:
+                    attempt(role, lambda c, ask=ask: list(party(c).FetchOutput(ask, timeout=10)))
+
+    assert world.infer("alice", on_event)["owner"] == "client/alice"
+    assert len(refused) == 1 + 4 * len(program.layers)
+
+
+def opened(world: World, plan: Plan, client: str) -> str:
+    """A job that the coordinator opens at both parties on its own, for a client that did not ask for it."""
+    model, name = world.model(), secrets.token_hex(16)
+    fingerprint = program_for(model.description, plan).fingerprint
+    request = party_pb2.OpenJobRequest(
+        job=name, model="m", share_id=model.share_id, plan=to_message(plan), fingerprint=fingerprint, client=client
+    )
+    with ThreadPoolExecutor(2) as pool:
+        calls = [
+            pool.submit(
+                world.call, "coordinator", role, lambda c: party_pb2_grpc.PartyStub(c).OpenJob(request, timeout=30)
+            )
+            for role in PARTIES
+        ]
+        for call in calls:
+            call.result()
+    return name
+
+
+def closed(world: World, job: str) -> None:
+    for role in PARTIES:
+        ask = party_pb2.CloseJobRequest(job=job, reason="test")
+        world.call("coordinator", role, lambda c, ask=ask: party_pb2_grpc.PartyStub(c).CloseJob(ask, timeout=10))
+
+
+def test_the_coordinator_opens_no_job_for_a_stranger(world: World) -> None:
+    for stranger in ("", "client", "client/mallory"):
+        with pytest.raises(NotAllowed, match="belongs to client/alice"):
+            opened(world, Plan(1, SEQ), stranger)
+
+
+def test_parties_and_client_mean_the_same_job(world: World) -> None:
+    """The coordinator opens one job and tells the client of another: each party names what differs, at the header."""
+    plan = Plan(1, SEQ)
+    job = opened(world, plan, "client/alice")
+    model = world.model()
+    program = program_for(model.description, plan)
+    good = terms_of(model, plan, program)
+    name, wire = next(iter(program.inputs.items()))
+    changes: dict[str, Any] = {
+        "model": "other", "owner": "client/bob", "share_id": "0" * 32, "plan": to_message(Plan(2, SEQ)),
+        "fingerprint": "0" * 32,
+    }  # fmt: skip
+
+    def bring(role: str, terms: party_pb2.JobTerms) -> None:
+        header = party_pb2.InputHeader(
+            job=job, name=name, ring=wire.ring, shape=list(wire.shape), seed=new_seed(), terms=terms
+        )
+        parts = iter([party_pb2.PutInputRequest(header=header)])
+        world.call("alice", role, lambda c: party_pb2_grpc.PartyStub(c).PutInput(parts, timeout=10))
+
+    for role in PARTIES:
+        for changed, value in changes.items():
+            fields = {key: getattr(good, key) for key in changes} | {changed: value}
+            error = VersionMismatch if changed == "fingerprint" else JobMismatch
+            with pytest.raises(error, match="sharing" if changed == "share_id" else changed) as caught:
+                bring(role, party_pb2.JobTerms(**fields))
+            assert caught.value.peer == role
+        with pytest.raises(DittoError):
+            bring(role, party_pb2.JobTerms())
+        bring(role, good)
+    closed(world, job)
+    world.infer("alice")
+
+
+# Restart -----------------------------------------------------------------------------------------
+
+
+def test_a_restart_forgets_nothing(world: World) -> None:
+    """Burnt identifiers, bound digests, owners and grants; a sharing that was put and not activated is dropped."""
+    serving, draft = world.model().share_id, secrets.token_hex(16)
+    for party in (0, 1):
+        world.put("bob", party, "draft", draft, world.weights)
+    with world.client("alice") as client:
+        client.grant_model("m", "bob")
+    world.restart()
+    assert world.model().share_id == serving and {*world.sharings(0)} == {*world.sharings(1)} == {serving}
+    check_owner(world)
+    check_burnt(world, world.burnt[0], serving)
+    for share_id in world.bound:
+        check_bound(world, share_id)
+    for name in ("alice", "bob"):
+        assert world.infer(name)["owner"] == "client/alice"
+    with pytest.raises(NotAllowed):
+        world.infer("mallory")
+    with world.client("alice") as client:
+        client.share_model(world.description, world.weights)
+    check_burnt(world, draft, world.model().share_id)  # the dealer heard of it with the next activation
