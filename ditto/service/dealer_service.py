@@ -21,7 +21,7 @@ from ditto.engine.program import Wire
 from ditto.engine.weights import DealerWeights, keeps_whole
 from ditto.errors import ClusterError, DittoError, ReplayedJob, UnknownModel, UsageError
 from ditto.files import make_directory
-from ditto.models.compiled import agreed_program, generates, program_for, weights_of
+from ditto.models.compiled import generates, program_for
 from ditto.names import ID, NAME, PARTIES, check_id, check_name
 from ditto.net.config import DealerConfig
 from ditto.net.emulation import Link
@@ -31,6 +31,7 @@ from ditto.net.metrics import DealerMetrics
 from ditto.net.transport import CHUNK, Roles, caller, short
 from ditto.ring.kernels import kernel_of
 from ditto.ring.prg import derive, new_seed
+from ditto.service.limits import admit_job, admit_model
 from ditto.service.stored import Owner, StoredEntry, load_entry, readable_entries, save_entry
 from ditto.wire import dealer_pb2, dealer_pb2_grpc
 
@@ -254,6 +255,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
         self, request: dealer_pb2.ModelSeedRequest, context: grpc.ServicerContext
     ) -> dealer_pb2.ModelSeedReply:
         path = self._path(request.share_id)
+        wires = admit_model(request.description, self._config, self._config.role)
         with self._lock:
             if not path.exists():
                 name = check_name(request.model)
@@ -261,7 +263,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
                 save_entry(path, entry, _owner(request.share_id))
                 self._known.add(request.model)
                 log.info("model registered", model=request.model, share=short(request.share_id))
-                ask = (request.share_id, weights_of(request.description))
+                ask = (request.share_id, wires)
                 threading.Thread(target=self.weights, args=ask, name="warm", daemon=True).start()
             entry = self._entry(request.share_id)
         if (entry.model, entry.description) != (request.model, request.description):
@@ -305,7 +307,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
         check_id(request.job)
         description = self._entry(request.share_id).description
         plan = plan_of(request.plan)
-        agreed_program(description, plan, request.fingerprint)
+        admit_job(description, plan, request.fingerprint, self._config, self._config.role)
         self._drop_abandoned()
         with self._lock:
             job = self._jobs.get(request.job)

@@ -19,7 +19,9 @@ from ditto.errors import BadShare, ClusterError, UnknownModel
 from ditto.files import make_directory
 from ditto.models.compiled import generates, weights_of
 from ditto.names import ID, PARTIES, check_id, check_name
+from ditto.net.config import Limits
 from ditto.ring import carrier, unpack
+from ditto.service.limits import admit_model
 from ditto.service.stored import (
     Owner,
     StoredEntry,
@@ -86,8 +88,8 @@ class Entry(StoredEntry):
 
 
 class ModelStore:
-    def __init__(self, root: Path, party: int) -> None:
-        self._root, self._party = root / "models", party
+    def __init__(self, root: Path, party: int, limits: Limits | None = None) -> None:
+        self._root, self._party, self._limits = root / "models", party, limits or Limits()
         make_directory(self._root, 0o700)
         self._lock = threading.Lock()
         self._loaded: OrderedDict[str, PartyWeights] = OrderedDict()
@@ -118,7 +120,7 @@ class ModelStore:
         header = next(requests, party_pb2.PutModelRequest()).header
         name, share_id = check_name(header.model), check_id(header.share_id)
         entry = Entry(model=name, share_id=share_id, description=header.description, active=False)
-        wires = weights_of(entry.description)
+        wires = admit_model(entry.description, self._limits, PARTIES[self._party])
         home = self._root / entry.share_id
         with self._lock:
             if entry.share_id in self._entries or home.exists():
