@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -414,13 +415,15 @@ def test_idle_uploads_silence_nobody(
 def test_calls_without_a_request_silence_nobody(
     cluster: Cluster, config: ClientConfig, small: tuple[Description, Tensors]
 ) -> None:
-    """Headers only: grpc would keep a thread for each for as long as the client likes."""
+    """Headers only: grpc would keep a thread for each for as long as the client likes; and connections of strangers."""
     stop = threading.Event()
 
     def nothing() -> Iterator[bytes]:
         stop.wait(60)
         yield from ()
 
+    host, port = config.peers.coordinator.split(":")
+    strangers = [socket.create_connection((host, int(port)), timeout=4 * pools.FIRST_S) for _ in range(50)]
     methods = ("/ditto.v1.Coordinator/GetModel", "/ditto.v1.Coordinator/RunJob", "/grpc.health.v1.Health/Check")
     with open_channel(config.peers.coordinator, "coordinator", config.tls, "client") as channel:
         calls = [channel.stream_unary(method).future(nothing()) for method in methods for _ in range(35)]
@@ -431,6 +434,10 @@ def test_calls_without_a_request_silence_nobody(
         finally:
             stop.set()
     assert all(error is not None for error in ended)
+    for stranger in strangers:
+        with stranger:
+            while stranger.recv(1024):  # the server's settings, then the end
+                pass
 
 
 def test_forty_clients_that_wait_are_all_served(config: ClientConfig, small: tuple[Description, Tensors]) -> None:
