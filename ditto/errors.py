@@ -109,6 +109,20 @@ class IntegrityError(DittoError):
     exit_code, code, help = 33, "INTEGRITY", "what arrived is not what was sent"
 
 
+class LimitExceeded(DittoError):
+    exit_code, code, help = 34, "LIMIT", "more than a server's configuration admits"
+
+
+class Busy(DittoError):
+    """The same request may succeed later: `retry_s` says when."""
+
+    exit_code, code, help = 35, "BUSY", "a server has too much under way; the message says when to try again"
+
+    def __init__(self, message: str = "", peer: str | None = None, retry_s: float = 5.0) -> None:
+        super().__init__(message, peer)
+        self.retry_s = retry_s
+
+
 class Interrupted(DittoError):
     exit_code, code, help = 130, "INTERRUPTED", "interrupted"
 

@@ -19,14 +19,16 @@ from ditto.service import coordinator_service, dealer_service, party_service
 from ditto.wire import control_pb2, dealer_pb2, party_pb2
 
 PARTY = {
-    "client": {"PutModel", "PutInput", "FetchOutput", "ListModels"},
-    "coordinator": {"ActivateModel", "DropModel", "ListModels", "OpenJob", "Prepare", "Run", "CloseJob"},
+    "client": {"PutModel", "RemoveModel", "GrantModel", "PutInput", "FetchOutput", "ListModels"},
+    "coordinator": {"ActivateModel", "ListModels", "OpenJob", "Prepare", "Run", "CloseJob"},
 }
 ALLOWED: dict[str, dict[str, set[str]]] = {  # server -> caller's role -> methods
-    "coordinator": {"client": {"RegisterModel", "ListModels", "GetModel", "Status", "RunJob", "StartJob"}},
+    "coordinator": {
+        "client": {"RegisterModel", "UnregisterModel", "ListModels", "GetModel", "Status", "RunJob", "StartJob"}
+    },
     "dealer": {
-        "party0": {"ModelSeed", "Correlations"},
-        "party1": {"ModelSeed", "Correlations"},
+        "party0": {"ModelSeed", "ForgetModel", "Correlations"},
+        "party1": {"ModelSeed", "ForgetModel", "Correlations"},
         "coordinator": {"Inventory"},
     },
     "party0": PARTY | {"party1": {"Exchange"}},

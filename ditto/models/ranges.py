@@ -25,9 +25,7 @@ def silent(layer: int, name: str, x: Tensor) -> None:
     """Observe nothing."""
 
 
-def tapped_norm(
-    x: Tensor, t: dict[str, Tensor], name: str, epsilon: float, layer: int, observe: Observe
-) -> Tensor:
+def tapped_norm(x: Tensor, t: dict[str, Tensor], name: str, epsilon: float, layer: int, observe: Observe) -> Tensor:
     """A LayerNorm in floats, its input and result shown under the last part of its name."""
     tap = name.rpartition(".")[2]
     observe(layer, f"{tap}.in", x)

@@ -57,7 +57,21 @@ class _Common(_Strict):
     connect_timeout_s: float = Field(default=5.0, gt=0)
 
 
-class _Server(_Common):
+class Limits(_Strict):
+    """What a server admits, whoever asks. Models and jobs beyond them are refused before they take memory."""
+
+    max_description_kb: int = Field(default=512, ge=1)
+    max_layers: int = Field(default=64, ge=1)  # of a model: what compiling it takes time for
+    max_model_mb: int = Field(default=4096, ge=1)  # a share of all weights, in memory
+    max_batch: int = Field(default=512, ge=1)  # texts of a job
+    max_tokens: int = Field(default=65_536, ge=1)  # of a job: all texts, what is generated included
+    max_job_mb: int = Field(default=4096, ge=1)  # what a job holds at once beside the weights, as estimated
+    max_uploads: int = Field(default=16, ge=1)  # under way, of one identity and one kind
+    upload_idle_s: float = Field(default=20.0, gt=0)  # in which its next piece (1 MB at most) has to come
+    upload_min_kb_s: float = Field(default=8.0, ge=0)  # of an upload, over each minute of waiting for it
+
+
+class _Server(_Common, Limits):
     listen: Address
     metrics: Address | None = None  # serve counters there over plain HTTP
     data_dir: Path
@@ -95,7 +109,9 @@ class DealerConfig(_Server):
 
 class CoordinatorConfig(_Server):
     role: Literal["coordinator"] = "coordinator"
-    queue_limit: int = Field(default=64, ge=1)
+    queue_limit: int = Field(default=128, ge=1)  # jobs and registrations that wait
+    max_jobs: int = Field(default=64, ge=1)  # of one identity, the running one included
+    start_timeout_s: float = Field(default=30.0, gt=0)  # for the client's next inputs, when others wait
 
 
 class ClientConfig(_Common):

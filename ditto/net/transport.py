@@ -7,6 +7,7 @@ stolen party certificate cannot stand in for the dealer's. Neither works with a 
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 from collections.abc import Callable, Container, Iterator, Mapping
@@ -21,9 +22,11 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 from ditto.errors import (
     BY_CODE,
     BadShare,
+    Busy,
     CertificateError,
     ConfigError,
     DittoError,
+    LimitExceeded,
     MessageTooLarge,
     PeerAbsent,
     PeerLost,
@@ -31,13 +34,16 @@ from ditto.errors import (
     UnknownModel,
     VersionMismatch,
 )
-from ditto.net.config import Tls
-from ditto.net.identity import Identity, holder
+from ditto.net.config import Limits, Tls
+from ditto.net.identity import Identity, caller, holder
+from ditto.net.pools import Pace, Pools
 from ditto.net.tls import Pems, Revocations, server_credentials, watch
 
 PROTOCOL_VERSION = 3
 CHUNK = 1 << 20
 VERSION_KEY, CODE_KEY, PEER_KEY = "ditto-protocol", "ditto-code", "ditto-peer"
+RETRY_KEY = "ditto-retry-after"  # seconds
+HANDSHAKE_MS = 10_000  # a connection that has shown no certificate by then is closed
 log = structlog.get_logger()
 
 Roles = Mapping[str, frozenset[str]]  # method name -> roles that may call it
@@ -55,6 +61,8 @@ _STATUS = {
     UnknownModel: grpc.StatusCode.NOT_FOUND,
     BadShare: grpc.StatusCode.INVALID_ARGUMENT,
     MessageTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    LimitExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Busy: grpc.StatusCode.RESOURCE_EXHAUSTED,
     PeerAbsent: grpc.StatusCode.ABORTED,
     PeerLost: grpc.StatusCode.ABORTED,
 }
@@ -222,7 +230,11 @@ def from_rpc_error(error: grpc.RpcError, peer: str, running: bool = False) -> Di
     details: str = getattr(error, "details", lambda: "")() or code.name
     known = BY_CODE.get(str(trailing.get(CODE_KEY, "")))
     if known is not None:
-        return known(details, peer=str(trailing.get(PEER_KEY) or peer))
+        found = known(details, peer=str(trailing.get(PEER_KEY) or peer))
+        if isinstance(found, Busy):
+            with contextlib.suppress(ValueError):
+                found.retry_s = float(trailing.get(RETRY_KEY, found.retry_s))
+        return found
     if code is grpc.StatusCode.UNAVAILABLE:
         if _TLS_TROUBLE.search(details):
             return CertificateError(f"{peer}: the TLS handshake failed: wrong certificate or CA", peer=peer)
@@ -246,7 +258,10 @@ def abort(context: grpc.ServicerContext, error: DittoError) -> NoReturn:
     status = _STATUS.get(type(error), grpc.StatusCode.FAILED_PRECONDITION)
     if type(error) is DittoError:
         status = grpc.StatusCode.INTERNAL
-    context.set_trailing_metadata(((CODE_KEY, error.code), (PEER_KEY, error.peer or "")))
+    metadata = [(CODE_KEY, error.code), (PEER_KEY, error.peer or "")]
+    if isinstance(error, Busy):
+        metadata.append((RETRY_KEY, f"{error.retry_s:.0f}"))
+    context.set_trailing_metadata(tuple(metadata))
     context.abort(status, str(error))
     raise AssertionError("abort returns never")
 
@@ -339,15 +354,29 @@ class _Guard(grpc.ServerInterceptor):
         return grpc.stream_stream_rpc_method_handler(stream(handler.stream_stream), **codec)
 
 
-def build_server(listen: str, tls: Tls, me: str, roles: Roles, max_message_mb: int = 4) -> tuple[grpc.Server, int]:
-    """A server with mutual TLS and a health service, not started yet, and the port that it is bound to.
+def build_server(
+    listen: str,
+    tls: Tls,
+    me: str,
+    roles: Roles,
+    max_message_mb: int = 4,
+    limits: Limits | None = None,
+    queue: int = 0,
+) -> tuple[grpc.Server, int]:
+    """A server with mutual TLS and a health service, not started yet, and the port that it is bound to; `queue` is how
+    many jobs may wait in it.
 
     Certificate files are read again when they change. With `tls.crl`, callers on that list are refused, call by call.
     """
+    limits = limits or Limits()
     certificates = watch(tls, me)
     revoked: Container[int] = Revocations(tls.crl, tls, certificates) if tls.crl else ()
-    pool = futures.ThreadPoolExecutor(max_workers=32, thread_name_prefix="rpc")
-    server = grpc.server(pool, interceptors=[_Guard(me, roles, revoked)], options=options(max_message_mb))
+    pace = Pace(limits.upload_idle_s, 1024 * limits.upload_min_kb_s)
+    server = grpc.server(
+        futures.ThreadPoolExecutor(1),  # of what no pool serves: nothing
+        interceptors=[Pools(me, caller, abort, pace, limits.max_uploads, queue), _Guard(me, roles, revoked)],
+        options=[*options(max_message_mb), ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS)],
+    )
     checks = health.HealthServicer()
     checks.set("", health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)

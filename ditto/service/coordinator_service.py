@@ -14,7 +14,6 @@ from ditto.engine.ledger import Phase
 from ditto.engine.program import Program
 from ditto.errors import ClusterError, DittoError, NotAllowed, UsageError
 from ditto.models import Plan
-from ditto.models.compiled import agreed_program
 from ditto.models.description import parse
 from ditto.names import PARTIES, check_id, check_name
 from ditto.net.config import CoordinatorConfig
@@ -23,6 +22,7 @@ from ditto.net.messages import check_reply, phase_to_message, plan_of, to_messag
 from ditto.net.metrics import CoordinatorMetrics
 from ditto.net.transport import Roles, connect, open_channel, short
 from ditto.service.job_run import Account, Fifo, JobRun
+from ditto.service.limits import admit_job, admit_listing, admit_model
 from ditto.service.registered import Registered, RegisteredModels
 from ditto.wire import control_pb2, control_pb2_grpc, dealer_pb2, dealer_pb2_grpc, party_pb2, party_pb2_grpc
 
@@ -44,8 +44,8 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         }
         self._stubs = {role: party_pb2_grpc.PartyStub(self._channels[role]) for role in PARTIES}
         self._dealer = dealer_pb2_grpc.DealerStub(self._channels["dealer"])
-        self._queue = Fifo(config.queue_limit)
         self._account = Account()
+        self._queue = Fifo(config.queue_limit, config.max_jobs, self._account.pace)
         self._lock = threading.Lock()
         self._runs: dict[str, JobRun] = {}
         self._models = RegisteredModels(config.data_dir / "models")
@@ -70,12 +70,15 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         model, owner = request.model, str(caller(context))
         name, share_id = check_name(model.model), check_id(model.share_id)
         self._models.check_owner(name, owner)
+        admit_model(model.description, self._config, self._config.role)
         if parse(model.description).name != name:
             raise UsageError(f"a description of another model than {name}")
+        listed = [entry.description for entry in self._models.all() if entry.model != name]
+        admit_listing([*listed, model.description], self._config.max_message_mb, self._config.role)
         attempt = secrets.token_hex(16)
         run = JobRun(attempt, self._stubs, self._config.step_timeout_s)
         context.add_callback(run.cancel)
-        self._queue.enter(attempt)
+        self._queue.enter(attempt, str(caller(context)))
         try:
             self._wait_turn(attempt, run)
             self._connect_all()
@@ -154,7 +157,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         if model.share_id != request.share_id:
             raise ClusterError(f"model {request.model} was shared again meanwhile; try again")
         plan = plan_of(request.plan)
-        program = agreed_program(model.description, plan, request.fingerprint)
+        program = admit_job(model.description, plan, request.fingerprint, self._config, self._config.role)
         run = JobRun(secrets.token_hex(16), self._stubs, self._config.step_timeout_s, str(caller(context)))
         reason, outcome = "the client ended the job", "cancelled"
         structlog.contextvars.bind_contextvars(job=short(run.name))
@@ -162,7 +165,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         with self._lock:
             self._runs[run.name] = run
         try:
-            self._queue.enter(run.name)
+            self._queue.enter(run.name, str(caller(context)))
             if not context.add_callback(run.cancel):
                 run.cancel()
             yield from self._events(run, model, program, plan)
@@ -204,9 +207,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
             **seconds_by_phase, **counts,
         )  # fmt: skip
 
-    def _events(
-        self, run: JobRun, model: Registered, program: Program, plan: Plan
-    ) -> Iterator[control_pb2.JobEvent]:
+    def _events(self, run: JobRun, model: Registered, program: Program, plan: Plan) -> Iterator[control_pb2.JobEvent]:
         place = self._queue.place(run.name)
         while place:
             yield control_pb2.JobEvent(queued=control_pb2.Queued(position=place))
@@ -248,9 +249,8 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         yield control_pb2.JobEvent(done=control_pb2.Done(seconds=time.perf_counter() - start, traffic=run.traffic))
 
     def _await_client(self, run: JobRun) -> None:
-        if not run.started.wait(self._config.idle_timeout_s):
-            raise ClusterError("the client's inputs did not arrive in time")
-        run.check()
+        config = self._config
+        run.await_client(config.idle_timeout_s, config.start_timeout_s, lambda: self._queue.state()[1])
 
     def _step(
         self, run: JobRun, step: party_pb2.StepRequest, phase: Phase, layer: int, name: str

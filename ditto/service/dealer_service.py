@@ -22,7 +22,7 @@ from ditto.engine.job import DealerJob
 from ditto.engine.program import Wire
 from ditto.engine.weights import DealerWeights, keeps_whole
 from ditto.errors import BadShare, ClusterError, DittoError, ReplayedJob, ReuseError, UnknownModel, UsageError
-from ditto.models.compiled import agreed_program, generates, program_for, weights_of
+from ditto.models.compiled import generates, program_for
 from ditto.names import ID, NAME, PARTIES, check_id, check_name
 from ditto.net.config import DealerConfig
 from ditto.net.emulation import Link
@@ -33,6 +33,7 @@ from ditto.net.metrics import DealerMetrics
 from ditto.net.transport import CHUNK, Roles, short
 from ditto.ring.kernels import kernel_of
 from ditto.ring.prg import derive, new_seed
+from ditto.service.limits import admit_job, admit_model
 from ditto.service.stored import Owner, StoredEntry, load_entry, readable_entries, save_entry
 from ditto.wire import dealer_pb2, dealer_pb2_grpc
 
@@ -276,6 +277,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
         path, role = self._path(request.share_id), caller(context).role
         if not re.fullmatch(_DIGEST, request.digest):
             raise BadShare(f"{role} sent no digest of its share", peer="dealer")
+        wires = admit_model(request.description, self._config, self._config.role)
         with self._lock:
             # 1
             if self._burnt(request.share_id):
@@ -283,7 +285,6 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
             # 2
             fresh = not path.exists()
             if fresh:
-                wires = weights_of(request.description)
                 entry = Entry(model=check_name(request.model), description=request.description, master=new_seed().hex())
             else:
                 entry = self._entry(request.share_id)
@@ -365,7 +366,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
         check_id(request.job)
         description = self._entry(request.share_id).description
         plan = plan_of(request.plan)
-        agreed_program(description, plan, request.fingerprint)
+        admit_job(description, plan, request.fingerprint, self._config, self._config.role)
         self._drop_abandoned()
         with self._lock:
             job = self._jobs.get(request.job)

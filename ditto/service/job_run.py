@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 
-from ditto.errors import ClusterError, DittoError, IntegrityError, PeerLost
+from ditto.errors import Busy, ClusterError, DittoError, IntegrityError, PeerLost
 from ditto.net.transport import from_rpc_error
 from ditto.wire import control_pb2, party_pb2, party_pb2_grpc
 
@@ -19,34 +20,45 @@ PATIENCE = 1.0  # how long the second party may take to say what it knows, once 
 
 
 class Fifo:
-    """A lock that is granted in the order of asking; waiters can see their place and can leave."""
+    """A lock that is granted in the order of asking; waiters can see their place and can leave.
 
-    def __init__(self, limit: int) -> None:
+    At most `limit` wait, and `each` of one caller; `pace` says how many seconds the holder takes, for hints when to try
+    again.
+    """
+
+    def __init__(self, limit: int, each: int | None = None, pace: Callable[[], float] = lambda: 1.0) -> None:
         self._changed = threading.Condition()
-        self._line: list[str] = []
-        self._limit = limit
+        self._line: dict[str, str] = {}  # who asked, in order
+        self._limit, self._each, self._pace = limit, each or limit + 1, pace
 
-    def enter(self, name: str) -> None:
+    def enter(self, name: str, who: str = "") -> None:
+        """Raises Busy."""
         with self._changed:
             if len(self._line) > self._limit:
-                raise ClusterError("the coordinator's queue is full; try again later", peer="coordinator")
-            self._line.append(name)
+                self._refuse(f"the queue is full: {self._limit} wait (queue_limit)", len(self._line))
+            own = sum(other == who for other in self._line.values())
+            if own >= self._each:
+                self._refuse(f"{who or 'this client'} has {own} jobs waiting or running (max_jobs)", own)
+            self._line[name] = who
+
+    def _refuse(self, why: str, count: int) -> NoReturn:
+        retry = max(1.0, round(self._pace() * count / 2))  # half of them are gone by then
+        raise Busy(f"coordinator: {why}; try again in {retry:.0f} s", peer="coordinator", retry_s=retry)
 
     def place(self, name: str, timeout: float = 0.0) -> int:
         """How many are in front; waits up to `timeout` for none to be."""
         with self._changed:
-            self._changed.wait_for(lambda: self._line[0] == name, timeout)
-            return self._line.index(name)
+            self._changed.wait_for(lambda: next(iter(self._line)) == name, timeout)
+            return list(self._line).index(name)
 
     def leave(self, name: str) -> None:
         with self._changed:
-            if name in self._line:
-                self._line.remove(name)
+            self._line.pop(name, None)
             self._changed.notify_all()
 
     def state(self) -> tuple[str, int]:
         with self._changed:
-            return (self._line[0], len(self._line) - 1) if self._line else ("", 0)
+            return next(iter(self._line), ""), max(0, len(self._line) - 1)
 
 
 class Account:
@@ -62,6 +74,11 @@ class Account:
             self._ended[outcome if outcome in self._ended else "failed"] += 1
             if outcome == "done":
                 self._recent.append(seconds)
+
+    def pace(self) -> float:
+        """Seconds of a job, on average of the last."""
+        with self._lock:
+            return sum(sum(s.values()) for s in self._recent) / max(1, len(self._recent))
 
     def state(self) -> control_pb2.Throughput:
         with self._lock:
@@ -100,6 +117,20 @@ class JobRun:
             flying = list(self._flying)
         for call in flying:
             call.cancel()
+
+    def await_client(self, longest: float, when_others_wait: float, others: Callable[[], int]) -> None:
+        """Until the client's inputs are there. A slow client gives way to others after a shorter time. Raises
+        ClusterError."""
+        began = time.monotonic()
+        while not self.started.wait(0.5):
+            waited = time.monotonic() - began
+            if waited > longest:
+                raise ClusterError("the client's inputs did not arrive in time")
+            if waited > when_others_wait and others():
+                raise ClusterError(
+                    f"no inputs from the client within {when_others_wait:g} s, and others wait (start_timeout_s)"
+                )
+        self.check()
 
     def check(self) -> None:
         if self.cancelled.is_set():

@@ -23,7 +23,9 @@ from ditto.errors import BadShare, ClusterError, NotAllowed, ReuseError, Unknown
 from ditto.files import make_directory
 from ditto.models.compiled import generates, weights_of
 from ditto.names import ID, PARTIES, check_id, check_name
+from ditto.net.config import Limits
 from ditto.ring import carrier, pack, unpack
+from ditto.service.limits import admit_model
 from ditto.service.share_ids import ShareIds
 from ditto.service.stored import (
     Owner,
@@ -104,8 +106,8 @@ def _share_hash(entry: Entry, kind: str) -> Any:
 
 
 class ModelStore:
-    def __init__(self, root: Path, party: int) -> None:
-        self._root, self._party = root / "models", party
+    def __init__(self, root: Path, party: int, limits: Limits | None = None) -> None:
+        self._root, self._party, self._limits = root / "models", party, limits or Limits()
         make_directory(self._root, 0o700)
         self._ids = ShareIds(root / "share_ids")
         self._lock = threading.Lock()
@@ -149,8 +151,8 @@ class ModelStore:
         """
         header = next(requests, party_pb2.PutModelRequest()).header
         name, share_id = check_name(header.model), check_id(header.share_id)
+        wires = admit_model(header.description, self._limits, PARTIES[self._party])
         entry = Entry(model=name, share_id=share_id, description=header.description, active=False, owner=owner)
-        wires = weights_of(entry.description)
         home = self._root / entry.share_id
         with self._claiming(entry):
             try:

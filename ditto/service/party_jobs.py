@@ -15,7 +15,7 @@ from ditto.engine.sharing import seeded_share
 from ditto.engine.weights import PartyWeights
 from ditto.errors import BadShare, ClusterError, ReplayedJob
 from ditto.models import Plan
-from ditto.models.compiled import agreed_program, program_for
+from ditto.models.compiled import program_for
 from ditto.names import check_id
 from ditto.net.config import PartyConfig
 from ditto.net.messages import ledger_to_message, plan_of, times_to_message
@@ -23,6 +23,7 @@ from ditto.net.metrics import PartyMetrics
 from ditto.net.peerlink import LinkChannel, PeerLink
 from ditto.net.transport import short
 from ditto.ring.prg import SEED_BYTES
+from ditto.service.limits import admit_job
 from ditto.service.model_store import Assembly, ModelStore
 from ditto.service.source import DealerSource
 from ditto.service.terms import Terms
@@ -176,7 +177,7 @@ class Jobs:
         entry = self._store.entry(request.share_id)
         entry.check_asks(request.client)
         plan = plan_of(request.plan)
-        agreed_program(entry.description, plan, request.fingerprint)
+        admit_job(entry.description, plan, request.fingerprint, self._config, self._config.role)
         weights = self._store.weights(request.share_id)
         with self._lock:
             if request.job in self._used:

@@ -49,7 +49,7 @@ class LinkService(party_pb2_grpc.PeerLinkServicer):
 class PartyService(party_pb2_grpc.PartyServicer):
     def __init__(self, config: PartyConfig) -> None:
         self._config = config
-        self._store = ModelStore(config.data_dir, config.index)
+        self._store = ModelStore(config.data_dir, config.index, config)
         self.metrics = PartyMetrics()
         self.metrics.models.set_function(lambda: len(self._store.entries()))
         self.link = PeerLink(

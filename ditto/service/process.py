@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import re
+import resource
 import signal
 import sys
 import threading
@@ -71,6 +72,15 @@ def setup_logs(level: str, role: str) -> None:
     )
 
 
+def _raise_descriptors(wanted: int = 65_536) -> None:
+    """Each connection takes one, of strangers too until their handshake fails: what the system lets it have is not the
+    usual 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 def main(kind: type[C], start: Callable[[C], tuple[grpc.Server, int, Service]]) -> int:
     """Run one process until SIGTERM or SIGINT; returns its exit code."""
     parser = argparse.ArgumentParser(description="One process of a Ditto cluster.")
@@ -81,6 +91,7 @@ def main(kind: type[C], start: Callable[[C], tuple[grpc.Server, int, Service]]) 
     if path is None:
         parser.error("a configuration file is needed")
     os.umask(0o077)
+    _raise_descriptors()
     tune_memory()
     try:
         config = load_config(path, kind)
