@@ -34,11 +34,13 @@ from ditto.errors import (
 from ditto.models import Description, Plan, encode_inputs, random_batch, random_model
 from ditto.models.compiled import program_for, weights_of
 from ditto.names import PARTIES
-from ditto.net.config import ClientConfig, Tls
+from ditto.net.config import ClientConfig, PartyConfig, Tls, load_config
 from ditto.net.messages import to_message
 from ditto.net.transport import from_rpc_error, open_channel
 from ditto.ring import signed
 from ditto.ring.prg import new_seed
+from ditto.service import stored
+from ditto.service.storage import storage_of
 from ditto.service.stored import Owner, load_tensors
 from ditto.wire import control_pb2, control_pb2_grpc, dealer_pb2, dealer_pb2_grpc, party_pb2, party_pb2_grpc
 
@@ -168,14 +170,23 @@ def world() -> Iterator[World]:
 # Masks -------------------------------------------------------------------------------------------
 
 
-def test_masks_are_used_for_one_sharing(world: World) -> None:
+def operators_copy(world: World, share_id: str, monkeypatch: pytest.MonkeyPatch) -> Weights:
+    """F of a sharing, read as party 0's operator can."""
+    masked = {name: wire for name, wire in weights_of(world.description.text()).items() if wire.held != "share"}
+    path = world.cluster.root / "data" / "party0" / "models" / share_id / "masked.safetensors"
+    config = load_config(world.cluster.config_path("party0"), PartyConfig)
+    with monkeypatch.context() as patch:
+        patch.setattr(stored, "_storage", storage_of(config))
+        return {name: tensor.clone() for name, tensor in load_tensors(path, masked, Owner("party0", share_id))}
+
+
+def test_masks_are_used_for_one_sharing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Party 0's operator keeps F = W + B of a sharing. F' = B under the same identifier would give it W: after the
     owner replaced the model, and after a restart of all servers, nobody can have it opened."""
     old = world.model().share_id
     text = world.description.text()
     masked = {name: wire for name, wire in weights_of(text).items() if wire.held != "share"}
-    path = world.cluster.root / "data" / "party0" / "models" / old / "masked.safetensors"
-    kept = {name: tensor.clone() for name, tensor in load_tensors(path, masked, Owner("party0", old))}
+    kept = operators_copy(world, old, monkeypatch)
     with world.client("alice") as client:
         client.share_model(world.description, world.weights)
     fresh = world.model().share_id
@@ -183,8 +194,7 @@ def test_masks_are_used_for_one_sharing(world: World) -> None:
     seeds = world.cluster.root / "data" / "dealer" / "models"
     assert (seeds / f"{fresh}.json").exists() and not (seeds / f"{old}.json").exists(), "the dealer forgot the seed"
     check_burnt(world, old, fresh)
-    path = world.cluster.root / "data" / "party0" / "models" / fresh / "masked.safetensors"
-    after = dict(load_tensors(path, masked, Owner("party0", fresh)))
+    after = operators_copy(world, fresh, monkeypatch)
     assert not any(
         torch.equal(signed(kept[n].long() - after[n].long(), w.ring), torch.zeros(w.shape, dtype=torch.int64))
         for n, w in masked.items()
