@@ -217,7 +217,7 @@ class PeerLink:
                 return
             if frame.total > MAX_PAYLOAD or frame.offset != box.received:
                 what = f"{frame.label!r}, round {frame.sequence}"
-                box.error = box.error or IntegrityError(f"{what}: a piece of it is missing", peer=self.peer)
+                box.error = box.error or IntegrityError(f"{what}: its pieces do not fit together", peer=self.peer)
                 self.changed.notify_all()
                 return
             box.pieces.append(frame.data)
