@@ -31,6 +31,7 @@ from ditto.models.registry import architecture_of
 from ditto.models.tokenizer import Batch
 from ditto.names import PARTIES, SERVERS
 from ditto.net import pools
+from ditto.net.certs import login_name
 from ditto.net.config import ClientConfig, Limits, Tls, load_config
 from ditto.net.messages import to_message
 from ditto.net.pools import Pace, Watchdog
@@ -341,7 +342,7 @@ def test_every_server_refuses_a_large_job_itself(cluster: Cluster, share_id: str
     }
     for party in PARTIES:
         run["coordinator", party] = lambda c: party_pb2_grpc.PartyStub(c).OpenJob(
-            party_pb2.OpenJobRequest(job=job, **names), timeout=9
+            party_pb2.OpenJobRequest(job=job, client=f"client/{login_name()}", **names), timeout=9
         )
     for (role, peer), method in run.items():
         refused(cluster, peer, partial(call, cluster, role, peer, method), "max_batch")
@@ -360,7 +361,7 @@ def test_every_server_refuses_a_large_description_itself(cluster: Cluster, text:
     run: dict[tuple[str, str], Callable[[grpc.Channel], Any]] = {
         ("client", "coordinator"): lambda c: control_pb2_grpc.CoordinatorStub(c).RegisterModel(register, timeout=9),
         ("party0", "dealer"): lambda c: dealer_pb2_grpc.DealerStub(c).ModelSeed(
-            dealer_pb2.ModelSeedRequest(**names), timeout=9
+            dealer_pb2.ModelSeedRequest(digest="0" * 64, **names), timeout=9
         ),
     }
     for party in PARTIES:

@@ -40,7 +40,7 @@ from ditto.errors import (
 )
 from ditto.models import Description, Plan, compile_stage, encode_inputs, random_batch, random_model
 from ditto.models.compiled import program_for
-from ditto.net.certs import Authority, init_certs, load_certificate
+from ditto.net.certs import Authority, init_certs, load_certificate, login_name
 from ditto.net.config import ClientConfig, DealerConfig, PartyConfig, Tls, load_config
 from ditto.net.identity import Identity
 from ditto.net.messages import to_message
@@ -365,7 +365,7 @@ def test_new_certificates_need_no_restart(
 ) -> None:
     """Not even of another authority: every server reads its files again, as a server and as a caller."""
     before = {process.role: process.pid for process in cluster.status()}
-    init_certs(cluster.certs, [], client="alice")
+    init_certs(cluster.certs, [], client=login_name())  # whose the model is
     answers(config, description, inputs)
     assert Authority(cluster.certs).revoke(load_certificate(cluster.certs / "client.pem"))
     with Client(config) as client, pytest.raises(CertificateError, match="client/alice was revoked"):
