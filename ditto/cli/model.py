@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from ditto.cli import store
-from ditto.cli.common import ConfigFile, Json, connect, emit, note, out
+from ditto.cli.common import ConfigFile, Json, connect, emit, note, one_line, out
 from ditto.cli.texts import read_lines
 from ditto.errors import DittoError, UsageError
 from ditto.names import check_name
@@ -119,7 +119,7 @@ def list_(config: ConfigFile = None, json: Json = False) -> None:
     table = Table(*COLUMNS, "imported", "shared", box=None, pad_edge=False)
     words = {True: "yes", False: "no", None: "?"}
     for row in rows.values():
-        table.add_row(*(str(row[key]) for key in COLUMNS), words[row["imported"]], words[row["shared"]])
+        table.add_row(*(one_line(row[key]) for key in COLUMNS), words[row["imported"]], words[row["shared"]])
     if rows:
         out.print(table)
     else:
