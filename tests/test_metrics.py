@@ -25,8 +25,9 @@ from ditto.models import encode_inputs, random_batch, random_model
 from ditto.names import PARTIES, SERVERS
 from ditto.net.config import DealerConfig, load_config
 from ditto.net.metrics import Metrics, serve
-from ditto.ring.prg import SEED_BYTES
 from ditto.service.job_run import Account
+from ditto.service.storage import Storage
+from ditto.service.stored import Owner
 
 SEQ = 16
 ROUNDS, BYTES = beside()  # of a job, beside its program
@@ -164,10 +165,19 @@ def test_status_follows_a_job(cluster: Cluster, monkeypatch: pytest.MonkeyPatch)
 
 
 def secrets_of(cluster: Cluster) -> set[str]:
-    """Seeds on disk, as hexadecimal digits."""
+    """Seeds on disk, opened with the servers' keys, and these keys: as hexadecimal digits."""
     data = cluster.root / "data"
-    found = {path.read_bytes()[:SEED_BYTES].hex() for path in data.glob("*/models/*/mask_seed")}
-    return found | {json.loads(path.read_text())["master"] for path in (data / "dealer" / "models").glob("*.json")}
+    keys = {role: (cluster.root / "keys" / f"{role}.key").read_text().strip() for role in SERVERS}
+
+    def opened(role: str, share_id: str, path: Path) -> bytes:
+        storage = Storage(bytes.fromhex(keys[role]))
+        return storage.unseal(path.read_bytes(), Owner(role, share_id).context(path))
+
+    seeds = {opened(p.parts[-4], p.parent.name, p).hex() for p in data.glob("*/models/*/mask_seed")}
+    entries = (opened("dealer", p.stem, p) for p in (data / "dealer" / "models").glob("*.json"))
+    masters = {json.loads(entry)["master"] for entry in entries}
+    assert len(seeds) == 2 and len(masters) == 1
+    return seeds | masters | set(keys.values())
 
 
 def log_with_end(cluster: Cluster, role: str, job: str) -> str:
@@ -185,7 +195,6 @@ def test_log_lines_carry_role_job_and_layer(cluster: Cluster) -> None:
         report = infer(client)
     job = report["job"][:8]
     seeds = secrets_of(cluster)
-    assert len(seeds) == 3
     for role in SERVERS:
         raw = log_with_end(cluster, role, job)
         assert report["job"] not in raw and not any(seed[:8] in raw for seed in seeds)

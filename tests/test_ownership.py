@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import secrets
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +12,6 @@ import grpc
 import psutil
 import pytest
 import torch
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from ditto.client.client import Client, _chunks, terms_of
 from ditto.client.local_cluster import Cluster, embedded
@@ -34,7 +29,9 @@ from ditto.errors import (
 from ditto.models import Description, Plan, encode_inputs, random_batch, random_model
 from ditto.models.compiled import program_for, weights_of
 from ditto.names import PARTIES
+from ditto.net.certs import Authority
 from ditto.net.config import ClientConfig, PartyConfig, Tls, load_config
+from ditto.net.identity import Identity
 from ditto.net.messages import to_message
 from ditto.net.transport import from_rpc_error, open_channel
 from ditto.ring import signed
@@ -50,31 +47,9 @@ Weights = dict[str, torch.Tensor]
 
 def issue(cluster: Cluster, name: str) -> Tls:
     """A client's certificate of its own, by the cluster's authority."""
-    authority = x509.load_pem_x509_certificate((cluster.certs / "ca.pem").read_bytes())
-    signer = serialization.load_pem_private_key((cluster.certs / "ca.key").read_bytes(), None)
-    assert isinstance(signer, ec.EllipticCurvePrivateKey)
-    key, now = ec.generate_private_key(ec.SECP256R1()), dt.datetime.now(dt.UTC)
-    names = [
-        x509.DNSName("client"),
-        x509.DNSName("localhost"),
-        x509.UniformResourceIdentifier(f"ditto://client/{name}"),
-    ]
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "client")]))
-        .issuer_name(authority.subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(minutes=5))
-        .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .sign(signer, hashes.SHA256())
-    )
-    tls = Tls(ca=cluster.certs / "ca.pem", cert=cluster.certs / f"{name}.pem", key=cluster.certs / f"{name}.key")
-    pem, raw = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-    tls.cert.write_bytes(certificate.public_bytes(pem))
-    tls.key.write_bytes(key.private_bytes(pem, raw, serialization.NoEncryption()))
-    return tls
+    stem = cluster.certs / f"client-{name}"
+    Authority(cluster.certs).issue(Identity("client", name), [], stem)
+    return Tls(ca=cluster.certs / "ca.pem", cert=stem.with_suffix(".pem"), key=stem.with_suffix(".key"))
 
 
 @dataclass
@@ -214,6 +189,29 @@ def check_burnt(world: World, dropped: str, serving: str) -> None:
     for role in PARTIES:
         with pytest.raises(ReuseError, match="dropped"):
             world.seed(role, dropped, "0" * 64)
+
+
+def test_a_coordinator_cannot_have_two_sharings_opened_as_one(world: World) -> None:
+    ids = [secrets.token_hex(16), secrets.token_hex(16)]
+    for share_id in ids:
+        for party in (0, 1):
+            world.put("mallory", party, "mixed", share_id, world.weights)
+    attempt = secrets.token_hex(16)
+
+    def activate(party: int) -> None:
+        ask = party_pb2.ActivateModelRequest(
+            model="mixed", share_id=ids[party], attempt=attempt, owner="client/mallory"
+        )
+        stub = party_pb2_grpc.PartyStub
+        with pytest.raises(DittoError, match="activation of"):
+            world.call("coordinator", PARTIES[party], lambda c: stub(c).ActivateModel(ask, timeout=120))
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(activate, (0, 1)))
+    with pytest.raises(UnknownModel), world.client("mallory") as client:
+        client.infer("mixed", lambda program: {}, 1, SEQ)
+    with world.client("mallory") as client:
+        client.remove_model("mixed")
 
 
 def test_a_failed_upload_uses_its_identifier_up(world: World) -> None:

@@ -365,11 +365,12 @@ def test_new_certificates_need_no_restart(
 ) -> None:
     """Not even of another authority: every server reads its files again, as a server and as a caller."""
     before = {process.role: process.pid for process in cluster.status()}
-    init_certs(cluster.certs, [], client=login_name())  # whose the model is
+    owner = Identity("client", login_name())  # of the model
+    init_certs(cluster.certs, [], client=owner.name)
     answers(config, description, inputs)
     assert Authority(cluster.certs).revoke(load_certificate(cluster.certs / "client.pem"))
-    with Client(config) as client, pytest.raises(CertificateError, match="client/alice was revoked"):
+    with Client(config) as client, pytest.raises(CertificateError, match=f"{owner} was revoked"):
         client.infer("tiny", inputs, 1, SEQ)
-    Authority(cluster.certs).issue(Identity("client", "bob"), [], cluster.certs / "client")
+    Authority(cluster.certs).issue(owner, [], cluster.certs / "client")
     answers(config, description, inputs)
     assert {process.role: process.pid for process in cluster.status()} == before

@@ -176,4 +176,4 @@ def _signed(wanted: Wanted, certificate: x509.Certificate, path: Path, json: boo
 def _print(shown: dict[str, Any]) -> None:
     for key, value in shown.items():
         text = ", ".join(value) if isinstance(value, list) else value
-        out.print(f"{key + ':':12} {text or '-'}", markup=False)
+        out.print(f"{key + ':':12} {text or '-'}")

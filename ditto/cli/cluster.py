@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from ditto.cli.common import Json, emit, note, out
+from ditto.cli.common import Json, emit, note, one_line, out
 from ditto.client.local_cluster import Cluster, Process, home
 from ditto.client.status import ask
 from ditto.errors import DittoError
@@ -85,7 +85,7 @@ def _show(cluster: Cluster, processes: list[Process], json: bool, activity: dict
         table.add_row(p.role, p.address, str(p.pid or "-"), p.state, memory)
     out.print(table)
     for line in _lines(activity or {}):
-        out.print(line)
+        out.print(one_line(line))
     for role, count in aside.items():
         out.print(f"{role}: {count} damaged entries set aside; its log says which. Share their models again")
     out.print(f"state, certificates, logs: {cluster.root}")

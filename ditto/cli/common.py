@@ -1,13 +1,14 @@
 """What every command shares: options, output, errors, the client of the configured cluster."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 from typer.core import TyperGroup
 
 from ditto.client.local_cluster import Cluster, home
@@ -27,8 +28,38 @@ TraceFile = Annotated[
     Path | None, typer.Option("--trace", help="Write its rounds as a trace for Perfetto and chrome://tracing.")
 ]
 
-out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
-err = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+# What moves the cursor, colours, rings, reverses the direction of writing, or cannot be written at all.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """Text that may be somebody else's, for a terminal: control characters but newline and tab are spelled out."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def one_line(text: object) -> str:
+    """The same for a name or a label, which must not look like a line of its own."""
+    return visible(str(text)).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def indented(text: str) -> str:
+    """The same for a message of several lines: only the first one stands at the margin."""
+    return "\n  ".join(part.strip() for part in visible(text).split("\n"))
+
+
+class Terminal(Console):
+    """Prints text as it is, control characters spelled out: nothing in it is markup. Styles are given by `Text`, which
+    is not looked into: what goes there from others has to pass `visible`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(visible(text), **options)
+
+
+out = Terminal(soft_wrap=not sys.stdout.isatty())
+err = Terminal(stderr=True, soft_wrap=not sys.stderr.isatty())
 
 
 class ErrorGroup(TyperGroup):
@@ -39,7 +70,7 @@ class ErrorGroup(TyperGroup):
             return super().invoke(ctx)
         except (DittoError, KeyboardInterrupt) as error:
             known = error if isinstance(error, DittoError) else Interrupted("interrupted")
-            err.print(f"[bold red]error[/] ({known.code}): {escape(str(known))}")
+            err.print(Text.assemble(("error", "bold red"), f" ({known.code}): {indented(str(known))}"))
             raise typer.Exit(known.exit_code) from None
 
 
@@ -55,7 +86,7 @@ def emit(document: Any) -> None:
 
 def note(text: str) -> None:
     """A line on what is happening, on stderr."""
-    err.print(text)
+    err.print(indented(text))
 
 
 def client_config(path: Path | None) -> ClientConfig:

@@ -84,7 +84,7 @@ def demo(
         return
     _show(summary)
     out.print(f"\n{time.perf_counter() - began:.0f} s for everything, calibration and start included")
-    out.print(NEXT, markup=False)
+    out.print(NEXT)
 
 
 def installed_checkpoint() -> Path:

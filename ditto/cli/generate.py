@@ -8,10 +8,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from ditto.cli import store
-from ditto.cli.common import ConfigFile, Json, ReportFile, TraceFile, client_config, connect, emit, note, out
+from ditto.cli.common import (
+    ConfigFile,
+    Json,
+    ReportFile,
+    TraceFile,
+    client_config,
+    connect,
+    emit,
+    note,
+    one_line,
+    out,
+    visible,
+)
 from ditto.cli.report import CostFiles
 from ditto.cli.run import Watcher, emulated, network_of, watching
 from ditto.errors import UsageError
@@ -91,7 +103,7 @@ def generate(
     else:
         if len(prompts) > 1:
             for text, new in zip(prompts, summary["output"], strict=True):
-                out.print(f"[bold]{escape(text)}[/]{escape(new)}", soft_wrap=True)
+                out.print(Text.assemble((visible(text), "bold"), visible(new)), soft_wrap=True)
         show(summary)
     files.write(summary, emulated(settings))
 
@@ -152,7 +164,7 @@ def show(summary: dict[str, Any]) -> None:
     if "agreeing_tokens" in summary:
         note(f"plaintext: {summary['agreeing_tokens']} of {summary['tokens']} tokens the same before the first other")
     rate = summary["tokens_per_second"]
-    note(f"the model belongs to {escape(summary['owner'])}")
+    note(f"the model belongs to {one_line(summary['owner'])}")
     note(f"{rate:.2f} tokens a second" if rate else "one token")
 
 
@@ -195,7 +207,7 @@ class _Writer:
             self._write(self._stream.finish() + "\n")
 
     def _write(self, text: str) -> None:
-        sys.stdout.write(text)
+        sys.stdout.write(visible(text))
         sys.stdout.flush()
 
 

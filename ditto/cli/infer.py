@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ditto.cli import store
-from ditto.cli.common import ConfigFile, Json, ReportFile, TraceFile, client_config, connect, emit, out
+from ditto.cli.common import ConfigFile, Json, ReportFile, TraceFile, client_config, connect, emit, one_line, out
 from ditto.cli.report import CostFiles, print_costs
 from ditto.cli.run import Run, document, emulated, encode_all, network_of, run_batch, watching
 from ditto.cli.texts import pair_up, read_lines
@@ -84,13 +84,13 @@ def _show(texts: "list[Text]", summary: dict[str, Any], answer: "Answer", labels
     shown: dict[str, Show] = {"labels": _labels, "tokens": _tokens, "span": _span}
     lines = shown.get(answer, _vector)
     for text, result in zip(texts, summary["output"], strict=True):
-        out.print(text if isinstance(text, str) else "\n+ ".join(text), style="bold", markup=False)
-        out.print(f"  {lines(result, labels)}", markup=False)
+        out.print(text if isinstance(text, str) else "\n+ ".join(text), style="bold")
+        out.print(f"  {lines(result, tuple(map(one_line, labels)))}")
     if "max_abs_error" in summary:
         out.print(f"largest difference to the plaintext computation: {summary['max_abs_error']:.4f}")
     out.print()
     print_costs(summary)
-    out.print(f"\nthe model belongs to {summary['owner']}", markup=False)
+    out.print(f"\nthe model belongs to {one_line(summary['owner'])}")
     out.print(f"{summary['texts']} text(s) padded to {summary['seq']} tokens, {summary['wall_seconds']:.2f} s in all")
 
 

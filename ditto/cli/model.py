@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from ditto.cli import store
-from ditto.cli.common import ConfigFile, Json, connect, emit, note, out
+from ditto.cli.common import ConfigFile, Json, connect, emit, note, one_line, out
 from ditto.cli.texts import read_lines
 from ditto.errors import DittoError, UsageError
 from ditto.names import check_name
@@ -126,7 +126,7 @@ def _grant(name: str, to: str, config: Path | None, json: bool, *, revoke: bool)
     if json:
         emit({"name": name, "client": to, "granted": not revoke})
     else:
-        out.print(f"{to} may {'no longer' if revoke else 'now'} ask {name}", markup=False)
+        out.print(f"{to} may {'no longer' if revoke else 'now'} ask {name}")
 
 
 @app.command()
@@ -142,7 +142,7 @@ def remove(
     if json:
         emit({"name": name, "shared": False})
     else:
-        out.print(f"removed {name} from the servers; others may use the name now", markup=False)
+        out.print(f"removed {name} from the servers; others may use the name now")
 
 
 @app.command("list")
@@ -170,9 +170,8 @@ def list_(config: ConfigFile = None, json: Json = False) -> None:
     table = Table(*COLUMNS, "imported", "shared", "owner", box=None, pad_edge=False)
     words = {True: "yes", False: "no", None: "?"}
     for row in rows.values():
-        table.add_row(
-            *(str(row[key]) for key in COLUMNS), words[row["imported"]], words[row["shared"]], row["owner"] or ""
-        )
+        said = (words[row["imported"]], words[row["shared"]], one_line(row["owner"] or ""))
+        table.add_row(*(one_line(row[key]) for key in COLUMNS), *said)
     if rows:
         out.print(table)
     else:

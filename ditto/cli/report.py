@@ -8,7 +8,7 @@ from typing import Any, Self
 from rich.table import Table
 
 from ditto import files
-from ditto.cli.common import out
+from ditto.cli.common import one_line, out
 from ditto.errors import UsageError
 from ditto.net.emulation import Network
 from ditto.report import page, trace
@@ -53,8 +53,8 @@ def print_costs(report: dict[str, Any], by_layer: bool = True) -> None:
     for heading in ("offline s", "from dealer", "online s", "rounds", "sent by P0", "sent by P1"):
         table.add_column(heading, justify="right")
     for row in report["layers"] if by_layer else []:
-        table.add_row(str(row["name"]), *_cells(row))
-    table.add_row("[bold]all[/]", *(f"[bold]{cell}[/]" for cell in _cells(report)))
+        table.add_row(one_line(row["name"]), *_cells(row))
+    table.add_row("all", *_cells(report), style="bold")
     out.print(table)
 
 

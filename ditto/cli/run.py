@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from ditto.cli.common import err, note
+from ditto.cli.common import err, note, one_line
 from ditto.cli.report import max_abs_error, merge
 from ditto.net.config import DEFAULT_PORTS, ClientConfig
 from ditto.net.emulation import Network
@@ -52,10 +52,11 @@ class Watcher:
     def event(self, event: dict[str, Any]) -> None:
         if self._quiet or "phase" not in event:
             return
+        label = one_line(f"{self._label}: {event['name']}")
         if self._bar and self._task is not None:
-            self._bar.update(self._task, advance=1, description=f"{self._label}: {event['name']} {event['phase']}")
+            self._bar.update(self._task, advance=1, description=f"{label} {event['phase']}")
         elif event["phase"] == "online":
-            note(f"{self._label}: {event['name']} {event['seconds']:.2f} s")
+            note(f"{label} {event['seconds']:.2f} s")
 
 
 @contextmanager
@@ -63,7 +64,7 @@ def watching(quiet: bool) -> Iterator[Watcher]:
     if quiet or not err.is_terminal:
         yield Watcher(None, quiet)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True) as bar:
         yield Watcher(bar, quiet)
 

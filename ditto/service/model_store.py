@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from ditto.engine.channel import Channel
+from ditto.engine.channel import Channel, compare_transcripts
 from ditto.engine.program import Wire
 from ditto.engine.sharing import seeded_share
 from ditto.engine.weights import PartyWeights
@@ -238,7 +238,8 @@ class ModelStore:
         self._entries[entry.share_id] = entry
 
     def activate(self, entry: Entry, mask_seed: bytes, channel: Channel) -> None:
-        """Open F with the peer, once for this sharing, tensor by tensor, and keep it.
+        """Open F with the peer, once for this sharing, tensor by tensor, and keep it if the peer activates the same
+        one and every message arrived as it was sent (IntegrityError).
 
         Afterwards only the shares of weights without a mask are needed; the others go.
         """
@@ -257,6 +258,7 @@ class ModelStore:
 
         save_seed(home / "mask_seed", mask_seed, owner)
         save_tensors(home / "masked.safetensors", _of_kind(wires, True), opened(), owner)
+        compare_transcripts(channel, self._party, f"the activation of {entry.share_id}")
         plain = _of_kind(wires, False)
         save_tensors(home / "kept.safetensors", plain, (kept[name] for name in plain), owner)
         with self._lock:

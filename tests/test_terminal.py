@@ -1,0 +1,125 @@
+"""Other people's names, labels and messages on a terminal: no markup, no control sequence, no line of their own."""
+
+from __future__ import annotations
+
+import io
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import typer
+from rich.console import Console
+from rich.progress import Progress, TextColumn
+from rich.table import Table
+
+from ditto.cli import cluster, common, generate, infer
+from ditto.cli.common import ErrorGroup, Terminal, indented, note, one_line, visible
+from ditto.cli.report import print_costs
+from ditto.cli.run import Watcher
+from ditto.errors import ClusterError
+from ditto.models import Answer
+
+EVIL = "[red]r[/red] [link=http://x]l[/link] :bomb:\x1b[2J\x1b]0;t\x07\x9b1m\r\b\u202e\u2066"
+SEEN = r"[red]r[/red] [link=http://x]l[/link] :bomb:\x1b[2J\x1b]0;t\x07\x9b1m\r\x08\u202e\u2066"
+
+
+@pytest.fixture()
+def screen(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Both consoles as on a wide terminal with colours."""
+    made = SimpleNamespace(out=io.StringIO(), err=io.StringIO())
+    for name, file in vars(made).items():
+        console = Terminal(file=file, force_terminal=True, width=1000)
+        for module in (common, infer, cluster, generate, sys.modules["ditto.cli.report"]):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, console)
+    return made
+
+
+def costs(name: str) -> dict[str, Any]:
+    phase = {"seconds": 1.0, "bytes_to_party": [1, 1], "rounds": 1, "bytes_sent": [1, 1]}
+    row = {"offline": phase, "online": phase}
+    return row | {"layers": [row | {"name": name}], "texts": 1, "seq": 8, "wall_seconds": 1.0}
+
+
+def clean(text: str) -> bool:
+    """Nothing of it reaches the terminal but bold and plain."""
+    for own in ("\x1b[1m", "\x1b[1;31m", "\x1b[0m", "\n"):
+        text = text.replace(own, "")
+    return visible(text) == text
+
+
+def test_what_is_spelled_out() -> None:
+    assert visible(EVIL) == SEEN
+    assert visible("Zürich 東京 \u200dא\u200f\n\ta\\b") == "Zürich 東京 \u200dא\u200f\n\ta\\b"
+    assert one_line("a\nb\tc\u2028\ud800") == r"a\nb\tc\u2028\ud800"
+    assert indented("one\ntwo\n  three\r") == "one\n  two\n  three\\r"
+
+
+@pytest.mark.parametrize("answer", [Answer.labels, Answer.tokens])
+def test_labels(answer: Answer, screen: Any) -> None:
+    label = f"{EVIL}\nnothing was running"
+    logits: Any = [2.0, 1.0]
+    summary = costs(EVIL) | {"output": [logits if answer is Answer.labels else [logits]]}
+    infer._show([EVIL], summary, answer, (label, "other"))
+    text = screen.out.getvalue()
+    assert clean(text) and f"{SEEN}\\nnothing was running" in text and "\nnothing" not in text
+    assert text.count(SEEN) == (4 if answer is Answer.labels else 3)  # text, layer, labels
+
+
+def test_status_lines(screen: Any) -> None:
+    dealer = {"models": [f"{EVIL}\nx"], "parties": {}}
+    local: Any = SimpleNamespace(root=EVIL, unconfirmed=dict, set_aside=dict)
+    cluster._show(local, [], False, {"dealer": dealer, "queue": {"running": EVIL, "waiting": 0}})
+    text = screen.out.getvalue()
+    assert clean(text) and text.count(SEEN) == 3 and f"{SEEN}\\nx" in text
+
+
+def test_errors_and_notes(screen: Any) -> None:
+    app = typer.Typer(cls=ErrorGroup)
+
+    @app.callback()
+    def _root() -> None:
+        pass
+
+    @app.command()
+    def fail() -> None:
+        raise ClusterError(f"{EVIL}\nerror (NOTHING): fine")
+
+    with pytest.raises(SystemExit) as ended:
+        app(["fail"])
+    note(f"{EVIL}\nfine")
+    text = screen.err.getvalue()
+    assert ended.value.code == ClusterError.exit_code
+    assert clean(text) and text.count(SEEN) == 2 and "\n  error (NOTHING)" in text and "\n  fine" in text
+
+
+def test_layers_and_progress(screen: Any) -> None:
+    print_costs(costs(f"{EVIL}\nx"))
+    assert clean(screen.out.getvalue()) and f"{SEEN}\\nx" in screen.out.getvalue()
+    event = {"phase": "online", "name": f"{EVIL}\nx", "seconds": 1.0}
+    Watcher(None, quiet=False).event(event)
+    assert f"{SEEN}\\nx" in screen.err.getvalue() and clean(screen.err.getvalue())
+    file = io.StringIO()
+    with Progress(TextColumn("{task.description}", markup=False), console=Console(file=file, width=1000)) as bar:
+        watcher = Watcher(bar, quiet=False)
+        watcher.job("model")
+        watcher.event(event)
+    assert SEEN in file.getvalue() and visible(file.getvalue()) == file.getvalue()
+
+
+def test_cells_of_tables(screen: Any) -> None:
+    table = Table("name")
+    table.add_row(EVIL)
+    common.out.print(table)
+    assert SEEN in screen.out.getvalue()
+
+
+def test_generated_text(capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer: Any = SimpleNamespace(
+        end_of_text=None, stream=lambda: SimpleNamespace(push=lambda token: EVIL, finish=lambda: "\n")
+    )
+    writer = generate._Writer("a prompt\n", tokenizer)
+    writer.push(1, Watcher(None, quiet=True))
+    writer.finish()
+    assert capsys.readouterr().out == f"a prompt\n{SEEN}\n\n"
