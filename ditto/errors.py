@@ -97,6 +97,10 @@ class BadDescription(DittoError):
     exit_code, code, help = 28, "DESCRIPTION", "a model's public description is malformed"
 
 
+class OutOfRange(DittoError):
+    exit_code, code, help = 32, "OUT_OF_RANGE", "values left their calibrated range (with --strict)"
+
+
 class Interrupted(DittoError):
     exit_code, code, help = 130, "INTERRUPTED", "interrupted"
 

@@ -14,6 +14,7 @@ from typing import Any, Self
 import grpc
 import torch
 
+from ditto.client import ranges
 from ditto.client.report import Report
 from ditto.client.status import activity
 from ditto.engine.program import Program, Wire
@@ -35,7 +36,11 @@ Outputs = dict[str, torch.Tensor]
 
 @dataclass
 class InferResult:
-    """Reconstructed outputs as signed int64, and what the job cost, in all, by layer and by operation."""
+    """Reconstructed outputs as signed int64, and what the job cost, in all, by layer and by operation.
+
+    The report says, too, whether all values stayed in their calibrated ranges (`in_range`, null where the plan has no
+    guard), and where not (`out_of_range_layers`).
+    """
 
     outputs: dict[str, torch.Tensor]
     report: dict[str, Any]
@@ -154,9 +159,11 @@ class Client:
         batch: int,
         seq: int,
         on_event: Callable[[dict[str, Any]], None] | None = None,
+        guard: bool = False,
     ) -> InferResult:
-        """Run one job. `inputs` encodes the question for the compiled program; `on_event` follows the layers."""
-        return self.run(model, Plan(batch, seq), lambda stage, program, before: inputs(program), on_event)
+        """Run one job. `inputs` encodes the question for the compiled program; `on_event` follows the layers; with
+        `guard` the report says whether values left their calibrated ranges."""
+        return self.run(model, Plan(batch, seq, guard=guard), lambda stage, program, before: inputs(program), on_event)
 
     def run(
         self,
@@ -178,7 +185,7 @@ class Client:
             model=model, share_id=found.share_id, plan=to_message(plan), fingerprint=program.fingerprint
         )
         call = self._control.RunJob(request)
-        report, job = Report(), ""
+        report, job, marks = Report(), "", list[str]()
         outputs: Outputs = {}
         try:
             with _calling("coordinator", running=True):
@@ -196,6 +203,7 @@ class Client:
                     elif kind == "stage":
                         event["stage"] = stage = message.stage.stage
                         outputs = self._fetch(job, stage, program)
+                        marks += ranges.take_marks(program, outputs, stage)
                         if stage + 1 < plan.stages:
                             # all later stages take and give the same types
                             program = program_for(found.description, plan, 1)
@@ -208,7 +216,7 @@ class Client:
         finally:
             call.cancel()
         result = report.to_json()
-        result |= {"job": job, "wall_seconds": time.perf_counter() - started}
+        result |= {"job": job, "wall_seconds": time.perf_counter() - started} | ranges.fields(plan.guard, marks)
         return InferResult(outputs, result)
 
     def _start(self, job: str, stage: int, program: Program, inputs: Inputs | None) -> None:

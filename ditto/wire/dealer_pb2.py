@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x64itto/v1/dealer.proto\x12\x08\x64itto.v1\"f\n\x04Plan\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\r\x12\x0b\n\x03seq\x18\x02 \x01(\r\x12\x0e\n\x06tokens\x18\x03 \x01(\r\x12\x0e\n\x06\x61rgmax\x18\x04 \x01(\x08\x12\x13\n\x0bnarrow_from\x18\x05 \x01(\r\x12\r\n\x05\x65very\x18\x06 \x01(\x08\"H\n\x10ModelSeedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08share_id\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\"\x1e\n\x0eModelSeedReply\x12\x0c\n\x04seed\x18\x01 \x01(\x0c\"v\n\x13\x43orrelationsRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x08share_id\x18\x03 \x01(\t\x12\x1c\n\x04plan\x18\x04 \x01(\x0b\x32\x0e.ditto.v1.Plan\x12\x13\n\x0b\x66ingerprint\x18\x05 \x01(\t\"/\n\x11\x43orrelationsReply\x12\x0c\n\x04seed\x18\x01 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x12\n\x10InventoryRequest\"-\n\x0ePartyInventory\x12\r\n\x05ready\x18\x01 \x01(\x04\x12\x0c\n\x04sent\x18\x02 \x01(\x04\"X\n\x0eInventoryReply\x12\x0e\n\x06models\x18\x01 \x03(\t\x12\x0b\n\x03job\x18\x02 \x01(\t\x12)\n\x07parties\x18\x03 \x03(\x0b\x32\x18.ditto.v1.PartyInventory2\xdc\x01\n\x06\x44\x65\x61ler\x12\x41\n\tModelSeed\x12\x1a.ditto.v1.ModelSeedRequest\x1a\x18.ditto.v1.ModelSeedReply\x12L\n\x0c\x43orrelations\x12\x1d.ditto.v1.CorrelationsRequest\x1a\x1b.ditto.v1.CorrelationsReply0\x01\x12\x41\n\tInventory\x12\x1a.ditto.v1.InventoryRequest\x1a\x18.ditto.v1.InventoryReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x64itto/v1/dealer.proto\x12\x08\x64itto.v1\"u\n\x04Plan\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\r\x12\x0b\n\x03seq\x18\x02 \x01(\r\x12\x0e\n\x06tokens\x18\x03 \x01(\r\x12\x0e\n\x06\x61rgmax\x18\x04 \x01(\x08\x12\x13\n\x0bnarrow_from\x18\x05 \x01(\r\x12\r\n\x05\x65very\x18\x06 \x01(\x08\x12\r\n\x05guard\x18\x07 \x01(\x08\"H\n\x10ModelSeedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08share_id\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\"\x1e\n\x0eModelSeedReply\x12\x0c\n\x04seed\x18\x01 \x01(\x0c\"v\n\x13\x43orrelationsRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x08share_id\x18\x03 \x01(\t\x12\x1c\n\x04plan\x18\x04 \x01(\x0b\x32\x0e.ditto.v1.Plan\x12\x13\n\x0b\x66ingerprint\x18\x05 \x01(\t\"/\n\x11\x43orrelationsReply\x12\x0c\n\x04seed\x18\x01 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x12\n\x10InventoryRequest\"-\n\x0ePartyInventory\x12\r\n\x05ready\x18\x01 \x01(\x04\x12\x0c\n\x04sent\x18\x02 \x01(\x04\"X\n\x0eInventoryReply\x12\x0e\n\x06models\x18\x01 \x03(\t\x12\x0b\n\x03job\x18\x02 \x01(\t\x12)\n\x07parties\x18\x03 \x03(\x0b\x32\x18.ditto.v1.PartyInventory2\xdc\x01\n\x06\x44\x65\x61ler\x12\x41\n\tModelSeed\x12\x1a.ditto.v1.ModelSeedRequest\x1a\x18.ditto.v1.ModelSeedReply\x12L\n\x0c\x43orrelations\x12\x1d.ditto.v1.CorrelationsRequest\x1a\x1b.ditto.v1.CorrelationsReply0\x01\x12\x41\n\tInventory\x12\x1a.ditto.v1.InventoryRequest\x1a\x18.ditto.v1.InventoryReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,21 +32,21 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ditto.wire.dealer_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PLAN']._serialized_start=35
-  _globals['_PLAN']._serialized_end=137
-  _globals['_MODELSEEDREQUEST']._serialized_start=139
-  _globals['_MODELSEEDREQUEST']._serialized_end=211
-  _globals['_MODELSEEDREPLY']._serialized_start=213
-  _globals['_MODELSEEDREPLY']._serialized_end=243
-  _globals['_CORRELATIONSREQUEST']._serialized_start=245
-  _globals['_CORRELATIONSREQUEST']._serialized_end=363
-  _globals['_CORRELATIONSREPLY']._serialized_start=365
-  _globals['_CORRELATIONSREPLY']._serialized_end=412
-  _globals['_INVENTORYREQUEST']._serialized_start=414
-  _globals['_INVENTORYREQUEST']._serialized_end=432
-  _globals['_PARTYINVENTORY']._serialized_start=434
-  _globals['_PARTYINVENTORY']._serialized_end=479
-  _globals['_INVENTORYREPLY']._serialized_start=481
-  _globals['_INVENTORYREPLY']._serialized_end=569
-  _globals['_DEALER']._serialized_start=572
-  _globals['_DEALER']._serialized_end=792
+  _globals['_PLAN']._serialized_end=152
+  _globals['_MODELSEEDREQUEST']._serialized_start=154
+  _globals['_MODELSEEDREQUEST']._serialized_end=226
+  _globals['_MODELSEEDREPLY']._serialized_start=228
+  _globals['_MODELSEEDREPLY']._serialized_end=258
+  _globals['_CORRELATIONSREQUEST']._serialized_start=260
+  _globals['_CORRELATIONSREQUEST']._serialized_end=378
+  _globals['_CORRELATIONSREPLY']._serialized_start=380
+  _globals['_CORRELATIONSREPLY']._serialized_end=427
+  _globals['_INVENTORYREQUEST']._serialized_start=429
+  _globals['_INVENTORYREQUEST']._serialized_end=447
+  _globals['_PARTYINVENTORY']._serialized_start=449
+  _globals['_PARTYINVENTORY']._serialized_end=494
+  _globals['_INVENTORYREPLY']._serialized_start=496
+  _globals['_INVENTORYREPLY']._serialized_end=584
+  _globals['_DEALER']._serialized_start=587
+  _globals['_DEALER']._serialized_end=807
 # @@protoc_insertion_point(module_scope)
