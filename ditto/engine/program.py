@@ -141,7 +141,7 @@ class Builder:
         self.program = Program()
         self._label = ""
         self._count = 0
-        self._guards = guards
+        self.guards = guards
         self._key: Wire | None = None
         self._guarded = 0
         self._safe: set[str] = set()  # wires that need no watch: the client's, and what an extension gave
@@ -187,7 +187,7 @@ class Builder:
             self._guard(opened, opened.ring, -limit, limit)
 
     def _guard(self, opened: Wire, bits: int, low: int, high: int) -> None:
-        if not self._guards:
+        if not self.guards:
             return
         with self.label("range guard"):
             if self._key is None:
