@@ -123,6 +123,10 @@ class Busy(DittoError):
         self.retry_s = retry_s
 
 
+class OutOfRange(DittoError):
+    exit_code, code, help = 36, "OUT_OF_RANGE", "values left their calibrated range (with --strict)"
+
+
 class Interrupted(DittoError):
     exit_code, code, help = 130, "INTERRUPTED", "interrupted"
 

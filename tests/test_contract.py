@@ -26,10 +26,12 @@ from ditto.ops import (
     Affine,
     CausalMask,
     Combine,
+    CommonKey,
     Compare,
     Differences,
     Exponential,
     Extend,
+    Guard,
     Harmonic,
     IsZero,
     Join,
@@ -56,6 +58,7 @@ from ditto.ops import (
     Windows,
 )
 from ditto.ops.base import Shared, Types
+from ditto.ops.guard import KEY
 from ditto.ring import cast, pack, signed, unpack, unsigned
 from ditto.ring.prg import new_seed
 
@@ -67,7 +70,7 @@ class Case:
     """An operation on input types (ring, shape, limit on |x| in units); `opened` says whether they are opened first.
 
     The bit that `Mux` and `B2A` read is the sign of their first input; `B2A` makes `Compare` and `IsZero`
-    readable.
+    readable. `Guard` reads a `CommonKey`, which is random, and is what makes one readable.
     """
 
     op: Op
@@ -172,6 +175,12 @@ CASES = [
     *(Case(IsZero(shape, n), [(n, shape, full(n))], 64, shape) for n, shape in ((1, S), (2, (3, 50)), (8, S), (9, S))),
     Case(AddStarts(50, 8, 32), [(32, S, full(32))], 32, S, opened=False),
     Case(AddStarts(56, 8, 8), [(8, S, full(8))], 8, S, opened=False),
+    *(
+        Case(Guard(S, b, -limit, limit, 3), [(b, S, limit + 1)], 64, (1,), low=-limit)
+        for b, limit in ((8, 1), (12, 0), (12, 1663), (16, 2**14), (24, 2**20 - 1), (40, 7), (64, 2**62))
+    ),
+    Case(Guard((70000,), 16, -100, 5000, 0), [(24, (70000,), 5001)], 64, (1,), low=-100),
+    Case(CommonKey(), [(8, S, 20)], 64, (1,)),
     Case(Combine(64, (1, -2, 3, 2**62, 5, 6, 7)), [(64, S, full(64))], 64, (5,), opened=False),
 ]
 
@@ -194,7 +203,12 @@ def build(case: Case) -> Program:
         sign = Compare(wires[0].shape, wires[0].ring, (0,))
         (bit,) = b.emit(sign, wires[:1], [(1, 0, sign.out, 0.0)])
         wires[0] = b.view(bit, shape=sign.out[1:])
-    (y,) = b.emit(case.op, wires, [(case.ring, 0, case.shape, 0.0)])
+    if isinstance(case.op, (Guard, CommonKey)):
+        (key,) = b.emit(CommonKey(), [], [(64, 0, (KEY,), 0.0)])
+        op = case.op if isinstance(case.op, Guard) else Guard(wires[0].shape, wires[0].ring, -20, 20, 0)
+        (y,) = b.emit(op, [key, *wires], [(case.ring, 0, case.shape, 0.0)])
+    else:
+        (y,) = b.emit(case.op, wires, [(case.ring, 0, case.shape, 0.0)])
     if isinstance(case.op, (Compare, IsZero)):
         (y,) = b.emit(B2A(case.shape, case.ring), [y], [(case.ring, 0, case.shape, 0.0)])
     b.output("y", y)

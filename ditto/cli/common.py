@@ -12,7 +12,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from ditto.client.local_cluster import Cluster, home
-from ditto.errors import EXIT_CODES, ConfigError, DittoError, Interrupted
+from ditto.errors import EXIT_CODES, ConfigError, DittoError, Interrupted, OutOfRange, UsageError
 from ditto.net.config import ClientConfig, load_config
 
 if TYPE_CHECKING:  # the client imports torch; a command that does not need it starts quickly
@@ -27,6 +27,13 @@ ReportFile = Annotated[Path | None, typer.Option("--report", help="Write an HTML
 TraceFile = Annotated[
     Path | None, typer.Option("--trace", help="Write its rounds as a trace for Perfetto and chrome://tracing.")
 ]
+RangeCheck = Annotated[
+    bool,
+    typer.Option(
+        "--range-check/--no-range-check", help="Learn whether values left their calibrated range: 2 bytes each."
+    ),
+]
+Strict = Annotated[bool, typer.Option("--strict", help="End with an error when values left their calibrated range.")]
 
 # What moves the cursor, colours, rings, reverses the direction of writing, or cannot be written at all.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -87,6 +94,19 @@ def emit(document: Any) -> None:
 def note(text: str) -> None:
     """A line on what is happening, on stderr."""
     err.print(indented(text))
+
+
+def check_strict(strict: bool, range_check: bool) -> None:
+    """Raises UsageError for the one without the other."""
+    if strict and not range_check:
+        raise UsageError("--strict needs the range check")
+
+
+def warn_of_range(text: str, strict: bool) -> None:
+    """After the answer is out: a warning on stderr, or OutOfRange."""
+    if strict:
+        raise OutOfRange(text)
+    err.print(Text.assemble(("warning", "bold yellow"), ": ", visible(text)))
 
 
 def client_config(path: Path | None) -> ClientConfig:

@@ -14,8 +14,11 @@ from ditto.cli import store
 from ditto.cli.common import (
     ConfigFile,
     Json,
+    RangeCheck,
     ReportFile,
+    Strict,
     TraceFile,
+    check_strict,
     client_config,
     connect,
     emit,
@@ -23,6 +26,7 @@ from ditto.cli.common import (
     one_line,
     out,
     visible,
+    warn_of_range,
 )
 from ditto.cli.report import CostFiles
 from ditto.cli.run import Watcher, emulated, network_of, watching
@@ -54,6 +58,8 @@ def generate(
     narrow_from: Annotated[
         int, typer.Option(min=0, help="From this new token on narrower types, for fewer bytes; 0: never.")
     ] = 0,
+    range_check: RangeCheck = True,
+    strict: Strict = False,
     check: Annotated[bool, typer.Option("--check", help="Generate in plaintext here too, and compare.")] = False,
     report: ReportFile = None,
     trace: TraceFile = None,
@@ -62,6 +68,7 @@ def generate(
 ) -> None:
     """Continue texts on secret shares, token by token. Ctrl-C ends after the token under way."""
     files = CostFiles.checked(report, trace)
+    check_strict(strict, range_check)
     prompts = _prompts(prompt, file)
     stored = store.load(model)
     description = stored.description
@@ -78,7 +85,7 @@ def generate(
     tokenizer = stored.tokenizer()
     room = description.dimensions.positions - max_new_tokens + 1
     encoded = tokenizer.encode_prompts(prompts, room, bucket=not exact_length)
-    plan = Plan(*encoded.shape, tokens=max_new_tokens, argmax=server_argmax, narrow_from=narrow_from)
+    plan = Plan(*encoded.shape, tokens=max_new_tokens, argmax=server_argmax, narrow_from=narrow_from, guard=range_check)
     settings = client_config(config)
     with connect(config) as client, interruptible() as stopping, watching(json) as watcher:
         watcher.job(model)
@@ -106,6 +113,10 @@ def generate(
                 out.print(Text.assemble((visible(text), "bold"), visible(new)), soft_wrap=True)
         show(summary)
     files.write(summary, emulated(settings))
+    if marks := summary["out_of_range_layers"]:
+        from ditto.client.ranges import sentence
+
+        warn_of_range(sentence(marks, "the text"), strict)
 
 
 def document(
@@ -134,8 +145,11 @@ def document(
         "per_token": _mean(later, len(later)) if later else None,
     } | {
         key: result.report[key]
-        for key in ("online", "offline", "layers", "operations", "traffic", "jobs", "rounds_timeline", "wall_seconds")
-    }
+        for key in (
+            "online", "offline", "layers", "operations", "traffic", "jobs", "rounds_timeline", "wall_seconds",
+            "in_range", "out_of_range_layers",
+        )
+    }  # fmt: skip
 
 
 def _mean(rows: list[dict[str, Any]], count: int) -> dict[str, Any]:

@@ -8,7 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ditto.cli import store
-from ditto.cli.common import ConfigFile, Json, ReportFile, TraceFile, client_config, connect, emit, one_line, out
+from ditto.cli.common import (
+    ConfigFile,
+    Json,
+    RangeCheck,
+    ReportFile,
+    Strict,
+    TraceFile,
+    check_strict,
+    client_config,
+    connect,
+    emit,
+    one_line,
+    out,
+    warn_of_range,
+)
 from ditto.cli.report import CostFiles, print_costs
 from ditto.cli.run import Run, document, emulated, encode_all, network_of, run_batch, watching
 from ditto.cli.texts import pair_up, read_lines
@@ -32,6 +46,8 @@ def infer(
         Path | None, typer.Option("--file", help="A file of sentences, or pairs with a tab, one a line; - for stdin.")
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Compute in plaintext here too, and compare.")] = False,
+    range_check: RangeCheck = True,
+    strict: Strict = False,
     report: ReportFile = None,
     trace: TraceFile = None,
     config: ConfigFile = None,
@@ -39,6 +55,7 @@ def infer(
 ) -> None:
     """Compute a model's answer on secret shares of the text."""
     files = CostFiles.checked(report, trace)
+    check_strict(strict, range_check)
     texts = _texts(text, pair, file)
     from ditto.models import Answer, architecture_of, load_checkpoint
 
@@ -56,16 +73,30 @@ def infer(
     with connect(config) as client, watching(json) as watcher:
         for i, batch in enumerate(batches, 1):
             watcher.job(model if len(batches) == 1 else f"{model} {i}/{len(batches)}")
-            run_batch(client, description, batch, watcher, run, checkpoint.tensors if checkpoint else None)
+            tables = checkpoint.tensors if checkpoint else None
+            run_batch(client, description, batch, watcher, run, tables, range_check)
     if check and checkpoint:
         for batch in batches:
             run.reference += checkpoint.reference(batch)
-    summary = document(run, description, network_of(settings), checked=check)
+    summary = document(run, description, network_of(settings), checked=check) | _ranges(run)
     if json:
         emit(summary)
     else:
         _show(texts, summary, answer, description.dimensions.labels)
     files.write(summary, emulated(settings))
+    if run.marks:
+        from ditto.client.ranges import sentence
+
+        wrong = [i + 1 for i, fine in enumerate(run.in_range) if not fine]
+        whose = "the answer" if len(texts) == 1 else f"the answers to texts {wrong[0]} to {wrong[-1]}"
+        warn_of_range(sentence(run.marks, whose), strict)
+
+
+def _ranges(run: Run) -> dict[str, Any]:
+    from ditto.client.ranges import fields
+
+    found = fields(None not in run.in_range, run.marks)
+    return found | {"out_of_range_texts": [i for i, fine in enumerate(run.in_range) if fine is False]}
 
 
 def _texts(text: list[str] | None, pair: list[str] | None, file: Path | None) -> "list[Text]":

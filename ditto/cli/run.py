@@ -78,8 +78,13 @@ class Run:
     report: dict[str, Any] = field(default_factory=dict)
     seq: int = 0
     wall_seconds: float = 0
+    in_range: list[bool | None] = field(default_factory=list)  # by text; those of one job are marked together
+    marks: list[str] = field(default_factory=list)  # layers in which values left their range
 
     def add(self, results: list[Any], report: dict[str, Any], seq: int, wall: float) -> None:
+        checked, marks = report.pop("in_range"), report.pop("out_of_range_layers")
+        self.in_range += [checked] * len(results)
+        self.marks = list(dict.fromkeys(self.marks + marks))
         self.results += results
         self.report = merge(self.report, report) if self.report else report
         self.seq = max(self.seq, seq)
@@ -93,6 +98,7 @@ def run_batch(
     watcher: Watcher,
     run: Run,
     tensors: "dict[str, Tensor] | None" = None,
+    guard: bool = False,
 ) -> None:
     """One job; its results and costs are added to `run`. Public embeddings are looked up in `tensors`."""
     from ditto.models import decode_outputs, encode_inputs
@@ -106,7 +112,7 @@ def run_batch(
 
     count, seq = batch.shape
     began = time.perf_counter()
-    answer = client.infer(description.name, inputs, count, seq, watcher.event)
+    answer = client.infer(description.name, inputs, count, seq, watcher.event, guard)
     wall = time.perf_counter() - began
     run.add(decode_outputs(description, programs[0], answer.outputs, batch), answer.report, seq, wall)
 

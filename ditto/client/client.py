@@ -14,6 +14,7 @@ from typing import Any, Self
 import grpc
 import torch
 
+from ditto.client import ranges
 from ditto.client.report import Report
 from ditto.client.status import activity
 from ditto.engine.program import Program, Wire
@@ -37,7 +38,9 @@ Outputs = dict[str, torch.Tensor]
 class InferResult:
     """Reconstructed outputs as signed int64, and what the job cost, in all, by layer and by operation.
 
-    `report["owner"]` is whose model answered; both parties have checked it against their own records.
+    `report["owner"]` is whose model answered; both parties have checked it against their own records. It also
+    says whether all values stayed in their calibrated ranges (`in_range`, null where the plan has no guard), and where
+    not (`out_of_range_layers`).
     """
 
     outputs: dict[str, torch.Tensor]
@@ -223,9 +226,11 @@ class Client:
         batch: int,
         seq: int,
         on_event: Callable[[dict[str, Any]], None] | None = None,
+        guard: bool = False,
     ) -> InferResult:
-        """Run one job. `inputs` encodes the question for the compiled program; `on_event` follows the layers."""
-        return self.run(model, Plan(batch, seq), lambda stage, program, before: inputs(program), on_event)
+        """Run one job. `inputs` encodes the question for the compiled program; `on_event` follows the layers; with
+        `guard` the report says whether values left their calibrated ranges."""
+        return self.run(model, Plan(batch, seq, guard=guard), lambda stage, program, before: inputs(program), on_event)
 
     def run(
         self,
@@ -247,7 +252,8 @@ class Client:
             model=model, share_id=found.share_id, plan=to_message(plan), fingerprint=program.fingerprint
         )
         call = self._control.RunJob(request)
-        report, job, terms = Report(), "", terms_of(found, plan, program)
+        report, job, marks = Report(), "", list[str]()
+        terms = terms_of(found, plan, program)
         outputs: Outputs = {}
         try:
             with _calling("coordinator", running=True):
@@ -265,6 +271,7 @@ class Client:
                     elif kind == "stage":
                         event["stage"] = stage = message.stage.stage
                         outputs = self._fetch(job, stage, program)
+                        marks += ranges.take_marks(program, outputs, stage)
                         if stage + 1 < plan.stages:
                             # all later stages take and give the same types
                             program = program_for(found.description, plan, 1)
@@ -278,6 +285,7 @@ class Client:
             call.cancel()
         result = report.to_json()
         result |= {"job": job, "owner": found.owner, "wall_seconds": time.perf_counter() - started}
+        result |= ranges.fields(plan.guard, marks)
         return InferResult(outputs, result)
 
     def _start(self, job: str, terms: party_pb2.JobTerms, stage: int, program: Program, inputs: Inputs | None) -> None:

@@ -12,6 +12,7 @@ class Plan:
     A job has one stage for the texts and one for each generated token but the last, whose successor nobody asks for.
     With `argmax` the answer is the most likely token instead of all logits. From stage `narrow_from` on (never: 0)
     a preset may use narrower types. `every` asks for the logits at every position of the texts, which scores them.
+    `guard`: the answer says which layers had values outside their calibrated ranges.
     """
 
     batch: int
@@ -20,6 +21,7 @@ class Plan:
     argmax: bool = False
     narrow_from: int = 0
     every: bool = False
+    guard: bool = False
 
     @property
     def stages(self) -> int:

@@ -13,8 +13,10 @@ from ditto.errors import RangeError
 from ditto.ops import (
     Add,
     Affine,
+    CommonKey,
     Cost,
     Extend,
+    Guard,
     Join,
     Op,
     Open,
@@ -27,7 +29,13 @@ from ditto.ops import (
     View,
 )
 from ditto.ops.base import Shape, packed_bytes
+from ditto.ops.guard import KEY, PARTS
 from ditto.ops.product import broadcast
+
+GUARD = "guard"  # the output that says, layer by layer, whether values left their zones
+ROOM = 3  # sixteenths of a ring outside a zone: with fewer a guard finds too little
+LEVELS = 4  # rings, each twice the one before, on which few values are watched
+WATCHED = 32  # bits: the widest ring that is watched as a whole
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,12 @@ class Program:
         """What the program states that it costs, in all or for one layer."""
         return sum((s.op.cost() for s in self.steps if layer in (None, s.layer)), Cost())
 
+    @property
+    def guarded(self) -> list[str]:
+        """The layers that GUARD speaks of, in its order."""
+        found = dict.fromkeys(step.layer for step in self.steps if isinstance(step.op, Guard))
+        return [self.layers[i] for i in found]
+
     @cached_property
     def seeded(self) -> tuple[int, ...]:
         """The party that expands its dealt shares from a seed, at each step: whose link from the dealer carried more.
@@ -117,15 +131,70 @@ class Program:
 
 
 class Builder:
-    """Adds typed steps to a program and refuses bounds that do not fit their ring."""
+    """Adds typed steps to a program and refuses bounds that do not fit their ring.
 
-    def __init__(self) -> None:
+    With `guards`, every wire that is opened with a bound that leaves room in its ring is watched, and the program has
+    one more output (see `finish`).
+    """
+
+    def __init__(self, guards: bool = False) -> None:
         self.program = Program()
         self._label = ""
         self._count = 0
+        self.guards = guards
+        self._key: Wire | None = None
+        self._guarded = 0
+        self._safe: set[str] = set()  # wires that need no watch: the client's, and what an extension gave
+        self._words: list[Wire] = []  # of this layer
+        self._sums: list[Wire] = []  # of the layers before
 
     def layer(self, name: str) -> None:
+        self._close_layer()
         self.program.layers.append(name)
+
+    def finish(self) -> Program:
+        """The program, complete. With guards its output GUARD holds a number for each of its `guarded` layers: 0 where
+        all values were in their zones, else a random one."""
+        self._close_layer()
+        if self._sums:
+            with self.label("range guard"):
+                self.output(GUARD, self.join(*self._sums, dim=0) if len(self._sums) > 1 else self._sums[0])
+        return self.program
+
+    def _close_layer(self) -> None:
+        words, self._words = self._words, []
+        if words:
+            with self.label("range guard"):
+                self._sums.append(self.add(*words, bound=0.0) if len(words) > 1 else words[0])
+
+    def watch(self, opened: Wire, low: float, high: float) -> None:
+        """Watch an opened wire of few elements closely, from `low` to `high`: on rings that leave between them and the
+        zone next to no room, and on some twice as large each."""
+        ends = (math.floor(math.ldexp(end, opened.frac)) for end in (low, high))
+        least, most = next(ends) - 1, next(ends) + 1
+        bits = next(k for k in range(8, 65) if Guard.sixteenths(k, least, most) <= PARTS - ROOM)
+        for k in range(bits, min(bits + LEVELS, opened.ring + 1)):
+            self._guard(opened, k, least, most)
+
+    def _watch_ring(self, opened: Wire) -> None:
+        """Watch an opened wire as far as its ring and its bound go.
+
+        Not watched are what comes from the client, what cannot leave its zone since an extension gave it, wide rings
+        (where a value that left its range is far from the ring's end), and what is no number, which has bound 0.
+        """
+        limit = math.floor(math.ldexp(opened.bound, opened.frac)) + 1  # a truncation may add one
+        if opened.bound and opened.ring <= WATCHED and Guard.sixteenths(opened.ring, -limit, limit) <= PARTS - ROOM:
+            self._guard(opened, opened.ring, -limit, limit)
+
+    def _guard(self, opened: Wire, bits: int, low: int, high: int) -> None:
+        if not self.guards:
+            return
+        with self.label("range guard"):
+            if self._key is None:
+                (self._key,) = self.emit(CommonKey(), [], [(64, 0, (KEY,), 0.0)])
+            op = Guard(opened.shape, bits, low, high, self._guarded)
+            self._words += self.emit(op, [self._key, opened], [(64, 0, (1,), 0.0)])
+        self._guarded += 1
 
     @contextmanager
     def label(self, name: str) -> Iterator[None]:
@@ -143,6 +212,7 @@ class Builder:
 
     def input(self, name: str, ring: int, frac: int, shape: Shape, bound: float) -> Wire:
         wire = self.program.inputs[name] = Wire(name, ring, frac, shape, bound)
+        self._safe.add(name)
         return wire
 
     def weight(self, name: str, ring: int, frac: int, shape: Shape, held: str, bound: float = 0.0) -> Wire:
@@ -187,7 +257,11 @@ class Builder:
 
     def open(self, *wires: Wire) -> list[Wire]:
         op = Open(tuple((w.shape, w.ring) for w in wires))
-        return self.emit(op, list(wires), [(w.ring, w.frac, w.shape, w.bound) for w in wires])
+        opened = self.emit(op, list(wires), [(w.ring, w.frac, w.shape, w.bound) for w in wires])
+        for before, wire in zip(wires, opened, strict=True):
+            if before.name not in self._safe:
+                self._watch_ring(wire)
+        return opened
 
     def view(self, x: Wire, slices: tuple[tuple[int, int, int], ...] = (), shape: Shape = (), dims: Shape = ()) -> Wire:
         sliced = list(x.shape)
@@ -197,7 +271,10 @@ class Builder:
         if math.prod(new) != math.prod(sliced):
             raise ValueError(f"view of {x.shape} as {new}")
         out = tuple(new[d] for d in dims) if dims else new
-        return self.emit(View(slices, tuple(shape), tuple(dims)), [x], [(x.ring, x.frac, out, x.bound)])[0]
+        y = self.emit(View(slices, tuple(shape), tuple(dims)), [x], [(x.ring, x.frac, out, x.bound)])[0]
+        if x.name in self._safe:
+            self._safe.add(y.name)
+        return y
 
     def join(self, *wires: Wire, dim: int) -> Wire:
         """One after another along a dimension: all opened or none, of one type."""
@@ -248,7 +325,9 @@ class Builder:
     def extend(self, opened: Wire, ring: int) -> Wire:
         self.fits(opened, 2)
         op = Extend(opened.shape, opened.ring, ring)
-        return self.emit(op, [opened], [(ring, opened.frac, opened.shape, opened.bound)])[0]
+        wide = self.emit(op, [opened], [(ring, opened.frac, opened.shape, opened.bound)])[0]
+        self._safe.add(wide.name)
+        return wide
 
     def product(self, x: Wire, y: Wire, bound: float | None = None) -> Wire:
         bits = min(x.ring, y.ring)

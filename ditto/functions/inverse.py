@@ -109,6 +109,7 @@ def inverse_power(
     indices = [b.truncate(v, shift, tables.index_bits, bound=0.0) for shift in shifts]
     opened = b.open(*indices, v, *alongside)
     indices, v, others = opened[: len(shifts)], opened[len(shifts)], opened[len(shifts) + 1 :]
+    b.watch(v, 0.0, hi)  # beyond, an index has gone round
     # 2
     guesses = [_look_up(b, index, f, tables, finest=index is indices[-1]) for index in indices]
     # 3

@@ -88,7 +88,7 @@ def inverse_deviation_by_table(b: Builder, c: Wire, limits: tuple[float, float],
     """The same [y] on (24, 12) by one table of 2^n entries: one round, relative error 2^-9 and the result's rounding.
 
     n = 8 and the octaves of the range, at most 14: for 8 octaves the error is 2^-7 at the smallest variances. The
-    squares are on the smallest ring that holds their sum.
+    squares are on the smallest ring that holds their sum. Where values are watched, v is opened beside its index.
     """
     width = c.shape[1]
     lo, hi = (limit * variance_scale(width) for limit in limits)
@@ -97,7 +97,12 @@ def inverse_deviation_by_table(b: Builder, c: Wire, limits: tuple[float, float],
     n = min(TABLE_INDEX_BITS, INDEX_DIGITS + ceil_log2(hi / lo))
     # the largest index stays one below 2^n - 1, since truncation may add one
     cut = max(0, ceil_log2(math.ldexp(hi, v.frac) / ((1 << n) - 2)))
-    (index,) = b.open(b.truncate(v, cut, n, bound=0.0))
+    index, *coarse = b.open(
+        b.truncate(v, cut, n, bound=0.0),
+        *([b.truncate(v, cut, v.ring - cut)] if b.guards else []),  # more of v, since an index that went round is one
+    )
+    for wire in coarse:
+        b.watch(wire, 0.0, hi)
     most = 1 / math.sqrt(lo / 2)
     op = Lookup(index.shape, n, DEVIATION.ring, _root_table(n, cut - v.frac, most))
     return b.emit(op, [index], [(DEVIATION.ring, DEVIATION.frac, index.shape, most)])[0]

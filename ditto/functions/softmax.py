@@ -113,7 +113,7 @@ def softmax_numerator(
     # 2
     shift = _minus_maximum(b, counts, circle)
     # 3
-    negative = b.add(lifted, shift, bound=circle.bound)
+    negative = b.add(lifted, shift, bound=0.0)  # masked scores fill the circle: no bound says where a value belongs
     (opened,) = b.open(b.triangle(negative) if causal else negative)
     e = _exponential(b, opened, EXPONENTIALS[digits])
     if causal:

@@ -33,7 +33,7 @@ class Masked:
 class Shared:
     """Type of a tensor that both parties hold a share of: additive over Z_2^bits.
 
-    Of packed bits (`packed`) it is words of 64 bits, shared by exclusive or.
+    Of packed bits (`packed`) it is words of that many bits, 64 if nothing else is said, shared by exclusive or.
     """
 
     shape: Shape

@@ -33,6 +33,7 @@ class Plan(_message.Message):
     ARGMAX_FIELD_NUMBER: _builtins.int
     NARROW_FROM_FIELD_NUMBER: _builtins.int
     EVERY_FIELD_NUMBER: _builtins.int
+    GUARD_FIELD_NUMBER: _builtins.int
     batch: _builtins.int
     """texts"""
     seq: _builtins.int
@@ -45,6 +46,8 @@ class Plan(_message.Message):
     """from this stage on narrower types; 0: never"""
     every: _builtins.bool
     """logits at every position of the texts, not at the last alone"""
+    guard: _builtins.bool
+    """the answer says which layers had values outside their calibrated ranges"""
     def __init__(
         self,
         *,
@@ -54,10 +57,11 @@ class Plan(_message.Message):
         argmax: _builtins.bool = ...,
         narrow_from: _builtins.int = ...,
         every: _builtins.bool = ...,
+        guard: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["argmax", b"argmax", "batch", b"batch", "every", b"every", "narrow_from", b"narrow_from", "seq", b"seq", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["argmax", b"argmax", "batch", b"batch", "every", b"every", "guard", b"guard", "narrow_from", b"narrow_from", "seq", b"seq", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -131,7 +131,7 @@ class Encoder:
         return inputs
 
     def decode(self, description: Description, program: Program, outputs: Tensors, batch: Batch) -> list[Any]:
-        ((name, wire),) = program.outputs.items()
+        name, wire = next(iter(program.outputs.items()))
         return self.head.answers(decode(outputs[name], wire.ring, wire.frac), batch)
 
     def reference(self, t: Tensors, d: Dimensions, batch: Batch) -> list[Any]:

@@ -21,12 +21,12 @@ def compile_encoder(head: Head, description: Description, plan: Plan, fits: Fits
     Raises UsageError for a plan that the model does not take.
     """
     d, ranges = description.dimensions, description.ranges
-    if plan != Plan(plan.batch, plan.seq):
+    if plan != Plan(plan.batch, plan.seq, guard=plan.guard):
         raise UsageError(f"{description.architecture} generates no text")
     if not 1 <= plan.seq <= d.positions or plan.batch < 1:
         raise UsageError(f"batch {plan.batch}, length {plan.seq}: this model takes 1 to {d.positions} tokens")
     style = preset_of(description.preset).style
-    b = Builder()
+    b = Builder(plan.guard)
     x = _embeddings(b, description, style, plan)
     scores = [layer.scores for layer in ranges.layers]
     masks = style.masks(b, scores, plan.batch, plan.seq)
@@ -35,7 +35,7 @@ def compile_encoder(head: Head, description: Description, plan: Plan, fits: Fits
         b.layer(f"layer {i}")
         x = _block(b, x, masks[i], biases[i], description, layer, style, f"layer.{i}", plan.batch, fits)
     head.compile(b, x.out, style, d, ranges, fits, plan.batch)
-    return b.program
+    return b.finish()
 
 
 def _embeddings(b: Builder, description: Description, style: Style, plan: Plan) -> Normed:

@@ -31,7 +31,7 @@ def compile_gpt2(description: Description, plan: Plan, stage: int, fits: Fits) -
     use = Stage(causal=True, later=stage > 0, narrow=0 < plan.narrow_from <= stage)
     # what each block adds up to is what the next LayerNorm reads
     after = [layer.norm1.input for layer in ranges.layers[1:]] + [final.input]
-    b = Builder()
+    b = Builder(plan.guard)
     x = _embeddings(b, description, style, plan.batch * (plan.seq if stage == 0 else 1))
     masks = _masks(b, description, style, plan, stage)
     for i, mask in enumerate(masks):
@@ -49,7 +49,7 @@ def compile_gpt2(description: Description, plan: Plan, stage: int, fits: Fits) -
             b.output("token", argmax(b, b.truncate(logits, logits.frac - frac, TOKEN_RING)))
     else:
         b.output("logits", logits)
-    return b.program
+    return b.finish()
 
 
 def _check(description: Description, plan: Plan, stage: int, style: Style) -> None:
