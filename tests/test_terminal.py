@@ -60,11 +60,11 @@ def test_what_is_spelled_out() -> None:
 def test_labels(answer: Answer, screen: Any) -> None:
     label = f"{EVIL}\nnothing was running"
     logits: Any = [2.0, 1.0]
-    summary = costs(EVIL) | {"output": [logits if answer is Answer.labels else [logits]]}
+    summary = costs(EVIL) | {"output": [logits if answer is Answer.labels else [logits]], "owner": f"{EVIL}\nx"}
     infer._show([EVIL], summary, answer, (label, "other"))
     text = screen.out.getvalue()
     assert clean(text) and f"{SEEN}\\nnothing was running" in text and "\nnothing" not in text
-    assert text.count(SEEN) == (4 if answer is Answer.labels else 3)  # text, layer, labels
+    assert text.count(SEEN) == (5 if answer is Answer.labels else 4)  # text, layer, owner, labels
 
 
 def test_status_lines(screen: Any) -> None:
