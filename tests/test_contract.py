@@ -26,7 +26,6 @@ from ditto.ops import (
     Affine,
     CausalMask,
     Combine,
-    CommonKey,
     Compare,
     Differences,
     Exponential,
@@ -45,6 +44,7 @@ from ditto.ops import (
     Open,
     Product,
     Product3,
+    Random,
     RelativePositions,
     Square,
     SuffixSum,
@@ -70,7 +70,7 @@ class Case:
     """An operation on input types (ring, shape, limit on |x| in units); `opened` says whether they are opened first.
 
     The bit that `Mux` and `B2A` read is the sign of their first input; `B2A` makes `Compare` and `IsZero`
-    readable. `Guard` reads a `CommonKey`, which is random, and is what makes one readable.
+    readable. `Guard` reads an opened `Random`, and is what makes one readable.
     """
 
     op: Op
@@ -180,7 +180,7 @@ CASES = [
         for b, limit in ((8, 1), (12, 0), (12, 1663), (16, 2**14), (24, 2**20 - 1), (40, 7), (64, 2**62))
     ),
     Case(Guard((70000,), 16, -100, 5000, 0), [(24, (70000,), 5001)], 64, (1,), low=-100),
-    Case(CommonKey(), [(8, S, 20)], 64, (1,)),
+    Case(Random(KEY), [(8, S, 20)], 64, (1,)),
     Case(Combine(64, (1, -2, 3, 2**62, 5, 6, 7)), [(64, S, full(64))], 64, (5,), opened=False),
 ]
 
@@ -203,8 +203,8 @@ def build(case: Case) -> Program:
         sign = Compare(wires[0].shape, wires[0].ring, (0,))
         (bit,) = b.emit(sign, wires[:1], [(1, 0, sign.out, 0.0)])
         wires[0] = b.view(bit, shape=sign.out[1:])
-    if isinstance(case.op, (Guard, CommonKey)):
-        (key,) = b.emit(CommonKey(), [], [(64, 0, (KEY,), 0.0)])
+    if isinstance(case.op, (Guard, Random)):
+        (key,) = b.open(*b.emit(Random(KEY), [], [(64, 0, (KEY,), 0.0)]))
         op = case.op if isinstance(case.op, Guard) else Guard(wires[0].shape, wires[0].ring, -20, 20, 0)
         (y,) = b.emit(op, [key, *wires], [(case.ring, 0, case.shape, 0.0)])
     else:

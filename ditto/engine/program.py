@@ -13,7 +13,6 @@ from ditto.errors import RangeError
 from ditto.ops import (
     Add,
     Affine,
-    CommonKey,
     Cost,
     Extend,
     Guard,
@@ -22,6 +21,7 @@ from ditto.ops import (
     Open,
     Product,
     Product3,
+    Random,
     Sum,
     Triangle,
     TruncateReduce,
@@ -154,12 +154,21 @@ class Builder:
 
     def finish(self) -> Program:
         """The program, complete. With guards its output GUARD holds a number for each of its `guarded` layers: 0 where
-        all values were in their zones, else a random one."""
+        all values were in their zones, else a random one.
+
+        Factors that nobody knows keep what the parties know of the guards' numbers from who sees one party's view and
+        the output. One round.
+        """
         self._close_layer()
         if self._sums:
             with self.label("range guard"):
-                self.output(GUARD, self.join(*self._sums, dim=0) if len(self._sums) > 1 else self._sums[0])
+                sums = self.join(*self._sums, dim=0) if len(self._sums) > 1 else self._sums[0]
+                sums, factors = self.open(sums, self._random(len(self._sums)))
+                self.output(GUARD, self.product(sums, factors))
         return self.program
+
+    def _random(self, count: int) -> Wire:
+        return self.emit(Random(count), [], [(64, 0, (count,), 0.0)])[0]
 
     def _close_layer(self) -> None:
         words, self._words = self._words, []
@@ -191,7 +200,7 @@ class Builder:
             return
         with self.label("range guard"):
             if self._key is None:
-                (self._key,) = self.emit(CommonKey(), [], [(64, 0, (KEY,), 0.0)])
+                (self._key,) = self.open(self._random(KEY))
             op = Guard(opened.shape, bits, low, high, self._guarded)
             self._words += self.emit(op, [self._key, opened], [(64, 0, (1,), 0.0)])
         self._guarded += 1

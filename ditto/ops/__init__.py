@@ -4,7 +4,7 @@ from ditto.ops.base import REGISTRY, Cost, Masked, Op
 from ditto.ops.causal import CausalMask, Join, Triangle, Untriangle
 from ditto.ops.compare import Compare
 from ditto.ops.extend import Extend
-from ditto.ops.guard import CommonKey, Guard
+from ditto.ops.guard import Guard, Random
 from ditto.ops.local import Add, Affine, SuffixSum, Sum, View
 from ditto.ops.matmul import Matmul, MatmulWeight, WeightShare
 from ditto.ops.mux import B2A, Mux
@@ -18,8 +18,9 @@ from ditto.ops.truncate import TruncateReduce
 from ditto.ops.wide import WideProduct, WideSquare
 
 __all__ = [
-    "Add", "AddStarts", "Affine", "Combine", "CommonKey", "Compare", "Cost", "Differences", "Exponential", "Extend",
-    "B2A", "CausalMask", "Guard", "Harmonic", "IsZero", "Join", "Lookup", "Losses", "Masked", "Matmul", "MatmulWeight",
-    "OneHot", "Op", "Open", "Product", "Product3", "REGISTRY", "RelativePositions", "Mux", "Square", "SuffixSum", "Sum",
-    "Triangle", "TruncateReduce", "Untriangle", "View", "WeightShare", "WideProduct", "WideSquare", "Windows",
+    "Add", "AddStarts", "Affine", "Combine", "Compare", "Cost", "Differences", "Exponential", "Extend", "B2A",
+    "CausalMask", "Guard", "Harmonic", "IsZero", "Join", "Lookup", "Losses", "Masked", "Matmul", "MatmulWeight",
+    "OneHot", "Op", "Open", "Product", "Product3", "REGISTRY", "Random", "RelativePositions", "Mux", "Square",
+    "SuffixSum", "Sum", "Triangle", "TruncateReduce", "Untriangle", "View", "WeightShare", "WideProduct", "WideSquare",
+    "Windows",
 ]  # fmt: skip

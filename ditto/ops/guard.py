@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ditto.ops.base import Correlations, Masked, Op, Party, Shape, Shared, Tensor, Types, register
+from ditto.ops.base import Correlations, Op, Party, Shape, Shared, Tensor, Types, register
 from ditto.ring import signed, unsigned
 from ditto.ring.bits import words
 from ditto.ring.prg import SEED_BYTES, Prg, derive, new_seed
@@ -18,40 +18,32 @@ from ditto.ring.prg import SEED_BYTES, Prg, derive, new_seed
 TOP = 4  # bits of the mask that are dealt: zones are counted in sixteenths of the ring
 PARTS = 1 << TOP
 PARITIES = 64
-KEY = SEED_BYTES // 8  # words of the common key
+KEY = SEED_BYTES // 8  # words of the parties' common key
 CHUNK = 1 << 15  # elements at a time: temporaries stay in cache
 COLUMNS = 1 << 10  # words at a time, under all parities
 
 
 @register
 @dataclass(frozen=True)
-class CommonKey(Op):
-    """-> an opened random x: both parties know m = x + r, and nobody else does. One round of 16 bytes.
+class Random(Op):
+    """-> [x] uniform on Z_2^64, known to nobody: each party draws its share afresh from the operating system. Local.
 
-    1. Each party draws its share [x]_i afresh from the operating system.
-    2. m = x + r is opened. The dealer knows r and not x, so m is uniform for it.
-    What both parties derive from m is randomness that dealer, coordinator and client do not know.
+    Opened, its m = x + r is known to both parties and to nobody else, since the dealer knows r alone. `plain` gives 1.
     """
 
+    count: int
+
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
-        return (torch.zeros(KEY, dtype=torch.int64),)
-
-    def opens(self) -> tuple[Types, ...]:
-        return ({"r": Shared((KEY,), 64)},)
-
-    def output_masks(self, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
-        return masks
+        return (torch.ones(self.count, dtype=torch.int64),)
 
     def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
-        share = torch.frombuffer(bytearray(new_seed()), dtype=torch.int64)  # 1
-        (m,) = p.open([share + k["r"]], [64])  # 2
-        return (Masked(m, k["r"]),)
+        return (Prg(new_seed()).ring((self.count,), 64),)
 
 
 @register
 @dataclass(frozen=True)
 class Guard(Op):
-    """A common key and an opened x -> [y] on Z_2^64: 0 where low <= x <= high mod 2^k for all x, else uniform.
+    """A key (an opened `Random`), an opened x -> [y] on Z_2^64: 0 if low <= x <= high mod 2^k for all x, else uniform.
 
     `bits` is k, at most the bits of x's ring: the low k bits of m and r are an opening of x mod 2^k. With u = 2^(k-4)
     the zone is the z = floor((high - low) / u) + 1 sixteenths of that ring around the middle of [low, high]. With c
@@ -87,9 +79,16 @@ class Guard(Op):
         c = ((self._zone << (self.bits - TOP)) - self.low - self.high) >> 1
         return int(signed(torch.tensor(c), self.bits))
 
+    def _top(self, x: Tensor) -> Tensor:
+        return unsigned((x + self._offset) >> (self.bits - TOP), TOP)
+
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
-        top = unsigned((x[1] + self._offset) >> (self.bits - TOP), TOP)
+        top = self._top(x[1])
         return (((top > self._zone) & (top < PARTS - 1)).sum(dtype=torch.int64).reshape(1),)
+
+    def may_find(self, x: Tensor) -> bool:
+        """Can the carry make b = 1 for any of these?"""
+        return bool((self._top(x) >= self._zone).any())
 
     def dealt(self) -> Types:
         return {"hot": Shared((math.prod(self.shape),), PARTS, packed=True)}
