@@ -17,6 +17,7 @@ from ditto.engine.job import _DealerContext, _PartyContext
 from ditto.engine.sharing import share
 from ditto.models import Plan, compile_stage, encode_inputs, generator_of, random, random_model
 from ditto.models.tokenizer import Batch, Prompts
+from ditto.ops import guard
 from ditto.ops.base import Shared
 from ditto.presets import PRESETS
 from ditto.ring import carrier, pack
@@ -46,11 +47,12 @@ class Keys:
     def twice(self) -> list[tuple[Any, ...]]:
         """What was expanded more often than it has holders, or under two names.
 
-        A step's key has the dealer and one party; an output's both parties; any other (a share's) is expanded once.
+        A step's key has the dealer and one party; an output's and a guard's both parties; any other (a share's) is
+        expanded once.
         A weight's mask is the same for all jobs, by design: its key may only have one name.
         """
         kinds = {key: next(iter(names))[1] for key, names in self.contexts.items()}
-        allowed = {"step": 1, "output": 2}
+        allowed = {"step": 1, "output": 2, "guard": 2}
         found: list[tuple[Any, ...]] = [(key, *names) for key, names in self.contexts.items() if len(names) > 1]
         for (key, holder), times in self.expanded.items():
             kind = kinds.get(key, "other")
@@ -96,7 +98,7 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> Keys:
         begin(self, key)
 
     monkeypatch.setattr(Prg, "__init__", init)
-    for module in (job, sharing, weights):
+    for module in (job, sharing, weights, guard):
         monkeypatch.setattr(module, "derive", seen.derive)
     return seen
 
@@ -174,7 +176,7 @@ def test_encoders(preset: str, keys: Keys, view: View) -> None:
     """Two models, two jobs each, on a question of nothing but zeros: what is uniform is so because of its mask."""
     for model in (0, 1):
         description, weights_, _ = random_model("bert", 1, SEQ, preset, seed=model)
-        program = compile_stage(description, Plan(2, SEQ))
+        program = compile_stage(description, Plan(2, SEQ, guard=True))
         question = encode_inputs(description, program, Batch(ZERO, ZERO, ZERO + 1))
         fresh_jobs(model, 2, view, (program, question), shared=weights_)
     assert not keys.twice() and not view.check()
@@ -187,7 +189,7 @@ def test_generation(argmax: bool, keys: Keys, view: View) -> None:
     gpt2 = generator_of("GPT2LMHeadModel")
     for model in (0, 1):
         description, weights_, _ = random_model("gpt2", 1, SEQ, seed=model)
-        plan, lengths = Plan(2, SEQ, TOKENS, argmax=argmax), [SEQ, 5]
+        plan, lengths = Plan(2, SEQ, TOKENS, argmax=argmax, guard=True), [SEQ, 5]
         programs = [compile_stage(description, plan, stage) for stage in range(TOKENS)]
         prompts = gpt2.encode(description, programs[0], Prompts(ZERO, lengths))
         later = [
