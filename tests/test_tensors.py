@@ -61,7 +61,7 @@ def test_shards_equal_the_model(sharded: tuple[Path, dict[str, torch.Tensor]], m
     monkeypatch.setattr(tensors, "safe_open", counting)
     same(read_tensors(directory), want)
     assert sorted(opened) == sorted(directory.glob("model-*.safetensors")), "each shard once"
-    assert load_checkpoint(directory).architecture == "BertForSequenceClassification"
+    assert load_checkpoint(directory).class_name == "BertForSequenceClassification"
 
 
 def test_one_file_goes_before_an_index(sharded: tuple[Path, dict[str, torch.Tensor]]) -> None:
