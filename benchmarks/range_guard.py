@@ -20,7 +20,6 @@ from typing import Annotated, Any
 
 import typer
 
-from ditto.cli.common import note
 from ditto.cli.demo import installed_checkpoint
 from ditto.cli.run import Run, run_batch, watching
 from ditto.client.client import Client
@@ -185,13 +184,17 @@ def sentences(data: Path) -> list[str]:
         return list(dict.fromkeys(text for row in csv.reader(file) for text in row[:2]))
 
 
+def say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
 def of_kind(asked: Asked, texts: list[str], size: int = 1) -> dict[str, Any]:
     """Counts jobs of `size` texts each, whose texts are marked together."""
     found = []
     for start in range(0, len(texts), size):
         some = texts[start : start + size]
         found.append(asked(some))
-        note(f"{min(found[-1]['cosines']):+.4f} {', '.join(found[-1]['marks']) or '-'}: {some[0][:50]!r}")
+        say(f"{min(found[-1]['cosines']):+.4f} {', '.join(found[-1]['marks']) or '-'}: {some[0][:50]!r}")
     wrong = [row for row in found if min(row["cosines"]) < WRONG]
     return {
         "texts": len(texts),
