@@ -228,7 +228,7 @@ def measure(data: Path, like: int, mpc: int) -> dict[str, Any]:
     result: dict[str, Any] = {"like the calibration": of_kind(asked, same, size=10)}
     result |= {kind: of_kind(asked, texts) for kind, texts in TEXTS.items()}
     if mpc:
-        result["mpc"] = on_processes(asked, same[:mpc] + [texts[0] for texts in TEXTS.values()][:mpc])
+        result["mpc"] = on_processes(asked, same[:mpc] + [texts[0] for texts in TEXTS.values()][-mpc:])
     return result
 
 

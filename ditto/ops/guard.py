@@ -19,7 +19,7 @@ TOP = 4  # bits of the mask that are dealt: zones are counted in sixteenths of t
 PARTS = 1 << TOP
 PARITIES = 64
 KEY = SEED_BYTES // 8  # words of the parties' common key
-CHUNK = 1 << 15  # elements at a time: temporaries stay in cache
+CHUNK = 1 << 16  # elements at a time: temporaries stay in cache
 COLUMNS = 1 << 10  # words at a time, under all parities
 
 
@@ -94,9 +94,8 @@ class Guard(Op):
         return {"hot": Shared((math.prod(self.shape),), PARTS, packed=True)}
 
     def correlate(self, *masks: Tensor) -> Correlations:
-        r = masks[1].reshape(-1)
-        top = unsigned(r >> (self.bits - TOP), TOP).to(torch.int16)
-        return {"hot": torch.ones_like(top) << top}  # 1
+        top = (masks[1].reshape(-1).numpy() >> (self.bits - TOP)) & (PARTS - 1)
+        return {"hot": torch.from_numpy(np.left_shift(np.int16(1), top.astype(np.int16)))}  # 1
 
     def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
         key, m = x[0].value, x[1].value.reshape(-1)
@@ -108,12 +107,12 @@ class Guard(Op):
 
     def _outside(self, m: Tensor, hot: Tensor) -> np.ndarray[Any, np.dtype[np.int64]]:
         """This party's shares of b, 64 to a word."""
-        table = _outside_table(self._zone)
+        table, offset = _outside_table(self._zone), self._offset
         octets = np.zeros(8 * words(len(m)), dtype=np.uint8)
         for start in range(0, len(m), CHUNK):
             at = slice(start, start + CHUNK)
-            top = ((m[at] + self._offset) >> (self.bits - TOP)) & (PARTS - 1)
-            b = table[top.numpy()] & hot[at].numpy().view(np.uint16)
+            top = ((m[at].numpy() + m.numpy().dtype.type(offset)) >> (self.bits - TOP)) & (PARTS - 1)
+            b = table.take(top.astype(np.intp), mode="clip") & hot[at].numpy().view(np.uint16)
             for shift in (8, 4, 2, 1):
                 b ^= b >> shift
             packed = np.packbits((b & 1).astype(np.uint8), bitorder="little")
