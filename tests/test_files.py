@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import stat
@@ -28,13 +29,16 @@ def umask() -> Iterator[None]:
     os.umask(before)
 
 
-@pytest.fixture()
+@contextlib.contextmanager
 def small_disk() -> Iterator[None]:
-    """No file may grow beyond 16 KiB: writing fails in the middle, as on a full disk."""
+    """No file may grow beyond 16 KiB: writing fails in the middle, as on a full disk. Not for longer than that: what
+    the test run says may go to a file, too."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def mode(path: Path) -> int:
@@ -69,13 +73,12 @@ def test_a_block_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.usefixtures("small_disk")
 def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     files.write(path, b"old")
-    with pytest.raises(StorageError, match=f"cannot write {path}: "):
+    with small_disk(), pytest.raises(StorageError, match=f"cannot write {path}: "):
         files.write(path, bytes(1 << 15))
-    with pytest.raises(StorageError, match=f"cannot write {path}: "):
+    with small_disk(), pytest.raises(StorageError, match=f"cannot write {path}: "):
         write_tensors(path, {"w": torch.zeros(1 << 15)})
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
@@ -193,12 +196,11 @@ def test_commands_say_what_they_cannot_write(tmp_path: Path) -> None:
         assert "cannot write" in result.stderr and "Traceback" not in result.output
 
 
-@pytest.mark.usefixtures("small_disk")
 def test_a_model_that_does_not_fit_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DITTO_HOME", str(tmp_path))
     tiny = random_model("bert-tiny", 1, 8)[0].model_copy(update={"name": "tiny"})
     store.save(tiny, {"w": torch.zeros(3)}, tmp_path)
-    with pytest.raises(StorageError, match=f"cannot write {tmp_path / 'models' / 'tiny'}: "):
+    with small_disk(), pytest.raises(StorageError, match=f"cannot write {tmp_path / 'models' / 'tiny'}: "):
         store.save(tiny, {"w": torch.zeros(1 << 15)}, tmp_path)
     assert store.load("tiny").weights()["w"].shape == (3,)
     assert [p.name for p in (tmp_path / "models").iterdir()] == ["tiny"]
