@@ -81,6 +81,7 @@ def margins(checkpoint: Checkpoint, text: str, count: int) -> list[float]:
 
 def test_a_batch_of_prompts(shared: str, checkpoint: Path) -> None:
     answer, _ = run("generate", "--model", shared, *prompts(), "--max-new-tokens", "6", "--check")
+    assert answer["in_range"] is True and answer["out_of_range_layers"] == []
     assert answer["prompts"] == list(PROMPTS) and (answer["texts"], answer["seq"]) == (2, 32)
     assert [len(tokens) for tokens in answer["output_tokens"]] == [6, 6] and answer["stopped_by"] == "length"
     # tokens agree as long as the float model's choice is clear
