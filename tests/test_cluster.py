@@ -105,13 +105,18 @@ def servers_of(cluster: Cluster) -> list[int]:
     return [p.pid for p in psutil.process_iter(["cmdline"]) if paths & set((p.info["cmdline"] or [])[-1:])]
 
 
+def kill(left: list[int]) -> None:
+    """What a failed test left."""
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+
+
 @pytest.fixture()
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     cluster = Cluster(tmp_path)
     cluster.configure(ports=_free_ports())
     yield cluster
-    for pid in servers_of(cluster):
-        os.kill(pid, signal.SIGKILL)
+    kill(servers_of(cluster))
 
 
 @contextlib.contextmanager
@@ -130,23 +135,24 @@ def state_of(cluster: Cluster) -> dict[str, Any]:
 
 
 def test_two_ups_at_once_start_one_cluster(tmp_path: Path) -> None:
-    """On a home that nobody has set up yet."""
-    environment = os.environ | {"DITTO_HOME": str(tmp_path)}
-    first = Cluster(tmp_path)
-    ports = _free_ports()
-    text = f"from ditto.client.local_cluster import Cluster, home\nCluster(home()).configure(ports={ports})\n"
-    text += "import sys\nfrom ditto.cli import app\napp(['cluster', 'up', '--json'])"
-    command = [sys.executable, "-c", text]
+    """On a home that nobody has set up yet. Both wait until the lock is free, and then go on at once."""
+    cluster, ports = Cluster(tmp_path), _free_ports()
+    text = "import sys\nfrom ditto.cli import app\nfrom ditto.cli.common import note\n"
+    text += f"from ditto.client.local_cluster import Cluster, home\nCluster(home(), note).configure(ports={ports})\n"
+    text += "app(['cluster', 'up', '--json'])"
+    command, environment = [sys.executable, "-c", text], os.environ | {"DITTO_HOME": str(tmp_path)}
     try:
-        ups = [subprocess.Popen(command, env=environment, stdout=-1, stderr=-1, text=True) for _ in range(2)]
-        said = [up.communicate(timeout=120) for up in ups]
+        with cluster._alone():
+            ups = [subprocess.Popen(command, env=environment, stdout=-1, stderr=-1, text=True) for _ in range(2)]
+            for up in ups:
+                assert up.stderr and up.stderr.readline() == "waiting for another command\n"
+        said = [up.communicate(timeout=240) for up in ups]
         assert [up.returncode for up in ups] == [0, 0], said
         found = [{p["role"]: p["pid"] for p in json.loads(out)["processes"]} for out, _ in said]
-        assert found[0] == found[1] and set(servers_of(first)) == set(found[0].values())
-        assert any("waiting for another command" in stderr for _, stderr in said)
+        assert found[0] == found[1] and set(servers_of(cluster)) == set(found[0].values())
+        assert len(cluster.down()) == 4 and not servers_of(cluster)
     finally:
-        assert len(first.down()) == 4
-    assert not servers_of(first)
+        kill(servers_of(cluster))
 
 
 def test_a_command_waits_no_longer_than_it_may(tmp_path: Path) -> None:
