@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import calls
 import grpc
 import psutil
 import pytest
@@ -309,11 +310,7 @@ def call(cluster: Cluster, role: str, peer: str, method: Callable[[grpc.Channel]
     """One call of `role` to `peer`; raises the DittoError that came back."""
     config = cluster.client_config()
     tls = Tls(ca=config.tls.ca, cert=cluster.certs / f"{role}.pem", key=cluster.certs / f"{role}.key")
-    with open_channel(config.peers.of(peer), peer, tls, role, 64) as channel:
-        try:
-            return method(channel)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error, peer) from None
+    return calls.call(config, peer, method, tls, role, max_message_mb=64)
 
 
 def refused(cluster: Cluster, peer: str, method: Callable[[], Any], field: str) -> None:

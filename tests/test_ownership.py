@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import calls
 import grpc
 import psutil
 import pytest
@@ -33,7 +34,6 @@ from ditto.net.certs import Authority
 from ditto.net.config import ClientConfig, PartyConfig, Tls, load_config
 from ditto.net.identity import Identity
 from ditto.net.messages import to_message
-from ditto.net.transport import from_rpc_error, open_channel
 from ditto.ring import signed
 from ditto.ring.prg import new_seed
 from ditto.service import stored
@@ -73,12 +73,7 @@ class World:
         else:
             certs, role = self.cluster.certs, name
             tls = Tls(ca=certs / "ca.pem", cert=certs / f"{name}.pem", key=certs / f"{name}.key")
-        address = self.configs["alice"].peers.of(peer)
-        with open_channel(address, peer, tls, role) as channel:
-            try:
-                return method(channel)
-            except grpc.RpcError as error:
-                raise from_rpc_error(error, peer) from None
+        return calls.call(self.configs["alice"], peer, method, tls, role)
 
     def model(self, name: str = "m") -> control_pb2.Model:
         ask = control_pb2.GetModelRequest(model=name)

@@ -18,6 +18,7 @@ import grpc
 import psutil
 import pytest
 import torch
+from calls import call
 
 from ditto.client.client import Client, terms_of
 from ditto.client.local_cluster import Cluster, embedded
@@ -44,7 +45,7 @@ from ditto.net.certs import Authority, init_certs, load_certificate, login_name
 from ditto.net.config import ClientConfig, DealerConfig, PartyConfig, Tls, load_config
 from ditto.net.identity import Identity
 from ditto.net.messages import to_message
-from ditto.net.transport import connect, from_rpc_error, open_channel, short
+from ditto.net.transport import connect, short
 from ditto.service import dealer_service
 from ditto.wire import control_pb2, control_pb2_grpc, dealer_pb2, dealer_pb2_grpc, party_pb2, party_pb2_grpc
 
@@ -76,16 +77,6 @@ def description(config: ClientConfig) -> Description:
 @pytest.fixture()
 def inputs(description: Description) -> Inputs:
     return lambda program: encode_inputs(description, program, random_batch(1, SEQ))
-
-
-def call(config: ClientConfig, peer: str, method: Callable[[grpc.Channel], Any], **changes: Any) -> Any:
-    """One call to `peer`, as the client unless told otherwise; raises the DittoError that came back."""
-    channel = open_channel(config.peers.of(peer), peer, changes.pop("tls", config.tls), **{"role": "client"} | changes)
-    with channel:
-        try:
-            return method(channel)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error, peer) from None
 
 
 def registered(config: ClientConfig) -> control_pb2.Model:

@@ -78,7 +78,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         attempt = secrets.token_hex(16)
         run = JobRun(attempt, self._stubs, self._config.step_timeout_s)
         context.add_callback(run.cancel)
-        self._queue.enter(attempt, str(caller(context)))
+        self._queue.enter(attempt, owner)
         try:
             self._wait_turn(attempt, run)
             self._connect_all()
@@ -165,7 +165,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         with self._lock:
             self._runs[run.name] = run
         try:
-            self._queue.enter(run.name, str(caller(context)))
+            self._queue.enter(run.name, run.client)
             if not context.add_callback(run.cancel):
                 run.cancel()
             yield from self._events(run, model, program, plan)
