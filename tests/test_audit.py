@@ -35,6 +35,7 @@ from ditto.engine.weights import DealerWeights
 from ditto.errors import (
     ClusterError,
     DamagedFile,
+    DittoError,
     IntegrityError,
     LimitExceeded,
     NotAllowed,
@@ -411,6 +412,22 @@ def test_every_changed_byte_of_a_recording_is_an_error(world: World) -> None:
     path.rename(recording(world, 0, other)).write_bytes(good)
     with pytest.raises(DamagedFile):
         audit(config, other)
+
+
+@pytest.mark.parametrize(
+    "strange", [("input", "9/x"), ("stage", "x"), ("stage", "77"), ("run", "0/0"), ("prepare", "0/99"), ("output", "/")]
+)
+def test_a_recording_that_nobody_would_write(strange: tuple[str, str], world: World) -> None:
+    """Sealed as it should be, and yet no party's: an error like another."""
+    job = world.ask(*question(world))
+    config, path = world.configs[0], recording(world, 0, job)
+    owner = Owner("party0", job)
+    written = [*events(stored.load_stream(path, owner))]
+    for at in (1, 2, 3):
+        bad = [*written[:at], Event(*strange), *written[at:]]
+        stored.save_stream(path, [b"".join(event.head() + bytes(event.data) for event in bad)], owner)
+        with pytest.raises(DittoError):
+            audit(config, job)
 
 
 def test_weights_that_changed_since_are_named(world: World) -> None:

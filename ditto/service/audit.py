@@ -65,6 +65,8 @@ def audit(config: PartyConfig, job: str) -> Audit:
             lambda stage: program_for(entry.description, header.plan, stage),
             lambda sequence, label, data: message_digests(header.job, sequence, label, data),
         )  # fmt: skip
+    except (LookupError, ValueError):  # with a good seal, so not by accident
+        raise DamagedFile(f"{role}: {found.path}: its events do not fit together", role) from None
     except Deviation as deviation:
         raise IntegrityError(f"{role} did not compute what it should have: {deviation}", peer=role) from None
     return Audit(header, account)
