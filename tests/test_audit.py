@@ -156,7 +156,7 @@ class World:
         for jobs in self.jobs:
             jobs.close(name)
             if jobs._recordings is not None:
-                jobs._recordings.close()
+                jobs._recordings.close(60)
         return name
 
     def _deal(self, name: str, seeds: tuple[bytes, bytes], programs: list[Program]) -> None:

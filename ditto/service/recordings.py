@@ -89,8 +89,8 @@ class Recordings:
                 else:
                     found.path.unlink(missing_ok=True)
 
-    def close(self, timeout: float = 10.0) -> None:
-        """Wait for what is being written."""
+    def close(self, timeout: float = 3.0) -> None:
+        """Wait a little for what is being written: who stops a server does not wait for long either."""
         for writer in self._writers:
             writer.join(timeout)
 
