@@ -43,7 +43,14 @@ def untouched(frame: party_pb2.Frame) -> None:
 
 @contextmanager
 def links(alter: Alter = untouched) -> Iterator[tuple[LinkChannel, LinkChannel]]:
-    """One job's channels over two ends in this process. `alter` may change what party 0 sends."""
+    """One job's channels over two ends in this process."""
+    with linked(alter) as ends:
+        yield ends[0].open("job"), ends[1].open("job")
+
+
+@contextmanager
+def linked(alter: Alter = untouched) -> Iterator[list[PeerLink]]:
+    """Two ends of a link in this process. `alter` may change what party 0 sends."""
     ends = [PeerLink(f"party{i}", f"party{1 - i}", 5.0, 20.0, metrics=LinkMetrics(CollectorRegistry())) for i in (0, 1)]
     outs: list[Any] = [queue.SimpleQueue() for _ in ends]
     for end, out in zip(ends, outs, strict=True):
@@ -59,7 +66,7 @@ def links(alter: Alter = untouched) -> Iterator[tuple[LinkChannel, LinkChannel]]
     for party in (0, 1):
         threading.Thread(target=ends[1 - party]._pump, args=(carried(party), outs[1 - party]), daemon=True).start()
     try:
-        yield ends[0].open("job"), ends[1].open("job")
+        yield ends
     finally:
         for end in ends:
             end.stop()

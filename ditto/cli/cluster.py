@@ -23,11 +23,15 @@ def up(
         str | None,
         typer.Option(help="Emulate a network: a profile's name or a YAML file. Stays until another is given."),
     ] = None,
+    record: Annotated[
+        int | None,
+        typer.Option(min=0, help="Each party keeps its view of the last N jobs for `audit`; 0: none. Stays so."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Start what does not run yet: dealer, both parties, coordinator."""
     cluster = Cluster(home(), note)
-    cluster.configure(threads=threads, network=profile(network) if network else None)
+    cluster.configure(threads=threads, network=profile(network) if network else None, record=record)
     _show(cluster, cluster.up(timeout), json)
 
 

@@ -78,18 +78,25 @@ class Cluster:
         return load_config(self.config_path("client"), ClientConfig)
 
     def configure(
-        self, *, ports: dict[str, int] | None = None, threads: int = 1, network: Network | None = None
+        self,
+        *,
+        ports: dict[str, int] | None = None,
+        threads: int = 1,
+        network: Network | None = None,
+        record: int | None = None,
     ) -> None:
         """Certificates and one configuration for each role; what stands there already is kept, ports given or not.
 
-        Only a network, where one is given, is also written into configurations that stand there. They are not
-        touched, and it is an error, if a process runs on another one.
+        Only a network, and how many jobs a party records, where they are given, are also written into configurations
+        that stand there. They are not touched, and it is an error, if a process runs with another one.
         """
         files.make_directory(self.root, 0o700)
         with self._alone():
             self._configure(ports or DEFAULT_PORTS, threads)
             if network is not None:
                 self._set_network(network)
+            if record is not None:
+                self._set_recording(record)
 
     def _configure(self, ports: dict[str, int], threads: int) -> None:
         if not certs.complete(self.certs):
@@ -127,12 +134,20 @@ class Cluster:
     def _set_network(self, network: Network) -> None:
         unshaped = Network(name="loopback", rtt_ms=0)
         stale = [role for role in SHAPED if (self._network(role) or unshaped) != network]
-        running = [role for role in stale if role in self._running()]
+        self._change(stale, {"network": network.model_dump()}, "already on another network")
+
+    def _set_recording(self, jobs: int) -> None:
+        stale = [role for role in PARTIES if load_config(self.config_path(role), PartyConfig).record != jobs]
+        self._change(stale, {"record": jobs}, "already running with another number of recorded jobs")
+
+    def _change(self, roles: list[str], fields: dict[str, Any], otherwise: str) -> None:
+        """Write fields into configurations. Raises ClusterError if one of these processes runs."""
+        running = [role for role in roles if role in self._running()]
         if running:
-            raise ClusterError(f"{', '.join(running)} already on another network; stop the cluster first")
-        for role in stale:
+            raise ClusterError(f"{', '.join(running)} {otherwise}; stop the cluster first")
+        for role in roles:
             path = self.config_path(role)
-            config = yaml.safe_load(path.read_text()) | {"network": network.model_dump()}
+            config = yaml.safe_load(path.read_text()) | fields
             files.write(path, yaml.safe_dump(config, sort_keys=False))
 
     def _network(self, role: str) -> Network | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any, Protocol
@@ -19,7 +19,7 @@ from ditto.errors import BadShare, ReuseError
 from ditto.ops import Masked, Op
 from ditto.ops.base import Correlations, Shared
 from ditto.ring import cast, pack, unpack
-from ditto.ring.prg import Prg, derive
+from ditto.ring.prg import Prg, derive, new_seed
 from ditto.transcript import digest
 
 Tensor = torch.Tensor
@@ -106,8 +106,16 @@ class DealerJob:
 class _PartyContext:
     """What a step's operation may ask for; entered anew for every step."""
 
-    def __init__(self, party: int, job: str, seed: bytes | None, source: Source, channel: Channel) -> None:
-        self.party = party
+    def __init__(
+        self,
+        party: int,
+        job: str,
+        seed: bytes | None,
+        source: Source,
+        channel: Channel,
+        draw: Callable[[], bytes] = new_seed,
+    ) -> None:
+        self.party, self.draw = party, draw
         self._job, self._seed, self._source, self._channel = job, seed, source, channel
 
     def enter(self, index: int, label: str, seeded: bool = False) -> None:
@@ -188,7 +196,7 @@ class Carried:
 class PartyJob:
     """One party's side of one job, or of one stage of it: `prepare` and `run` each layer once, in order.
 
-    `first` is how many steps the job's earlier stages had.
+    `first` is how many steps the job's earlier stages had; `draw` gives the party's own randomness.
     """
 
     def __init__(
@@ -203,8 +211,10 @@ class PartyJob:
         ledger: Ledger,
         first: int = 0,
         carried: Carried | None = None,
+        draw: Callable[[], bytes] = new_seed,
     ) -> None:
         self.program, self.party, self.job, self.ledger = program, party, job, ledger
+        self._draw = draw
         self._first, self._carried = first, carried or Carried()
         self._seed, self._weights, self._channel, self._source = seed, weights, channel, source
         self._values: dict[str, Any] = {}
@@ -240,9 +250,9 @@ class PartyJob:
         self._enter("prepare", layer)
         began = time.perf_counter()
         if layer == 0:
-            self._carried.key = self._carried.key or common_key(self._channel, self.party, self.job)
+            self._carried.key = self._carried.key or common_key(self._channel, self.party, self.job, self._draw)
             self._masks.update((n, self._carried.masks[n]) for n in self.program.carried if n in self._carried.masks)
-        context = _PartyContext(self.party, self.job, self._seed, self._source, self._channel)
+        context = _PartyContext(self.party, self.job, self._seed, self._source, self._channel, self._draw)
         for index, step in self._layers[layer]:
             start = time.perf_counter()
             if _prepares(type(step.op)):  # type: ignore[arg-type]
@@ -281,7 +291,7 @@ class PartyJob:
         prepared, offline_seconds = self._offline.pop(layer)
         times = LayerTimes(prepared - self._origin, offline_seconds, began - self._origin)
         self.ledger.times[layer] = times
-        context = _PartyContext(self.party, self.job, None, self._source, self._channel)
+        context = _PartyContext(self.party, self.job, None, self._source, self._channel, self._draw)
         for index, step in self._layers[layer]:
             start, sent = time.perf_counter(), self._channel.payload_sent
             context.enter(self._first + index, step.label)

@@ -91,6 +91,8 @@ class _Server(_Common, Limits):
 class PartyConfig(_Server):
     role: Literal["party0", "party1"]
     network: Emulated = None  # what its link to the other party emulates
+    record: int = Field(default=0, ge=0)  # jobs whose view is kept for `ditto audit`; 0: none is recorded
+    record_mb: int = Field(default=4096, ge=1)  # all that is kept of them; a job beyond it is not recorded
 
     @property
     def index(self) -> int:

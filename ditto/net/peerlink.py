@@ -57,14 +57,19 @@ class _Mailbox:
     opened: bool = False
 
 
-def _offsets(payload: bytes) -> range:
+def _offsets(payload: bytes | memoryview) -> range:
     return range(0, len(payload) or 1, CHUNK)
 
 
-def _digests(frame: party_pb2.Frame, payload: bytes) -> bytes:
+def _digests(frame: party_pb2.Frame, payload: bytes | memoryview) -> bytes:
     """Of a message's pieces, one after another."""
     whole = memoryview(payload)
     return b"".join(frame_digest(frame, at, whole[at : at + CHUNK]) for at in _offsets(payload))
+
+
+def message_digests(job: str, sequence: int, label: str, payload: bytes | memoryview) -> bytes:
+    """What a transcript has of a message on the link, sent or received."""
+    return _digests(Frame(job=job, sequence=sequence, label=label, total=len(payload)), payload)
 
 
 def _frames(out: Queue, link: Link, metrics: LinkMetrics) -> Iterator[party_pb2.Frame]:

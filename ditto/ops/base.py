@@ -93,6 +93,9 @@ class Party(Protocol):
     def open_bits(self, words: Tensor) -> Tensor:
         """One round on packed bits: send, receive, return the exclusive or."""
 
+    def draw(self) -> bytes:
+        """Return a fresh 16-byte seed from the operating system, this party's own."""
+
 
 class Op:
     """Base of all operations. Outputs and inputs are tuples; an opened wire is a `Masked`.

@@ -13,7 +13,7 @@ import torch
 from ditto.ops.base import Correlations, Op, Party, Shape, Shared, Tensor, Types, register
 from ditto.ring import signed, unsigned
 from ditto.ring.bits import words
-from ditto.ring.prg import SEED_BYTES, Prg, derive, new_seed
+from ditto.ring.prg import SEED_BYTES, Prg, derive
 
 TOP = 4  # bits of the mask that are dealt: zones are counted in sixteenths of the ring
 PARTS = 1 << TOP
@@ -37,7 +37,7 @@ class Random(Op):
         return (torch.ones(self.count, dtype=torch.int64),)
 
     def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
-        return (Prg(new_seed()).ring((self.count,), 64),)
+        return (Prg(p.draw()).ring((self.count,), 64),)
 
 
 @register

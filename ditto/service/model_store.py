@@ -27,6 +27,7 @@ from ditto.net.config import Limits
 from ditto.ring import carrier, pack, unpack
 from ditto.service.limits import admit_model
 from ditto.service.share_ids import ShareIds
+from ditto.service.storage import START
 from ditto.service.stored import (
     Owner,
     StoredEntry,
@@ -278,16 +279,13 @@ class ModelStore:
         return load_tensors(home / "shares.safetensors", wires, owner)
 
     def _load(self, entry: Entry) -> PartyWeights:
-        home, wires = self._root / entry.share_id, weights_of(entry.description)
-        owner = self._owner(entry.share_id)
-        masked = _of_kind(wires, True)
-        # A weight under a mask is F and the mask from here on: an empty stand-in takes the place of its share.
-        shares = {name: torch.zeros((), dtype=carrier(w.ring)).expand(w.shape) for name, w in masked.items()}
-        shares |= dict(load_tensors(home / "kept.safetensors", _of_kind(wires, False), owner))
-        weights = PartyWeights(wires, self._party, load_seed(home / "mask_seed", owner), shares)
-        weights.restore(load_tensors(home / "masked.safetensors", masked, owner))
+        weights = load_weights(self._root / entry.share_id, entry, self._party)
         weights.warm(few=generates(entry.description))
         return weights
+
+    def marks(self, share_id: str) -> dict[str, str]:
+        """Of an active sharing's files, see `marks`."""
+        return marks(self._root / check_id(share_id))
 
     def _remember(self, share_id: str, weights: PartyWeights) -> None:
         while len(self._loaded) >= KEPT:
@@ -314,6 +312,28 @@ class ModelStore:
             self._loaded.pop(share_id, None)
             self._entries.pop(share_id, None)
             shutil.rmtree(self._root / check_id(share_id), ignore_errors=True)  # also one that was set aside
+
+
+def load_weights(home: Path, entry: Entry, party: int) -> PartyWeights:
+    """What a party keeps of an active sharing, from its directory. Raises DamagedFile."""
+    owner, wires = Owner(PARTIES[party], entry.share_id), weights_of(entry.description)
+    masked = _of_kind(wires, True)
+    # A weight under a mask is F and the mask from here on: an empty stand-in takes the place of its share.
+    shares = {name: torch.zeros((), dtype=carrier(w.ring)).expand(w.shape) for name, w in masked.items()}
+    shares |= dict(load_tensors(home / "kept.safetensors", _of_kind(wires, False), owner))
+    weights = PartyWeights(wires, party, load_seed(home / "mask_seed", owner), shares)
+    weights.restore(load_tensors(home / "masked.safetensors", masked, owner))
+    return weights
+
+
+def marks(home: Path) -> dict[str, str]:
+    """By which each file of an active sharing is known again: its start. No other file of a server's has the same, and
+    what comes after it is bound to it; so the same mark means the same content, or the file is found to be damaged."""
+    found = {}
+    for name in ("mask_seed", "kept.safetensors", "masked.safetensors"):
+        with contextlib.suppress(OSError), (home / name).open("rb") as file:
+            found[name] = file.read(START).hex()
+    return found
 
 
 def _hashed(tensors: Iterator[torch.Tensor], wires: dict[str, Wire], found: Any) -> Iterator[torch.Tensor]:

@@ -11,9 +11,10 @@ import torch
 from ditto.engine.job import Carried, PartyJob
 from ditto.engine.ledger import Ledger, Phase
 from ditto.engine.program import Program
+from ditto.engine.recording import RecordedJob, Recorder
 from ditto.engine.sharing import seeded_share
 from ditto.engine.weights import PartyWeights
-from ditto.errors import BadShare, ClusterError, ReplayedJob
+from ditto.errors import BadShare, ClusterError, ReplayedJob, StorageError
 from ditto.models import Plan
 from ditto.models.compiled import program_for
 from ditto.names import check_id
@@ -25,6 +26,7 @@ from ditto.net.transport import short
 from ditto.ring.prg import SEED_BYTES
 from ditto.service.limits import admit_job
 from ditto.service.model_store import Assembly, ModelStore
+from ditto.service.recordings import Header, Recordings
 from ditto.service.source import DealerSource
 from ditto.service.terms import Terms
 from ditto.wire import dealer_pb2, dealer_pb2_grpc, party_pb2
@@ -59,10 +61,14 @@ class Job:
         self._stages: list[Stage | None] = []
         self._carried = Carried()
         self._first = 0
+        self._recorder: Recorder | None = None
+        self._closed = ""  # why, once it is
 
-    def begin(self, seed: bytes, weights: PartyWeights) -> None:
-        """From here on stages can be entered: `seed` is this party's of the job."""
-        self._keys = seed, weights
+    def begin(self, seed: bytes, weights: PartyWeights, recorder: Recorder | None = None) -> None:
+        """From here on stages can be entered: `seed` is this party's of the job. `recorder` takes what it sees."""
+        self._keys, self._recorder = (seed, weights), recorder
+        if recorder and self._closed:
+            recorder.end(self._closed, self.channel.transcript)
 
     def stage(self, index: int) -> Stage:
         """A stage that was entered and not left yet. Raises ClusterError."""
@@ -79,10 +85,11 @@ class Job:
         if index == len(self._stages) < self.plan.stages:
             seed, weights = self._keys
             program = program_for(self._description, self.plan, index)
-            engine = PartyJob(
-                program, self._party, self.name, seed, weights, self.channel, self.source, Ledger(), self._first,
-                self._carried,
-            )  # fmt: skip
+            mine = program, self._party, self.name, seed, weights, self.channel, self.source, Ledger()
+            if self._recorder is None:
+                engine = PartyJob(*mine, self._first, self._carried)
+            else:
+                engine = RecordedJob(self._recorder, index, *mine, self._first, self._carried)
             self._first += len(program.steps)
             self._stages.append(Stage(program, engine))
             if index >= 2:
@@ -147,6 +154,9 @@ class Job:
     def close(self, reason: str) -> None:
         self.channel.close(reason)
         self.source.close(reason or "the job is done")
+        self._closed = reason or "closed while it was opened"
+        if self._recorder is not None:
+            self._recorder.end(reason, self.channel.transcript)
         self._carried.values.clear()
         self._carried.masks.clear()
 
@@ -163,6 +173,7 @@ class Jobs:
         metrics: PartyMetrics,
     ) -> None:
         self._config, self._store, self._link, self._dealer, self._metrics = config, store, link, dealer, metrics
+        self._recordings = Recordings(config) if config.record else None
         self._lock = threading.Lock()
         self._jobs: dict[str, Job] = {}
         self._terms: dict[str, Terms] = {}  # of the same jobs
@@ -195,10 +206,26 @@ class Jobs:
             self._jobs[request.job], self._terms[request.job] = job, terms
         log.info("job started", job=short(request.job), model=entry.model, **vars(plan))
         try:
-            job.begin(source.seed(), weights)
+            seed = source.seed()
+            job.begin(seed, weights, self._recorder(terms, entry.share_digest, request.job, seed))
         except Exception:
             self.close(request.job, "opening failed")
             raise
+
+    def _recorder(self, terms: Terms, share_digest: str, job: str, seed: bytes) -> Recorder | None:
+        """Where the operator asks for recordings. Without a place to write to the job goes on all the same."""
+        if self._recordings is None:
+            return None
+        header = Header(
+            role=self._config.role, job=job, client=terms.client, model=terms.model, share_id=terms.share_id,
+            share_digest=share_digest, files=self._store.marks(terms.share_id), plan=terms.plan,
+            fingerprint=terms.fingerprint,
+        )  # fmt: skip
+        try:
+            return self._recordings.begin(header, seed)
+        except StorageError as error:
+            log.error("job not recorded", job=short(job), reason=str(error))
+            return None
 
     def get(self, name: str) -> Job:
         with self._lock:
@@ -259,3 +286,5 @@ class Jobs:
             names = list(self._jobs)
         for name in names:
             self.close(name, f"{self._config.role} stops")
+        if self._recordings is not None:
+            self._recordings.close()

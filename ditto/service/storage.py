@@ -34,6 +34,7 @@ from ditto.net.config import ServerConfig
 
 VARIABLE = "DITTO_STORAGE_KEY"
 START = 24  # bytes: the mark, 8, and the salt
+TAG = 32  # bytes, at most
 _ENCRYPTED, _PLAIN = b"ditto-1e", b"ditto-1p"
 _WITNESS = "storage"  # a file in data_dir that tells the key it was written under
 _SAYS = b"ditto"
@@ -52,7 +53,7 @@ class Storage:
         self.tag = 32 if key is None else 16  # bytes
 
     def begin(self, records: int) -> tuple[bytes, Records]:
-        """The start of a new file, and what seals its records."""
+        """The start of a new file, and what seals its records; 0 if it is not known yet how many there will be."""
         salt = secrets.token_bytes(START - len(self._mark))
         return self._mark + salt, self._records(salt, records)
 
@@ -84,6 +85,10 @@ class Records:
 
     def __init__(self, records: int, salt: bytes, aead: AESGCM | None) -> None:
         self._at, self._records, self._salt, self._aead = 0, records, salt, aead
+
+    def end(self) -> None:
+        """The next record is the last one: for a file whose number of records was not known."""
+        self._records = self._at + 1
 
     def _nonce(self) -> bytes:
         self._at += 1

@@ -32,6 +32,7 @@ log = structlog.get_logger()
 _DTYPES = {torch.int8: "I8", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64"}
 _HEADER_LIMIT = 16 << 20
 _RECORD = 1 << 20
+PIECE = 1 << 20  # of a stream
 _storage: Storage | None = None
 
 
@@ -48,17 +49,18 @@ def _in_use() -> Storage:
 
 
 class Owner(NamedTuple):
-    """Whose a file is: this server's part of this sharing."""
+    """Whose a file is: this server's part of this sharing. And what to do about a damaged one."""
 
     role: str
     share_id: str
+    remedy: str = "share the model again"
 
     def context(self, path: Path, *more: object) -> bytes:
         """What a record is bound to besides its place."""
-        return json.dumps([*self, path.name, *more]).encode()
+        return json.dumps([self.role, self.share_id, path.name, *more]).encode()
 
     def damaged(self, path: Path, what: str) -> DamagedFile:
-        return DamagedFile(f"{self.role}: {path}: {what}; share the model again", peer=self.role)
+        return DamagedFile(f"{self.role}: {path}: {what}; {self.remedy}", peer=self.role)
 
     @contextlib.contextmanager
     def reading(self, path: Path) -> Iterator[None]:
@@ -195,6 +197,42 @@ def _read_header(path: Path, file: BufferedReader, wires: dict[str, Wire], owner
     if begin != size:
         raise owner.damaged(path, "there is more in it than its tensors")
     return records
+
+
+# Streams -----------------------------------------------------------------------------------------
+
+
+def save_stream(path: Path, pieces: Iterable[bytes | memoryview], owner: Owner) -> None:
+    """Write bytes whose number is not known yet as they come, in pieces of PIECE bytes but for the last one."""
+    start, records = _in_use().begin(0)
+    with files.replacing(path, files.PRIVATE) as fresh, fresh.open("wb") as file:
+        file.write(start)
+        held: bytes | memoryview = b""  # the last one is sealed as that
+        for number, piece in enumerate(pieces):
+            if number:
+                file.write(records.seal(held, owner.context(path)))
+            held = piece
+        records.end()
+        file.write(records.seal(held, owner.context(path)))
+
+
+def load_stream(path: Path, owner: Owner) -> Iterator[bytes | memoryview]:
+    """What `save_stream` wrote, piece by piece. Raises DamagedFile, as late as where the damage is."""
+    storage = _in_use()
+    with owner.reading(path), path.open("rb") as file:
+        left = os.fstat(file.fileno()).st_size - START
+        try:
+            records = storage.resume(file.read(START), 0)
+            while True:
+                record = file.read(PIECE + storage.tag)
+                left -= len(record)
+                if left <= 0:
+                    records.end()
+                yield records.unseal(record, owner.context(path))
+                if left <= 0:
+                    return
+        except Altered:
+            raise owner.damaged(path, "not what was stored here") from None
 
 
 # Entries -----------------------------------------------------------------------------------------
