@@ -22,12 +22,13 @@ import torch
 import yaml
 
 from ditto.client import local_cluster
-from ditto.client.client import Client
+from ditto.client.client import Client, ask_of, terms_of
 from ditto.client.local_cluster import Cluster
 from ditto.errors import BadDescription, Busy, ClusterError, DittoError, LimitExceeded
 from ditto.models import Checkpoint, Description, Dimensions, Plan, describe, encode_inputs, encode_weights, parse
 from ditto.models.architecture import Tensors
 from ditto.models.compiled import program_for, weights_of
+from ditto.models.description import digest_of
 from ditto.models.registry import architecture_of
 from ditto.models.tokenizer import Batch
 from ditto.names import PARTIES, SERVERS
@@ -40,7 +41,7 @@ from ditto.net.transport import connect, from_rpc_error, open_channel
 from ditto.ring import carrier
 from ditto.service import limits as limits_module
 from ditto.service.job_run import Fifo, JobRun
-from ditto.service.limits import admit_job, admit_listing, admit_model, peak_of, weights_in
+from ditto.service.limits import admit_job, admit_model, peak_of, weights_in
 from ditto.wire import (
     control_pb2,
     control_pb2_grpc,
@@ -162,12 +163,6 @@ def test_the_estimate_of_a_job_is_checked_too(text: str) -> None:
     admit_job(text, plan, program.fingerprint, Limits(max_job_mb=-(-peak.party // MB)), "party0")
     with pytest.raises(LimitExceeded, match=r"holds about .* MB; it takes at most"):
         admit_job(text, plan, program.fingerprint, Limits(max_job_mb=peak.party // MB), "party0")
-
-
-def test_models_fit_one_list() -> None:
-    admit_listing(["a" * MB] * 3, 4, "coordinator")
-    with pytest.raises(LimitExceeded, match="max_message_mb"):
-        admit_listing(["a" * MB] * 4, 4, "coordinator")
 
 
 # The queue ----------------------------------------------------------------------------------------
@@ -328,8 +323,8 @@ def test_every_server_refuses_a_large_job_itself(cluster: Cluster, share_id: str
     plan = Plan(4096, 16)
     names = {"model": "small", "share_id": share_id, "plan": to_message(plan)}
     names["fingerprint"] = program_for(text, plan).fingerprint
-    job = secrets.token_hex(16)
-    request = control_pb2.RunJobRequest(**names)
+    job, owner, digest = secrets.token_hex(16), f"client/{login_name()}", digest_of(text)
+    request = ask_of(party_pb2.JobTerms(owner=owner, description_digest=digest, **names))
     assert request.ByteSize() < 100
     run: dict[tuple[str, str], Callable[[grpc.Channel], Any]] = {
         ("client", "coordinator"): lambda c: list(control_pb2_grpc.CoordinatorStub(c).RunJob(request, timeout=9)),
@@ -339,7 +334,7 @@ def test_every_server_refuses_a_large_job_itself(cluster: Cluster, share_id: str
     }
     for party in PARTIES:
         run["coordinator", party] = lambda c: party_pb2_grpc.PartyStub(c).OpenJob(
-            party_pb2.OpenJobRequest(job=job, client=f"client/{login_name()}", **names), timeout=9
+            party_pb2.OpenJobRequest(job=job, client=owner, description_digest=digest, **names), timeout=9
         )
     for (role, peer), method in run.items():
         refused(cluster, peer, partial(call, cluster, role, peer, method), "max_batch")
@@ -450,12 +445,10 @@ def test_forty_clients_that_wait_are_all_served(config: ClientConfig, small: tup
 
 
 def test_a_client_that_does_not_start_its_job_gives_way(
-    config: ClientConfig, small: tuple[Description, Tensors], share_id: str
+    config: ClientConfig, small: tuple[Description, Tensors]
 ) -> None:
-    fingerprint = program_for(small[0].text(), Plan(1, SEQ)).fingerprint
-    request = control_pb2.RunJobRequest(
-        model="small", share_id=share_id, plan=to_message(Plan(1, SEQ)), fingerprint=fingerprint
-    )
+    with Client(config) as client:
+        request = ask_of(terms_of(client._model("small"), Plan(1, SEQ), program_for(small[0].text(), Plan(1, SEQ))))
     events: list[Any] = []
     outcome: Future[DittoError] = Future()
 

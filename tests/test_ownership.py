@@ -5,21 +5,19 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any
 
-import calls
 import grpc
 import psutil
 import pytest
 import torch
+from world import SEQ, Weights, World, world_of_clients
 
-from ditto.client.client import Client, _chunks, terms_of
-from ditto.client.local_cluster import Cluster, embedded
-from ditto.engine.sharing import share
+from ditto.client.client import ask_of, terms_of
 from ditto.errors import (
     BadShare,
     ClusterError,
+    DamagedFile,
     DittoError,
     JobMismatch,
     NotAllowed,
@@ -27,114 +25,25 @@ from ditto.errors import (
     UnknownModel,
     VersionMismatch,
 )
-from ditto.models import Description, Plan, encode_inputs, random_batch, random_model
+from ditto.models import Plan
 from ditto.models.compiled import program_for, weights_of
+from ditto.models.description import digest_of
 from ditto.names import PARTIES
-from ditto.net.certs import Authority
-from ditto.net.config import ClientConfig, PartyConfig, Tls, load_config
-from ditto.net.identity import Identity
+from ditto.net.config import CoordinatorConfig, PartyConfig, load_config
 from ditto.net.messages import to_message
 from ditto.ring import signed
 from ditto.ring.prg import new_seed
 from ditto.service import stored
+from ditto.service.registered import Registered
 from ditto.service.storage import storage_of
-from ditto.service.stored import Owner, load_tensors
+from ditto.service.stored import Owner, load_entry, load_tensors, save_entry
 from ditto.wire import control_pb2, control_pb2_grpc, dealer_pb2, dealer_pb2_grpc, party_pb2, party_pb2_grpc
-
-SEQ = 16
-Weights = dict[str, torch.Tensor]
-
-
-def issue(cluster: Cluster, name: str) -> Tls:
-    """A client's certificate of its own, by the cluster's authority."""
-    stem = cluster.certs / f"client-{name}"
-    Authority(cluster.certs).issue(Identity("client", name), [], stem)
-    return Tls(ca=cluster.certs / "ca.pem", cert=stem.with_suffix(".pem"), key=stem.with_suffix(".key"))
-
-
-@dataclass
-class World:
-    """A cluster, its clients' configurations, and alice's model, shared once."""
-
-    cluster: Cluster
-    configs: dict[str, ClientConfig]
-    description: Description
-    weights: Weights
-    burnt: list[str] = field(default_factory=list)  # dropped identifiers
-    bound: dict[str, list[bytes]] = field(default_factory=dict)  # seeds by identifier, of digests "a…" and "b…"
-
-    def client(self, name: str) -> Client:
-        return Client(self.configs[name])
-
-    def call(self, name: str, peer: str, method: Callable[[grpc.Channel], Any]) -> Any:
-        """One call as a client, or as the server whose key its operator holds; raises what came back."""
-        if name in self.configs:
-            tls, role = self.configs[name].tls, "client"
-        else:
-            certs, role = self.cluster.certs, name
-            tls = Tls(ca=certs / "ca.pem", cert=certs / f"{name}.pem", key=certs / f"{name}.key")
-        return calls.call(self.configs["alice"], peer, method, tls, role)
-
-    def model(self, name: str = "m") -> control_pb2.Model:
-        ask = control_pb2.GetModelRequest(model=name)
-        return self.call("alice", "coordinator", lambda c: control_pb2_grpc.CoordinatorStub(c).GetModel(ask))
-
-    def put(self, name: str, party: int, model: str, share_id: str, weights: Weights) -> None:
-        """Bring one party's share of `weights` under an identifier of the caller's choice."""
-        text = self.description.model_copy(update={"name": model}).text()
-        header, seed = party_pb2.ModelHeader(model=model, share_id=share_id, description=text), new_seed()
-        parts = [party_pb2.PutModelRequest(header=header)]
-        if party == 0:
-            parts[0].header.seed = seed
-        else:
-            for key, wire in weights_of(text).items():
-                pieces = _chunks(key, wire, share(key, weights[key], wire, seed))
-                parts += [party_pb2.PutModelRequest(chunk=chunk) for chunk in pieces]
-        self.call(name, PARTIES[party], lambda c: party_pb2_grpc.PartyStub(c).PutModel(iter(parts), timeout=60))
-
-    def register(self, name: str, model: str, share_id: str) -> None:
-        text = self.description.model_copy(update={"name": model}).text()
-        ask = control_pb2.RegisterModelRequest(
-            model=control_pb2.Model(model=model, share_id=share_id, description=text)
-        )
-        stub = control_pb2_grpc.CoordinatorStub
-        self.call(name, "coordinator", lambda c: stub(c).RegisterModel(ask, timeout=120))
-
-    def infer(self, name: str, on_event: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
-        with self.client(name) as client:
-            inputs = lambda program: encode_inputs(self.description, program, random_batch(1, SEQ))  # noqa: E731
-            return client.infer("m", inputs, 1, SEQ, on_event).report
-
-    def seed(self, role: str, share_id: str, digest: str) -> bytes:
-        """A party's mask seed of a sharing, as its operator may ask the dealer for it."""
-        text = self.description.text()
-        ask = dealer_pb2.ModelSeedRequest(model="m", share_id=share_id, description=text, digest=digest)
-        reply = self.call(role, "dealer", lambda c: dealer_pb2_grpc.DealerStub(c).ModelSeed(ask, timeout=30))
-        return bytes(reply.seed)
-
-    def sharings(self, party: int) -> dict[str, str]:
-        """Owner by sharing, as a party says."""
-        ask = party_pb2.PartyModelsRequest()
-        reply = self.call("mallory", PARTIES[party], lambda c: party_pb2_grpc.PartyStub(c).ListModels(ask, timeout=10))
-        return {model.share_id: model.owner for model in reply.models}
-
-    def restart(self) -> None:
-        self.cluster.down()
-        self.cluster.up()
 
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
-    with embedded() as cluster:
-        config = cluster.client_config()
-        configs = {
-            name: config.model_copy(update={"tls": issue(cluster, name)}) for name in ("alice", "bob", "mallory")
-        }
-        description, weights, _ = random_model("bert-tiny", 1, SEQ)
-        world = World(cluster, configs, description.model_copy(update={"name": "m"}), weights)
-        with world.client("alice") as client:
-            client.share_model(world.description, weights)
-        yield world
+    with world_of_clients() as found:
+        yield found
 
 
 # Masks -------------------------------------------------------------------------------------------
@@ -195,8 +104,9 @@ def test_a_coordinator_cannot_have_two_sharings_opened_as_one(world: World) -> N
 
     def activate(party: int) -> None:
         ask = party_pb2.ActivateModelRequest(
-            model="mixed", share_id=ids[party], attempt=attempt, owner="client/mallory"
-        )
+            model="mixed", share_id=ids[party], attempt=attempt, owner="client/mallory",
+            description_digest=digest_of(world.description.model_copy(update={"name": "mixed"}).text()),
+        )  # fmt: skip
         stub = party_pb2_grpc.PartyStub
         with pytest.raises(DittoError, match="activation of"):
             world.call("coordinator", PARTIES[party], lambda c: stub(c).ActivateModel(ask, timeout=120))
@@ -353,7 +263,8 @@ def test_a_removed_name_is_free(world: World) -> None:
             bob.remove_model("brief")
         alice.remove_model("brief")
         bob.share_model(other, world.weights)
-        assert {model.name: model.owner for model in alice.list_models()}["brief"] == "client/bob"
+        assert {model.name: model.owner for model in bob.list_models()} == {"brief": "client/bob"}
+        assert [model.name for model in alice.list_models()] == ["m"], "what is not theirs is not shown"
         bob.remove_model("brief")
     assert len(world.sharings(0)) == len(world.sharings(1)) == 1
 
@@ -378,6 +289,81 @@ def test_who_may_ask(world: World) -> None:
         client.grant_model("m", "bob", revoke=True)
     with pytest.raises(NotAllowed):
         world.infer("bob")
+
+
+def test_a_list_has_what_is_ones_own_or_granted(world: World) -> None:
+    """A page at a time, at the coordinator and at the parties; nobody else's names, owners or descriptions."""
+    names = [f"list-{i}" for i in range(5)]
+    with world.client("alice") as alice, world.client("bob") as bob, world.client("mallory") as mallory:
+        for name in names:
+            alice.share_model(world.description.model_copy(update={"name": name}), world.weights)
+        alice.grant_model("list-3", "bob")
+        assert [model.name for model in alice.list_models()] == [*names, "m"]
+        assert [model.model for model in alice._listed(page_size=2)] == [*names, "m"]
+        assert {model.name: model.owner for model in bob.list_models()} == {"list-3": "client/alice"}
+        assert mallory.list_models() == []
+        assert alice.status()["dealer"]["models"] == [*names, "m"] and not bob.status()["dealer"]["models"]
+        with pytest.raises(UnknownModel, match="yours: none"):
+            mallory.get_model("absent")
+
+        stub = party_pb2_grpc.PartyStub
+        for who, expected in (("alice", 6), ("bob", 1), ("mallory", 0), ("coordinator", 6)):
+            seen, pages, token = list[str](), 0, ""
+            while not pages or token:
+                ask = party_pb2.PartyModelsRequest(page_token=token, page_size=2)
+                reply = world.call(who, "party1", lambda c, ask=ask: stub(c).ListModels(ask, timeout=10))
+                seen += [model.model for model in reply.models]
+                pages, token = pages + 1, reply.next_page_token
+                assert len(reply.models) <= 2
+            assert len(seen) == len({*seen}) == expected and pages == max(1, -(-expected // 2)), who
+        for name in names:
+            alice.remove_model(name)
+
+
+def test_a_description_that_is_not_the_parties(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The coordinator's file was exchanged for another's, well-formed and under its key: nobody is handed it, no job
+    runs on it, the status names it; sharing again heals it."""
+    path = world.cluster.root / "data" / "coordinator" / "models" / "m.json"
+    config = load_config(world.cluster.config_path("coordinator"), CoordinatorConfig)
+    sizes = world.description.dimensions.model_copy(update={"labels": ("no", "yes")})
+    text = world.description.model_copy(update={"dimensions": sizes}).text()
+    process = psutil.Process(next(p.pid for p in world.cluster.status() if p.role == "coordinator") or 0)
+    process.terminate()
+    process.wait(10)
+    with monkeypatch.context() as patch:
+        patch.setattr(stored, "_storage", storage_of(config))
+        entry = load_entry(path, Registered, Owner("coordinator", "m"))
+        exchanged = entry.model_copy(update={"description": text})
+        save_entry(path, exchanged, Owner("coordinator", "m"))
+    world.cluster.up()
+    says = "the coordinator's description of m is not the one that party0 has with its share"
+    with world.client("alice") as client:
+        with pytest.raises(DamagedFile, match=says):
+            client.get_model("m")
+        model = control_pb2.Model(**exchanged.model_dump())
+        ask = ask_of(terms_of(model, Plan(1, SEQ), program_for(text, Plan(1, SEQ))))
+        with pytest.raises(DamagedFile, match=says):
+            world.call("alice", "coordinator", lambda c: list(control_pb2_grpc.CoordinatorStub(c).RunJob(ask)))
+        faults = [{"model": "m", "role": role, "what": "has another description"} for role in PARTIES]
+        assert client.status()["faults"] == faults
+        client.share_model(world.description, world.weights)
+        assert client.status()["faults"] == []
+    world.infer("alice")
+
+
+def test_parties_check_the_description_of_a_job_themselves(world: World) -> None:
+    model = world.model()
+    request = party_pb2.OpenJobRequest(
+        job=secrets.token_hex(16), model="m", share_id=model.share_id, plan=to_message(Plan(1, SEQ)),
+        fingerprint=program_for(model.description, Plan(1, SEQ)).fingerprint, client="client/alice",
+        description_digest=bytes(16),
+    )  # fmt: skip
+    check = party_pb2.CheckModelRequest(model="m", share_id=model.share_id, client="client/alice")
+    for role in PARTIES:
+        with pytest.raises(DamagedFile, match=role):
+            world.call("coordinator", role, lambda c: party_pb2_grpc.PartyStub(c).OpenJob(request, timeout=10))
+        with pytest.raises(DamagedFile, match=role):
+            world.call("coordinator", role, lambda c: party_pb2_grpc.PartyStub(c).CheckModel(check, timeout=10))
 
 
 # Jobs --------------------------------------------------------------------------------------------
@@ -424,8 +410,9 @@ def opened(world: World, plan: Plan, client: str) -> str:
     model, name = world.model(), secrets.token_hex(16)
     fingerprint = program_for(model.description, plan).fingerprint
     request = party_pb2.OpenJobRequest(
-        job=name, model="m", share_id=model.share_id, plan=to_message(plan), fingerprint=fingerprint, client=client
-    )
+        job=name, model="m", share_id=model.share_id, plan=to_message(plan), fingerprint=fingerprint, client=client,
+        description_digest=digest_of(model.description),
+    )  # fmt: skip
     with ThreadPoolExecutor(2) as pool:
         calls = [
             pool.submit(
@@ -460,7 +447,7 @@ def test_parties_and_client_mean_the_same_job(world: World) -> None:
     name, wire = next(iter(program.inputs.items()))
     changes: dict[str, Any] = {
         "model": "other", "owner": "client/bob", "share_id": "0" * 32, "plan": to_message(Plan(2, SEQ)),
-        "fingerprint": "0" * 32,
+        "fingerprint": "0" * 32, "description_digest": bytes(16),
     }  # fmt: skip
 
     def bring(role: str, terms: party_pb2.JobTerms) -> None:
@@ -474,7 +461,8 @@ def test_parties_and_client_mean_the_same_job(world: World) -> None:
         for changed, value in changes.items():
             fields = {key: getattr(good, key) for key in changes} | {changed: value}
             error = VersionMismatch if changed == "fingerprint" else JobMismatch
-            with pytest.raises(error, match="sharing" if changed == "share_id" else changed) as caught:
+            word = {"share_id": "sharing", "description_digest": "description"}.get(changed, changed)
+            with pytest.raises(error, match=word) as caught:
                 bring(role, party_pb2.JobTerms(**fields))
             assert caught.value.peer == role
         with pytest.raises(DittoError):

@@ -20,7 +20,7 @@ from ditto.wire import control_pb2, dealer_pb2, party_pb2
 
 PARTY = {
     "client": {"PutModel", "RemoveModel", "GrantModel", "PutInput", "FetchOutput", "ListModels"},
-    "coordinator": {"ActivateModel", "ListModels", "OpenJob", "Prepare", "Run", "CloseJob"},
+    "coordinator": {"ActivateModel", "CheckModel", "ListModels", "OpenJob", "Prepare", "Run", "CloseJob"},
 }
 ALLOWED: dict[str, dict[str, set[str]]] = {  # server -> caller's role -> methods
     "coordinator": {

@@ -41,6 +41,7 @@ from ditto.errors import (
 )
 from ditto.models import Description, Plan, compile_stage, encode_inputs, random_batch, random_model
 from ditto.models.compiled import program_for
+from ditto.models.description import digest_of
 from ditto.net.certs import Authority, init_certs, load_certificate, login_name
 from ditto.net.config import ClientConfig, DealerConfig, PartyConfig, Tls, load_config
 from ditto.net.identity import Identity
@@ -175,7 +176,7 @@ def test_replayed_job(cluster: Cluster, config: ClientConfig, description: Descr
     name = secrets.token_hex(16)
     request = party_pb2.OpenJobRequest(
         job=name, model="tiny", share_id=model.share_id, plan=to_message(plan), fingerprint=fingerprint,
-        client=model.owner,
+        client=model.owner, description_digest=digest_of(model.description),
     )  # fmt: skip
 
     def open_job(channel: grpc.Channel) -> None:

@@ -22,13 +22,14 @@ from ditto.engine.channel import MemoryChannel
 from ditto.engine.program import Wire
 from ditto.engine.sharing import share
 from ditto.engine.weights import PartyWeights
-from ditto.errors import BadShare, ConfigError, DamagedFile, UnknownModel, UsageError
+from ditto.errors import BadShare, ConfigError, DamagedFile, LimitExceeded, UnknownModel, UsageError
 from ditto.models import random_model
 from ditto.models.compiled import weights_of
-from ditto.net.config import DealerConfig, Tls
+from ditto.net.config import DealerConfig, Limits, Tls
 from ditto.ring.prg import Prg, new_seed
-from ditto.service import dealer_service, stored
+from ditto.service import dealer_service, model_store, stored
 from ditto.service.model_store import ModelStore
+from ditto.service.registered import Registered, RegisteredModels
 from ditto.service.storage import START, Storage
 from ditto.service.stored import Owner
 from ditto.wire import party_pb2
@@ -324,6 +325,33 @@ def put(stores: list[ModelStore], name: str) -> str:
     for thread in threads:
         thread.join(60)
     return share_id
+
+
+def test_one_owner_has_so_many_models(storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a party and at the coordinator; sharing one of them again is no more. So many can be granted one, too."""
+    store, description = ModelStore(tmp_path / "party0", 0, Limits(max_models=1)), random_model("bert-tiny", 1, 16)[0]
+
+    def bring(name: str) -> None:
+        text = description.model_copy(update={"name": name}).text()
+        header = party_pb2.ModelHeader(model=name, share_id=secrets.token_hex(16), description=text, seed=new_seed())
+        store.put(iter([party_pb2.PutModelRequest(header=header)]), "client/alice")
+
+    for _ in range(2):
+        bring("tiny")
+    with pytest.raises(LimitExceeded, match=r"client/alice has 1 models; .*max_models"):
+        bring("other")
+    monkeypatch.setattr(model_store, "GRANTS", 2)
+    for name in ("bob", "carol", "bob"):
+        store.grant("tiny", "client/alice", f"client/{name}", revoke=False)
+    with pytest.raises(LimitExceeded, match="granted to 2 clients"):
+        store.grant("tiny", "client/alice", "client/dave", revoke=False)
+
+    listed = RegisteredModels(tmp_path / "coordinator")
+    listed.put(Registered(model="tiny", share_id="0" * 32, description=description.text(), owner="client/alice"))
+    listed.check_owner("tiny", "client/alice", 1)
+    listed.check_owner("other", "client/bob", 1)
+    with pytest.raises(LimitExceeded, match="max_models"):
+        listed.check_owner("other", "client/alice", 1)
 
 
 @pytest.fixture(scope="module")

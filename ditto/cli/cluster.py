@@ -50,7 +50,7 @@ def _activity(cluster: Cluster, processes: list[Process]) -> dict[str, Any]:
             return ask(cluster.client_config())
         except DittoError as error:
             note(f"coordinator: {error}")
-    return {"queue": None, "dealer": None, "throughput": None}
+    return {"queue": None, "faults": None, "dealer": None, "throughput": None}
 
 
 @app.command()
@@ -101,10 +101,11 @@ def _lines(activity: dict[str, Any]) -> list[str]:
         running = f"running {queue['running']}" if queue["running"] else "nothing runs"
         lines.append(f"queue: {running}, {queue['waiting']} waiting")
     if dealer := activity.get("dealer"):
-        text = f"dealer: models {', '.join(dealer['models']) or 'none'}"
+        text = f"dealer: your models {', '.join(dealer['models']) or 'none'}"
         for role, stock in dealer["parties"].items():
             text += f"; {role} {size(stock['sent_bytes'])} sent, {size(stock['ready_bytes'])} ready"
         lines.append(text)
+    lines += [f"{f['model']}: {f['role']} {f['what']}; share it again" for f in activity.get("faults") or ()]
     if done := activity.get("throughput"):
         text = f"jobs: {done['done']} done, {done['failed']} failed, {done['cancelled']} cancelled"
         if done["recent"]:

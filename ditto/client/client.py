@@ -19,9 +19,20 @@ from ditto.client.report import Report
 from ditto.client.status import activity
 from ditto.engine.program import Program, Wire
 from ditto.engine.sharing import answer_type, reveal, share
-from ditto.errors import BadCheckpoint, BadShare, DittoError, UnknownModel, UsageError
+from ditto.errors import (
+    BadCheckpoint,
+    BadShare,
+    DittoError,
+    JobMismatch,
+    PeerAbsent,
+    PeerLost,
+    ReuseError,
+    UnknownModel,
+    UsageError,
+)
 from ditto.models import Description, Plan, parse
 from ditto.models.compiled import program_for, weights_of
+from ditto.models.description import digest_of
 from ditto.names import PARTIES
 from ditto.net.config import ClientConfig
 from ditto.net.messages import to_message
@@ -32,6 +43,7 @@ from ditto.wire import control_pb2, control_pb2_grpc, party_pb2, party_pb2_grpc
 
 Inputs = dict[str, torch.Tensor]  # ring integers by name
 Outputs = dict[str, torch.Tensor]
+RENEWALS = 5  # of a question whose model got another description meanwhile
 
 
 @dataclass
@@ -71,8 +83,16 @@ def _calling(peer: str, running: bool = False) -> Iterator[None]:
 def terms_of(model: control_pb2.Model, plan: Plan, program: Program) -> party_pb2.JobTerms:
     """What a client believes that it asks; `program` is the first stage's."""
     return party_pb2.JobTerms(
-        model=model.model, owner=model.owner, share_id=model.share_id,
-        plan=to_message(plan), fingerprint=program.fingerprint,
+        model=model.model, owner=model.owner, share_id=model.share_id, plan=to_message(plan),
+        fingerprint=program.fingerprint, description_digest=digest_of(model.description),
+    )  # fmt: skip
+
+
+def ask_of(terms: party_pb2.JobTerms) -> control_pb2.RunJobRequest:
+    """The same, as the coordinator is asked: on whichever sharing serves when the job's turn comes."""
+    return control_pb2.RunJobRequest(
+        model=terms.model, owner=terms.owner, plan=terms.plan, fingerprint=terms.fingerprint,
+        description_digest=terms.description_digest,
     )  # fmt: skip
 
 
@@ -118,14 +138,22 @@ class Client:
     # Models -------------------------------------------------------------------------------------
 
     def list_models(self) -> list[SharedModel]:
-        """The shared models, anybody's."""
+        """The shared models that the caller owns or may ask, by name."""
         self._connect("coordinator")
-        with _calling("coordinator"):
-            reply = self._control.ListModels(control_pb2.ListModelsRequest(), timeout=30)
-        return [SharedModel(parse(m.description), m.owner) for m in reply.models]
+        return [SharedModel(parse(m.description), m.owner) for m in self._listed()]
+
+    def _listed(self, page_size: int = 0) -> Iterator[control_pb2.Model]:
+        token = ""
+        while True:
+            ask = control_pb2.ListModelsRequest(page_token=token, page_size=page_size)
+            with _calling("coordinator"):
+                reply = self._control.ListModels(ask, timeout=30)
+            yield from reply.models
+            if not (token := reply.next_page_token):
+                return
 
     def get_model(self, name: str) -> Description:
-        """The description of one shared model. Raises UnknownModel."""
+        """The description of one shared model. Raises UnknownModel, NotAllowed."""
         return parse(self._model(name).description)
 
     def _model(self, name: str) -> control_pb2.Model:
@@ -138,14 +166,23 @@ class Client:
 
         1. Each party gets its share, and with it notes the caller as the owner. If one refuses, the other drops its
            share again. Raises NotAllowed where the name is another's.
-        2. The coordinator has the parties activate the sharing.
+        2. The coordinator has the parties activate the sharing, which serves the name from then on.
         3. The parties drop the older sharings of the name, which nobody but their owner can ask for.
+
+        Can be repeated after any failure; whatever is left of the earlier attempts goes with step 3. Jobs that wait run
+        on the sharing that serves when their turn comes.
         """
         text, name = description.text(), description.name
         wires = weights_of(text)
         for key, wire in wires.items():
             if key not in weights or tuple(weights[key].shape) != tuple(wire.shape):
                 raise BadCheckpoint(f"weight {key} of shape {tuple(wire.shape)} is missing or misshapen")
+        try:
+            self._share(text, name, wires, weights)
+        except ReuseError:  # it was activated by half, and its identifier is burnt
+            self._share(text, name, wires, weights)
+
+    def _share(self, text: str, name: str, wires: dict[str, Wire], weights: dict[str, torch.Tensor]) -> None:
         share_id, seed = secrets.token_hex(16), new_seed()
         header = party_pb2.ModelHeader(model=name, share_id=share_id, description=text)
 
@@ -162,6 +199,7 @@ class Client:
                     yield party_pb2.PutModelRequest(chunk=chunk)
 
         self._connect("coordinator", *PARTIES)
+        drop = party_pb2.RemoveModelRequest(model=name, only=share_id)
         # 1
         try:
             for role, stub, requests in zip(PARTIES, self._parties, (seeded, packed), strict=True):
@@ -169,14 +207,32 @@ class Client:
                     stub.PutModel(requests(), timeout=1800)
         except BaseException:
             with contextlib.suppress(DittoError):
-                self._remove(party_pb2.RemoveModelRequest(model=name, only=share_id))
+                self._remove(drop)
             raise
         # 2
-        model = control_pb2.Model(model=name, share_id=share_id, description=text)
-        with _calling("coordinator"):
-            self._control.RegisterModel(control_pb2.RegisterModelRequest(model=model), timeout=1800)
+        try:
+            self._register(control_pb2.Model(model=name, share_id=share_id, description=text))
+        except DittoError as error:
+            # without the coordinator's word it may be what serves now; the next sharing replaces it then
+            if error.peer != "coordinator" or not isinstance(error, PeerAbsent | PeerLost):
+                with contextlib.suppress(DittoError):
+                    self._remove(drop)
+            raise
         # 3
         self._remove(party_pb2.RemoveModelRequest(model=name, keep=share_id))
+
+    def _register(self, model: control_pb2.Model) -> None:
+        """Have a sharing activated; once more if the coordinator was lost, which may have had it done."""
+        request = control_pb2.RegisterModelRequest(model=model)
+        try:
+            with _calling("coordinator", running=True):
+                self._control.RegisterModel(request, timeout=1800)
+        except PeerLost as error:
+            if error.peer != "coordinator":
+                raise
+            self._connect("coordinator")
+            with _calling("coordinator", running=True):
+                self._control.RegisterModel(request, timeout=1800)
 
     def _remove(self, request: party_pb2.RemoveModelRequest) -> int:
         """At both parties, also when one fails; how many sharings there were. Raises the first party's error."""
@@ -240,20 +296,37 @@ class Client:
         on_event: Callable[[dict[str, Any]], None] | None = None,
     ) -> InferResult:
         """Run one job stage by stage. `inputs` encodes a stage's question, from the outputs of the stage before (none
-        for the first); None ends the job early. The result holds the last outputs; `on_event` follows the layers."""
-        found = self._model(model)
+        for the first); None ends the job early. The result holds the last outputs; `on_event` follows the layers.
+
+        The model may be shared again before the job begins. If its description is another one then, the question is
+        encoded anew and the job waits anew, RENEWALS times at most; JobMismatch after that, or if the owner is another.
+        """
+        found, left = self._model(model), RENEWALS
+        while True:
+            try:
+                return self._run(found, plan, inputs, on_event)
+            except JobMismatch as error:
+                fresh = self._model(model)
+                if error.peer != "coordinator" or fresh.owner != found.owner or not left:
+                    raise
+                found, left = fresh, left - 1
+
+    def _run(
+        self,
+        found: control_pb2.Model,
+        plan: Plan,
+        inputs: Callable[[int, Program, Outputs], Inputs | None],
+        on_event: Callable[[dict[str, Any]], None] | None,
+    ) -> InferResult:
         program = program_for(found.description, plan)
         encoded = inputs(0, program, {})
         if encoded is None:
             raise UsageError("nothing to ask")
         self._connect(*PARTIES)
         started = time.perf_counter()
-        request = control_pb2.RunJobRequest(
-            model=model, share_id=found.share_id, plan=to_message(plan), fingerprint=program.fingerprint
-        )
-        call = self._control.RunJob(request)
-        report, job, marks = Report(), "", list[str]()
         terms = terms_of(found, plan, program)
+        call = self._control.RunJob(ask_of(terms))
+        report, job, marks = Report(), "", list[str]()
         outputs: Outputs = {}
         try:
             with _calling("coordinator", running=True):
@@ -261,7 +334,7 @@ class Client:
                     kind = message.WhichOneof("event")
                     event: dict[str, Any] = {"event": kind}
                     if kind == "accepted":
-                        job = message.accepted.job
+                        job, terms.share_id = message.accepted.job, message.accepted.share_id
                         event |= {"job": job, "layers": list(message.accepted.layers)}
                         self._start(job, terms, 0, program, encoded)
                     elif kind == "queued":

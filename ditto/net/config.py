@@ -66,6 +66,8 @@ class Limits(_Strict):
     max_batch: int = Field(default=512, ge=1)  # texts of a job
     max_tokens: int = Field(default=65_536, ge=1)  # of a job: all texts, what is generated included
     max_job_mb: int = Field(default=4096, ge=1)  # what a job holds at once beside the weights, as estimated
+    max_models: int = Field(default=256, ge=1)  # of one identity
+    max_sharings: int = Field(default=10_000, ge=1)  # that one identity ever puts: a party remembers each for good
     max_uploads: int = Field(default=16, ge=1)  # under way, of one identity and one kind
     upload_idle_s: float = Field(default=20.0, gt=0)  # in which its next piece (1 MB at most) has to come
     upload_min_kb_s: float = Field(default=8.0, ge=0)  # of an upload, over each minute of waiting for it

@@ -24,10 +24,12 @@ from ditto.errors import (
     BadShare,
     Busy,
     CertificateError,
+    ClusterError,
     ConfigError,
     DittoError,
     LimitExceeded,
     MessageTooLarge,
+    NotAllowed,
     PeerAbsent,
     PeerLost,
     ReplayedJob,
@@ -39,7 +41,7 @@ from ditto.net.identity import Identity, caller, holder
 from ditto.net.pools import Pace, Pools
 from ditto.net.tls import Pems, Revocations, server_credentials, watch
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 CHUNK = 1 << 20
 VERSION_KEY, CODE_KEY, PEER_KEY = "ditto-protocol", "ditto-code", "ditto-peer"
 RETRY_KEY = "ditto-retry-after"  # seconds
@@ -56,6 +58,7 @@ def short(job: str) -> str:
 
 _STATUS = {
     CertificateError: grpc.StatusCode.PERMISSION_DENIED,
+    NotAllowed: grpc.StatusCode.PERMISSION_DENIED,
     VersionMismatch: grpc.StatusCode.FAILED_PRECONDITION,
     ReplayedJob: grpc.StatusCode.ALREADY_EXISTS,
     UnknownModel: grpc.StatusCode.NOT_FOUND,
@@ -146,9 +149,12 @@ class _Renewed(grpc.Channel):
         self._files, self._open, self._lock = files, open, threading.Lock()
         self._pems = files()
         self._channels = [open(self._pems)]
+        self._closed = False
 
     def _newest(self) -> grpc.Channel:
         with self._lock:
+            if self._closed:  # by a handler that outlives its server; grpc would crash for a method that is new to it
+                raise ClusterError("this process stops: the connection is closed")
             if (pems := self._files()) is not self._pems:
                 self._pems = pems
                 self._channels.append(self._open(pems))
@@ -175,6 +181,7 @@ class _Renewed(grpc.Channel):
 
     def close(self) -> None:
         with self._lock:
+            self._closed = True
             for channel in self._channels:
                 channel.close()
 

@@ -12,9 +12,9 @@ import structlog
 
 from ditto.engine.ledger import Phase
 from ditto.engine.program import Program
-from ditto.errors import ClusterError, DittoError, NotAllowed, UsageError
+from ditto.errors import ClusterError, DittoError, NotAllowed, ReuseError, UsageError
 from ditto.models import Plan
-from ditto.models.description import parse
+from ditto.models.description import digest_of, parse
 from ditto.names import PARTIES, check_id, check_name
 from ditto.net.config import CoordinatorConfig
 from ditto.net.identity import caller
@@ -22,7 +22,9 @@ from ditto.net.messages import check_reply, phase_to_message, plan_of, to_messag
 from ditto.net.metrics import CoordinatorMetrics
 from ditto.net.transport import Roles, connect, open_channel, short
 from ditto.service.job_run import Account, Fifo, JobRun
-from ditto.service.limits import admit_job, admit_listing, admit_model
+from ditto.service.limits import admit_job, admit_model
+from ditto.service.pages import page
+from ditto.service.parties_view import PartiesView, check_request
 from ditto.service.registered import Registered, RegisteredModels
 from ditto.wire import control_pb2, control_pb2_grpc, dealer_pb2, dealer_pb2_grpc, party_pb2, party_pb2_grpc
 
@@ -48,6 +50,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         self._queue = Fifo(config.queue_limit, config.max_jobs, self._account.pace)
         self._lock = threading.Lock()
         self._runs: dict[str, JobRun] = {}
+        self._view = PartiesView(self._stubs, config.connect_timeout_s)
         self._models = RegisteredModels(config.data_dir / "models")
         self.metrics = CoordinatorMetrics()
         self.metrics.queued.set_function(lambda: self._queue.state()[1])
@@ -57,42 +60,78 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
     # Models -------------------------------------------------------------------------------------
 
     def GetModel(self, request: control_pb2.GetModelRequest, context: grpc.ServicerContext) -> control_pb2.Model:
-        return _message(self._models.get(request.model))
+        client = str(caller(context))
+        model = self._models.get(request.model, client)
+        self._view.check(model, client)
+        return _message(model)
 
     def ListModels(
         self, request: control_pb2.ListModelsRequest, context: grpc.ServicerContext
     ) -> control_pb2.ListModelsReply:
-        return control_pb2.ListModelsReply(models=map(_message, self._models.all()))
+        """What the caller owns, by the coordinator's records, and what it may ask besides, by a party's: without a
+        party, the former only."""
+        client = str(caller(context))
+        asked = self._view.may_ask(client)
+        models = [entry for entry in self._models.all() if entry.owner == client or entry.share_id in asked]
+        given, after = page(
+            models, lambda m: m.model, lambda m: _message(m).ByteSize(), request.page_token, request.page_size
+        )
+        return control_pb2.ListModelsReply(models=map(_message, given), next_page_token=after)
 
     def RegisterModel(
         self, request: control_pb2.RegisterModelRequest, context: grpc.ServicerContext
     ) -> control_pb2.RegisterModelReply:
+        """Have the parties activate a sharing, and let it serve its name. Can be repeated after a failure.
+
+        1. Nothing is asked of the parties for what this server would not list.
+        2. Its turn: no job runs, so that the sharing that serves changes between two jobs, never within one.
+        3. What both parties have activated is not opened again: an earlier call failed after that. What only one has
+           cannot be: the share is gone there. ReuseError; the owner shares the model anew, under another identifier.
+        4. Else both activate it. Whatever an earlier attempt opened is opened once more with the same masks and the
+           same shares, hence the same: the dealer gives a seed for these two shares only.
+        """
         model, owner = request.model, str(caller(context))
         name, share_id = check_name(model.model), check_id(model.share_id)
-        self._models.check_owner(name, owner)
+        # 1
+        self._models.check_owner(name, owner, self._config.max_models)
         admit_model(model.description, self._config, self._config.role)
         if parse(model.description).name != name:
             raise UsageError(f"a description of another model than {name}")
-        listed = [entry.description for entry in self._models.all() if entry.model != name]
-        admit_listing([*listed, model.description], self._config.max_message_mb, self._config.role)
+        entry = Registered(model=name, share_id=share_id, description=model.description, owner=owner)
         attempt = secrets.token_hex(16)
         run = JobRun(attempt, self._stubs, self._config.step_timeout_s)
         context.add_callback(run.cancel)
         self._queue.enter(attempt, owner)
         try:
+            # 2
             self._wait_turn(attempt, run)
             self._connect_all()
-            ask = party_pb2.ActivateModelRequest(model=name, share_id=share_id, attempt=attempt, owner=owner)
-            run.both(lambda stub, timeout: stub.ActivateModel.future(ask, timeout=timeout))
+            self._activate(run, entry)
+            self._models.put(entry)
             run.done = True
         except DittoError:
             run.close("activation failed")
             raise
         finally:
             self._queue.leave(attempt)
-        self._models.put(Registered(model=name, share_id=share_id, description=model.description, owner=owner))
         log.info("model registered", model=name, share=short(share_id), owner=owner)
         return control_pb2.RegisterModelReply()
+
+    def _activate(self, run: JobRun, entry: Registered) -> None:
+        # 3
+        check = check_request(entry, entry.owner)
+        replies = run.both(lambda stub, timeout: stub.CheckModel.future(check, timeout=timeout))
+        active = [reply.active for reply in replies]
+        if all(active):
+            return
+        if any(active):
+            raise ReuseError("an activation of this sharing failed half way; share the model again", peer="coordinator")
+        # 4
+        ask = party_pb2.ActivateModelRequest(
+            model=entry.model, share_id=entry.share_id, attempt=run.name, owner=entry.owner,
+            description_digest=check.description_digest,
+        )  # fmt: skip
+        run.both(lambda stub, timeout: stub.ActivateModel.future(ask, timeout=timeout))
 
     def UnregisterModel(
         self, request: control_pb2.UnregisterModelRequest, context: grpc.ServicerContext
@@ -115,15 +154,17 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
             except DittoError as error:
                 status.serving, status.error = False, str(error)
             processes.append(status)
+        own = self._models.of(str(caller(context)))
+        answering = [status.role for status in processes if status.serving and status.role in PARTIES]
         # other clients see enough of a job's name to recognise their own
         return control_pb2.StatusReply(
-            processes=processes, queued=queued, running=short(running), dealer=self._inventory(),
-            throughput=self._account.state(),
+            processes=processes, queued=queued, running=short(running), throughput=self._account.state(),
+            dealer=self._inventory([entry.model for entry in own]), faults=self._view.faults(own, answering),
         )  # fmt: skip
 
-    def _inventory(self) -> dealer_pb2.InventoryReply | None:
+    def _inventory(self, own: list[str]) -> dealer_pb2.InventoryReply | None:
         try:
-            return self._dealer.Inventory(dealer_pb2.InventoryRequest(), timeout=1.0)
+            return self._dealer.Inventory(dealer_pb2.InventoryRequest(models=own), timeout=1.0)
         except grpc.RpcError:  # the dealer's row of the status says why
             return None
 
@@ -153,12 +194,21 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
     def RunJob(
         self, request: control_pb2.RunJobRequest, context: grpc.ServicerContext
     ) -> Iterator[control_pb2.JobEvent]:
-        model = self._models.get(request.model)
-        if model.share_id != request.share_id:
-            raise ClusterError(f"model {request.model} was shared again meanwhile; try again")
-        plan = plan_of(request.plan)
+        """Run one job in its turn.
+
+        1. What the client means is what is listed, is admitted, and no party objects: said before the job waits.
+        2. Its turn. The sharing that serves the model now is taken: a later one, perhaps, but of the same owner and
+           with the same description, or the job ends with JobMismatch. No sharing is activated while the job runs; who
+           drops its sharing meanwhile does not take it away from the job.
+        3. Both parties open the job on it, and the client is told which it is: its inputs name it, so that each party
+           checks it against its own.
+        """
+        # 1
+        client, plan = str(caller(context)), plan_of(request.plan)
+        model = self._meant(request, client)
         program = admit_job(model.description, plan, request.fingerprint, self._config, self._config.role)
-        run = JobRun(secrets.token_hex(16), self._stubs, self._config.step_timeout_s, str(caller(context)))
+        self._view.check(model, client)
+        run = JobRun(secrets.token_hex(16), self._stubs, self._config.step_timeout_s, client)
         reason, outcome = "the client ended the job", "cancelled"
         structlog.contextvars.bind_contextvars(job=short(run.name))
         log.info("job started", model=request.model, **vars(plan))
@@ -168,7 +218,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
             self._queue.enter(run.name, run.client)
             if not context.add_callback(run.cancel):
                 run.cancel()
-            yield from self._events(run, model, program, plan)
+            yield from self._events(run, request, program, plan)
             if run.ended:
                 run.close("")
             run.done = True
@@ -207,7 +257,16 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
             **seconds_by_phase, **counts,
         )  # fmt: skip
 
-    def _events(self, run: JobRun, model: Registered, program: Program, plan: Plan) -> Iterator[control_pb2.JobEvent]:
+    def _meant(self, request: control_pb2.RunJobRequest, client: str) -> Registered:
+        """The sharing that serves now, if it is what a client means. Raises UnknownModel, JobMismatch."""
+        model = self._models.get(request.model, client)
+        model.check_meant(request.owner, request.description_digest)
+        return model
+
+    def _events(
+        self, run: JobRun, request: control_pb2.RunJobRequest, program: Program, plan: Plan
+    ) -> Iterator[control_pb2.JobEvent]:
+        # 2
         place = self._queue.place(run.name)
         while place:
             yield control_pb2.JobEvent(queued=control_pb2.Queued(position=place))
@@ -216,13 +275,17 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
                 place = self._queue.place(run.name, 0.2)
                 run.check()
         self._connect_all()
+        model = self._meant(request, run.client)
+        # 3
         ask = party_pb2.OpenJobRequest(
             job=run.name, model=model.model, share_id=model.share_id,
             plan=to_message(plan), fingerprint=program.fingerprint, client=run.client,
+            description_digest=digest_of(model.description),
         )  # fmt: skip
         run.both(lambda stub, timeout: stub.OpenJob.future(ask, timeout=timeout))
         run.begun = True
-        yield control_pb2.JobEvent(accepted=control_pb2.Accepted(job=run.name, layers=program.layers))
+        accepted = control_pb2.Accepted(job=run.name, layers=program.layers, share_id=model.share_id)
+        yield control_pb2.JobEvent(accepted=accepted)
         self._await_client(run)
         start = time.perf_counter()
         for layer, name in enumerate(program.layers):

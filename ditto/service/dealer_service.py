@@ -144,10 +144,10 @@ class _Feed:
 class _Job:
     """Both parties' feeds of one job and the thread that fills them, stage after stage, ahead of their use."""
 
-    def __init__(self, request: dealer_pb2.CorrelationsRequest, description: str, limit: int) -> None:
+    def __init__(self, request: dealer_pb2.CorrelationsRequest, entry: Entry, limit: int) -> None:
         self.plan = plan_of(request.plan)
         self.key = (request.share_id, self.plan)
-        self.name, self._description = request.job, description
+        self.name, self._entry = request.job, entry
         self.seeds = _pair(new_seed())
         self.feeds = (_Feed(limit), _Feed(limit))
         self.joined: set[int] = set()
@@ -162,9 +162,9 @@ class _Job:
             for stage in range(self.plan.stages):
                 if stage == 1:
                     _step_back()
-                program = program_for(self._description, self.plan, stage)
+                program = program_for(self._entry.description, self.plan, stage)
                 if stage == 0:  # all stages have the same weights; a model may be removed under a job
-                    masks = service.weights(self.key[0], program.weights)
+                    masks = service.weights(self.key[0], program.weights, self._entry)
                 for party, data in DealerJob(program, self.name, self.seeds, masks, first, carried).deal():
                     self.feeds[party].add(data, self.feeds[1 - party])
                 for feed, other in zip(self.feeds, self.feeds[::-1], strict=True):
@@ -229,7 +229,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
     ) -> dealer_pb2.InventoryReply:
         with self._lock:
             job = next(reversed(self._jobs.values()), None)
-            reply = dealer_pb2.InventoryReply(models=sorted({*self._known.values()}))
+            reply = dealer_pb2.InventoryReply(models=sorted({*self._known.values()} & {*request.models}))
         if job is not None:
             reply.job = short(job.name)
             for feed in job.feeds:
@@ -246,13 +246,12 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
             raise UnknownModel("the dealer does not know this sharing of the model", peer="dealer")
         return load_entry(path, Entry, _owner(share_id))
 
-    def weights(self, share_id: str, wires: dict[str, Wire]) -> DealerWeights:
-        """The masks of the last two models stay expanded."""
+    def weights(self, share_id: str, wires: dict[str, Wire], entry: Entry) -> DealerWeights:
+        """The masks of the last two models stay expanded; of one that was forgotten meanwhile, for its job only."""
         with self._weights_lock:
             if share_id not in self._weights:
                 while len(self._weights) >= 2:
                     self._weights.popitem(last=False)
-                entry = self._entry(share_id)
                 weights = self._weights[share_id] = DealerWeights(wires, _pair(bytes.fromhex(entry.master)))
                 kernel_of(64)  # measured now, not in the first job, as everything below
                 few = generates(entry.description) and keeps_whole(wires)
@@ -261,7 +260,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
                     if few and wire.held == "matrix":
                         mask.keep_whole()
             self._weights.move_to_end(share_id)
-            return self._weights[share_id]
+            return self._weights.pop(share_id) if self._forgotten(share_id) else self._weights[share_id]
 
     def ModelSeed(
         self, request: dealer_pb2.ModelSeedRequest, context: grpc.ServicerContext
@@ -297,7 +296,8 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
             self._known[request.share_id] = entry.model
         if fresh:
             log.info("model registered", model=entry.model, share=short(request.share_id))
-            threading.Thread(target=self.weights, args=(request.share_id, wires), name="warm", daemon=True).start()
+            args = request.share_id, wires, entry
+            threading.Thread(target=self.weights, args=args, name="warm", daemon=True).start()
         return dealer_pb2.ModelSeedReply(seed=_pair(bytes.fromhex(entry.master))[PARTIES.index(role)])
 
     def _words(self, share_id: str) -> list[Path]:
@@ -364,9 +364,9 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
 
     def _join(self, request: dealer_pb2.CorrelationsRequest, party: int) -> _Job:
         check_id(request.job)
-        description = self._entry(request.share_id).description
+        entry = self._entry(request.share_id)
         plan = plan_of(request.plan)
-        admit_job(description, plan, request.fingerprint, self._config, self._config.role)
+        admit_job(entry.description, plan, request.fingerprint, self._config, self._config.role)
         self._drop_abandoned()
         with self._lock:
             job = self._jobs.get(request.job)
@@ -374,7 +374,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
                 if request.job in self._used:
                     raise ReplayedJob(f"job {request.job} was dealt before", peer="dealer")
                 self._used.add(request.job)
-                job = self._jobs[request.job] = _Job(request, description, self._config.ahead_mb << 20)
+                job = self._jobs[request.job] = _Job(request, entry, self._config.ahead_mb << 20)
                 log.info("job started", **vars(plan))
                 threading.Thread(target=job.deal, args=(self,), name="deal", daemon=True).start()
             if party in job.joined:

@@ -7,7 +7,6 @@ compiled program; what would take long to compile is refused before, by its desc
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -24,7 +23,6 @@ MB = 1 << 20
 NARROWEST = 2  # bytes of an element of the narrowest table, of an opened score: what no preset goes below
 PRODUCT, DEALING = 5, 4  # see `peak_of`
 ON_THEIR_WAY = 64 * MB  # of correlations at most, by default
-AROUND = 256  # bytes that a list has of a model besides its description
 
 
 def _hold(field: str, limit: float, found: float, what: str, peer: str) -> None:
@@ -59,12 +57,6 @@ def admit_model(description: str, limits: Limits, peer: str) -> dict[str, Wire]:
     size = sum(_nbytes(wire.shape, wire.ring) for wire in wires.values())
     _hold_mb("max_model_mb", limits.max_model_mb, size, what, peer)
     return wires
-
-
-def admit_listing(descriptions: Iterable[str], max_message_mb: int, peer: str) -> None:
-    """Do these models fit one list, which is one message? Raises LimitExceeded."""
-    size = sum(len(text.encode()) + AROUND for text in descriptions)
-    _hold_mb("max_message_mb", max_message_mb, size, "a list of models of", peer)
 
 
 def weights_in(d: Dimensions) -> int:

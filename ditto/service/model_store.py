@@ -19,12 +19,14 @@ from ditto.engine.channel import Channel, compare_transcripts
 from ditto.engine.program import Wire
 from ditto.engine.sharing import seeded_share
 from ditto.engine.weights import PartyWeights
-from ditto.errors import BadShare, ClusterError, NotAllowed, ReuseError, UnknownModel
+from ditto.errors import ClusterError, DamagedFile, LimitExceeded, NotAllowed, ReuseError, UnknownModel
 from ditto.files import make_directory
 from ditto.models.compiled import generates, weights_of
+from ditto.models.description import digest_of
 from ditto.names import ID, PARTIES, check_id, check_name
 from ditto.net.config import Limits
-from ditto.ring import carrier, pack, unpack
+from ditto.ring import carrier
+from ditto.service.assembly import hashed, receive
 from ditto.service.limits import admit_model
 from ditto.service.share_ids import ShareIds
 from ditto.service.storage import START
@@ -41,37 +43,8 @@ from ditto.service.stored import (
 from ditto.wire import party_pb2
 
 KEPT = 2
-
-
-class Assembly:
-    """One packed tensor share arriving in chunks; checks ring, shape and length against the program."""
-
-    def __init__(self, name: str, wire: Wire | None, ring: int, shape: tuple[int, ...]) -> None:
-        if wire is None:
-            raise BadShare(f"{name!r} is no tensor of this program")
-        if ring != wire.ring or shape != tuple(wire.shape):
-            raise BadShare(
-                f"{name}: a share of shape {shape} over {ring} bits; expected {tuple(wire.shape)} over {wire.ring}"
-            )
-        self.name, self.wire = name, wire
-        self.total = wire.nbytes
-        self._data = bytearray(self.total)
-        self._filled = 0
-
-    def add(self, offset: int, data: bytes) -> None:
-        if offset != self._filled or offset + len(data) > self.total:
-            raise BadShare(f"{self.name}: {offset + len(data)} bytes where {self.total} are expected")
-        self._data[offset : offset + len(data)] = data
-        self._filled += len(data)
-
-    @property
-    def full(self) -> bool:
-        return self._filled == self.total
-
-    def tensor(self) -> torch.Tensor:
-        if self._filled != self.total:
-            raise BadShare(f"{self.name}: {self._filled} of {self.total} bytes received")
-        return unpack(self._data, self.wire.ring, tuple(self.wire.shape))
+UNFINISHED = 4  # sharings of one name that were put and not activated: more are a client's that fails again and again
+GRANTS = 1000  # of a model
 
 
 def expand(seed: bytes, wires: dict[str, Wire]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -94,11 +67,23 @@ class Entry(StoredEntry):
     owner: str = Field(min_length=1)  # who put it, by the TLS peer's certificate
     granted: list[str] = Field(default_factory=list)  # who else may ask it
     share_digest: str = ""  # of this party's share, SHA-256
+    order: int = 0  # in which the sharings of a name were put
+
+    def may_ask(self, client: str) -> bool:
+        return client == self.owner or client in self.granted
 
     def check_asks(self, client: str) -> None:
         """Raises NotAllowed unless this identity may run jobs."""
-        if client != self.owner and client not in self.granted:
+        if not self.may_ask(client):
             raise NotAllowed(f"the model {self.model} belongs to {self.owner}, who has not granted it to {client}")
+
+    def check_description(self, digest: bytes, role: str) -> None:
+        """Raises DamagedFile unless the coordinator has this party's copy of the description."""
+        if digest != digest_of(self.description):
+            raise DamagedFile(
+                f"the coordinator's description of {self.model} is not the one that {role} has with its share; "
+                "share the model again", peer=role,
+            )  # fmt: skip
 
 
 def _share_hash(entry: Entry, kind: str) -> Any:
@@ -110,11 +95,12 @@ class ModelStore:
     def __init__(self, root: Path, party: int, limits: Limits | None = None) -> None:
         self._root, self._party, self._limits = root / "models", party, limits or Limits()
         make_directory(self._root, 0o700)
-        self._ids = ShareIds(root / "share_ids")
+        self._ids = ShareIds(root / "share_ids", PARTIES[party], self._limits.max_sharings)
         self._lock = threading.Lock()
         self._loaded: OrderedDict[str, PartyWeights] = OrderedDict()
         self._entries: dict[str, Entry] = {}
         self._arriving: dict[str, Entry] = {}  # being put: they claim their names, too
+        self._activating: set[str] = set()
         for share_id in self._ids.untold():  # dropped when the process ended
             shutil.rmtree(self._root / share_id, ignore_errors=True)
         paths = sorted(self._root.glob("*/model.json"))
@@ -137,17 +123,23 @@ class ModelStore:
 
     def entry(self, share_id: str) -> Entry:
         with self._lock:
-            entry = self._entries.get(share_id)
+            return self._entry(share_id)
+
+    def _entry(self, share_id: str) -> Entry:
+        """The caller holds the lock."""
+        entry = self._entries.get(share_id)
         if entry is None:
-            raise UnknownModel(f"party{self._party} has no share of this model", peer=f"party{self._party}")
+            raise UnknownModel(f"{self._role} has no share of this model", peer=self._role)
         return entry
 
     def put(self, requests: Iterator[party_pb2.PutModelRequest], owner: str) -> Entry:
         """Receive one sharing from the client `owner` and write it down; it becomes active later.
 
         1. A name belongs to who has a sharing of it. Raises NotAllowed for anybody else.
-        2. The identifier is used up, whatever becomes of the sharing. Raises ReuseError if it was before.
-        3. The share is written down as it comes, and its digest taken: of the tensors, or of the seed that they are
+        2. Of what was put under the name and never activated, the oldest goes where there is much of it.
+        3. The identifier is used up, whatever becomes of the sharing. Raises ReuseError if it was before, LimitExceeded
+           for an owner who has used up too many.
+        4. The share is written down as it comes, and its digest taken: of the tensors, or of the seed that they are
            expanded from, with the description that says how.
         """
         header = next(requests, party_pb2.PutModelRequest()).header
@@ -157,18 +149,22 @@ class ModelStore:
         home = self._root / entry.share_id
         with self._claiming(entry):
             try:
-                # 3
+                # 4
                 if header.seed:
                     found = _share_hash(entry, "seed")
                     found.update(header.seed)
                     save_seed(home / "seed", header.seed, self._owner(share_id))
                 else:
                     found = _share_hash(entry, "tensors")
-                    received = _hashed(_receive(requests, wires), wires, found)
+                    received = hashed(receive(requests, wires), wires, found)
                     save_tensors(home / "shares.safetensors", wires, received, self._owner(share_id))
                 with self._lock:
-                    granted = [client for other in self._of_name(name) for client in other.granted]
-                    fields = {"share_digest": found.hexdigest(), "granted": sorted({*granted})}
+                    others = self._of_name(name)
+                    fields = {
+                        "share_digest": found.hexdigest(),
+                        "granted": sorted({client for other in others for client in other.granted}),
+                        "order": 1 + max((other.order for other in others), default=0),
+                    }
                     entry = entry.model_copy(update=fields)
                     self._write(entry)
             except BaseException:
@@ -181,11 +177,16 @@ class ModelStore:
         with self._lock:
             # 1
             self._check_owner(entry.model, entry.owner)
+            self._check_quota(entry)
             # 2
+            unfinished = [e for e in self._of_name(entry.model) if not e.active and e.share_id not in self._activating]
+            for old in sorted(unfinished, key=lambda e: e.order)[: 1 - UNFINISHED]:
+                self._drop(old.share_id)
+            # 3
             home = self._root / entry.share_id
             if home.exists():  # an older version's, or damaged
                 raise ReuseError("the identifier of this sharing was used before; share the model again", self._role)
-            self._ids.take(entry.share_id)
+            self._ids.take(entry.share_id, entry.owner)
             make_directory(home, 0o700)
             self._arriving[entry.share_id] = entry
         try:
@@ -203,10 +204,18 @@ class ModelStore:
             if entry.model == name and entry.owner != client:
                 raise NotAllowed(f"the model {name} belongs to {entry.owner}, not to {client}", self._role)
 
+    def _check_quota(self, entry: Entry) -> None:
+        """Raises LimitExceeded for one name too many. The caller holds the lock."""
+        entries = (*self._entries.values(), *self._arriving.values())
+        names = {e.model for e in entries if e.owner == entry.owner} | {entry.model}
+        if len(names) > self._limits.max_models:
+            most = f"it takes at most {self._limits.max_models:,} of one client (max_models)"
+            raise LimitExceeded(f"{self._role}: {entry.owner} has {len(names) - 1:,} models; {most}", peer=self._role)
+
     def grant(self, name: str, owner: str, client: str, revoke: bool) -> None:
         """Let another identity ask a model, or no longer. A later sharing of the name keeps what is granted.
 
-        Raises UnknownModel, NotAllowed unless `owner` is the model's.
+        Raises UnknownModel, NotAllowed unless `owner` is the model's, LimitExceeded for a grant too many.
         """
         with self._lock:
             self._check_owner(name, owner)
@@ -215,6 +224,8 @@ class ModelStore:
                 raise UnknownModel(f"{self._role} has no model {name}", peer=self._role)
             for entry in entries:
                 granted = {*entry.granted} - {client} if revoke else {*entry.granted, client}
+                if len(granted) > GRANTS:
+                    raise LimitExceeded(f"{name} is granted to {GRANTS:,} clients, which is the most", peer=self._role)
                 self._write(entry.model_copy(update={"granted": sorted(granted)}))
 
     def remove(self, name: str, owner: str, chosen: Callable[[Entry], bool]) -> list[str]:
@@ -237,6 +248,25 @@ class ModelStore:
         """The caller holds the lock."""
         save_entry(self._root / entry.share_id / "model.json", entry, self._owner(entry.share_id))
         self._entries[entry.share_id] = entry
+
+    @contextlib.contextmanager
+    def activating(self, share_id: str) -> Iterator[Entry]:
+        """One activation of a sharing at a time, and none where a sharing that was put later serves already: an owner
+        who shares twice at once gets the later one, at both parties. Raises ClusterError, UnknownModel."""
+        with self._lock:
+            entry = self._entry(share_id)
+            if entry.active:
+                raise ClusterError("this sharing is active already", peer=self._role)
+            if share_id in self._activating:
+                raise ClusterError("this sharing is being activated", peer=self._role)
+            if any(other.active and other.order > entry.order for other in self._of_name(entry.model)):
+                raise ClusterError(f"a later sharing of {entry.model} serves already", peer=self._role)
+            self._activating.add(share_id)
+        try:
+            yield entry
+        finally:
+            with self._lock:
+                self._activating.discard(share_id)
 
     def activate(self, entry: Entry, mask_seed: bytes, channel: Channel) -> None:
         """Open F with the peer, once for this sharing, tensor by tensor, and keep it if the peer activates the same
@@ -293,11 +323,11 @@ class ModelStore:
         self._loaded[share_id] = weights
 
     def weights(self, share_id: str) -> PartyWeights:
-        """The weights of an active sharing, from memory or from disk."""
-        entry = self.entry(share_id)
-        if not entry.active:
-            raise ClusterError(f"the sharing of {entry.model} was never activated; share the model again")
+        """The weights of an active sharing, from memory or from disk. Who has them keeps them when it is dropped."""
         with self._lock:
+            entry = self._entry(share_id)
+            if not entry.active:
+                raise ClusterError(f"the sharing of {entry.model} was never activated; share the model again")
             weights = self._loaded.get(share_id)
             if weights is None:
                 weights = self._load(entry)
@@ -308,10 +338,14 @@ class ModelStore:
     def drop(self, share_id: str) -> None:
         """Forget a sharing. Its identifier stays used up; on the disk before anything goes."""
         with self._lock:
-            self._ids.drop(share_id)
-            self._loaded.pop(share_id, None)
-            self._entries.pop(share_id, None)
-            shutil.rmtree(self._root / check_id(share_id), ignore_errors=True)  # also one that was set aside
+            self._drop(share_id)
+
+    def _drop(self, share_id: str) -> None:
+        """The caller holds the lock."""
+        self._ids.drop(share_id)
+        self._loaded.pop(share_id, None)
+        self._entries.pop(share_id, None)
+        shutil.rmtree(self._root / check_id(share_id), ignore_errors=True)  # also one that was set aside
 
 
 def load_weights(home: Path, entry: Entry, party: int) -> PartyWeights:
@@ -334,30 +368,3 @@ def marks(home: Path) -> dict[str, str]:
         with contextlib.suppress(OSError), (home / name).open("rb") as file:
             found[name] = file.read(START).hex()
     return found
-
-
-def _hashed(tensors: Iterator[torch.Tensor], wires: dict[str, Wire], found: Any) -> Iterator[torch.Tensor]:
-    """The same tensors; `found` has seen them packed, each after its type."""
-    for (name, wire), tensor in zip(wires.items(), tensors, strict=True):
-        found.update(json.dumps([name, wire.ring, wire.frac, list(wire.shape)]).encode())
-        found.update(pack(tensor, wire.ring))
-        yield tensor
-
-
-def _receive(requests: Iterator[party_pb2.PutModelRequest], wires: dict[str, Wire]) -> Iterator[torch.Tensor]:
-    """The shares as they arrive, in the order of the program's weights."""
-    chunks = (request.chunk for request in requests)
-    for name in wires:
-        chunk = next(chunks, None)
-        if chunk is None or chunk.name != name:
-            raise BadShare(f"the share of {name} is missing")
-        part = Assembly(name, wires[name], chunk.ring, tuple(chunk.shape))
-        part.add(chunk.offset, chunk.data)
-        while not part.full:
-            chunk = next(chunks, None)
-            if chunk is None or chunk.name != name:
-                break
-            part.add(chunk.offset, chunk.data)
-        yield part.tensor()
-    if next(chunks, None) is not None:
-        raise BadShare("a share that the program does not know")

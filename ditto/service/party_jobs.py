@@ -17,6 +17,7 @@ from ditto.engine.weights import PartyWeights
 from ditto.errors import BadShare, ClusterError, ReplayedJob, StorageError
 from ditto.models import Plan
 from ditto.models.compiled import program_for
+from ditto.models.description import digest_of
 from ditto.names import check_id
 from ditto.net.config import PartyConfig
 from ditto.net.messages import ledger_to_message, plan_of, times_to_message
@@ -24,8 +25,9 @@ from ditto.net.metrics import PartyMetrics
 from ditto.net.peerlink import LinkChannel, PeerLink
 from ditto.net.transport import short
 from ditto.ring.prg import SEED_BYTES
+from ditto.service.assembly import Assembly
 from ditto.service.limits import admit_job
-from ditto.service.model_store import Assembly, ModelStore
+from ditto.service.model_store import ModelStore
 from ditto.service.recordings import Header, Recordings
 from ditto.service.source import DealerSource
 from ditto.service.terms import Terms
@@ -187,6 +189,7 @@ class Jobs:
                 raise ReplayedJob(f"job {request.job} was used before", peer=self._config.role)
         entry = self._store.entry(request.share_id)
         entry.check_asks(request.client)
+        entry.check_description(request.description_digest, self._config.role)
         plan = plan_of(request.plan)
         admit_job(entry.description, plan, request.fingerprint, self._config, self._config.role)
         weights = self._store.weights(request.share_id)
@@ -201,7 +204,10 @@ class Jobs:
         )  # fmt: skip
         source = DealerSource(self._dealer, correlations, self._config.step_timeout_s, self._metrics)
         job = Job(request.job, entry.description, plan, self._config.index, channel, source)
-        terms = Terms(request.client, entry.model, entry.owner, entry.share_id, plan, request.fingerprint)
+        terms = Terms(
+            request.client, entry.model, entry.owner, entry.share_id, plan, request.fingerprint,
+            digest_of(entry.description),
+        )  # fmt: skip
         with self._lock:
             self._jobs[request.job], self._terms[request.job] = job, terms
         log.info("job started", job=short(request.job), model=entry.model, **vars(plan))

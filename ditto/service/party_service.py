@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import grpc
 import structlog
@@ -10,6 +10,7 @@ import structlog
 from ditto.engine.ledger import Phase
 from ditto.engine.sharing import answer_type
 from ditto.errors import BadShare, ClusterError, DittoError, NotAllowed
+from ditto.models.description import digest_of
 from ditto.names import check_id, check_name
 from ditto.net.config import PartyConfig
 from ditto.net.identity import Identity, caller
@@ -17,7 +18,9 @@ from ditto.net.metrics import PartyMetrics
 from ditto.net.peerlink import PeerLink
 from ditto.net.transport import CHUNK, Roles, connect, from_rpc_error, open_channel, short
 from ditto.ring import pack
-from ditto.service.model_store import Assembly, ModelStore
+from ditto.service.assembly import Assembly
+from ditto.service.model_store import Entry, ModelStore
+from ditto.service.pages import page
 from ditto.service.party_jobs import Jobs
 from ditto.wire import dealer_pb2, dealer_pb2_grpc, party_pb2, party_pb2_grpc
 
@@ -26,7 +29,7 @@ _CLIENT, _CONTROL = frozenset({"client"}), frozenset({"coordinator"})
 
 
 def roles(config: PartyConfig) -> Roles:
-    table = {name: _CONTROL for name in ("ActivateModel", "OpenJob", "Prepare", "Run", "CloseJob")}
+    table = {name: _CONTROL for name in ("ActivateModel", "CheckModel", "OpenJob", "Prepare", "Run", "CloseJob")}
     table |= {name: _CLIENT for name in ("PutModel", "RemoveModel", "GrantModel", "PutInput", "FetchOutput")}
     table["ListModels"] = _CLIENT | _CONTROL
     if config.index == 0:
@@ -79,11 +82,15 @@ class PartyService(party_pb2_grpc.PartyServicer):
     def ActivateModel(
         self, request: party_pb2.ActivateModelRequest, context: grpc.ServicerContext
     ) -> party_pb2.ActivateModelReply:
-        entry = self._store.entry(request.share_id)
+        with self._store.activating(request.share_id) as entry:
+            return self._activate(request, entry, context)
+
+    def _activate(
+        self, request: party_pb2.ActivateModelRequest, entry: Entry, context: grpc.ServicerContext
+    ) -> party_pb2.ActivateModelReply:
         if (entry.model, entry.owner) != (request.model, request.owner):
             raise NotAllowed("this sharing is of another model, or of another owner", peer=self._config.role)
-        if entry.active:
-            raise ClusterError("this sharing is active already", peer=self._config.role)
+        entry.check_description(request.description_digest, self._config.role)
         connect(self._dealer_channel, "dealer", self._config.connect_timeout_s)
         self._tell_dealer()
         ask = dealer_pb2.ModelSeedRequest(
@@ -104,22 +111,34 @@ class PartyService(party_pb2_grpc.PartyServicer):
         log.info("model active", model=entry.model, share=entry.share_id, bytes_sent=channel.payload_sent)
         return party_pb2.ActivateModelReply()
 
+    def CheckModel(
+        self, request: party_pb2.CheckModelRequest, context: grpc.ServicerContext
+    ) -> party_pb2.CheckModelReply:
+        entry = self._store.entry(request.share_id)
+        if entry.model != request.model:
+            raise NotAllowed("this sharing is of another model", peer=self._config.role)
+        entry.check_asks(request.client)
+        entry.check_description(request.description_digest, self._config.role)
+        return party_pb2.CheckModelReply(active=entry.active)
+
     def RemoveModel(
         self, request: party_pb2.RemoveModelRequest, context: grpc.ServicerContext
     ) -> party_pb2.RemoveModelReply:
         """Asked by the owner's client itself: a coordinator alone can make no party forget a model."""
-        owner, only, keep = str(caller(context)), request.only, request.keep
-        if keep:
-            kept = self._store.entry(keep)
-            if not kept.active or (kept.model, kept.owner) != (request.model, owner):
-                raise ClusterError("the sharing to keep does not serve this model", peer=self._config.role)
-        removed = self._store.remove(
-            request.model, owner, lambda entry: entry.share_id != keep and (not only or entry.share_id == only)
-        )
+        owner = str(caller(context))
+        removed = self._store.remove(request.model, owner, self._chosen(request, owner))
         for share_id in removed:
             log.info("model dropped", model=request.model, share=short(share_id), owner=owner)
         self._tell_dealer()
         return party_pb2.RemoveModelReply(removed=len(removed))
+
+    def _chosen(self, request: party_pb2.RemoveModelRequest, owner: str) -> Callable[[Entry], bool]:
+        if request.keep:
+            kept = self._store.entry(request.keep)
+            if not kept.active or (kept.model, kept.owner) != (request.model, owner):
+                raise ClusterError("the sharing to keep does not serve this model", peer=self._config.role)
+            return lambda entry: entry.order < kept.order  # what is put later may serve by now
+        return lambda entry: not request.only or entry.share_id == request.only
 
     def _tell_dealer(self) -> None:
         """What was dropped here. Without a dealer it is told the next time: best effort."""
@@ -142,15 +161,24 @@ class PartyService(party_pb2_grpc.PartyServicer):
     def ListModels(
         self, request: party_pb2.PartyModelsRequest, context: grpc.ServicerContext
     ) -> party_pb2.PartyModelsReply:
-        asking = str(caller(context))
+        who = caller(context)
+        asking = str(who)
+        entries = self._store.entries()
+        if who.role == "client":
+            entries = [e for e in entries if e.may_ask(asking)]
+        elif request.client:
+            entries = [e for e in entries if e.active and e.may_ask(request.client)]
         models = [
             party_pb2.PartyModel(
                 model=e.model, share_id=e.share_id, active=e.active, owner=e.owner,
-                granted=e.granted if e.owner == asking else (),
+                granted=e.granted if e.owner == asking else (), description_digest=digest_of(e.description),
             )
-            for e in self._store.entries()
+            for e in entries
         ]  # fmt: skip
-        return party_pb2.PartyModelsReply(models=models, peer_link=self.link.up)
+        given, after = page(
+            models, lambda m: f"{m.model}/{m.share_id}", lambda m: m.ByteSize(), request.page_token, request.page_size
+        )
+        return party_pb2.PartyModelsReply(models=given, peer_link=self.link.up, next_page_token=after)
 
     # Jobs ---------------------------------------------------------------------------------------
 

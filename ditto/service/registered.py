@@ -9,8 +9,8 @@ import structlog
 from pydantic import Field
 
 from ditto import files
-from ditto.errors import BadDescription, NotAllowed, UnknownModel, VersionMismatch
-from ditto.models.description import parse
+from ditto.errors import BadDescription, JobMismatch, LimitExceeded, NotAllowed, UnknownModel, VersionMismatch
+from ditto.models.description import digest_of, parse
 from ditto.names import ID, NAME, check_name
 from ditto.service.stored import Owner, StoredEntry, readable_entries, save_entry
 
@@ -24,6 +24,15 @@ class Registered(StoredEntry):
     share_id: str = Field(pattern=ID)
     description: str
     owner: str = Field(min_length=1)  # an identity, as client/alice; the parties have their own word on it
+
+    def check_meant(self, owner: str, digest: bytes) -> None:
+        """Raises JobMismatch where a client took this model for another's, or read another description of it."""
+        if owner != self.owner:
+            raise JobMismatch(f"the model {self.model} belongs to {self.owner}, not to {owner}", peer="coordinator")
+        if digest != digest_of(self.description):
+            raise JobMismatch(
+                f"the model {self.model} was shared again with another description; ask again", peer="coordinator"
+            )
 
 
 class RegisteredModels:
@@ -46,17 +55,21 @@ class RegisteredModels:
     def __len__(self) -> int:
         return len(self._models)
 
-    def get(self, name: str) -> Registered:
-        """Raises UnknownModel."""
+    def get(self, name: str, client: str) -> Registered:
+        """Raises UnknownModel, which names the client's own models and nobody else's."""
         with self._lock:
-            entry, known = self._models.get(name), ", ".join(sorted(self._models)) or "none"
+            entry = self._models.get(name)
         if entry is None:
-            raise UnknownModel(f"no model {name[:100]!r} is shared; shared models: {known}")
+            known = ", ".join(model.model for model in self.of(client)[:20]) or "none"
+            raise UnknownModel(f"no model {name[:100]!r} is shared; yours: {known}", peer="coordinator")
         return entry
 
     def all(self) -> list[Registered]:
         with self._lock:
             return [entry for _, entry in sorted(self._models.items())]
+
+    def of(self, client: str) -> list[Registered]:
+        return [entry for entry in self.all() if entry.owner == client]
 
     def put(self, entry: Registered) -> None:
         """Let a sharing serve its name. Raises NotAllowed if the name is another's."""
@@ -65,10 +78,17 @@ class RegisteredModels:
             save_entry(self._root / f"{entry.model}.json", entry, _owner(entry.model))
             self._models[entry.model] = entry
 
-    def check_owner(self, name: str, client: str) -> None:
-        """Raises NotAllowed if the name is another's."""
+    def check_owner(self, name: str, client: str, most: int) -> None:
+        """May a client share a model of this name? Raises NotAllowed if the name is another's, LimitExceeded if it has
+        so many others."""
         with self._lock:
             self._check(name, client)
+        others = sum(entry.model != name for entry in self.of(client))
+        if others >= most:
+            raise LimitExceeded(
+                f"coordinator: {client} has {others:,} models; it takes at most {most:,} of one client (max_models)",
+                peer="coordinator",
+            )
 
     def _check(self, name: str, client: str) -> None:
         entry = self._models.get(name)

@@ -9,6 +9,8 @@ from ditto.errors import JobMismatch, NotAllowed, VersionMismatch
 from ditto.net.messages import plan_of
 from ditto.wire import party_pb2
 
+_UNSAID = {"share_id": "sharing", "description_digest": "description"}  # what their values would tell nobody
+
 
 class Terms(NamedTuple):
     """What this party runs. The model and its owner are by its own records, the client by what it was told: whoever
@@ -20,6 +22,7 @@ class Terms(NamedTuple):
     share_id: str
     plan: Plan
     fingerprint: str
+    description_digest: bytes
 
     def check_caller(self, caller: str, role: str) -> None:
         """Raises NotAllowed for anybody but the client of the job: knowing its name opens nothing."""
@@ -29,13 +32,14 @@ class Terms(NamedTuple):
     def check(self, believed: party_pb2.JobTerms, role: str) -> None:
         """Raises JobMismatch, or VersionMismatch for another program, unless the client means this job."""
         theirs = Terms(
-            self.client, believed.model, believed.owner, believed.share_id, plan_of(believed.plan), believed.fingerprint
-        )
+            self.client, believed.model, believed.owner, believed.share_id, plan_of(believed.plan),
+            believed.fingerprint, believed.description_digest,
+        )  # fmt: skip
         for field, mine, meant in zip(self._fields, self, theirs, strict=True):
             if mine == meant:
                 continue
             if field == "fingerprint":
                 raise VersionMismatch(f"{role} runs another program than the client compiled (fingerprint)", peer=role)
-            word = {"share_id": "sharing"}.get(field, field)
-            detail = "" if field == "share_id" else f": {mine}, not {meant}"
+            word = _UNSAID.get(field, field)
+            detail = "" if field in _UNSAID else f": {mine}, not {meant}"
             raise JobMismatch(f"{role} runs a job of another {word} than was asked for{detail}", peer=role)

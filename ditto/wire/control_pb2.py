@@ -26,7 +26,7 @@ from ditto.wire import dealer_pb2 as ditto_dot_v1_dot_dealer__pb2
 from ditto.wire import party_pb2 as ditto_dot_v1_dot_party__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x64itto/v1/control.proto\x12\x08\x64itto.v1\x1a\x15\x64itto/v1/dealer.proto\x1a\x14\x64itto/v1/party.proto\"L\n\x05Model\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08share_id\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\r\n\x05owner\x18\x04 \x01(\t\"6\n\x14RegisterModelRequest\x12\x1e\n\x05model\x18\x01 \x01(\x0b\x32\x0f.ditto.v1.Model\"\x14\n\x12RegisterModelReply\"\'\n\x16UnregisterModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"%\n\x14UnregisterModelReply\x12\r\n\x05known\x18\x01 \x01(\x08\"\x13\n\x11ListModelsRequest\"2\n\x0fListModelsReply\x12\x1f\n\x06models\x18\x01 \x03(\x0b\x32\x0f.ditto.v1.Model\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x0f\n\rStatusRequest\"N\n\rProcessStatus\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0f\n\x07serving\x18\x03 \x01(\x08\x12\r\n\x05\x65rror\x18\x04 \x01(\t\"\xae\x01\n\x0bStatusReply\x12*\n\tprocesses\x18\x01 \x03(\x0b\x32\x17.ditto.v1.ProcessStatus\x12\x0e\n\x06queued\x18\x02 \x01(\r\x12\x0f\n\x07running\x18\x03 \x01(\t\x12(\n\x06\x64\x65\x61ler\x18\x04 \x01(\x0b\x32\x18.ditto.v1.InventoryReply\x12(\n\nthroughput\x18\x05 \x01(\x0b\x32\x14.ditto.v1.Throughput\"~\n\nThroughput\x12\x0c\n\x04\x64one\x18\x01 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x02 \x01(\x04\x12\x11\n\tcancelled\x18\x03 \x01(\x04\x12\x0e\n\x06recent\x18\x04 \x01(\r\x12\x16\n\x0eonline_seconds\x18\x05 \x01(\x01\x12\x17\n\x0foffline_seconds\x18\x06 \x01(\x01\"c\n\rRunJobRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08share_id\x18\x02 \x01(\t\x12\x1c\n\x04plan\x18\x03 \x01(\x0b\x32\x0e.ditto.v1.Plan\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\t\"\'\n\x08\x41\x63\x63\x65pted\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06layers\x18\x02 \x03(\t\"\x1a\n\x06Queued\x12\x10\n\x08position\x18\x01 \x01(\r\"\xb0\x01\n\tLayerDone\x12\r\n\x05layer\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x1e\n\x05phase\x18\x03 \x01(\x0e\x32\x0f.ditto.v1.Phase\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\x12!\n\x07ledgers\x18\x05 \x03(\x0b\x32\x10.ditto.v1.Ledger\x12\r\n\x05stage\x18\x07 \x01(\r\x12#\n\x05times\x18\x06 \x03(\x0b\x32\x14.ditto.v1.LayerTimes\";\n\x04\x44one\x12\x0f\n\x07seconds\x18\x01 \x01(\x01\x12\"\n\x07traffic\x18\x02 \x03(\x0b\x32\x11.ditto.v1.Traffic\"\x1a\n\tStageDone\x12\r\n\x05stage\x18\x01 \x01(\r\"\xcb\x01\n\x08JobEvent\x12\"\n\x06queued\x18\x01 \x01(\x0b\x32\x10.ditto.v1.QueuedH\x00\x12&\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x0b\x32\x12.ditto.v1.AcceptedH\x00\x12$\n\x05layer\x18\x03 \x01(\x0b\x32\x13.ditto.v1.LayerDoneH\x00\x12\x1e\n\x04\x64one\x18\x04 \x01(\x0b\x32\x0e.ditto.v1.DoneH\x00\x12$\n\x05stage\x18\x05 \x01(\x0b\x32\x13.ditto.v1.StageDoneH\x00\x42\x07\n\x05\x65vent\":\n\x0fStartJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\r\n\x05stage\x18\x02 \x01(\r\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x08\"\x0f\n\rStartJobReply2\xe2\x03\n\x0b\x43oordinator\x12M\n\rRegisterModel\x12\x1e.ditto.v1.RegisterModelRequest\x1a\x1c.ditto.v1.RegisterModelReply\x12S\n\x0fUnregisterModel\x12 .ditto.v1.UnregisterModelRequest\x1a\x1e.ditto.v1.UnregisterModelReply\x12\x44\n\nListModels\x12\x1b.ditto.v1.ListModelsRequest\x1a\x19.ditto.v1.ListModelsReply\x12\x36\n\x08GetModel\x12\x19.ditto.v1.GetModelRequest\x1a\x0f.ditto.v1.Model\x12\x38\n\x06Status\x12\x17.ditto.v1.StatusRequest\x1a\x15.ditto.v1.StatusReply\x12\x37\n\x06RunJob\x12\x17.ditto.v1.RunJobRequest\x1a\x12.ditto.v1.JobEvent0\x01\x12>\n\x08StartJob\x12\x19.ditto.v1.StartJobRequest\x1a\x17.ditto.v1.StartJobReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x64itto/v1/control.proto\x12\x08\x64itto.v1\x1a\x15\x64itto/v1/dealer.proto\x1a\x14\x64itto/v1/party.proto\"L\n\x05Model\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08share_id\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\r\n\x05owner\x18\x04 \x01(\t\"6\n\x14RegisterModelRequest\x12\x1e\n\x05model\x18\x01 \x01(\x0b\x32\x0f.ditto.v1.Model\"\x14\n\x12RegisterModelReply\"\'\n\x16UnregisterModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"%\n\x14UnregisterModelReply\x12\r\n\x05known\x18\x01 \x01(\x08\":\n\x11ListModelsRequest\x12\x12\n\npage_token\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\"K\n\x0fListModelsReply\x12\x1f\n\x06models\x18\x01 \x03(\x0b\x32\x0f.ditto.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x0f\n\rStatusRequest\"N\n\rProcessStatus\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0f\n\x07serving\x18\x03 \x01(\x08\x12\r\n\x05\x65rror\x18\x04 \x01(\t\"\xd4\x01\n\x0bStatusReply\x12*\n\tprocesses\x18\x01 \x03(\x0b\x32\x17.ditto.v1.ProcessStatus\x12\x0e\n\x06queued\x18\x02 \x01(\r\x12\x0f\n\x07running\x18\x03 \x01(\t\x12(\n\x06\x64\x65\x61ler\x18\x04 \x01(\x0b\x32\x18.ditto.v1.InventoryReply\x12(\n\nthroughput\x18\x05 \x01(\x0b\x32\x14.ditto.v1.Throughput\x12$\n\x06\x66\x61ults\x18\x06 \x03(\x0b\x32\x14.ditto.v1.ModelFault\"7\n\nModelFault\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0c\n\x04what\x18\x03 \x01(\t\"~\n\nThroughput\x12\x0c\n\x04\x64one\x18\x01 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x02 \x01(\x04\x12\x11\n\tcancelled\x18\x03 \x01(\x04\x12\x0e\n\x06recent\x18\x04 \x01(\r\x12\x16\n\x0eonline_seconds\x18\x05 \x01(\x01\x12\x17\n\x0foffline_seconds\x18\x06 \x01(\x01\"\x82\x01\n\rRunJobRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x1c\n\x04plan\x18\x03 \x01(\x0b\x32\x0e.ditto.v1.Plan\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\t\x12\r\n\x05owner\x18\x05 \x01(\t\x12\x1a\n\x12\x64\x65scription_digest\x18\x06 \x01(\x0cJ\x04\x08\x02\x10\x03\"9\n\x08\x41\x63\x63\x65pted\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06layers\x18\x02 \x03(\t\x12\x10\n\x08share_id\x18\x03 \x01(\t\"\x1a\n\x06Queued\x12\x10\n\x08position\x18\x01 \x01(\r\"\xb0\x01\n\tLayerDone\x12\r\n\x05layer\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x1e\n\x05phase\x18\x03 \x01(\x0e\x32\x0f.ditto.v1.Phase\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\x12!\n\x07ledgers\x18\x05 \x03(\x0b\x32\x10.ditto.v1.Ledger\x12\r\n\x05stage\x18\x07 \x01(\r\x12#\n\x05times\x18\x06 \x03(\x0b\x32\x14.ditto.v1.LayerTimes\";\n\x04\x44one\x12\x0f\n\x07seconds\x18\x01 \x01(\x01\x12\"\n\x07traffic\x18\x02 \x03(\x0b\x32\x11.ditto.v1.Traffic\"\x1a\n\tStageDone\x12\r\n\x05stage\x18\x01 \x01(\r\"\xcb\x01\n\x08JobEvent\x12\"\n\x06queued\x18\x01 \x01(\x0b\x32\x10.ditto.v1.QueuedH\x00\x12&\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x0b\x32\x12.ditto.v1.AcceptedH\x00\x12$\n\x05layer\x18\x03 \x01(\x0b\x32\x13.ditto.v1.LayerDoneH\x00\x12\x1e\n\x04\x64one\x18\x04 \x01(\x0b\x32\x0e.ditto.v1.DoneH\x00\x12$\n\x05stage\x18\x05 \x01(\x0b\x32\x13.ditto.v1.StageDoneH\x00\x42\x07\n\x05\x65vent\":\n\x0fStartJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\r\n\x05stage\x18\x02 \x01(\r\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x08\"\x0f\n\rStartJobReply2\xe2\x03\n\x0b\x43oordinator\x12M\n\rRegisterModel\x12\x1e.ditto.v1.RegisterModelRequest\x1a\x1c.ditto.v1.RegisterModelReply\x12S\n\x0fUnregisterModel\x12 .ditto.v1.UnregisterModelRequest\x1a\x1e.ditto.v1.UnregisterModelReply\x12\x44\n\nListModels\x12\x1b.ditto.v1.ListModelsRequest\x1a\x19.ditto.v1.ListModelsReply\x12\x36\n\x08GetModel\x12\x19.ditto.v1.GetModelRequest\x1a\x0f.ditto.v1.Model\x12\x38\n\x06Status\x12\x17.ditto.v1.StatusRequest\x1a\x15.ditto.v1.StatusReply\x12\x37\n\x06RunJob\x12\x17.ditto.v1.RunJobRequest\x1a\x12.ditto.v1.JobEvent0\x01\x12>\n\x08StartJob\x12\x19.ditto.v1.StartJobRequest\x1a\x17.ditto.v1.StartJobReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,37 +44,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UNREGISTERMODELREPLY']._serialized_start=278
   _globals['_UNREGISTERMODELREPLY']._serialized_end=315
   _globals['_LISTMODELSREQUEST']._serialized_start=317
-  _globals['_LISTMODELSREQUEST']._serialized_end=336
-  _globals['_LISTMODELSREPLY']._serialized_start=338
-  _globals['_LISTMODELSREPLY']._serialized_end=388
-  _globals['_GETMODELREQUEST']._serialized_start=390
-  _globals['_GETMODELREQUEST']._serialized_end=422
-  _globals['_STATUSREQUEST']._serialized_start=424
-  _globals['_STATUSREQUEST']._serialized_end=439
-  _globals['_PROCESSSTATUS']._serialized_start=441
-  _globals['_PROCESSSTATUS']._serialized_end=519
-  _globals['_STATUSREPLY']._serialized_start=522
-  _globals['_STATUSREPLY']._serialized_end=696
-  _globals['_THROUGHPUT']._serialized_start=698
-  _globals['_THROUGHPUT']._serialized_end=824
-  _globals['_RUNJOBREQUEST']._serialized_start=826
-  _globals['_RUNJOBREQUEST']._serialized_end=925
-  _globals['_ACCEPTED']._serialized_start=927
-  _globals['_ACCEPTED']._serialized_end=966
-  _globals['_QUEUED']._serialized_start=968
-  _globals['_QUEUED']._serialized_end=994
-  _globals['_LAYERDONE']._serialized_start=997
-  _globals['_LAYERDONE']._serialized_end=1173
-  _globals['_DONE']._serialized_start=1175
-  _globals['_DONE']._serialized_end=1234
-  _globals['_STAGEDONE']._serialized_start=1236
-  _globals['_STAGEDONE']._serialized_end=1262
-  _globals['_JOBEVENT']._serialized_start=1265
-  _globals['_JOBEVENT']._serialized_end=1468
-  _globals['_STARTJOBREQUEST']._serialized_start=1470
-  _globals['_STARTJOBREQUEST']._serialized_end=1528
-  _globals['_STARTJOBREPLY']._serialized_start=1530
-  _globals['_STARTJOBREPLY']._serialized_end=1545
-  _globals['_COORDINATOR']._serialized_start=1548
-  _globals['_COORDINATOR']._serialized_end=2030
+  _globals['_LISTMODELSREQUEST']._serialized_end=375
+  _globals['_LISTMODELSREPLY']._serialized_start=377
+  _globals['_LISTMODELSREPLY']._serialized_end=452
+  _globals['_GETMODELREQUEST']._serialized_start=454
+  _globals['_GETMODELREQUEST']._serialized_end=486
+  _globals['_STATUSREQUEST']._serialized_start=488
+  _globals['_STATUSREQUEST']._serialized_end=503
+  _globals['_PROCESSSTATUS']._serialized_start=505
+  _globals['_PROCESSSTATUS']._serialized_end=583
+  _globals['_STATUSREPLY']._serialized_start=586
+  _globals['_STATUSREPLY']._serialized_end=798
+  _globals['_MODELFAULT']._serialized_start=800
+  _globals['_MODELFAULT']._serialized_end=855
+  _globals['_THROUGHPUT']._serialized_start=857
+  _globals['_THROUGHPUT']._serialized_end=983
+  _globals['_RUNJOBREQUEST']._serialized_start=986
+  _globals['_RUNJOBREQUEST']._serialized_end=1116
+  _globals['_ACCEPTED']._serialized_start=1118
+  _globals['_ACCEPTED']._serialized_end=1175
+  _globals['_QUEUED']._serialized_start=1177
+  _globals['_QUEUED']._serialized_end=1203
+  _globals['_LAYERDONE']._serialized_start=1206
+  _globals['_LAYERDONE']._serialized_end=1382
+  _globals['_DONE']._serialized_start=1384
+  _globals['_DONE']._serialized_end=1443
+  _globals['_STAGEDONE']._serialized_start=1445
+  _globals['_STAGEDONE']._serialized_end=1471
+  _globals['_JOBEVENT']._serialized_start=1474
+  _globals['_JOBEVENT']._serialized_end=1677
+  _globals['_STARTJOBREQUEST']._serialized_start=1679
+  _globals['_STARTJOBREQUEST']._serialized_end=1737
+  _globals['_STARTJOBREPLY']._serialized_start=1739
+  _globals['_STARTJOBREPLY']._serialized_end=1754
+  _globals['_COORDINATOR']._serialized_start=1757
+  _globals['_COORDINATOR']._serialized_end=2239
 # @@protoc_insertion_point(module_scope)

@@ -126,12 +126,21 @@ Global___UnregisterModelReply: _TypeAlias = UnregisterModelReply  # noqa: Y015
 class ListModelsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    page_token: _builtins.str
+    """of the page before; empty: the first page"""
+    page_size: _builtins.int
+    """models at most; 0: as many as the server likes"""
     def __init__(
         self,
+        *,
+        page_token: _builtins.str = ...,
+        page_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -142,16 +151,20 @@ class ListModelsReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MODELS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """empty: there is no more"""
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___Model]: ...
     def __init__(
         self,
         *,
         models: _abc.Iterable[Global___Model] | None = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models", "next_page_token", b"next_page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -228,6 +241,7 @@ class StatusReply(_message.Message):
     RUNNING_FIELD_NUMBER: _builtins.int
     DEALER_FIELD_NUMBER: _builtins.int
     THROUGHPUT_FIELD_NUMBER: _builtins.int
+    FAULTS_FIELD_NUMBER: _builtins.int
     queued: _builtins.int
     running: _builtins.str
     """the first digits of the job that runs, if any"""
@@ -239,6 +253,10 @@ class StatusReply(_message.Message):
 
     @_builtins.property
     def throughput(self) -> Global___Throughput: ...
+    @_builtins.property
+    def faults(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelFault]:
+        """of the caller's own models, 20 at most"""
+
     def __init__(
         self,
         *,
@@ -247,14 +265,42 @@ class StatusReply(_message.Message):
         running: _builtins.str = ...,
         dealer: _dealer_pb2.InventoryReply | None = ...,
         throughput: Global___Throughput | None = ...,
+        faults: _abc.Iterable[Global___ModelFault] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["dealer", b"dealer", "throughput", b"throughput"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dealer", b"dealer", "processes", b"processes", "queued", b"queued", "running", b"running", "throughput", b"throughput"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dealer", b"dealer", "faults", b"faults", "processes", b"processes", "queued", b"queued", "running", b"running", "throughput", b"throughput"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StatusReply: _TypeAlias = StatusReply  # noqa: Y015
+
+@_typing.final
+class ModelFault(_message.Message):
+    """Where a party does not hold what the coordinator lists."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    WHAT_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    role: _builtins.str
+    what: _builtins.str
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        role: _builtins.str = ...,
+        what: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "role", b"role", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelFault: _TypeAlias = ModelFault  # noqa: Y015
 
 @_typing.final
 class Throughput(_message.Message):
@@ -296,29 +342,36 @@ Global___Throughput: _TypeAlias = Throughput  # noqa: Y015
 
 @_typing.final
 class RunJobRequest(_message.Message):
+    """Which sharing it runs on is decided when its turn comes: the one that serves the model then, if it is of the same
+    owner and description.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: _builtins.int
-    SHARE_ID_FIELD_NUMBER: _builtins.int
     PLAN_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_DIGEST_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    share_id: _builtins.str
     fingerprint: _builtins.str
     """of the first stage's program as the client compiled it"""
+    owner: _builtins.str
+    description_digest: _builtins.bytes
     @_builtins.property
     def plan(self) -> _dealer_pb2.Plan: ...
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
-        share_id: _builtins.str = ...,
         plan: _dealer_pb2.Plan | None = ...,
         fingerprint: _builtins.str = ...,
+        owner: _builtins.str = ...,
+        description_digest: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "model", b"model", "plan", b"plan", "share_id", b"share_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description_digest", b"description_digest", "fingerprint", b"fingerprint", "model", b"model", "owner", b"owner", "plan", b"plan"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -330,7 +383,10 @@ class Accepted(_message.Message):
 
     JOB_FIELD_NUMBER: _builtins.int
     LAYERS_FIELD_NUMBER: _builtins.int
+    SHARE_ID_FIELD_NUMBER: _builtins.int
     job: _builtins.str
+    share_id: _builtins.str
+    """the sharing that both parties have opened the job on"""
     @_builtins.property
     def layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -338,10 +394,11 @@ class Accepted(_message.Message):
         *,
         job: _builtins.str = ...,
         layers: _abc.Iterable[_builtins.str] | None = ...,
+        share_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "layers", b"layers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "layers", b"layers", "share_id", b"share_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

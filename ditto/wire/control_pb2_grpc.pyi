@@ -36,6 +36,7 @@ class CoordinatorStub:
     UnregisterModel: _grpc.UnaryUnaryMultiCallable[_control_pb2.UnregisterModelRequest, _control_pb2.UnregisterModelReply]
     """After the owner's client removed a model at both parties: its name serves no more."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_control_pb2.ListModelsRequest, _control_pb2.ListModelsReply]
+    """The models that the caller owns or may ask, by name, a page at a time."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_control_pb2.GetModelRequest, _control_pb2.Model]
     Status: _grpc.UnaryUnaryMultiCallable[_control_pb2.StatusRequest, _control_pb2.StatusReply]
     RunJob: _grpc.UnaryStreamMultiCallable[_control_pb2.RunJobRequest, _control_pb2.JobEvent]
@@ -51,6 +52,7 @@ class CoordinatorAsyncStub(CoordinatorStub):
     UnregisterModel: _aio.UnaryUnaryMultiCallable[_control_pb2.UnregisterModelRequest, _control_pb2.UnregisterModelReply]  # type: ignore[assignment]
     """After the owner's client removed a model at both parties: its name serves no more."""
     ListModels: _aio.UnaryUnaryMultiCallable[_control_pb2.ListModelsRequest, _control_pb2.ListModelsReply]  # type: ignore[assignment]
+    """The models that the caller owns or may ask, by name, a page at a time."""
     GetModel: _aio.UnaryUnaryMultiCallable[_control_pb2.GetModelRequest, _control_pb2.Model]  # type: ignore[assignment]
     Status: _aio.UnaryUnaryMultiCallable[_control_pb2.StatusRequest, _control_pb2.StatusReply]  # type: ignore[assignment]
     RunJob: _aio.UnaryStreamMultiCallable[_control_pb2.RunJobRequest, _control_pb2.JobEvent]  # type: ignore[assignment]
@@ -80,7 +82,8 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _control_pb2.ListModelsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_control_pb2.ListModelsReply, _abc.Awaitable[_control_pb2.ListModelsReply]]: ...
+    ) -> _typing.Union[_control_pb2.ListModelsReply, _abc.Awaitable[_control_pb2.ListModelsReply]]:
+        """The models that the caller owns or may ask, by name, a page at a time."""
 
     @_abc_1.abstractmethod
     def GetModel(

@@ -216,12 +216,19 @@ Global___CorrelationsReply: _TypeAlias = CorrelationsReply  # noqa: Y015
 class InventoryRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    MODELS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """those that the coordinator wants to know about"""
+
     def __init__(
         self,
+        *,
+        models: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -260,7 +267,9 @@ class InventoryReply(_message.Message):
     job: _builtins.str
     """the first digits of the running job's name; empty when none runs"""
     @_builtins.property
-    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of those that were asked about: the known ones"""
+
     @_builtins.property
     def parties(self) -> _containers.RepeatedCompositeFieldContainer[Global___PartyInventory]: ...
     def __init__(

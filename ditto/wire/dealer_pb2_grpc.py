@@ -82,7 +82,7 @@ class DealerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Inventory(self, request, context):
-        """Coordinator: the models known, and how much of the running job is dealt.
+        """Coordinator: which models are known, and how much of the running job is dealt.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -43,7 +43,7 @@ class DealerStub:
     Correlations: _grpc.UnaryStreamMultiCallable[_dealer_pb2.CorrelationsRequest, _dealer_pb2.CorrelationsReply]
     """The calling party's correlations of one job: first the seed, then chunks of about 1 MB, in program order."""
     Inventory: _grpc.UnaryUnaryMultiCallable[_dealer_pb2.InventoryRequest, _dealer_pb2.InventoryReply]
-    """Coordinator: the models known, and how much of the running job is dealt."""
+    """Coordinator: which models are known, and how much of the running job is dealt."""
 
 @_typing.type_check_only
 class DealerAsyncStub(DealerStub):
@@ -57,7 +57,7 @@ class DealerAsyncStub(DealerStub):
     Correlations: _aio.UnaryStreamMultiCallable[_dealer_pb2.CorrelationsRequest, _dealer_pb2.CorrelationsReply]  # type: ignore[assignment]
     """The calling party's correlations of one job: first the seed, then chunks of about 1 MB, in program order."""
     Inventory: _aio.UnaryUnaryMultiCallable[_dealer_pb2.InventoryRequest, _dealer_pb2.InventoryReply]  # type: ignore[assignment]
-    """Coordinator: the models known, and how much of the running job is dealt."""
+    """Coordinator: which models are known, and how much of the running job is dealt."""
 
 class DealerServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -92,6 +92,6 @@ class DealerServicer(metaclass=_abc_1.ABCMeta):
         request: _dealer_pb2.InventoryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_dealer_pb2.InventoryReply, _abc.Awaitable[_dealer_pb2.InventoryReply]]:
-        """Coordinator: the models known, and how much of the running job is dealt."""
+        """Coordinator: which models are known, and how much of the running job is dealt."""
 
 def add_DealerServicer_to_server(servicer: DealerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -197,12 +197,15 @@ class ActivateModelRequest(_message.Message):
     SHARE_ID_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_DIGEST_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     share_id: _builtins.str
     attempt: _builtins.str
     """names the rounds of this activation on the peer link"""
     owner: _builtins.str
     """the identity that asked the coordinator; refused unless the sharing is its own"""
+    description_digest: _builtins.bytes
+    """of what the coordinator will list; refused unless the party's copy has it"""
     def __init__(
         self,
         *,
@@ -210,10 +213,11 @@ class ActivateModelRequest(_message.Message):
         share_id: _builtins.str = ...,
         attempt: _builtins.str = ...,
         owner: _builtins.str = ...,
+        description_digest: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "model", b"model", "owner", b"owner", "share_id", b"share_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "description_digest", b"description_digest", "model", b"model", "owner", b"owner", "share_id", b"share_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -235,6 +239,54 @@ class ActivateModelReply(_message.Message):
 Global___ActivateModelReply: _TypeAlias = ActivateModelReply  # noqa: Y015
 
 @_typing.final
+class CheckModelRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    SHARE_ID_FIELD_NUMBER: _builtins.int
+    CLIENT_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_DIGEST_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    share_id: _builtins.str
+    client: _builtins.str
+    description_digest: _builtins.bytes
+    """of the coordinator's copy"""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        share_id: _builtins.str = ...,
+        client: _builtins.str = ...,
+        description_digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "description_digest", b"description_digest", "model", b"model", "share_id", b"share_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckModelRequest: _TypeAlias = CheckModelRequest  # noqa: Y015
+
+@_typing.final
+class CheckModelReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTIVE_FIELD_NUMBER: _builtins.int
+    active: _builtins.bool
+    def __init__(
+        self,
+        *,
+        active: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckModelReply: _TypeAlias = CheckModelReply  # noqa: Y015
+
+@_typing.final
 class RemoveModelRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -244,7 +296,7 @@ class RemoveModelRequest(_message.Message):
     model: _builtins.str
     only: _builtins.str
     keep: _builtins.str
-    """all but this one, which must be active"""
+    """all that were put before this one, which must be active"""
     def __init__(
         self,
         *,
@@ -326,12 +378,25 @@ Global___GrantModelReply: _TypeAlias = GrantModelReply  # noqa: Y015
 class PartyModelsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    CLIENT_FIELD_NUMBER: _builtins.int
+    page_token: _builtins.str
+    """of the page before; empty: the first page"""
+    page_size: _builtins.int
+    """sharings at most; 0: as many as the server likes"""
+    client: _builtins.str
+    """from the coordinator: only what this identity may ask, and is active"""
     def __init__(
         self,
+        *,
+        page_token: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        client: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -346,11 +411,14 @@ class PartyModel(_message.Message):
     ACTIVE_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
     GRANTED_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_DIGEST_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     share_id: _builtins.str
     active: _builtins.bool
     owner: _builtins.str
     """an identity, as client/alice"""
+    description_digest: _builtins.bytes
+    """16 bytes: SHA-256 of this party's copy, cut"""
     @_builtins.property
     def granted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """to clients: of their own models only"""
@@ -363,10 +431,11 @@ class PartyModel(_message.Message):
         active: _builtins.bool = ...,
         owner: _builtins.str = ...,
         granted: _abc.Iterable[_builtins.str] | None = ...,
+        description_digest: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "granted", b"granted", "model", b"model", "owner", b"owner", "share_id", b"share_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "description_digest", b"description_digest", "granted", b"granted", "model", b"model", "owner", b"owner", "share_id", b"share_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -378,7 +447,10 @@ class PartyModelsReply(_message.Message):
 
     MODELS_FIELD_NUMBER: _builtins.int
     PEER_LINK_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     peer_link: _builtins.bool
+    next_page_token: _builtins.str
+    """empty: there is no more"""
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___PartyModel]: ...
     def __init__(
@@ -386,10 +458,11 @@ class PartyModelsReply(_message.Message):
         *,
         models: _abc.Iterable[Global___PartyModel] | None = ...,
         peer_link: _builtins.bool = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models", "peer_link", b"peer_link"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models", "next_page_token", b"next_page_token", "peer_link", b"peer_link"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -405,12 +478,15 @@ class OpenJobRequest(_message.Message):
     PLAN_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     CLIENT_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_DIGEST_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     model: _builtins.str
     share_id: _builtins.str
     fingerprint: _builtins.str
     client: _builtins.str
     """the identity that asked the coordinator; it alone may bring inputs and fetch outputs"""
+    description_digest: _builtins.bytes
+    """of the coordinator's copy; refused unless the party's has it"""
     @_builtins.property
     def plan(self) -> _dealer_pb2.Plan: ...
     def __init__(
@@ -422,10 +498,11 @@ class OpenJobRequest(_message.Message):
         plan: _dealer_pb2.Plan | None = ...,
         fingerprint: _builtins.str = ...,
         client: _builtins.str = ...,
+        description_digest: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "fingerprint", b"fingerprint", "job", b"job", "model", b"model", "plan", b"plan", "share_id", b"share_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "description_digest", b"description_digest", "fingerprint", b"fingerprint", "job", b"job", "model", b"model", "plan", b"plan", "share_id", b"share_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -734,11 +811,13 @@ class JobTerms(_message.Message):
     SHARE_ID_FIELD_NUMBER: _builtins.int
     PLAN_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_DIGEST_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     owner: _builtins.str
     share_id: _builtins.str
     fingerprint: _builtins.str
     """of the first stage's program"""
+    description_digest: _builtins.bytes
     @_builtins.property
     def plan(self) -> _dealer_pb2.Plan: ...
     def __init__(
@@ -749,10 +828,11 @@ class JobTerms(_message.Message):
         share_id: _builtins.str = ...,
         plan: _dealer_pb2.Plan | None = ...,
         fingerprint: _builtins.str = ...,
+        description_digest: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "model", b"model", "owner", b"owner", "plan", b"plan", "share_id", b"share_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description_digest", b"description_digest", "fingerprint", b"fingerprint", "model", b"model", "owner", b"owner", "plan", b"plan", "share_id", b"share_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -44,6 +44,11 @@ class PartyStub:
                 request_serializer=ditto_dot_v1_dot_party__pb2.ActivateModelRequest.SerializeToString,
                 response_deserializer=ditto_dot_v1_dot_party__pb2.ActivateModelReply.FromString,
                 _registered_method=True)
+        self.CheckModel = channel.unary_unary(
+                '/ditto.v1.Party/CheckModel',
+                request_serializer=ditto_dot_v1_dot_party__pb2.CheckModelRequest.SerializeToString,
+                response_deserializer=ditto_dot_v1_dot_party__pb2.CheckModelReply.FromString,
+                _registered_method=True)
         self.RemoveModel = channel.unary_unary(
                 '/ditto.v1.Party/RemoveModel',
                 request_serializer=ditto_dot_v1_dot_party__pb2.RemoveModelRequest.SerializeToString,
@@ -108,6 +113,14 @@ class PartyServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckModel(self, request, context):
+        """Coordinator: does this party hold a sharing as the coordinator describes it, and may a client ask it? Nothing is
+        decided here for good: a job is checked again when it is opened.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RemoveModel(self, request, context):
         """The owner's client: drop sharings of a name, for good: their identifiers are never taken again.
         """
@@ -123,7 +136,8 @@ class PartyServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """By name and sharing, a page at a time. A client is shown what it owns or may ask.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -180,6 +194,11 @@ def add_PartyServicer_to_server(servicer, server):
                     servicer.ActivateModel,
                     request_deserializer=ditto_dot_v1_dot_party__pb2.ActivateModelRequest.FromString,
                     response_serializer=ditto_dot_v1_dot_party__pb2.ActivateModelReply.SerializeToString,
+            ),
+            'CheckModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckModel,
+                    request_deserializer=ditto_dot_v1_dot_party__pb2.CheckModelRequest.FromString,
+                    response_serializer=ditto_dot_v1_dot_party__pb2.CheckModelReply.SerializeToString,
             ),
             'RemoveModel': grpc.unary_unary_rpc_method_handler(
                     servicer.RemoveModel,
@@ -281,6 +300,33 @@ class Party:
             '/ditto.v1.Party/ActivateModel',
             ditto_dot_v1_dot_party__pb2.ActivateModelRequest.SerializeToString,
             ditto_dot_v1_dot_party__pb2.ActivateModelReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ditto.v1.Party/CheckModel',
+            ditto_dot_v1_dot_party__pb2.CheckModelRequest.SerializeToString,
+            ditto_dot_v1_dot_party__pb2.CheckModelReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,11 +35,16 @@ class PartyStub:
     """Client: one party's share of a model. The sharing, and its name, belong to the caller's identity from here on."""
     ActivateModel: _grpc.UnaryUnaryMultiCallable[_party_pb2.ActivateModelRequest, _party_pb2.ActivateModelReply]
     """Coordinator: fetch the mask seed, open the masked weights with the peer, keep them on disk."""
+    CheckModel: _grpc.UnaryUnaryMultiCallable[_party_pb2.CheckModelRequest, _party_pb2.CheckModelReply]
+    """Coordinator: does this party hold a sharing as the coordinator describes it, and may a client ask it? Nothing is
+    decided here for good: a job is checked again when it is opened.
+    """
     RemoveModel: _grpc.UnaryUnaryMultiCallable[_party_pb2.RemoveModelRequest, _party_pb2.RemoveModelReply]
     """The owner's client: drop sharings of a name, for good: their identifiers are never taken again."""
     GrantModel: _grpc.UnaryUnaryMultiCallable[_party_pb2.GrantModelRequest, _party_pb2.GrantModelReply]
     """The owner's client: who else may ask a model."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_party_pb2.PartyModelsRequest, _party_pb2.PartyModelsReply]
+    """By name and sharing, a page at a time. A client is shown what it owns or may ask."""
     OpenJob: _grpc.UnaryUnaryMultiCallable[_party_pb2.OpenJobRequest, _party_pb2.OpenJobReply]
     """Coordinator: the life of a job."""
     Prepare: _grpc.UnaryUnaryMultiCallable[_party_pb2.StepRequest, _party_pb2.StepReply]
@@ -58,11 +63,16 @@ class PartyAsyncStub(PartyStub):
     """Client: one party's share of a model. The sharing, and its name, belong to the caller's identity from here on."""
     ActivateModel: _aio.UnaryUnaryMultiCallable[_party_pb2.ActivateModelRequest, _party_pb2.ActivateModelReply]  # type: ignore[assignment]
     """Coordinator: fetch the mask seed, open the masked weights with the peer, keep them on disk."""
+    CheckModel: _aio.UnaryUnaryMultiCallable[_party_pb2.CheckModelRequest, _party_pb2.CheckModelReply]  # type: ignore[assignment]
+    """Coordinator: does this party hold a sharing as the coordinator describes it, and may a client ask it? Nothing is
+    decided here for good: a job is checked again when it is opened.
+    """
     RemoveModel: _aio.UnaryUnaryMultiCallable[_party_pb2.RemoveModelRequest, _party_pb2.RemoveModelReply]  # type: ignore[assignment]
     """The owner's client: drop sharings of a name, for good: their identifiers are never taken again."""
     GrantModel: _aio.UnaryUnaryMultiCallable[_party_pb2.GrantModelRequest, _party_pb2.GrantModelReply]  # type: ignore[assignment]
     """The owner's client: who else may ask a model."""
     ListModels: _aio.UnaryUnaryMultiCallable[_party_pb2.PartyModelsRequest, _party_pb2.PartyModelsReply]  # type: ignore[assignment]
+    """By name and sharing, a page at a time. A client is shown what it owns or may ask."""
     OpenJob: _aio.UnaryUnaryMultiCallable[_party_pb2.OpenJobRequest, _party_pb2.OpenJobReply]  # type: ignore[assignment]
     """Coordinator: the life of a job."""
     Prepare: _aio.UnaryUnaryMultiCallable[_party_pb2.StepRequest, _party_pb2.StepReply]  # type: ignore[assignment]
@@ -92,6 +102,16 @@ class PartyServicer(metaclass=_abc_1.ABCMeta):
         """Coordinator: fetch the mask seed, open the masked weights with the peer, keep them on disk."""
 
     @_abc_1.abstractmethod
+    def CheckModel(
+        self,
+        request: _party_pb2.CheckModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_party_pb2.CheckModelReply, _abc.Awaitable[_party_pb2.CheckModelReply]]:
+        """Coordinator: does this party hold a sharing as the coordinator describes it, and may a client ask it? Nothing is
+        decided here for good: a job is checked again when it is opened.
+        """
+
+    @_abc_1.abstractmethod
     def RemoveModel(
         self,
         request: _party_pb2.RemoveModelRequest,
@@ -112,7 +132,8 @@ class PartyServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _party_pb2.PartyModelsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_party_pb2.PartyModelsReply, _abc.Awaitable[_party_pb2.PartyModelsReply]]: ...
+    ) -> _typing.Union[_party_pb2.PartyModelsReply, _abc.Awaitable[_party_pb2.PartyModelsReply]]:
+        """By name and sharing, a page at a time. A client is shown what it owns or may ask."""
 
     @_abc_1.abstractmethod
     def OpenJob(
