@@ -168,7 +168,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
             self._queue.enter(run.name, run.client)
             if not context.add_callback(run.cancel):
                 run.cancel()
-            yield from self._events(run, model, program, plan)
+            yield from self._events(run, model, program, plan, request.fingerprint)
             if run.ended:
                 run.close("")
             run.done = True
@@ -207,7 +207,9 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
             **seconds_by_phase, **counts,
         )  # fmt: skip
 
-    def _events(self, run: JobRun, model: Registered, program: Program, plan: Plan) -> Iterator[control_pb2.JobEvent]:
+    def _events(
+        self, run: JobRun, model: Registered, program: Program, plan: Plan, fingerprint: str
+    ) -> Iterator[control_pb2.JobEvent]:
         place = self._queue.place(run.name)
         while place:
             yield control_pb2.JobEvent(queued=control_pb2.Queued(position=place))
@@ -218,7 +220,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         self._connect_all()
         ask = party_pb2.OpenJobRequest(
             job=run.name, model=model.model, share_id=model.share_id,
-            plan=to_message(plan), fingerprint=program.fingerprint, client=run.client,
+            plan=to_message(plan), fingerprint=fingerprint, client=run.client,
         )  # fmt: skip
         run.both(lambda stub, timeout: stub.OpenJob.future(ask, timeout=timeout))
         run.begun = True
