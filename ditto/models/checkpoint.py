@@ -65,6 +65,8 @@ def load_checkpoint(directory: Path) -> Checkpoint:
             raise BadCheckpoint(f"tensor {key} is missing")
         if tuple(raw[key].shape) != shape:
             raise BadCheckpoint(f"tensor {key}: shape {tuple(raw[key].shape)}, expected {shape}")
+        if not bool(raw[key].isfinite().all()):
+            raise BadCheckpoint(f"tensor {key}: infinite, or no number")
     tensors = architecture.adopt({key: raw[key] for key in need}, dimensions)
     return Checkpoint(name, dimensions, tensors, directory)
 
