@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
 import subprocess
 import sys
@@ -68,7 +67,7 @@ def _once(report: Report, inputs: int, seed: int, seconds: float, corpus: Path) 
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
         report.seconds += time.monotonic() - began
         outcome = json.loads(said.read_text()) if said.exists() else {}
-    report.inputs += outcome.get("inputs", 0) or inputs
+    report.inputs += outcome.get("inputs", 0)
     report.peak = max(report.peak, outcome.get("peak", 0))
     if features := re.findall(r"cov: (\d+) ft: (\d+)", done.stdout):
         report.covered = "{} edges, {} features".format(*features[-1])
@@ -96,4 +95,4 @@ def quiet() -> None:
 
     torch.set_num_threads(1)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    os.nice(0)
+
