@@ -21,7 +21,7 @@ def main() -> None:
 
     flags = [
         f"-runs={engine.inputs}", f"-seed={engine.seed}", "-max_len=256", "-rss_limit_mb=4096", "-timeout=20",
-        f"-max_total_time={max(1, int(engine.seconds))}", "-print_final_stats=1", "-artifact_prefix=/dev/shm/",
+        f"-max_total_time={max(1, int(engine.seconds))}", "-print_final_stats=1", f"-artifact_prefix={engine.scratch}/",
     ]  # fmt: skip
     atheris.Setup([sys.argv[0], *flags], one)
     atheris.Fuzz()

@@ -22,6 +22,7 @@ class Engine:
         name, inputs, seed, said, corpus, seconds = arguments
         self.target, self.inputs, self.seed = TARGETS[name], int(inputs), int(seed)
         self.seconds, self._said, self._corpus = float(seconds), Path(said), Path(corpus)
+        self.scratch = self._said.parent
         self.done = 0
         run.quiet()
         self.target.replay(self.target.build(Source(b"")))

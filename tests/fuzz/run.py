@@ -57,14 +57,18 @@ def campaign(name: str, engine: str, inputs: int, seconds: float, corpus: Path) 
 
 
 def _once(report: Report, inputs: int, seed: int, seconds: float, corpus: Path) -> None:
-    with tempfile.TemporaryDirectory() as scratch:
+    memory = Path("/dev/shm")  # an engine may end without removing what it made: this process does
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as scratch:
         said = Path(scratch) / "said.json"
         command = [
             sys.executable, "-m", f"fuzz.{report.engine}_engine", report.target, str(inputs), str(seed), str(said),
             str(corpus / report.target), str(seconds),
         ]  # fmt: skip
         began = time.monotonic()
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+            env=os.environ | {"DITTO_FUZZ_SCRATCH": scratch},
+        )  # fmt: skip
         report.seconds += time.monotonic() - began
         outcome = json.loads(said.read_text()) if said.exists() else {}
     report.inputs += outcome.get("inputs", 0)

@@ -7,6 +7,7 @@ away again (`restore`), so that each one meets the same cluster.
 from __future__ import annotations
 
 import atexit
+import os
 import shutil
 import tempfile
 from functools import cache
@@ -44,7 +45,7 @@ WORDS = (SHARE, JOB, ATTEMPT, NEW, MODEL, OWNER, "client/bob", "alice", "bob", "
 @cache
 def directory() -> Path:
     """In memory where that is possible: a file a call, each put to the disk, takes time."""
-    root = Path("/dev/shm")
+    root = Path(os.environ.get("DITTO_FUZZ_SCRATCH", "/dev/shm"))
     made = Path(tempfile.mkdtemp(prefix="ditto-fuzz-", dir=root if root.is_dir() else None))
     atexit.register(shutil.rmtree, made, ignore_errors=True)
     return made
