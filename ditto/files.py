@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import re
 import secrets
@@ -16,12 +17,26 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from ditto.errors import StorageError
 
 PRIVATE, PUBLIC = 0o600, 0o666  # of files; the umask takes its part
 _FRESH = re.compile(r"\.[0-9a-f]{16}\.new")
 _ABANDONED = 86400.0  # seconds: no writer takes a day
+
+
+def read_json(path: Path) -> Any:
+    """A document of others, or of an older self. Raises OSError, and ValueError for what is no JSON in UTF-8."""
+    return parse_json(path.read_text(encoding="utf-8"))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Raises ValueError for what is no JSON, also for what is nested deeper than can be read."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def write(path: Path, data: bytes | str, mode: int = PUBLIC) -> None:

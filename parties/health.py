@@ -8,22 +8,45 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import grpc
 import yaml
 
 CHECK = "/grpc.health.v1.Health/Check"
+_UNREADABLE = (
+    OSError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, yaml.YAMLError
+)  # fmt: skip
 SERVING = b"\x08\x01"  # HealthCheckResponse(status=SERVING)
 
 
+class Target(NamedTuple):
+    """A server on this machine, and the PEM files to ask it with."""
+
+    role: str
+    address: str
+    pems: list[bytes]  # authority, key, certificate
+
+
+def target(path: Path) -> Target | None:
+    """The server that `path` configures; None where it configures none. Its own start says why."""
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        host, port = config["listen"].rsplit(":", 1)
+        address = f"{'127.0.0.1' if host in ('0.0.0.0', '[::]') else host}:{port}"
+        pems = [(path.parent / config["tls"][name]).read_bytes() for name in ("ca", "key", "cert")]
+        return Target(str(config["role"]), address, pems)
+    except _UNREADABLE:
+        return None
+
+
 def serving(path: Path, timeout: float = 3.0) -> bool:
-    """Ask the server that `path` configures, on this machine. Raises grpc.RpcError if it does not answer."""
-    config = yaml.safe_load(path.read_text())
-    ca, key, cert = ((path.parent / config["tls"][name]).read_bytes() for name in ("ca", "key", "cert"))
-    host, port = config["listen"].rsplit(":", 1)
-    address = f"{'127.0.0.1' if host in ('0.0.0.0', '[::]') else host}:{port}"
-    options = [("grpc.ssl_target_name_override", config["role"]), ("grpc.enable_http_proxy", 0)]
-    with grpc.secure_channel(address, grpc.ssl_channel_credentials(ca, key, cert), options) as channel:
+    """Ask the server that `path` configures. Raises grpc.RpcError if it does not answer."""
+    found = target(path)
+    if found is None:
+        return False
+    options = [("grpc.ssl_target_name_override", found.role), ("grpc.enable_http_proxy", 0)]
+    with grpc.secure_channel(found.address, grpc.ssl_channel_credentials(*found.pems), options) as channel:
         return bool(channel.unary_unary(CHECK)(b"", timeout=timeout) == SERVING)
 
 

@@ -13,16 +13,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import ditto
 from ditto.engine.program import Program
-from ditto.errors import BadDescription, UsageError, VersionMismatch
-from ditto.models import ARCHITECTURES, Description, Plan, compile_stage, parse, random_model
+from ditto.errors import BadDescription, RangeError, UsageError, VersionMismatch
+from ditto.models import (
+    ARCHITECTURES,
+    Checkpoint,
+    Description,
+    Dimensions,
+    Plan,
+    compile_stage,
+    describe,
+    parse,
+    random_model,
+)
 from ditto.models.compiled import agreed_program, program_for, weights_of
 from ditto.models.description import LONGEST, round_down, round_up
 from ditto.models.importer import with_preset
+from ditto.models.registry import architecture_of
+from ditto.models.tokenizer import Batch
 from ditto.presets import PRESETS
 
 ROOT = Path(ditto.__path__[0])
@@ -227,3 +240,14 @@ def test_only_the_registry_and_its_families_name_an_architecture() -> None:
         named = [name for name in ARCHITECTURES if f'"{name}"' in text]
         inside = path.is_relative_to(ROOT / "models") and (families.search(text) or path.name == "random.py")
         assert inside or not named or path == ROOT / "models" / "export.py", f"{path}: {named}"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_weights_that_are_no_numbers_have_no_description(value: float) -> None:
+    d = Dimensions(
+        hidden=8, layers=1, heads=2, inner=16, vocabulary=16, positions=16, token_types=2, embedding=8, epsilon=1e-12
+    )
+    tensors = {name: torch.full(shape, value) for name, shape in architecture_of("BertModel").shapes(d).items()}
+    zeros = torch.zeros((1, 4), dtype=torch.long)
+    with pytest.raises(RangeError, match="calibration: "):
+        describe(Checkpoint("BertModel", d, tensors), "bad", [Batch(zeros, zeros, torch.ones_like(zeros))])

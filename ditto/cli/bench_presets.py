@@ -4,9 +4,10 @@ import json
 import os
 import platform
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import typer
+from pydantic import BaseModel, ConfigDict, TypeAdapter, model_validator
 
 import ditto
 from ditto import files
@@ -31,6 +32,36 @@ def machine() -> dict[str, Any]:
         lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
         model = lines[0].split(":", 1)[1].strip() if lines else model
     return {"processor": model, "cores": os.cpu_count(), "python": platform.python_version()}
+
+
+class _Peer(BaseModel):
+    """One row of `benchmarks/peers/run.py`: a measurement, or why there is none."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+    error: str | None = None
+    system: str = ""
+    version: str = ""
+    recipe: str = ""
+    seconds: float = 0.0
+    rounds: int | None = None
+    bytes_sent_all_parties: float | None = None
+    bytes_dealer: float | None = None
+
+    @model_validator(mode="after")
+    def _measured(self) -> Self:
+        if self.error is None and (not self.system or self.bytes_sent_all_parties is None):
+            raise ValueError("neither a measurement nor an error")
+        return self
+
+
+def read_peers(path: Path) -> list[dict[str, Any]]:
+    """Raises UsageError."""
+    try:
+        rows = TypeAdapter(list[_Peer]).validate_python(files.read_json(path))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: no rows of benchmarks/peers/run.py: {error}") from None
+    return [row.model_dump(exclude_unset=True) for row in rows]
 
 
 def presets(
@@ -62,7 +93,7 @@ def presets(
     if unknown or not shapes or not networks or not lengths or not all(2 <= n <= 512 for n in lengths):
         wrong = f"shape {unknown[0]!r}: one of {', '.join(SHAPES)}" if unknown else "lengths are 2 to 512 tokens"
         raise UsageError(wrong)
-    rows_of_peers = json.loads(peers.read_text()) if peers else []
+    rows_of_peers = read_peers(peers) if peers else []
     files.make_directory(out_dir)
     document: dict[str, Any] = {
         "version": ditto.__version__, "machine": machine(), "threads": threads, "repeat": repeat,

@@ -30,6 +30,7 @@ from ditto.cli.common import (
 )
 from ditto.cli.report import CostFiles
 from ditto.cli.run import Watcher, emulated, network_of, watching
+from ditto.cli.texts import read_file
 from ditto.errors import UsageError
 from ditto.report.pieces import size
 
@@ -238,9 +239,7 @@ def _prompt_only(watcher: Watcher) -> Any:
 def _prompts(prompt: list[str] | None, file: Path | None) -> list[str]:
     prompts = list(prompt or [])
     if file is not None:
-        if not file.is_file():
-            raise UsageError(f"{file}: no such file")
-        prompts += [line for line in file.read_text(encoding="utf-8").splitlines() if line]
+        prompts += [line for line in read_file(file).splitlines() if line]
     if not prompts:
         raise UsageError("nothing to continue: give --prompt or --file")
     return prompts

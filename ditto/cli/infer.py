@@ -25,7 +25,7 @@ from ditto.cli.common import (
 )
 from ditto.cli.report import CostFiles, print_costs
 from ditto.cli.run import Run, document, emulated, encode_all, network_of, run_batch, watching
-from ditto.cli.texts import pair_up, read_lines
+from ditto.cli.texts import pair_up, read_file, read_lines
 from ditto.errors import UsageError
 
 if TYPE_CHECKING:
@@ -102,13 +102,18 @@ def _ranges(run: Run) -> dict[str, Any]:
 def _texts(text: list[str] | None, pair: list[str] | None, file: Path | None) -> "list[Text]":
     texts = pair_up(text or [], pair or [])
     if file is not None:
-        if str(file) != "-" and not file.is_file():
-            raise UsageError(f"{file}: no such file")
-        content = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+        content = _standard_input() if str(file) == "-" else read_file(file)
         texts += read_lines(content, "standard input" if str(file) == "-" else str(file))
     if not texts:
         raise UsageError("nothing to do: give --text or --file")
     return texts
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"standard input: no text: {error}") from None
 
 
 def _show(texts: "list[Text]", summary: dict[str, Any], answer: "Answer", labels: tuple[str, ...]) -> None:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from ditto.cli import store
 from ditto.cli.common import ConfigFile, Json, connect, emit, note, one_line, out
-from ditto.cli.texts import read_lines
+from ditto.cli.texts import read_file, read_lines
 from ditto.errors import DittoError, UsageError
 from ditto.names import check_name
 
@@ -53,7 +53,7 @@ def import_(
     from ditto.presets import preset_of
 
     chosen, checkpoint = preset_of(preset), load_checkpoint(dir)
-    lines = calibrate.read_text(encoding="utf-8")
+    lines = read_file(calibrate)
     if checkpoint.architecture.answer is Answer.text:  # where a tab is a character like others
         texts: list[Any] = [line for line in lines.splitlines() if line.strip()]
     else:

@@ -1,14 +1,15 @@
 """The client's own models: $DITTO_HOME/models/NAME, with what an inference needs on the client's side."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ditto import files
 from ditto.client.local_cluster import home
-from ditto.errors import BadCheckpoint, UnknownModel
+from ditto.errors import BadCheckpoint, DamagedFile, UnknownModel
 from ditto.names import check_name
 
 if TYPE_CHECKING:
@@ -37,25 +38,57 @@ class StoredModel:
         """Raises BadDescription, or VersionMismatch for what another version of ditto imported."""
         from ditto.models.description import parse
 
-        return parse((self.dir / DESCRIPTION).read_text(encoding="utf-8"))
+        path = self.dir / DESCRIPTION
+        try:
+            return parse(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise self._damaged(path, error) from None
 
     @property
     def checkpoint(self) -> Path:
         """Where the floating-point checkpoint was; needed for --check and for public embeddings only."""
-        path = Path(json.loads((self.dir / "origin.json").read_text())["checkpoint"])
+        path = Path(self._origin()["checkpoint"])
         if not path.is_dir():
             raise BadCheckpoint(f"{path}: the checkpoint this model was imported from is gone; import it again")
         return path
 
+    def _origin(self) -> dict[str, str]:
+        path = self.dir / "origin.json"
+        try:
+            found: Any = files.read_json(path)
+            if not isinstance(found["checkpoint"], str):
+                raise ValueError("no checkpoint named")
+        except (OSError, LookupError, TypeError, ValueError) as error:
+            raise self._damaged(path, error) from None
+        return dict(found)
+
     def weights(self) -> "dict[str, Tensor]":
+        """Raises DamagedFile."""
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        return load_file(self.dir / "weights.safetensors")
+        path = self.dir / "weights.safetensors"
+        try:
+            expected = self._origin().get("weights")  # earlier versions wrote none
+            if expected is not None and expected != _digest(path):
+                raise ValueError("not what was imported")
+            return load_file(path)
+        except (OSError, SafetensorError, ValueError) as error:
+            raise self._damaged(path, error) from None
+
+    def _damaged(self, path: Path, error: Exception) -> DamagedFile:
+        return DamagedFile(f"{path}: cannot be read ({type(error).__name__}: {error}); import the model again")
 
     def tokenizer(self) -> "Tokenizer":
         from ditto.models.tokenizer import Tokenizer
 
         return Tokenizer.load(self.dir / "tokenizer")
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file: a flipped bit of a weight would answer wrongly, and nothing would say so."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def models_dir() -> Path:
@@ -69,9 +102,10 @@ def save(description: "Description", weights: "dict[str, Tensor]", checkpoint: P
     target = models_dir() / check_name(description.name)
     with files.replacing_directory(target) as fresh:
         (fresh / DESCRIPTION).write_text(description.text(), encoding="utf-8")
-        (fresh / "origin.json").write_text(json.dumps({"checkpoint": str(checkpoint.resolve())}))
         (fresh / "weights.safetensors").touch(files.PRIVATE)
         save_tensors(fresh / "weights.safetensors", weights)
+        origin = {"checkpoint": str(checkpoint.resolve()), "weights": _digest(fresh / "weights.safetensors")}
+        (fresh / "origin.json").write_text(json.dumps(origin))
         (fresh / "tokenizer").mkdir()
         for name in TOKENIZER_FILES:
             if (checkpoint / name).exists():

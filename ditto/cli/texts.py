@@ -1,11 +1,24 @@
 """What to compute on, as a user writes it: texts, and pairs of texts."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ditto.errors import EmptyText, UsageError
 
 if TYPE_CHECKING:
     from ditto.models.tokenizer import Text
+
+
+def read_file(path: Path) -> str:
+    """A file of texts. Raises UsageError: absent, not to be read, not UTF-8."""
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file")
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: no text in UTF-8: {error}") from None
 
 
 def split_pair(line: str) -> "Text":

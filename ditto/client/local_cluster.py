@@ -25,10 +25,11 @@ import yaml
 
 from ditto import files
 from ditto.client import pids
-from ditto.errors import CertificateError, ClusterError, DittoError
+from ditto.errors import CertificateError, ClusterError, ConfigError, DittoError
 from ditto.names import PARTIES, ROLES, SERVERS
 from ditto.net import certs
 from ditto.net.config import DEFAULT_PORTS, ClientConfig, DealerConfig, PartyConfig, load_config
+from ditto.net.documents import read_yaml
 from ditto.net.emulation import Network
 from ditto.net.transport import connect, open_channel
 
@@ -122,7 +123,7 @@ class Cluster:
 
     def _give_storage_key(self, role: str) -> None:
         """Name a key file in a configuration that says nothing of storage, and make one where there is none."""
-        text = self.config_path(role).read_text()
+        text = self._text(role)
         if re.search(r"^storage", text, re.MULTILINE):
             return
         path = self.root / "keys" / f"{role}.key"
@@ -130,6 +131,13 @@ class Cluster:
         if not path.exists():
             files.write(path, secrets.token_hex(32) + "\n", files.PRIVATE)
         files.write(self.config_path(role), f"{text.rstrip()}\nstorage_key: {path}\n")
+
+    def _text(self, role: str) -> str:
+        path = self.config_path(role)
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"cannot read {path}: {getattr(error, 'strerror', 'no text')}") from None
 
     def _set_network(self, network: Network) -> None:
         unshaped = Network(name="loopback", rtt_ms=0)
@@ -147,7 +155,7 @@ class Cluster:
             raise ClusterError(f"{', '.join(running)} {otherwise}; stop the cluster first")
         for role in roles:
             path = self.config_path(role)
-            config = yaml.safe_load(path.read_text()) | fields
+            config = read_yaml(path) | fields
             files.write(path, yaml.safe_dump(config, sort_keys=False))
 
     def _network(self, role: str) -> Network | None:
@@ -221,8 +229,8 @@ class Cluster:
         """How many damaged files each server put aside as NAME.damaged, where there are any."""
         found = {}
         for role in SERVERS:
-            with contextlib.suppress(OSError, yaml.YAMLError, KeyError, TypeError):
-                data = self.configs / yaml.safe_load(self.config_path(role).read_text())["data_dir"]
+            with contextlib.suppress(OSError, ConfigError, KeyError, TypeError, ValueError):
+                data = self.configs / read_yaml(self.config_path(role))["data_dir"]
                 found[role] = len(list(data.rglob("*.damaged")))
         return {role: count for role, count in found.items() if count}
 
@@ -246,7 +254,7 @@ class Cluster:
             raise ClusterError(f"cannot be stopped: {named}")
 
     def _start(self, role: str) -> psutil.Process:
-        threads = str(yaml.safe_load(self.config_path(role).read_text()).get("threads", 1))
+        threads = self._threads(role)
         # The server's own thread count decides; OpenMP would otherwise take every core for each process.
         environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         with (self.logs / f"{role}.log").open("ab") as log:
@@ -255,6 +263,9 @@ class Cluster:
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment,
             )  # fmt: skip
         return psutil.Process(child.pid)
+
+    def _threads(self, role: str) -> str:
+        return str(read_yaml(self.config_path(role)).get("threads", 1))
 
     def _command(self, role: str) -> list[str]:
         """What starts a server; its own process, no shell or parent that stays in between. The last three words are

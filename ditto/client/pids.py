@@ -21,10 +21,10 @@ from ditto.errors import ClusterError
 def read(path: Path) -> dict[str, int]:
     """Process ids by role. Raises ClusterError for a file that says nothing: servers may run that nobody knows of."""
     try:
-        return {str(role): int(entry["pid"]) for role, entry in json.loads(path.read_text()).items()}
+        return {str(role): int(entry["pid"]) for role, entry in files.read_json(path).items()}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         raise ClusterError(f"{path} cannot be read; stop the servers by hand, then remove it") from None
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from ditto import files
 from ditto.errors import BadCheckpoint
 from ditto.models.architecture import Architecture, Tensors
 from ditto.models.description import Dimensions, explain
@@ -46,6 +46,8 @@ def load_checkpoint(directory: Path) -> Checkpoint:
     directory = Path(directory)
     config = _config(directory / "config.json")
     names = config.get("architectures") or [""]
+    if not isinstance(names, list):
+        raise BadCheckpoint(f"{directory / 'config.json'}: architectures: a list of names expected")
     name = str(names[0])
     architecture = architecture_of(name)
     try:
@@ -55,7 +57,7 @@ def load_checkpoint(directory: Path) -> Checkpoint:
         raise BadCheckpoint(f"config.json: {error} is missing") from error
     except ValidationError as error:
         raise BadCheckpoint(f"config.json: {explain(error)}") from None
-    except (TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
         raise BadCheckpoint(f"config.json: {error}") from error
     raw = without_prefix(read_tensors(directory), architecture.prefixes)
     for key, shape in need.items():
@@ -63,13 +65,15 @@ def load_checkpoint(directory: Path) -> Checkpoint:
             raise BadCheckpoint(f"tensor {key} is missing")
         if tuple(raw[key].shape) != shape:
             raise BadCheckpoint(f"tensor {key}: shape {tuple(raw[key].shape)}, expected {shape}")
+        if not bool(raw[key].isfinite().all()):
+            raise BadCheckpoint(f"tensor {key}: infinite, or no number")
     tensors = architecture.adopt({key: raw[key] for key in need}, dimensions)
     return Checkpoint(name, dimensions, tensors, directory)
 
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = files.read_json(path)
     except (OSError, ValueError) as error:
         raise BadCheckpoint(f"{path}: {error}") from error
     if not isinstance(config, dict):

@@ -22,14 +22,20 @@ def program_for(description: str, plan: Plan, stage: int = 0) -> Program:
         return architecture_of(found.architecture).compile(found, plan, stage)
     except DittoError:
         raise
-    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # the sizes and ranges are anybody's: of whatever class, it is the description's fault
         raise BadDescription(f"a description that does not compile: {type(error).__name__}: {error}") from error
+
+
+@lru_cache(maxsize=64)
+def _fingerprint(description: str, plan: Plan) -> str:
+    """Of the first stage's program: to take it anew for every request would cost more than most requests."""
+    return program_for(description, plan).fingerprint
 
 
 def agreed_program(description: str, plan: Plan, fingerprint: str) -> Program:
     """The first stage's program, which must be the one that the asker means. Raises VersionMismatch."""
     program = program_for(description, plan)
-    if program.fingerprint != fingerprint:
+    if _fingerprint(description, plan) != fingerprint:
         raise VersionMismatch("the processes compile this model to different programs: same version everywhere?")
     return program
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
+from pydantic import ValidationError
+
 from ditto.engine.plan import Plan
 from ditto.errors import BadCheckpoint, RangeError, UsageError
 from ditto.functions.fit import Fitting
 from ditto.models.architecture import Tensors, Texts
 from ditto.models.checkpoint import Checkpoint
-from ditto.models.description import Description
+from ditto.models.description import Description, explain
 from ditto.models.registry import architecture_of
 from ditto.models.tokenizer import Text
 from ditto.presets import preset_of
@@ -48,7 +50,10 @@ def describe(
         raise UsageError(f"embeddings {embeddings!r}: secret or public")
     if checkpoint.dimensions.activation == "quad" and not preset_of(preset).style.quad:
         raise UsageError(f"this checkpoint was trained with Quad in the place of GELU, which preset {preset} has not")
-    ranges = checkpoint.architecture.calibrate(checkpoint.tensors, checkpoint.dimensions, batches)
+    try:
+        ranges = checkpoint.architecture.calibrate(checkpoint.tensors, checkpoint.dimensions, batches)
+    except ValidationError as error:  # infinite, or beyond what a description takes
+        raise RangeError(f"calibration: {explain(error)}") from None
     return fitted(
         Description(
             name=name,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ditto import files
 from ditto.errors import BadCheckpoint
 
 Tensor = torch.Tensor
@@ -59,7 +59,7 @@ def without_prefix(tensors: Mapping[str, Tensor], prefixes: Sequence[str]) -> di
 def _shards(index: Path) -> dict[str, list[str]]:
     """The names in each shard. A shard may be a link, as in a cache, but its path stays in the directory."""
     try:
-        document = json.loads(index.read_text(encoding="utf-8"))
+        document = files.read_json(index)
     except (OSError, ValueError) as error:
         raise BadCheckpoint(f"{index}: {error}") from error
     places = document.get("weight_map") if isinstance(document, dict) else None
@@ -110,7 +110,7 @@ def _collect(pairs: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
 def _conversion(directory: Path) -> str:
     """The command that makes model.safetensors of a pickled checkpoint, with the class that its configuration names."""
     try:
-        config: Any = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        config: Any = files.read_json(directory / "config.json")
         kind = str(config["architectures"][0])
     except (OSError, ValueError, LookupError, TypeError):
         kind = ""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders
 
-from ditto.errors import EmptyText, TextTooLong, UsageError
+from ditto.errors import BadCheckpoint, EmptyText, TextTooLong, UsageError
 from ditto.models.tokenizer_files import END_OF_TEXT, read_backend
 
 Text = str | tuple[str, str]  # a text, or a pair of texts: two segments of one sequence
@@ -74,7 +75,7 @@ class Tokenizer:
         segments = [text if isinstance(text, tuple) else (text,) for text in texts]
         if not segments or not all(part.strip() for parts in segments for part in parts):
             raise EmptyText("empty text")
-        rows = self._backend.encode_batch(list(texts))
+        rows = self._rows(list(texts))
         longest = max(len(row.ids) for row in rows)
         if longest > max_length:
             raise TextTooLong(f"text of {longest} tokens: this model takes at most {max_length}")
@@ -90,6 +91,14 @@ class Tokenizer:
             ids[i, :n], types[i, :n], mask[i, :n] = torch.tensor(row.ids), torch.tensor(row.type_ids), 1
         return Batch(ids, types, mask)
 
+    def _rows(self, texts: list[Any]) -> list[Any]:
+        """Raises BadCheckpoint for a text that this tokenizer has no tokens for, not even one for the unknown."""
+        try:
+            rows: list[Any] = self._backend.encode_batch(texts)
+        except Exception as error:  # the Rust library raises nothing narrower
+            raise BadCheckpoint(f"the tokenizer cannot take this text: {error}") from error
+        return rows
+
     @property
     def end_of_text(self) -> int | None:
         """The id of '<|endoftext|>', where the vocabulary has it."""
@@ -103,7 +112,7 @@ class Tokenizer:
         the longest prompt's, which the servers then learn. White space alone is a prompt. Raises EmptyText for a
         prompt without a token, TextTooLong.
         """
-        rows = [row.ids for row in self._backend.encode_batch(texts)]
+        rows = [row.ids for row in self._rows(texts)]
         if not rows or not all(rows):
             raise EmptyText("empty prompt")
         longest = max(map(len, rows))

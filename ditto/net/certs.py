@@ -26,12 +26,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from ditto import files
 from ditto.errors import CertificateError, UsageError
 from ditto.names import NAME, ROLES, SERVERS
-from ditto.net.identity import Identity, identity, identity_in, identity_of
-from ditto.net.tls import load_revocations
+from ditto.net.identity import UNREADABLE, Identity, identity, identity_in, identity_of
+from ditto.net.tls import load_revocations, parse_certificate
 
-_UNREADABLE = (
-    ValueError, UnsupportedAlgorithm, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType
-)  # fmt: skip
 LOCAL = ("localhost", "127.0.0.1")
 LIFETIME = dt.timedelta(days=365)
 AUTHORITY_LIFETIME = dt.timedelta(days=3650)
@@ -164,7 +161,7 @@ def read_request(path: Path) -> Wanted:
         request = x509.load_pem_x509_csr(_read(path))
         names = request.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         valid, key = request.is_signature_valid, request.public_key()
-    except _UNREADABLE:
+    except UNREADABLE:
         raise CertificateError(f"{path} is not a signing request with an identity") from None
     if not valid:
         raise CertificateError(f"{path}: the request was not signed by its own key")
@@ -198,6 +195,10 @@ class Authority:
         self._root, self._key = load_certificate(dir / "ca.pem"), _load_key(dir / "ca.key")
         if self._key.public_key() != self._root.public_key():
             raise CertificateError(f"{dir / 'ca.key'} is not the key of ca.pem")
+        try:
+            self._id = self._root.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+        except UNREADABLE:
+            raise CertificateError(f"{dir / 'ca.pem'} is no authority of `ditto certs`") from None
 
     def sign(self, wanted: Wanted, out: Path, lifetime: dt.timedelta = LIFETIME) -> x509.Certificate:
         """Write a certificate for what was read from a request; never longer valid than the authority itself."""
@@ -252,7 +253,6 @@ class Authority:
         if who.role in SERVERS:  # servers call each other, too, and each its own health check
             names += map(_general_name, (who.role, *wanted.hosts))
             usage.append(ExtendedKeyUsageOID.SERVER_AUTH)
-        authority_id = root.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
         return (
             _builder(_subject(who), root.subject, wanted.key, until)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -260,16 +260,13 @@ class Authority:
             .add_extension(x509.ExtendedKeyUsage(usage), critical=False)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(wanted.key), critical=False)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(authority_id), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(self._id), critical=False)
             .sign(self._key, hashes.SHA256())
         )
 
 
 def load_certificate(path: Path) -> x509.Certificate:
-    try:
-        return x509.load_pem_x509_certificate(_read(path))
-    except ValueError:
-        raise CertificateError(f"{path} is not a PEM certificate") from None
+    return parse_certificate(_read(path), path)
 
 
 # Pieces ------------------------------------------------------------------------------------------

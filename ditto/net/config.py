@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from ditto.errors import ConfigError
 from ditto.names import Role
+from ditto.net.documents import read_yaml
 from ditto.net.emulation import Network, network
 
 DEFAULT_PORTS = {"coordinator": 50050, "party0": 50051, "party1": 50052, "dealer": 50053}
@@ -22,11 +22,13 @@ def _profile(value: Any) -> Any:
     return network(os.path.expandvars(value)) if isinstance(value, str) else value
 
 
+Seconds = Annotated[float, Field(gt=0, le=1e7)]  # four months: what waits for longer overflows the clock
+Threads = Annotated[int, Field(ge=1, le=1024)]
 Emulated = Annotated[Network | None, BeforeValidator(_profile)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Tls(_Strict):
@@ -54,7 +56,7 @@ class _Common(_Strict):
     tls: Tls
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     max_message_mb: int = Field(default=4, ge=2, le=64)
-    connect_timeout_s: float = Field(default=5.0, gt=0)
+    connect_timeout_s: Seconds = 5.0
 
 
 class Limits(_Strict):
@@ -69,7 +71,7 @@ class Limits(_Strict):
     max_models: int = Field(default=256, ge=1)  # of one identity
     max_sharings: int = Field(default=10_000, ge=1)  # that one identity ever puts: a party remembers each for good
     max_uploads: int = Field(default=16, ge=1)  # under way, of one identity and one kind
-    upload_idle_s: float = Field(default=20.0, gt=0)  # in which its next piece (1 MB at most) has to come
+    upload_idle_s: Seconds = 20.0  # in which its next piece (1 MB at most) has to come
     upload_min_kb_s: float = Field(default=8.0, ge=0)  # of an upload, over each minute of waiting for it
 
 
@@ -79,9 +81,9 @@ class _Server(_Common, Limits):
     data_dir: Path
     storage: Literal["encrypted", "plaintext"] = "encrypted"  # what is kept in data_dir
     storage_key: Path | None = None  # a file of 64 hexadecimal digits; None: the environment's
-    threads: int = Field(default=1, ge=1)
-    step_timeout_s: float = Field(default=600.0, gt=0)  # one layer, or the activation of a model
-    idle_timeout_s: float = Field(default=120.0, gt=0)  # a job on which nothing happens
+    threads: Threads = 1
+    step_timeout_s: Seconds = 600.0  # one layer, or the activation of a model
+    idle_timeout_s: Seconds = 120.0  # a job on which nothing happens
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -115,13 +117,13 @@ class CoordinatorConfig(_Server):
     role: Literal["coordinator"] = "coordinator"
     queue_limit: int = Field(default=128, ge=1)  # jobs and registrations that wait
     max_jobs: int = Field(default=64, ge=1)  # of one identity, the running one included
-    start_timeout_s: float = Field(default=30.0, gt=0)  # for the client's next inputs, when others wait
+    start_timeout_s: Seconds = 30.0  # for the client's next inputs, when others wait
 
 
 class ClientConfig(_Common):
     role: Literal["client"] = "client"
     data_dir: Path | None = None
-    threads: int = Field(default=1, ge=1)
+    threads: Threads = 1
     network: Emulated = None  # what the servers emulate: only for reports, the client's links are not shaped
 
 
@@ -132,14 +134,7 @@ C = TypeVar("C", PartyConfig, DealerConfig, CoordinatorConfig, ClientConfig)
 
 def load_config(path: Path, kind: type[C]) -> C:
     """Read one YAML file; paths in it become absolute. ConfigError says what is wrong and where."""
-    try:
-        raw: Any = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path} is not a mapping")
+    raw = read_yaml(path)
     try:
         config = kind.model_validate(raw)
     except ValidationError as error:

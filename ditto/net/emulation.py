@@ -19,10 +19,10 @@ from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ditto.errors import ConfigError
+from ditto.net.documents import parse_yaml, read_yaml
 
 _SPIN = 0.00006  # seconds: a sleep wakes up about this late, so the last of a wait polls the clock
 _PR_SET_TIMERSLACK = 29
@@ -51,21 +51,14 @@ def networks() -> list[str]:
 def network(name_or_path: str | Path) -> Network:
     """A built-in profile by its name, or the YAML file at a path; a file without a name goes by its own."""
     path = Path(name_or_path)
-    try:
-        if str(name_or_path) in networks():
-            text = resources.files("ditto.net").joinpath("networks", f"{name_or_path}.yaml").read_text()
-        elif path.suffix in (".yaml", ".yml") or path.is_file():
-            text = path.read_text()
-        else:
-            known = ", ".join(networks())
-            raise ConfigError(f"no network profile {str(name_or_path)!r}: name one of {known}, or a YAML file")
-        raw = yaml.safe_load(text)
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path} is not a mapping")
+    if str(name_or_path) in networks():
+        built_in = resources.files("ditto.net").joinpath("networks", f"{name_or_path}.yaml")
+        raw = parse_yaml(built_in.read_text(encoding="utf-8"), path)
+    elif path.suffix in (".yaml", ".yml") or path.is_file():
+        raw = read_yaml(path)
+    else:
+        known = ", ".join(networks())
+        raise ConfigError(f"no network profile {str(name_or_path)!r}: name one of {known}, or a YAML file")
     try:
         return Network.model_validate({"name": path.stem} | raw)
     except ValidationError as error:

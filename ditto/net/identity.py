@@ -12,10 +12,16 @@ from typing import NamedTuple
 
 import grpc
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 
 from ditto.errors import CertificateError, UsageError
 from ditto.names import NAME, ROLES
 
+# What the library raises for a certificate, a request or a list that it cannot read, or only in parts.
+UNREADABLE = (
+    ValueError, UnsupportedAlgorithm, x509.InvalidVersion, x509.ExtensionNotFound, x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)  # fmt: skip
 SCHEME = "ditto://"
 
 
@@ -83,7 +89,7 @@ def identity_of(certificate: x509.Certificate) -> Identity:
     """Raises CertificateError for a certificate without an identity, or with more than one."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError):
+    except UNREADABLE:
         names = x509.SubjectAlternativeName([])
     return identity_in(names)
 
@@ -92,7 +98,7 @@ def identity_of(certificate: x509.Certificate) -> Identity:
 def _holder(pem: bytes) -> Holder:
     try:
         certificate = x509.load_pem_x509_certificate(pem)
-    except ValueError:
+    except UNREADABLE:
         raise CertificateError("the caller's certificate cannot be read") from None
     return Holder(identity_of(certificate), certificate.serial_number)
 

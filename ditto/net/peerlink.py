@@ -220,7 +220,9 @@ class PeerLink:
                 box.error = box.error or ClusterError(f"{self.peer} ended the job: {frame.abort}", peer=self.peer)
                 self.changed.notify_all()
                 return
-            if frame.total > MAX_PAYLOAD or frame.offset != box.received:
+            rest = frame.total - box.received
+            # pieces come in order, none of them empty but that of an empty message, none beyond the end
+            if frame.total > MAX_PAYLOAD or frame.offset != box.received or size > rest or (rest and not size):
                 what = f"{frame.label!r}, round {frame.sequence}"
                 box.error = box.error or IntegrityError(f"{what}: its pieces do not fit together", peer=self.peer)
                 self.changed.notify_all()

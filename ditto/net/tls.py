@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import serialization
 
 from ditto.errors import CertificateError
 from ditto.net.config import Tls
-from ditto.net.identity import identity_of
+from ditto.net.identity import UNREADABLE, identity_of
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -41,16 +41,23 @@ def _read(path: Path) -> bytes:
         raise CertificateError(f"cannot read {path}: {error.strerror} (run `ditto certs init`)") from None
 
 
+def parse_certificate(pem: bytes, path: Path) -> x509.Certificate:
+    """The certificate in a file, its key and its dates readable. Raises CertificateError."""
+    try:
+        found = x509.load_pem_x509_certificate(pem)
+        found.public_key(), found.not_valid_after_utc
+    except UNREADABLE:
+        raise CertificateError(f"{path} is not a PEM certificate") from None
+    return found
+
+
 def load_tls(tls: Tls, role: str) -> Pems:
     """The files, after checking that this authority signed this certificate for this role, and that the key is its own.
 
     Raises CertificateError; also for a certificate without an identity, with which nobody could be told from others.
     """
     ca, key, cert = _read(tls.ca), _read(tls.key), _read(tls.cert)
-    try:
-        own, root = x509.load_pem_x509_certificate(cert), x509.load_pem_x509_certificate(ca)
-    except ValueError:
-        raise CertificateError(f"{tls.cert} or {tls.ca} is not a PEM certificate") from None
+    own, root = parse_certificate(cert, tls.cert), parse_certificate(ca, tls.ca)
     try:
         own.verify_directly_issued_by(root)
     except Exception:  # signature or issuer, of several classes
@@ -67,7 +74,7 @@ def load_tls(tls: Tls, role: str) -> Pems:
             raise CertificateError(f"{path} expired on {day} (renew it: `ditto certs --help`)")
     try:
         secret = serialization.load_pem_private_key(key, None)
-    except (ValueError, TypeError):
+    except (*UNREADABLE, TypeError):
         raise CertificateError(f"{tls.key} is not a PEM key without a password") from None
     if secret.public_key() != own.public_key():
         raise CertificateError(f"{tls.key} is not the key of {tls.cert}")
@@ -150,7 +157,7 @@ def load_revocations(path: Path, root: x509.Certificate) -> RevocationList:
         number = crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
         ours = crl.issuer == root.subject and crl.is_signature_valid(root.public_key())  # type: ignore[arg-type]
         serials = frozenset(entry.serial_number for entry in crl)
-    except (ValueError, TypeError, x509.ExtensionNotFound):
+    except (*UNREADABLE, TypeError):
         raise CertificateError(f"{path} is not a revocation list in PEM") from None
     if not ours:
         raise CertificateError(f"{path} was not signed by this cluster's authority")

@@ -45,6 +45,7 @@ PROTOCOL_VERSION = 4
 CHUNK = 1 << 20
 VERSION_KEY, CODE_KEY, PEER_KEY = "ditto-protocol", "ditto-code", "ditto-peer"
 RETRY_KEY = "ditto-retry-after"  # seconds
+LONGEST = 1000  # characters of an error on the wire: gRPC takes 8 kB of metadata, 12 bytes a character at most
 HANDSHAKE_MS = 10_000  # a connection that has shown no certificate by then is closed
 log = structlog.get_logger()
 
@@ -262,6 +263,8 @@ def from_rpc_error(error: grpc.RpcError, peer: str, running: bool = False) -> Di
 
 
 def abort(context: grpc.ServicerContext, error: DittoError) -> NoReturn:
+    """End a call. What it says is cut short where it quotes a caller at length: a status that is longer than gRPC's
+    metadata may be arrives as none."""
     status = _STATUS.get(type(error), grpc.StatusCode.FAILED_PRECONDITION)
     if type(error) is DittoError:
         status = grpc.StatusCode.INTERNAL
@@ -269,7 +272,8 @@ def abort(context: grpc.ServicerContext, error: DittoError) -> NoReturn:
     if isinstance(error, Busy):
         metadata.append((RETRY_KEY, f"{error.retry_s:.0f}"))
     context.set_trailing_metadata(tuple(metadata))
-    context.abort(status, str(error))
+    details = str(error)
+    context.abort(status, details if len(details) <= LONGEST else f"{details[:LONGEST]}…")
     raise AssertionError("abort returns never")
 
 

@@ -83,8 +83,8 @@ def _peer(p: Row) -> str:
     rounds = p.get("rounds") or "-"
     dealer = "-" if p.get("bytes_dealer") is None else f"{p['bytes_dealer'] / 1e6:.0f}"
     sent = f"{p['bytes_sent_all_parties'] / 1e6:.0f} by all"
-    name = f"{p['system']} {p['version']}, {p['recipe']}"
-    return f"| {name} | {p['seconds']:.2f} in all | | {rounds} | {sent} | {dealer} |"
+    name = f"{p['system']} {p.get('version', '-')}, {p.get('recipe', '-')}"
+    return f"| {name} | {p.get('seconds', 0.0):.2f} in all | | {rounds} | {sent} | {dealer} |"
 
 
 def _ratios(group: list[Row]) -> list[str]:

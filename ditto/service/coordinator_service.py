@@ -279,7 +279,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         # 3
         ask = party_pb2.OpenJobRequest(
             job=run.name, model=model.model, share_id=model.share_id,
-            plan=to_message(plan), fingerprint=program.fingerprint, client=run.client,
+            plan=to_message(plan), fingerprint=request.fingerprint, client=run.client,
             description_digest=digest_of(model.description),
         )  # fmt: skip
         run.both(lambda stub, timeout: stub.OpenJob.future(ask, timeout=timeout))

@@ -262,6 +262,10 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
             self._weights.move_to_end(share_id)
             return self._weights.pop(share_id) if self._forgotten(share_id) else self._weights[share_id]
 
+    def _warm(self, share_id: str, wires: dict[str, Wire], entry: Entry) -> None:
+        with contextlib.suppress(DittoError):  # forgotten meanwhile, or damaged: the first job says so
+            self.weights(share_id, wires, entry)
+
     def ModelSeed(
         self, request: dealer_pb2.ModelSeedRequest, context: grpc.ServicerContext
     ) -> dealer_pb2.ModelSeedReply:
@@ -297,7 +301,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
         if fresh:
             log.info("model registered", model=entry.model, share=short(request.share_id))
             args = request.share_id, wires, entry
-            threading.Thread(target=self.weights, args=args, name="warm", daemon=True).start()
+            threading.Thread(target=self._warm, args=args, name="warm", daemon=True).start()
         return dealer_pb2.ModelSeedReply(seed=_pair(bytes.fromhex(entry.master))[PARTIES.index(role)])
 
     def _words(self, share_id: str) -> list[Path]:

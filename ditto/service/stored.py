@@ -176,7 +176,7 @@ def _read_header(path: Path, file: BufferedReader, wires: dict[str, Wire], owner
     sealed = file.read(length)
     try:
         records = storage.resume(start, _count(wires))
-        found: dict[str, Any] = dict(json.loads(bytes(records.unseal(sealed, owner.context(path)))))
+        found: dict[str, Any] = dict(files.parse_json(bytes(records.unseal(sealed, owner.context(path)))))
     except (Altered, ValueError, TypeError):
         raise owner.damaged(path, "the header is not what was stored here") from None
     expected = _entries(wires)
@@ -258,7 +258,7 @@ def load_entry(path: Path, kind: type[E], owner: Owner) -> E:
         data = path.read_bytes()
     text = _unsealed(path, data, owner, "not the entry that was stored here")
     try:
-        return kind.model_validate(json.loads(text))
+        return kind.model_validate(files.parse_json(text))
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
         raise owner.damaged(path, wrong) from None

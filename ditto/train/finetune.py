@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from ditto.errors import UsageError
 from ditto.models.checkpoint import load_checkpoint
@@ -147,6 +148,12 @@ class Trainer:
                 tensor.copy_(tensors[name])
 
     def restore(self, state: dict[str, Tensor], at: Position) -> None:
+        """Raises KeyError, ValueError for what is not this model's state."""
+        kinds = ("weight", "exp_avg", "exp_avg_sq") if at.step else ("weight",)
+        for name, tensor in self.tensors.items():
+            for kind in kinds:
+                if state[f"{kind}/{name}"].shape != tensor.shape:
+                    raise ValueError(f"{kind}/{name} has another shape")
         self.at = at
         self.load({name: state[f"weight/{name}"] for name in self.tensors})
         if at.step:
@@ -154,6 +161,14 @@ class Trainer:
                 self.optimizer.state[tensor] = {"step": torch.tensor(float(at.step), device=self.device)} | {
                     part: state[f"{part}/{name}"].to(self.device) for part in ("exp_avg", "exp_avg_sq")
                 }
+
+
+def _position(found: dict[str, Any], steps: int) -> Position:
+    """Raises ValueError."""
+    at = TypeAdapter(Position).validate_json(json.dumps(found), strict=True)
+    if not 0 <= at.validated <= at.step <= steps:
+        raise ValueError(f"step {at.step} of {steps}")
+    return at
 
 
 def _digest(tensors: Any) -> str:
@@ -177,7 +192,10 @@ class Run:
         self._save_every, self._saved = save_every, time.monotonic()
         self.resumed = training_state.load(directory, trainer.identity)
         if self.resumed:
-            trainer.restore(self.resumed.tensors, Position(**self.resumed.position))
+            try:
+                trainer.restore(self.resumed.tensors, _position(self.resumed.position, trainer.settings.steps))
+            except (LookupError, TypeError, ValueError) as error:
+                raise UsageError(f"{directory}: a damaged state of training: {error}; name another --out") from None
             self.resumed.tensors.clear()
         self.seconds = 0.0  # spent on training steps by this process
         self.began = trainer.at.step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from ditto import files
 from ditto.errors import UsageError
 from ditto.files import make_directory
 from ditto.models.export import write_json, write_tensors
@@ -20,6 +22,7 @@ WORDS = {  # what a user set, by what is compared
     "validate_every": "--validations", "bf16": "--bf16", "train": "the text of --train", "valid": "the text of --valid",
     "model": "the model's sizes", "weights": "the weights at the start",
 }  # fmt: skip
+_NAME = re.compile(r"state-[0-9]{1,18}\.safetensors")
 MODEL, BEST = "model.safetensors", "best.safetensors"
 
 
@@ -45,25 +48,28 @@ def load(directory: Path, identity: dict[str, Any]) -> State | None:
     """What `save` wrote, or None where nothing is. Raises UsageError for other settings or unreadable files."""
     folder = directory / ".training"
     try:
-        document = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        document = files.read_json(folder / "state.json")
+        before, position, name = document["settings"], document["position"], document["tensors"]
+        if not isinstance(before, dict) or not isinstance(position, dict) or not _NAME.fullmatch(name):
+            raise ValueError("not what training writes")
     except FileNotFoundError:
         if (directory / MODEL).exists():
             raise UsageError(f"{directory} holds a checkpoint but no state of training: name another --out") from None
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, LookupError, TypeError, ValueError) as error:
         raise UsageError(f"{folder / 'state.json'}: {error}; name another --out") from error
-    before, now = document["settings"], json.loads(json.dumps(identity))
+    now = json.loads(json.dumps(identity))
     other = [word for key, word in WORDS.items() if before.get(key) != now.get(key)]
     if other:
         changed = "; ".join(_change(key, before.get(key), now.get(key)) for key, word in WORDS.items() if word in other)
         raise UsageError(f"{directory} was started with other settings ({changed}): use the same or another --out")
     try:
-        tensors = load_file(folder / document["tensors"])
-    except (OSError, SafetensorError) as error:
-        raise UsageError(f"{folder / document['tensors']}: {error}; name another --out") from error
+        tensors = load_file(folder / name)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UsageError(f"{folder / name}: {error}; name another --out") from error
     if (folder / BEST).exists():
         (folder / BEST).replace(directory / MODEL)
-    return State(document["position"], tensors)
+    return State(position, tensors)
 
 
 def _change(key: str, before: Any, now: Any) -> str:

@@ -8,6 +8,7 @@ from ditto.errors import BadCheckpoint, UnsupportedArchitecture
 from ditto.models.architecture import Config
 from ditto.models.description import Dimensions
 
+MOST = 10_001  # labels that are counted: one more than a description takes
 BERT = {
     "hidden": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads",
     "inner": "intermediate_size", "vocabulary": "vocab_size", "positions": "max_position_embeddings",
@@ -16,7 +17,7 @@ BERT = {
 
 def labels(config: Config) -> tuple[str, ...]:
     """The labels of a classifier in order; two without a name where the configuration has none, as transformers do."""
-    named = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(int(config.get("num_labels", 2)))}
+    named = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(min(int(config.get("num_labels", 2)), MOST))}
     try:
         order = {int(i): str(label) for i, label in named.items()}
     except (AttributeError, ValueError):
