@@ -55,6 +55,8 @@ class _Common(_Strict):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     max_message_mb: int = Field(default=4, ge=2, le=64)
     connect_timeout_s: float = Field(default=5.0, gt=0)
+    silence_s: float = Field(default=7.0, ge=1)  # after which a connection that answers no ping is given up
+    step_timeout_s: float = Field(default=600.0, gt=0)  # one layer, or the activation of a model
 
 
 class Limits(_Strict):
@@ -78,7 +80,6 @@ class _Server(_Common, Limits):
     storage: Literal["encrypted", "plaintext"] = "encrypted"  # what is kept in data_dir
     storage_key: Path | None = None  # a file of 64 hexadecimal digits; None: the environment's
     threads: int = Field(default=1, ge=1)
-    step_timeout_s: float = Field(default=600.0, gt=0)  # one layer, or the activation of a model
     idle_timeout_s: float = Field(default=120.0, gt=0)  # a job on which nothing happens
 
     @model_validator(mode="after")
