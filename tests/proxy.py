@@ -152,9 +152,10 @@ class Wire:
             time.sleep(DELAY_S)
             sink.sendall(data)
         elif fault.kind == "slow":
-            for at in range(0, len(data), 512):
-                sink.sendall(data[at : at + 512])
-                fault.healed.wait(512 / fault.rate)
+            size = max(512, int(fault.rate / 100))
+            for at in range(0, len(data), size):
+                sink.sendall(data[at : at + size])
+                fault.healed.wait(size / fault.rate)
         elif fault.kind == "half-open":
             fault.healed.wait()
         elif fault.kind == "corrupt":

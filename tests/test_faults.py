@@ -16,9 +16,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import grpc
 import psutil
 import pytest
 import yaml
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from proxy import Fault, Middlebox, Way, Wire
 from test_admission import SEQ, question, small_model
 
@@ -30,6 +32,7 @@ from ditto.errors import BadShare, DittoError, IntegrityError, PeerAbsent, PeerL
 from ditto.models import Plan, compile_stage, encode_inputs
 from ditto.names import SERVERS
 from ditto.net.config import ClientConfig, Tls
+from ditto.net.transport import connect, open_channel
 from ditto.presets import preset_of
 
 CALLS = {
@@ -39,7 +42,7 @@ CALLS = {
     "party1": ("dealer", "party0"),
 }
 PAIRS = [(caller, server) for caller, servers in CALLS.items() for server in servers]
-SHORT = {"connect_timeout_s": 2.0, "silence_s": 1.5, "step_timeout_s": 2.5, "idle_timeout_s": 3.0}
+SHORT = {"connect_timeout_s": 2.0, "silence_s": 2.0, "step_timeout_s": 3.0, "idle_timeout_s": 3.0}
 # One deadline of a call after another may pass before a job ends: the wait for an answer, the pause after it. Not
 # derived: the rest is a busy machine.
 DEADLINE = 2 * max(SHORT.values()) + 4.0
@@ -259,6 +262,18 @@ def test_a_broken_connection(pair: Pair, world: World, halfway: Place) -> None:
         fault = world.wires[pair].set(Fault(kind, "down", halfway[pair, "down"]))
         failed(world, pair, fault, (PeerLost, PeerAbsent, IntegrityError))
     world.recovered()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_dead_connection_is_given_up(way: Way, world: World) -> None:
+    """By its silence: the call's own deadline is far away."""
+    wire, tls = world.wires["client", "coordinator"], world.config.tls
+    with open_channel(wire.address, "coordinator", tls, "client", silence_s=SHORT["silence_s"]) as channel:
+        connect(channel, "coordinator", 5)
+        wire.set(Fault("half-open", way))
+        with pytest.raises(grpc.RpcError) as caught:
+            health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=60)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
 @pytest.mark.parametrize(("pair", "way"), HALF_OPEN, ids=ids)

@@ -75,8 +75,7 @@ SILENCE_S = 7.0
 
 def options(max_message_mb: int, silence_s: float = SILENCE_S) -> list[tuple[str, int]]:
     """Channel and server options: a killed peer shows at once, a frozen one, or a connection that carries nothing any
-    more, after `silence_s`: a ping when nothing came for two sevenths of it; then something has to come within the
-    rest. It need not be the answer, which on a slow link waits behind all that was sent before (for up to a minute)."""
+    more, after `silence_s`: a ping when nothing came for two sevenths of it, which has the rest to be answered in."""
     limit, quiet = max_message_mb << 20, int(1000 * silence_s * 2 / 7)
     answered = int(1000 * silence_s) - quiet
     return [
@@ -84,6 +83,7 @@ def options(max_message_mb: int, silence_s: float = SILENCE_S) -> list[tuple[str
         ("grpc.max_receive_message_length", limit),
         ("grpc.keepalive_time_ms", quiet),
         ("grpc.keepalive_timeout_ms", answered),
+        ("grpc.http2.ping_timeout_ms", answered),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.http2.max_ping_strikes", 0),
