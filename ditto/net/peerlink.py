@@ -246,7 +246,7 @@ class PeerLink:
         out.put((queued, frame, payload, digests))
         return extra, digests
 
-    def receive(self, box: _Mailbox, sequence: int, label: str, until: float | None) -> tuple[str, bytes, bytes]:
+    def receive(self, box: _Mailbox, sequence: int, label: str, until: float | None = None) -> tuple[str, bytes, bytes]:
         """The message of a round, when it is there whole: its label, its data, the digests of its pieces. `label` is
         what is awaited, `until` how long (time.monotonic)."""
         deadline = until or time.monotonic() + self.message_timeout
