@@ -15,7 +15,14 @@ from ditto.wire import control_pb2_grpc
 
 def start(config: CoordinatorConfig) -> tuple[grpc.Server, int, CoordinatorService]:
     server, port = build_server(
-        config.listen, config.tls, config.role, ROLES, config.max_message_mb, config, config.queue_limit
+        config.listen,
+        config.tls,
+        config.role,
+        ROLES,
+        config.max_message_mb,
+        config,
+        config.queue_limit,
+        config.silence_s,
     )
     service = CoordinatorService(config)
     control_pb2_grpc.add_CoordinatorServicer_to_server(service, server)

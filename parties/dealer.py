@@ -14,7 +14,9 @@ from ditto.wire import dealer_pb2_grpc
 
 
 def start(config: DealerConfig) -> tuple[grpc.Server, int, DealerService]:
-    server, port = build_server(config.listen, config.tls, config.role, ROLES, config.max_message_mb, config)
+    server, port = build_server(
+        config.listen, config.tls, config.role, ROLES, config.max_message_mb, config, silence_s=config.silence_s
+    )
     service = DealerService(config)
     dealer_pb2_grpc.add_DealerServicer_to_server(service, server)
     return server, port, service

@@ -14,7 +14,9 @@ from ditto.wire import party_pb2_grpc
 
 
 def start(config: PartyConfig) -> tuple[grpc.Server, int, PartyService]:
-    server, port = build_server(config.listen, config.tls, config.role, roles(config), config.max_message_mb, config)
+    server, port = build_server(
+        config.listen, config.tls, config.role, roles(config), config.max_message_mb, config, silence_s=config.silence_s
+    )
     service = PartyService(config)
     party_pb2_grpc.add_PartyServicer_to_server(service, server)
     if config.index == 0:

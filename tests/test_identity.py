@@ -33,10 +33,12 @@ from ditto.names import ROLES, SERVERS
 from ditto.net.certs import Authority, init_certs, load_certificate
 from ditto.net.config import Tls
 from ditto.net.identity import Identity, caller, holder, identity, identity_of, parse
+from ditto.net.seal import sealing, unsealing
 from ditto.net.tls import load_tls
 from ditto.net.transport import PROTOCOL_VERSION, VERSION_KEY, build_server, connect, from_rpc_error, open_channel
 
 ALICE = Identity("client", "alice")
+WHO = "/test.Echo/Who"
 
 
 @pytest.fixture()
@@ -262,7 +264,8 @@ def test_a_server_goes_by_the_identity_alone(certs: Path, serve: Callable[[Tls, 
         ) as channel:
             stamp = ((VERSION_KEY, str(PROTOCOL_VERSION)),)
             try:
-                return str(channel.unary_unary("/test.Echo/Who")(b"", timeout=10, metadata=stamp).decode().split()[0])
+                who = channel.unary_unary(WHO, sealing(WHO, "request", None), unsealing(WHO, "reply", None))
+                return str(who(b"", timeout=10, metadata=stamp).decode().split()[0])
             except grpc.RpcError as error:
                 raise from_rpc_error(error, "dealer") from None
 

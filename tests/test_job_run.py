@@ -50,7 +50,7 @@ def run(calls: Calls) -> JobRun:
 
 def both(run: JobRun, on_call: Callable[[], None] = lambda: None) -> list[Any]:
     def call(stub: Any, timeout: float) -> Any:
-        assert timeout == 60.0
+        assert timeout == 60.0 + job_run.GRACE
         on_call()
         return stub
 

@@ -188,13 +188,13 @@ def test_question_and_answer_cost_a_round_trip() -> None:
 
         def echo() -> None:
             for i in range(1, 11):
-                zero._link.send("job", i, "a", zero._link.receive(zero._box, i)[1])
+                zero._link.send("job", i, "a", zero._link.receive(zero._box, i, "a")[1])
 
         threading.Thread(target=echo, daemon=True).start()
         began = time.monotonic()
         for i in range(1, 11):
             one._link.send("job", i, "q", b"x")
-            one._link.receive(one._box, i)
+            one._link.receive(one._box, i, "a")
         seconds = time.monotonic() - began
     assert 0.95 * 10 * 0.04 <= seconds < 1.5 * 10 * 0.04
 
@@ -216,7 +216,7 @@ def test_two_small_messages_behind_each_other_do_not_wait_for_the_first_to_arriv
         for i in range(1, 6):
             one._link.send("job", i, "m", b"x")
         for i in range(1, 6):
-            zero._link.receive(zero._box, i)
+            zero._link.receive(zero._box, i, "a")
         assert 0.19 <= time.monotonic() - began < 0.35
 
 

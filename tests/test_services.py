@@ -207,12 +207,15 @@ def test_replayed_job(cluster: Cluster, config: ClientConfig, description: Descr
 def test_a_job_that_one_party_never_joined_is_dropped() -> None:
     dropped: list[Any] = []
     put = dropped.append
-    ages = {"old": dealer_service.PATIENCE + 1, "both": dealer_service.PATIENCE + 1, "new": 1.0}
+    ages = {"old": 31.0, "both": 31.0, "new": 29.0}
     jobs = {
         name: SimpleNamespace(joined=({0, 1} if name == "both" else {0}), began=time.monotonic() - age, drop=put)
         for name, age in ages.items()
     }
-    service = SimpleNamespace(_lock=threading.Lock(), _jobs=jobs, _end=lambda job, outcome: dropped.append(outcome))
+    service = SimpleNamespace(
+        _lock=threading.Lock(), _jobs=jobs, _end=lambda job, outcome: dropped.append(outcome),
+        _config=SimpleNamespace(idle_timeout_s=30.0),
+    )  # fmt: skip
     dealer_service.DealerService._drop_abandoned(service)  # type: ignore[arg-type]
     assert list(jobs) == ["both", "new"] and dropped[0] == "aborted" and "never joined" in str(dropped[1])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -35,6 +36,7 @@ from ditto.transcript import DIGEST, Transcript, digest
 from ditto.wire import dealer_pb2, party_pb2
 
 Alter = Callable[[party_pb2.Frame], None]
+Order = Callable[[Iterator[party_pb2.Frame]], Iterator[party_pb2.Frame]]
 
 
 def untouched(frame: party_pb2.Frame) -> None:
@@ -42,15 +44,16 @@ def untouched(frame: party_pb2.Frame) -> None:
 
 
 @contextmanager
-def links(alter: Alter = untouched) -> Iterator[tuple[LinkChannel, LinkChannel]]:
+def links(alter: Alter = untouched, order: Order = iter) -> Iterator[tuple[LinkChannel, LinkChannel]]:
     """One job's channels over two ends in this process."""
-    with linked(alter) as ends:
+    with linked(alter, order) as ends:
         yield ends[0].open("job"), ends[1].open("job")
 
 
 @contextmanager
-def linked(alter: Alter = untouched) -> Iterator[list[PeerLink]]:
-    """Two ends of a link in this process. `alter` may change what party 0 sends."""
+def linked(alter: Alter = untouched, order: Order = iter) -> Iterator[list[PeerLink]]:
+    """Two ends of a link in this process. `alter` may change what party 0 sends, `order` which frames of it arrive, and
+    when."""
     ends = [PeerLink(f"party{i}", f"party{1 - i}", 5.0, 20.0, metrics=LinkMetrics(CollectorRegistry())) for i in (0, 1)]
     outs: list[Any] = [queue.SimpleQueue() for _ in ends]
     for end, out in zip(ends, outs, strict=True):
@@ -64,7 +67,8 @@ def linked(alter: Alter = untouched) -> Iterator[list[PeerLink]]:
             yield frame
 
     for party in (0, 1):
-        threading.Thread(target=ends[1 - party]._pump, args=(carried(party), outs[1 - party]), daemon=True).start()
+        arrives = order(carried(party)) if party == 0 else carried(party)
+        threading.Thread(target=ends[1 - party]._pump, args=(arrives, outs[1 - party]), daemon=True).start()
     try:
         yield ends
     finally:
@@ -151,6 +155,42 @@ def test_a_changed_bit_ends_the_job(field: str, size: int) -> None:
     assert field == "label" or "'7/qkv'" in str(receiver)
     assert field == "sequence" or "round 1:" in str(receiver)
     assert isinstance(sender, PeerLost if field == "job" else ClusterError)  # a link that loses jobs' names is ended
+
+
+def lost(frames: Iterator[party_pb2.Frame]) -> Iterator[party_pb2.Frame]:
+    yield next(frames)
+    next(frames)
+    yield from frames
+
+
+def doubled(frames: Iterator[party_pb2.Frame]) -> Iterator[party_pb2.Frame]:
+    yield next(frames)
+    second = next(frames)
+    yield from (second, second)
+    yield from frames
+
+
+def swapped_frames(frames: Iterator[party_pb2.Frame]) -> Iterator[party_pb2.Frame]:
+    yield next(frames)
+    second, third = next(frames), next(frames)
+    yield from (third, second)
+    yield from frames
+
+
+@pytest.mark.parametrize("size", [100, 3 * CHUNK])
+@pytest.mark.parametrize("order", [lost, doubled, swapped_frames])
+def test_frames_come_in_order(order: Order, size: int) -> None:
+    """Of rounds, and of the pieces of a message. The receiver sees it with the next frame, before any deadline."""
+    with links(order=order) as channels:
+
+        def work(channel: LinkChannel, party: int) -> None:
+            for i in range(4):
+                channel.exchange(f"{i}/open", bytes(size if i else 1))
+
+        began = time.monotonic()
+        _, receiver = errors_of(channels, work)
+    assert time.monotonic() - began < 15  # of the 20 of a message
+    assert isinstance(receiver, IntegrityError) and receiver.peer == "party0" and "was to come" in str(receiver)
 
 
 def test_the_client_is_told_of_the_change() -> None:

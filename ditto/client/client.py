@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -15,6 +15,7 @@ import grpc
 import torch
 
 from ditto.client import ranges
+from ditto.client.progress import Progress
 from ditto.client.report import Report
 from ditto.client.status import activity
 from ditto.engine.program import Program, Wire
@@ -23,6 +24,7 @@ from ditto.errors import (
     BadCheckpoint,
     BadShare,
     DittoError,
+    IntegrityError,
     JobMismatch,
     PeerAbsent,
     PeerLost,
@@ -36,6 +38,7 @@ from ditto.models.description import digest_of
 from ditto.names import PARTIES
 from ditto.net.config import ClientConfig
 from ditto.net.messages import to_message
+from ditto.net.pools import Watchdog
 from ditto.net.transport import CHUNK, connect, from_rpc_error, open_channel
 from ditto.ring import pack, unpack
 from ditto.ring.prg import new_seed
@@ -105,18 +108,33 @@ def _chunks(name: str, wire: Wire, share: torch.Tensor) -> Iterator[party_pb2.Te
         )  # fmt: skip
 
 
+def _whole(chunks: Iterable[party_pb2.TensorChunk], name: str, wire: Wire, party: int) -> bytes:
+    """A share from its pieces, in order. Raises IntegrityError."""
+    data, peer = bytearray(), PARTIES[party]
+    for chunk in chunks:
+        if (chunk.name, chunk.offset) != (name, len(data)):
+            raise IntegrityError(f"{peer}: the pieces of {name} do not fit together", peer=peer)
+        data += chunk.data
+    if len(data) != wire.nbytes:
+        raise IntegrityError(f"{peer} sent {len(data)} bytes of {name}, expected {wire.nbytes}", peer=peer)
+    return bytes(data)
+
+
 class Client:
     """Talks to the coordinator (control) and to both parties (shares). Use it as a context manager."""
 
     def __init__(self, config: ClientConfig) -> None:
         self._config = config
         self._channels = {
-            role: open_channel(config.peers.of(role), role, config.tls, config.role, config.max_message_mb)
+            role: open_channel(
+                config.peers.of(role), role, config.tls, config.role, config.max_message_mb, config.silence_s
+            )
             for role in ("coordinator", *PARTIES)
         }
         self._control = control_pb2_grpc.CoordinatorStub(self._channels["coordinator"])
         self._parties = [party_pb2_grpc.PartyStub(self._channels[role]) for role in PARTIES]
         self._pool = ThreadPoolExecutor(2)
+        self._watchdog = Watchdog()
 
     def __enter__(self) -> Self:
         return self
@@ -130,6 +148,10 @@ class Client:
         self._pool.shutdown(wait=False)
         for channel in self._channels.values():
             channel.close()
+
+    def _within(self, seconds: float) -> float:
+        """The deadline of a call that should take less than a step of a job."""
+        return min(seconds, self._config.step_timeout_s)
 
     def _connect(self, *roles: str) -> None:
         for role in roles:
@@ -159,7 +181,7 @@ class Client:
     def _model(self, name: str) -> control_pb2.Model:
         self._connect("coordinator")
         with _calling("coordinator"):
-            return self._control.GetModel(control_pb2.GetModelRequest(model=name), timeout=30)
+            return self._control.GetModel(control_pb2.GetModelRequest(model=name), timeout=self._within(30))
 
     def share_model(self, description: Description, weights: dict[str, torch.Tensor]) -> None:
         """Split the encoded weights between the parties; the caller's model of the same name is replaced.
@@ -326,11 +348,13 @@ class Client:
         started = time.perf_counter()
         terms = terms_of(found, plan, program)
         call = self._control.RunJob(ask_of(terms))
+        progress = Progress(len(program.layers), plan.stages)
         report, job, marks = Report(), "", list[str]()
         outputs: Outputs = {}
         try:
             with _calling("coordinator", running=True):
-                for message in call:
+                for message in self._events(call):
+                    progress.check(message)
                     kind = message.WhichOneof("event")
                     event: dict[str, Any] = {"event": kind}
                     if kind == "accepted":
@@ -348,12 +372,15 @@ class Client:
                         if stage + 1 < plan.stages:
                             # all later stages take and give the same types
                             program = program_for(found.description, plan, 1)
-                            self._start(job, terms, stage + 1, program, inputs(stage + 1, program, outputs))
+                            asked = inputs(stage + 1, program, outputs)
+                            progress.ended = asked is None
+                            self._start(job, terms, stage + 1, program, asked)
                     elif kind == "done":
                         report.finish(message.done)
                         event["seconds"] = report.seconds
                     if on_event is not None:
                         on_event(event)
+            progress.check_end()
         finally:
             call.cancel()
         result = report.to_json()
@@ -361,12 +388,28 @@ class Client:
         result |= ranges.fields(plan.guard, marks)
         return InferResult(outputs, result)
 
+    def _events(self, call: Any) -> Iterator[control_pb2.JobEvent]:
+        """What the coordinator says of a job. It says something in every step, and while the job waits in the queue:
+        PeerLost when it does not."""
+        longest = self._config.step_timeout_s + self._config.connect_timeout_s
+        while True:
+            try:
+                with self._watchdog.within(longest, call):
+                    message = next(call, None)
+            except grpc.RpcError as error:
+                if "Locally cancelled" not in (getattr(error, "details", lambda: "")() or ""):
+                    raise
+                raise PeerLost(f"coordinator said nothing for {longest:g} s", peer="coordinator") from None
+            if message is None:
+                return
+            yield message
+
     def _start(self, job: str, terms: party_pb2.JobTerms, stage: int, program: Program, inputs: Inputs | None) -> None:
         """Bring a stage's inputs, or end the job before it."""
         if inputs is not None:
             self._upload(job, terms, stage, program, inputs)
         request = control_pb2.StartJobRequest(job=job, stage=stage, end=inputs is None)
-        self._control.StartJob(request, timeout=30)
+        self._control.StartJob(request, timeout=self._within(30))
 
     def _upload(self, job: str, terms: party_pb2.JobTerms, stage: int, program: Program, inputs: Inputs) -> None:
         missing = program.inputs.keys() ^ inputs.keys()
@@ -389,7 +432,7 @@ class Client:
         def send(party: int) -> None:
             for name, wire in program.inputs.items():
                 with _calling(PARTIES[party], running=True):
-                    self._parties[party].PutInput(requests(party, name, wire), timeout=120)
+                    self._parties[party].PutInput(requests(party, name, wire), timeout=self._within(120))
 
         list(self._pool.map(send, (0, 1)))
 
@@ -397,9 +440,7 @@ class Client:
         def fetch(party: int, name: str, wire: Wire) -> torch.Tensor:
             with _calling(PARTIES[party], running=True):
                 request = party_pb2.FetchOutputRequest(job=job, name=name, stage=stage)
-                data = b"".join(chunk.data for chunk in self._parties[party].FetchOutput(request, timeout=120))
-            if len(data) != wire.nbytes:
-                raise DittoError(f"{PARTIES[party]} sent {len(data)} bytes of {name}, expected {wire.nbytes}")
+                data = _whole(self._parties[party].FetchOutput(request, timeout=self._within(120)), name, wire, party)
             return unpack(data, wire.ring, tuple(wire.shape))
 
         outputs = {}

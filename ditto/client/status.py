@@ -51,7 +51,8 @@ def traffic(counts: party_pb2.Traffic) -> dict[str, Any]:
 def ask(config: ClientConfig, timeout: float = 10.0) -> dict[str, Any]:
     """The activity of the cluster that a client's configuration names. Raises PeerAbsent without a coordinator."""
     address = config.peers.coordinator
-    with open_channel(address, "coordinator", config.tls, config.role, config.max_message_mb) as channel:
+    channel = open_channel(address, "coordinator", config.tls, config.role, config.max_message_mb, config.silence_s)
+    with channel:
         connect(channel, "coordinator", 1.0)
         stub = control_pb2_grpc.CoordinatorStub(channel)
         try:

@@ -57,6 +57,8 @@ class _Common(_Strict):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     max_message_mb: int = Field(default=4, ge=2, le=64)
     connect_timeout_s: Seconds = 5.0
+    silence_s: Annotated[float, Field(ge=1, le=1e7)] = 7.0  # after which a connection that answers no ping is given up
+    step_timeout_s: Seconds = 600.0  # one layer, or the activation of a model
 
 
 class Limits(_Strict):
@@ -82,7 +84,6 @@ class _Server(_Common, Limits):
     storage: Literal["encrypted", "plaintext"] = "encrypted"  # what is kept in data_dir
     storage_key: Path | None = None  # a file of 64 hexadecimal digits; None: the environment's
     threads: Threads = 1
-    step_timeout_s: Seconds = 600.0  # one layer, or the activation of a model
     idle_timeout_s: Seconds = 120.0  # a job on which nothing happens
 
     @model_validator(mode="after")

@@ -51,6 +51,7 @@ class _Mailbox:
     pieces: list[bytes] = field(default_factory=list)
     digests: bytes = b""
     received: int = 0  # of the message under way
+    round: int = 0  # whose message that is
     payload: int = 0  # of all messages
     framing: int = 0
     error: DittoError | None = None
@@ -222,9 +223,13 @@ class PeerLink:
                 return
             rest = frame.total - box.received
             # pieces come in order, none of them empty but that of an empty message, none beyond the end
-            if frame.total > MAX_PAYLOAD or frame.offset != box.received or size > rest or (rest and not size):
+            fits = size <= rest and (size or not rest)
+            if frame.total > MAX_PAYLOAD or (frame.sequence, frame.offset) != (box.round, box.received) or not fits:
                 what = f"{frame.label!r}, round {frame.sequence}"
-                box.error = box.error or IntegrityError(f"{what}: its pieces do not fit together", peer=self.peer)
+                due = f"round {box.round} from byte {box.received} was to come"
+                box.error = box.error or IntegrityError(
+                    f"{what}, from byte {frame.offset}: {due} from {self.peer}", peer=self.peer
+                )
                 self.changed.notify_all()
                 return
             box.pieces.append(frame.data)
@@ -235,7 +240,7 @@ class PeerLink:
             if box.received >= frame.total:
                 whole = box.pieces[0] if len(box.pieces) == 1 else b"".join(box.pieces)
                 box.messages[frame.sequence] = (frame.label, whole, box.digests)
-                box.pieces, box.digests, box.received = [], b"", 0
+                box.pieces, box.digests, box.received, box.round = [], b"", 0, box.round + 1
                 self.changed.notify_all()
 
     def send(self, job: str, sequence: int, label: str, payload: bytes) -> tuple[int, bytes]:
@@ -249,16 +254,17 @@ class PeerLink:
         out.put((queued, frame, payload, digests))
         return extra, digests
 
-    def receive(self, box: _Mailbox, sequence: int) -> tuple[str, bytes, bytes]:
-        """The message of a round, when it is there whole: its label, its data, the digests of its pieces."""
-        deadline = time.monotonic() + self.message_timeout
+    def receive(self, box: _Mailbox, sequence: int, label: str, until: float | None = None) -> tuple[str, bytes, bytes]:
+        """The message of a round, when it is there whole: its label, its data, the digests of its pieces. `label` is
+        what is awaited, `until` how long (time.monotonic)."""
+        deadline = until or time.monotonic() + self.message_timeout
         with self.changed:
             while sequence not in box.messages:
                 if box.error is not None:
                     raise box.error
                 if time.monotonic() > deadline:
-                    raise PeerLost(f"{self.peer} sent nothing in time", peer=self.peer)
-                self.changed.wait(0.5)
+                    raise PeerLost(f"{label!r}, round {sequence}: {self.peer} sent nothing in time", peer=self.peer)
+                self.changed.wait(min(0.5, max(0.0, deadline - time.monotonic())))
             return box.messages.pop(sequence)
 
     # Jobs ---------------------------------------------------------------------------------------
@@ -303,6 +309,7 @@ class LinkChannel:
         self.payload_sent = 0
         self.framing_sent = 0
         self.transcript = Transcript()
+        self.until: float | None = None  # when the step under way has to be over (time.monotonic)
 
     @property
     def payload_received(self) -> int:
@@ -320,7 +327,7 @@ class LinkChannel:
         framing, sent = self._link.send(self._job, sequence, label, payload)
         self.framing_sent += framing
         self.payload_sent += len(payload)
-        theirs, data, received = self._link.receive(self._box, sequence)
+        theirs, data, received = self._link.receive(self._box, sequence, label, self.until)
         if theirs != label:
             raise DittoError(f"round {sequence}: this party opens {label!r}, {self._link.peer} opens {theirs!r}")
         self.transcript.add("sent", label, sent)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 
 import grpc
 
@@ -97,16 +97,22 @@ class Pool(futures.ThreadPoolExecutor):
                     del self._held[who]
 
 
+class Call(Protocol):
+    """Either end of one."""
+
+    def cancel(self) -> Any: ...
+
+
 class Watchdog:
-    """Cancels calls whose client is too late: what waits for it inside grpc ends. One thread while there is any."""
+    """Cancels calls whose other end is too late: what waits for it inside grpc ends. One thread while there is any."""
 
     def __init__(self, tick: float = 0.5) -> None:
         self._lock, self._tick = threading.Lock(), tick
-        self._due: dict[object, tuple[float, grpc.ServicerContext]] = {}
+        self._due: dict[object, tuple[float, Call]] = {}
         self._running = False
 
     @contextmanager
-    def within(self, seconds: float, context: grpc.ServicerContext) -> Iterator[None]:
+    def within(self, seconds: float, context: Call) -> Iterator[None]:
         key = object()
         with self._lock:
             self._due[key] = time.monotonic() + seconds, context

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import re
-import threading
 from collections.abc import Callable, Container, Iterator, Mapping
 from concurrent import futures
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn
 
 import grpc
 import structlog
@@ -24,9 +23,9 @@ from ditto.errors import (
     BadShare,
     Busy,
     CertificateError,
-    ClusterError,
     ConfigError,
     DittoError,
+    IntegrityError,
     LimitExceeded,
     MessageTooLarge,
     NotAllowed,
@@ -39,6 +38,8 @@ from ditto.errors import (
 from ditto.net.config import Limits, Tls
 from ditto.net.identity import Identity, caller, holder
 from ditto.net.pools import Pace, Pools
+from ditto.net.renewed import Renewed
+from ditto.net.seal import Seals
 from ditto.net.tls import Pems, Revocations, server_credentials, watch
 
 PROTOCOL_VERSION = 4
@@ -72,20 +73,25 @@ _STATUS = {
 }
 
 
-def options(max_message_mb: int) -> list[tuple[str, int]]:
-    """Channel and server options: a killed peer shows at once, a frozen one in about seven seconds."""
-    limit = max_message_mb << 20
+SILENCE_S = 7.0
+
+
+def options(max_message_mb: int, silence_s: float = SILENCE_S) -> list[tuple[str, int]]:
+    """Channel and server options: a killed peer shows at once, a frozen one, or a connection that carries nothing any
+    more, after `silence_s`: a ping when nothing came for two sevenths of it, which has the rest to be answered in."""
+    limit, quiet = max_message_mb << 20, int(1000 * silence_s * 2 / 7)
+    answered = int(1000 * silence_s) - quiet
     return [
         ("grpc.max_send_message_length", limit),
         ("grpc.max_receive_message_length", limit),
-        ("grpc.keepalive_time_ms", 2000),
-        ("grpc.keepalive_timeout_ms", 5000),
-        ("grpc.http2.ping_timeout_ms", 5000),
+        ("grpc.keepalive_time_ms", quiet),
+        ("grpc.keepalive_timeout_ms", answered),
+        ("grpc.http2.ping_timeout_ms", answered),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.http2.max_ping_strikes", 0),
-        ("grpc.http2.min_ping_interval_without_data_ms", 1000),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
+        ("grpc.http2.min_ping_interval_without_data_ms", min(1000, quiet)),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", min(1000, quiet)),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 1000),
         ("grpc.max_reconnect_backoff_ms", 1000),
@@ -116,98 +122,27 @@ class _Stamp(
     intercept_stream_unary = intercept_stream_stream = _call  # type: ignore[assignment]
 
 
-class _Method:
-    """One method of a channel that may be opened anew: each call goes over the newest."""
-
-    def __init__(self, newest: Callable[[], grpc.Channel], kind: str, args: tuple[Any, ...], named: Any) -> None:
-        self._newest, self._kind, self._args, self._named = newest, kind, args, named
-        self._made: tuple[grpc.Channel | None, Any] = (None, None)
-
-    def _now(self) -> Any:
-        channel, method = self._made
-        if (newest := self._newest()) is not channel:
-            method = getattr(newest, self._kind)(*self._args, **self._named)
-            self._made = (newest, method)
-        return method
-
-    def __call__(self, *args: Any, **named: Any) -> Any:
-        return self._now()(*args, **named)
-
-    def with_call(self, *args: Any, **named: Any) -> Any:
-        return self._now().with_call(*args, **named)
-
-    def future(self, *args: Any, **named: Any) -> Any:
-        return self._now().future(*args, **named)
-
-
-class _Renewed(grpc.Channel):
-    """A channel whose calls go over a new connection once the certificate files have changed.
-
-    Calls under way stay on theirs: older connections are kept until the channel is closed.
-    """
-
-    def __init__(self, files: Callable[[], Pems], open: Callable[[Pems], grpc.Channel]) -> None:
-        self._files, self._open, self._lock = files, open, threading.Lock()
-        self._pems = files()
-        self._channels = [open(self._pems)]
-        self._closed = False
-
-    def _newest(self) -> grpc.Channel:
-        with self._lock:
-            if self._closed:  # by a handler that outlives its server; grpc would crash for a method that is new to it
-                raise ClusterError("this process stops: the connection is closed")
-            if (pems := self._files()) is not self._pems:
-                self._pems = pems
-                self._channels.append(self._open(pems))
-            return self._channels[-1]
-
-    def unary_unary(self, *args: Any, **named: Any) -> Any:
-        return _Method(self._newest, "unary_unary", args, named)
-
-    def unary_stream(self, *args: Any, **named: Any) -> Any:
-        return _Method(self._newest, "unary_stream", args, named)
-
-    def stream_unary(self, *args: Any, **named: Any) -> Any:
-        return _Method(self._newest, "stream_unary", args, named)
-
-    def stream_stream(self, *args: Any, **named: Any) -> Any:
-        return _Method(self._newest, "stream_stream", args, named)
-
-    def subscribe(self, callback: Callable[[grpc.ChannelConnectivity], None], try_to_connect: bool = False) -> None:
-        self._newest().subscribe(callback, try_to_connect)
-
-    def unsubscribe(self, callback: Callable[[grpc.ChannelConnectivity], None]) -> None:
-        for channel in self._channels:
-            channel.unsubscribe(callback)
-
-    def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            for channel in self._channels:
-                channel.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
 def open_channel(
-    address: str, peer: str, tls: Tls, role: str, max_message_mb: int = 4, version: int = PROTOCOL_VERSION
+    address: str,
+    peer: str,
+    tls: Tls,
+    role: str,
+    max_message_mb: int = 4,
+    silence_s: float = SILENCE_S,
+    version: int = PROTOCOL_VERSION,
 ) -> grpc.Channel:
     """A lazy channel to `peer`; nothing is sent before the first call.
 
     The server must hold the role `peer`, whatever its address. Raises CertificateError if the caller's own files do not
     make it a `role`; when they change, the next call goes over a new connection with the new ones.
     """
-    args: list[tuple[str, Any]] = [*options(max_message_mb), ("grpc.ssl_target_name_override", peer)]
+    args: list[tuple[str, Any]] = [*options(max_message_mb, silence_s), ("grpc.ssl_target_name_override", peer)]
 
     def secure(pems: Pems) -> grpc.Channel:
         credentials = grpc.ssl_channel_credentials(pems.ca, pems.key, pems.cert)
         return grpc.secure_channel(address, credentials, options=args)
 
-    return grpc.intercept_channel(_Renewed(watch(tls, role).current, secure), _Stamp(version))
+    return grpc.intercept_channel(Renewed(watch(tls, role).current, secure), _Stamp(version))
 
 
 def connect(channel: grpc.Channel, peer: str, timeout: float) -> None:
@@ -220,15 +155,18 @@ def connect(channel: grpc.Channel, peer: str, timeout: float) -> None:
         except grpc.RpcError as error:
             raise from_rpc_error(error, peer) from None
 
+    transient = (PeerAbsent, IntegrityError)
     retrying = Retrying(
-        stop=stop_after_delay(timeout), wait=wait_fixed(0.1), retry=retry_if_exception_type(PeerAbsent), reraise=True
+        stop=stop_after_delay(timeout), wait=wait_fixed(0.1), retry=retry_if_exception_type(transient), reraise=True
     )
     retrying(check)
 
 
-# What gRPC says when a handshake was refused: a chain that does not verify, an alert, another name. Not when it ended
-# early ("Handshake read failed"): then the server was stopped, or killed, or not the one that listens there.
-_TLS_TROUBLE = re.compile(r"TSI_PROTOCOL_FAILURE|SSL_ERROR_SSL|Hostname Verification Check|Peer name .* is not in")
+# What gRPC says when a handshake was refused over a certificate: a chain that does not verify, an alert, another name.
+# Not when it ended early ("Handshake read failed"): then the server was stopped, or killed, or not the one that listens
+# there. And when TLS broke otherwise: a byte of a handshake or of a record is another, or it is no TLS at all.
+_TLS_TROUBLE = re.compile(r"CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED|Hostname Verification Check|Peer name .* is not in")
+_TLS_BROKEN = re.compile(r"TSI_DATA_CORRUPTED|TSI_PROTOCOL_FAILURE|SSL_ERROR_SSL")
 
 
 def from_rpc_error(error: grpc.RpcError, peer: str, running: bool = False) -> DittoError:
@@ -243,15 +181,24 @@ def from_rpc_error(error: grpc.RpcError, peer: str, running: bool = False) -> Di
             with contextlib.suppress(ValueError):
                 found.retry_s = float(trailing.get(RETRY_KEY, found.retry_s))
         return found
+    if _TLS_TROUBLE.search(details) and code is grpc.StatusCode.UNAVAILABLE:
+        return CertificateError(f"{peer}: the TLS handshake failed: wrong certificate or CA", peer=peer)
+    if _TLS_BROKEN.search(details):
+        return IntegrityError(f"{peer}: TLS broke: what arrived from there was changed, or is none of it", peer=peer)
+    if code is grpc.StatusCode.UNKNOWN and details.startswith("Stream removed"):  # with its connection
+        code = grpc.StatusCode.UNAVAILABLE
     if code is grpc.StatusCode.UNAVAILABLE:
-        if _TLS_TROUBLE.search(details):
-            return CertificateError(f"{peer}: the TLS handshake failed: wrong certificate or CA", peer=peer)
         if running:
             return PeerLost(f"{peer} was lost during the job", peer=peer)
         return PeerAbsent(f"{peer} does not answer", peer=peer)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         kind = PeerLost if running else PeerAbsent
         return kind(f"{peer} did not answer in time", peer=peer)
+    if code is grpc.StatusCode.CANCELLED:
+        return PeerLost(f"{peer} ended the call early", peer=peer)
+    if code is grpc.StatusCode.INTERNAL and "Exception deserializing" in details:
+        whose = "what arrived there" if "request" in details else "what arrived from there"
+        return IntegrityError(f"{peer}: {whose} is not what was sent", peer=peer)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return MessageTooLarge(f"{peer}: {details}", peer=peer)
     if code is grpc.StatusCode.UNIMPLEMENTED:
@@ -373,6 +320,7 @@ def build_server(
     max_message_mb: int = 4,
     limits: Limits | None = None,
     queue: int = 0,
+    silence_s: float = SILENCE_S,
 ) -> tuple[grpc.Server, int]:
     """A server with mutual TLS and a health service, not started yet, and the port that it is bound to; `queue` is how
     many jobs may wait in it.
@@ -383,10 +331,11 @@ def build_server(
     certificates = watch(tls, me)
     revoked: Container[int] = Revocations(tls.crl, tls, certificates) if tls.crl else ()
     pace = Pace(limits.upload_idle_s, 1024 * limits.upload_min_kb_s)
+    seals = Seals(VERSION_KEY, PROTOCOL_VERSION)
     server = grpc.server(
         futures.ThreadPoolExecutor(1),  # of what no pool serves: nothing
-        interceptors=[Pools(me, caller, abort, pace, limits.max_uploads, queue), _Guard(me, roles, revoked)],
-        options=[*options(max_message_mb), ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS)],
+        interceptors=[Pools(me, caller, abort, pace, limits.max_uploads, queue), _Guard(me, roles, revoked), seals],
+        options=[*options(max_message_mb, silence_s), ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS)],
     )
     checks = health.HealthServicer()
     checks.set("", health_pb2.HealthCheckResponse.SERVING)

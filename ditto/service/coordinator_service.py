@@ -30,6 +30,7 @@ from ditto.wire import control_pb2, control_pb2_grpc, dealer_pb2, dealer_pb2_grp
 
 log = structlog.get_logger()
 _METHODS = ("RegisterModel", "UnregisterModel", "ListModels", "GetModel", "Status", "RunJob", "StartJob")
+REPEAT_S = 15.0  # after which a waiting client hears its place again
 ROLES: Roles = {name: frozenset({"client"}) for name in _METHODS}
 
 
@@ -41,7 +42,9 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
     def __init__(self, config: CoordinatorConfig) -> None:
         self._config = config
         self._channels = {
-            role: open_channel(config.peers.of(role), role, config.tls, config.role, config.max_message_mb)
+            role: open_channel(
+                config.peers.of(role), role, config.tls, config.role, config.max_message_mb, config.silence_s
+            )
             for role in (*PARTIES, "dealer")
         }
         self._stubs = {role: party_pb2_grpc.PartyStub(self._channels[role]) for role in PARTIES}
@@ -270,8 +273,8 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         place = self._queue.place(run.name)
         while place:
             yield control_pb2.JobEvent(queued=control_pb2.Queued(position=place))
-            before = place
-            while place == before:
+            before, said = place, time.monotonic()  # a client does not wait for a silent coordinator without end
+            while place == before and time.monotonic() - said < min(REPEAT_S, self._config.step_timeout_s / 2):
                 place = self._queue.place(run.name, 0.2)
                 run.check()
         self._connect_all()

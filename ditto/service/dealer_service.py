@@ -38,7 +38,6 @@ from ditto.service.stored import Owner, StoredEntry, load_entry, readable_entrie
 from ditto.wire import dealer_pb2, dealer_pb2_grpc
 
 log = structlog.get_logger()
-PATIENCE = 120.0  # seconds that a party has to join a job after the other one
 _PARTIES = frozenset(PARTIES)
 ROLES: Roles = dict.fromkeys(("ModelSeed", "ForgetModel", "Correlations"), _PARTIES) | {
     "Inventory": frozenset({"coordinator"})
@@ -210,6 +209,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
             for entry in readable_entries([path], Entry, lambda path: _owner(path.stem)):
                 self._known[path.stem] = entry.model
         self.metrics.models.set_function(lambda: len({*self._known.values()}))
+        threading.Thread(target=self._sweep, name="sweep", daemon=True).start()
         for party in (0, 1):
             self.metrics.waiting.labels(f"party{party}").set_function(partial(self._ready, party))
 
@@ -371,7 +371,6 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
         entry = self._entry(request.share_id)
         plan = plan_of(request.plan)
         admit_job(entry.description, plan, request.fingerprint, self._config, self._config.role)
-        self._drop_abandoned()
         with self._lock:
             job = self._jobs.get(request.job)
             if job is None:
@@ -388,10 +387,15 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
             job.joined.add(party)
             return job
 
+    def _sweep(self) -> None:
+        while True:
+            time.sleep(1.0)
+            self._drop_abandoned()
+
     def _drop_abandoned(self) -> None:
         """Jobs that one party has finished or left, and that the other never joined."""
         with self._lock:
-            late = time.monotonic() - PATIENCE
+            late = time.monotonic() - self._config.idle_timeout_s
             names = [name for name, job in self._jobs.items() if len(job.joined) < 2 and job.began < late]
             jobs = [self._jobs.pop(name) for name in names]
         for job in jobs:

@@ -16,6 +16,7 @@ from ditto.net.transport import from_rpc_error
 from ditto.wire import control_pb2, party_pb2, party_pb2_grpc
 
 Stubs = dict[str, party_pb2_grpc.PartyStub]
+GRACE = 2.0  # beyond a step's time, in which a party says itself what it waited for
 PATIENCE = 1.0  # how long the second party may take to say what it knows, once the first one failed
 
 
@@ -94,7 +95,7 @@ class JobRun:
     """Calls to both parties on behalf of one job."""
 
     def __init__(self, name: str, stubs: Stubs, step_timeout: float, client: str = "") -> None:
-        self.name, self._stubs, self._timeout = name, stubs, step_timeout
+        self.name, self._stubs, self._timeout = name, stubs, step_timeout + GRACE
         self.client = client  # the identity that runs the job; nobody's for an activation
         self.stage = 0  # whose inputs the client brings next
         self.ended = False  # the client wants no further stage

@@ -98,9 +98,11 @@ class Job:
                 self._stages[index - 2] = None
         return self.stage(index)
 
-    def step(self, phase: Phase, request: party_pb2.StepRequest) -> party_pb2.StepReply:
-        """Prepare ("offline") or run ("online") one layer, or it and the rest: seconds and the rows that were added."""
+    def step(self, phase: Phase, request: party_pb2.StepRequest, until: float | None = None) -> party_pb2.StepReply:
+        """Prepare ("offline") or run ("online") one layer, or it and the rest: seconds and the rows that were added.
+        Nothing is awaited beyond `until` (time.monotonic)."""
         with self.lock:
+            self.channel.until = self.source.until = until
             stage = self._enter(request.stage)
             count = len(stage.program.layers)
             if request.layer >= count:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 
 import grpc
@@ -60,14 +61,16 @@ class PartyService(party_pb2_grpc.PartyServicer):
             self.metrics.link,
         )  # fmt: skip
         self._dealer_channel = open_channel(
-            config.peers.dealer, "dealer", config.tls, config.role, config.max_message_mb
+            config.peers.dealer, "dealer", config.tls, config.role, config.max_message_mb, config.silence_s
         )
         self._dealer = dealer_pb2_grpc.DealerStub(self._dealer_channel)
         self._jobs = Jobs(config, self._store, self.link, self._dealer, self.metrics)
         self._peer_channel: grpc.Channel | None = None
         if config.index == 1:
             address = config.peers.of(config.peer)
-            self._peer_channel = open_channel(address, config.peer, config.tls, config.role, config.max_message_mb)
+            self._peer_channel = open_channel(
+                address, config.peer, config.tls, config.role, config.max_message_mb, config.silence_s
+            )
             self.link.dial(party_pb2_grpc.PeerLinkStub(self._peer_channel))
 
     # Models -------------------------------------------------------------------------------------
@@ -196,7 +199,7 @@ class PartyService(party_pb2_grpc.PartyServicer):
     def _step(self, phase: Phase, request: party_pb2.StepRequest) -> party_pb2.StepReply:
         job = self._jobs.get(request.job)
         try:
-            reply = job.step(phase, request)
+            reply = job.step(phase, request, time.monotonic() + self._config.step_timeout_s)
         except Exception as error:
             code = error.code if isinstance(error, DittoError) else type(error).__name__
             self._jobs.close(request.job, f"{phase} work failed ({code})")
@@ -214,14 +217,17 @@ class PartyService(party_pb2_grpc.PartyServicer):
     def PutInput(
         self, request_iterator: Iterator[party_pb2.PutInputRequest], context: grpc.ServicerContext
     ) -> party_pb2.PutInputReply:
-        header = next(request_iterator, party_pb2.PutInputRequest()).header
+        first = next(request_iterator, party_pb2.PutInputRequest())
+        if not first.HasField("header"):
+            raise BadShare("an upload that does not begin with its header", peer=self._config.role)
+        header = first.header
         structlog.contextvars.bind_contextvars(job=short(header.job))
         job = self._jobs.of_client(header.job, str(caller(context)))
         self._jobs.check_terms(header.job, header.terms)
         assembly: Assembly | None = job.input(header)
         for request in request_iterator:
-            if assembly is None:
-                raise BadShare(f"{header.name}: chunks after a seed")
+            if assembly is None or not request.HasField("chunk"):
+                raise BadShare(f"{header.name}: more than was announced", peer=self._config.role)
             assembly.add(request.chunk.offset, request.chunk.data)
         if assembly is not None:
             job.set_input(header.stage, header.name, assembly.tensor())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 
 import grpc
@@ -34,6 +35,7 @@ class DealerSource:
         self._error: DittoError | None = None
         self._seed: bytes | None = None
         self._timeout = timeout
+        self.until: float | None = None  # when the step under way has to be over (time.monotonic)
         self._metrics = metrics
         self.received = 0
         self.framing = 0
@@ -98,10 +100,14 @@ class DealerSource:
             return memoryview(whole)
 
     def _wait(self) -> None:
-        if not self._changed.wait_for(lambda: bool(self._chunks) or self._ended, self._timeout):
+        left = self._timeout if self.until is None else max(0.0, self.until - time.monotonic())
+        if not self._changed.wait_for(lambda: bool(self._chunks) or self._ended, left):
             raise PeerLost("dealer sent nothing in time", peer="dealer")
         if not self._chunks:
-            raise self._error or DittoError("the dealer sent fewer correlations than the program needs", peer="dealer")
+            raise self._error or IntegrityError(
+                f"correlations: the dealer's stream ended after {self.received} bytes, the program needs more",
+                peer="dealer",
+            )
 
     def _cut(self, n: int) -> memoryview:
         head = self._chunks[0]
