@@ -1,7 +1,7 @@
 """A server as `parties/` has it, which also writes down the keys that it derives and expands.
 
-`python -m recorded CONFIG`: a line of JSON for each, in a file of its own process in $DITTO_RECORD. It holds digests, no
-key. A line is out before the key is used, so that a killed process has told all that it did.
+`python -m recorded CONFIG`: a line of JSON for each, in a file of its own process in $DITTO_RECORD. It holds digests,
+no key. A line is out before the key is used, so that a killed process has told all that it did.
 """
 
 from __future__ import annotations

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import re
-import threading
 from collections.abc import Callable, Container, Iterator, Mapping
 from concurrent import futures
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn
 
 import grpc
 import structlog
@@ -34,6 +33,7 @@ from ditto.errors import (
     UnknownModel,
     VersionMismatch,
 )
+from ditto.net.channels import Pin, Renewed
 from ditto.net.config import Limits, Tls
 from ditto.net.identity import Identity, caller, holder
 from ditto.net.pools import Pace, Pools
@@ -112,94 +112,24 @@ class _Stamp(
     intercept_stream_unary = intercept_stream_stream = _call  # type: ignore[assignment]
 
 
-class _Method:
-    """One method of a channel that may be opened anew: each call goes over the newest."""
-
-    def __init__(self, newest: Callable[[], grpc.Channel], kind: str, args: tuple[Any, ...], named: Any) -> None:
-        self._newest, self._kind, self._args, self._named = newest, kind, args, named
-        self._made: tuple[grpc.Channel | None, Any] = (None, None)
-
-    def _now(self) -> Any:
-        channel, method = self._made
-        if (newest := self._newest()) is not channel:
-            method = getattr(newest, self._kind)(*self._args, **self._named)
-            self._made = (newest, method)
-        return method
-
-    def __call__(self, *args: Any, **named: Any) -> Any:
-        return self._now()(*args, **named)
-
-    def with_call(self, *args: Any, **named: Any) -> Any:
-        return self._now().with_call(*args, **named)
-
-    def future(self, *args: Any, **named: Any) -> Any:
-        return self._now().future(*args, **named)
-
-
-class _Renewed(grpc.Channel):
-    """A channel whose calls go over a new connection once the certificate files have changed.
-
-    Calls under way stay on theirs: older connections are kept until the channel is closed.
-    """
-
-    def __init__(self, files: Callable[[], Pems], open: Callable[[Pems], grpc.Channel]) -> None:
-        self._files, self._open, self._lock = files, open, threading.Lock()
-        self._pems = files()
-        self._channels = [open(self._pems)]
-
-    def _newest(self) -> grpc.Channel:
-        with self._lock:
-            if (pems := self._files()) is not self._pems:
-                self._pems = pems
-                self._channels.append(self._open(pems))
-            return self._channels[-1]
-
-    def unary_unary(self, *args: Any, **named: Any) -> Any:
-        return _Method(self._newest, "unary_unary", args, named)
-
-    def unary_stream(self, *args: Any, **named: Any) -> Any:
-        return _Method(self._newest, "unary_stream", args, named)
-
-    def stream_unary(self, *args: Any, **named: Any) -> Any:
-        return _Method(self._newest, "stream_unary", args, named)
-
-    def stream_stream(self, *args: Any, **named: Any) -> Any:
-        return _Method(self._newest, "stream_stream", args, named)
-
-    def subscribe(self, callback: Callable[[grpc.ChannelConnectivity], None], try_to_connect: bool = False) -> None:
-        self._newest().subscribe(callback, try_to_connect)
-
-    def unsubscribe(self, callback: Callable[[grpc.ChannelConnectivity], None]) -> None:
-        for channel in self._channels:
-            channel.unsubscribe(callback)
-
-    def close(self) -> None:
-        with self._lock:
-            for channel in self._channels:
-                channel.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
 def open_channel(
     address: str, peer: str, tls: Tls, role: str, max_message_mb: int = 4, version: int = PROTOCOL_VERSION
 ) -> grpc.Channel:
     """A lazy channel to `peer`; nothing is sent before the first call.
 
     The server must hold the role `peer`, whatever its address. Raises CertificateError if the caller's own files do not
-    make it a `role`; when they change, the next call goes over a new connection with the new ones.
+    make it a `role`; when they change, the next call goes over a new connection with the new ones. With `tls.crl` the
+    server's certificate must not be on that list (`ditto.net.channels`); a call to one that is raises CertificateError.
     """
     args: list[tuple[str, Any]] = [*options(max_message_mb), ("grpc.ssl_target_name_override", peer)]
+    files = watch(tls, role)
 
-    def secure(pems: Pems) -> grpc.Channel:
-        credentials = grpc.ssl_channel_credentials(pems.ca, pems.key, pems.cert)
+    def secure(pems: Pems, trusted: bytes) -> grpc.Channel:
+        credentials = grpc.ssl_channel_credentials(trusted, pems.key, pems.cert)
         return grpc.secure_channel(address, credentials, options=args)
 
-    return grpc.intercept_channel(_Renewed(watch(tls, role).current, secure), _Stamp(version))
+    pin = Pin(address, peer, Revocations(tls.crl, tls, files)) if tls.crl else None
+    return grpc.intercept_channel(Renewed(files.current, secure, pin), _Stamp(version))
 
 
 def connect(channel: grpc.Channel, peer: str, timeout: float) -> None:

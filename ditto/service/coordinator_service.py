@@ -12,7 +12,7 @@ import structlog
 
 from ditto.engine.ledger import Phase
 from ditto.engine.program import Program
-from ditto.errors import ClusterError, DittoError, NotAllowed, UsageError
+from ditto.errors import CertificateError, ClusterError, DittoError, NotAllowed, UsageError
 from ditto.models import Plan
 from ditto.models.description import parse
 from ditto.names import PARTIES, check_id, check_name
@@ -124,7 +124,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
     def _inventory(self) -> dealer_pb2.InventoryReply | None:
         try:
             return self._dealer.Inventory(dealer_pb2.InventoryRequest(), timeout=1.0)
-        except grpc.RpcError:  # the dealer's row of the status says why
+        except (grpc.RpcError, CertificateError):  # the dealer's row of the status says why
             return None
 
     # Jobs ---------------------------------------------------------------------------------------
