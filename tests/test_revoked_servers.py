@@ -20,7 +20,7 @@ from ditto.net import channels
 from ditto.net.certs import Authority, init_certs, load_certificate
 from ditto.net.config import Tls
 from ditto.net.identity import Identity
-from ditto.net.transport import connect, open_channel
+from ditto.net.transport import build_server, connect, open_channel
 
 DEALER = Identity("dealer")
 
@@ -92,12 +92,22 @@ def test_a_revoked_server_is_refused_before_a_request_leaves(certs: Path, server
         connect(channel, "dealer", 5)
 
 
-def test_a_list_that_comes_later_counts_for_the_next_call(certs: Path, servers: Servers) -> None:
-    with to(servers.start(certs / "dealer"), certs) as channel:
-        connect(channel, "dealer", 5)
-        Authority(certs).revoke(load_certificate(certs / "dealer.pem"))
-        with pytest.raises(CertificateError, match="revoked"):  # over the connection that stands
+def test_a_list_that_comes_later_counts_for_the_next_call(certs: Path) -> None:
+    """And so does the new pair that the server then has, without a restart of either."""
+    authority = Authority(certs)
+    pair = Tls(ca=certs / "ca.pem", cert=certs / "dealer.pem", key=certs / "dealer.key")
+    server, port = build_server("127.0.0.1:0", pair, "dealer", {})
+    server.start()
+    try:
+        with to(port, certs) as channel:
             connect(channel, "dealer", 5)
+            authority.revoke(load_certificate(certs / "dealer.pem"))
+            with pytest.raises(CertificateError, match="revoked"):  # over the connection that stands
+                connect(channel, "dealer", 5)
+            authority.issue(DEALER, [], certs / "dealer")
+            connect(channel, "dealer", 5)
+    finally:
+        server.stop(None)
 
 
 class Switch:

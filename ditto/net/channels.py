@@ -99,7 +99,7 @@ class Renewed(grpc.Channel):
                 if changed or not self._channels:
                     self._channels.append(self._open(pems, pems.ca))
                 return self._channels[-1]
-            if changed or (self._stale and self._tried < arrived):
+            if changed or ((self._stale or self._pin.revoked) and self._tried < arrived):
                 self._look(self._pin, pems, changed, timeout)
             self._pin.check()
             return self._channels[-1] if self._channels else self._absent()
@@ -175,9 +175,14 @@ class Pin:
         self._context: tuple[Pems, ssl.SSLContext] | None = None
         self.certificate, self._serial = b"", -1
 
+    @property
+    def revoked(self) -> bool:
+        """Is the server's certificate on the list now? It may have another one by then."""
+        return bool(self.certificate) and self._serial in self._revoked
+
     def check(self) -> None:
-        """Raises CertificateError if the server's certificate is on the list now."""
-        if self.certificate and self._serial in self._revoked:
+        """Raises CertificateError if it is."""
+        if self.revoked:
             raise CertificateError(f"the certificate of {self._peer} was revoked", peer=self._peer)
 
     def look(self, pems: Pems, timeout: float) -> None:
