@@ -195,6 +195,33 @@ def test_a_server_that_was_renewed_and_started_again_is_met(certs: Path, servers
             servers.stop()
 
 
+def test_channels_of_one_process_look_once(certs: Path, servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And again when the server has another certificate, or the one that they remember is revoked."""
+    looks: list[str] = []
+    look: Callable[..., None] = channels.Pin.look
+    monkeypatch.setattr(channels.Pin, "look", lambda self, *args: (looks.append(""), look(self, *args))[1])
+    port = servers.start(certs / "dealer")
+    for _ in range(3):
+        with to(port, certs) as channel:
+            connect(channel, "dealer", 5)
+    assert len(looks) == 1
+    servers.stop()
+    before = load_certificate(certs / "dealer.pem")
+    Authority(certs).issue(DEALER, [], certs / "dealer")
+    servers.start(certs / "dealer", port)
+    with to(port, certs) as channel:
+        connect(channel, "dealer", 5)
+    assert len(looks) == 2
+    Authority(certs).revoke(before)
+    with to(port, certs) as channel:
+        connect(channel, "dealer", 5)
+    assert len(looks) == 2
+    Authority(certs).revoke(load_certificate(certs / "dealer.pem"))
+    with to(port, certs) as channel, pytest.raises(CertificateError, match="revoked"):
+        connect(channel, "dealer", 5)
+    assert len(looks) == 3
+
+
 def test_a_server_that_is_not_there_yet(certs: Path, servers: Servers) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = int(free.getsockname()[1])

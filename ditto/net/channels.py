@@ -28,6 +28,7 @@ from ditto.errors import CertificateError
 from ditto.net.tls import Pems
 
 HANDSHAKE_S = 5.0  # of a caller's own handshake, at most
+SEEN = 64  # servers whose certificates a process remembers
 Open = Callable[[Pems, bytes], grpc.Channel]  # with this pair, trusting these certificates
 
 
@@ -109,7 +110,8 @@ class Renewed(grpc.Channel):
         known = pin.certificate
         try:
             with contextlib.suppress(OSError):
-                pin.look(pems, min(timeout or HANDSHAKE_S, HANDSHAKE_S))
+                if known or not pin.recall(pems):
+                    pin.look(pems, min(timeout or HANDSHAKE_S, HANDSHAKE_S))
                 self._stale = False
         finally:
             self._tried = time.monotonic()
@@ -167,6 +169,9 @@ class Renewed(grpc.Channel):
 # The server's certificate ------------------------------------------------------------------------
 
 
+_seen: dict[tuple[str, str, bytes], tuple[int, bytes]] = {}  # serial and PEM by address, role and authority
+
+
 class Pin:
     """The certificate, in PEM, by which a caller knows its server; none (empty) until the server was seen."""
 
@@ -200,8 +205,22 @@ class Pin:
             raise CertificateError(text, peer=self._peer) from None
         if not shown:
             raise ConnectionError("no certificate")
-        self._serial = x509.load_der_x509_certificate(shown).serial_number
-        self.certificate = ssl.DER_cert_to_PEM_cert(shown).encode()
+        self._take(pems, x509.load_der_x509_certificate(shown).serial_number, ssl.DER_cert_to_PEM_cert(shown).encode())
+
+    def recall(self, pems: Pems) -> bool:
+        """Take what another channel of this process saw at the same place. If the server has another certificate by
+        now, the connection fails, and it is looked at."""
+        found = _seen.get((self._address, self._peer, pems.ca))
+        if found is None or found[0] in self._revoked:
+            return False
+        self._serial, self.certificate = found
+        return True
+
+    def _take(self, pems: Pems, serial: int, certificate: bytes) -> None:
+        self._serial, self.certificate = serial, certificate
+        while len(_seen) >= SEEN:
+            _seen.pop(next(iter(_seen)), None)
+        _seen[self._address, self._peer, pems.ca] = serial, certificate
 
     def _tls(self, pems: Pems) -> ssl.SSLContext:
         if self._context is None or self._context[0] is not pems:
