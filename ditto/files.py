@@ -93,6 +93,13 @@ def replacing_directory(path: Path) -> Iterator[Path]:
         _rename_to_disk(path)
 
 
+def remove(path: Path) -> None:
+    """Remove a file, where there is one; on the disk when this returns."""
+    with _writing(path):
+        path.unlink(missing_ok=True)
+    _rename_to_disk(path)
+
+
 def make_directory(path: Path, mode: int = 0o777) -> None:
     """Make a directory where there is none, and its parents."""
     with _writing(path):

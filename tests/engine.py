@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,9 +47,17 @@ class Run:
     jobs: list[PartyJob]
 
 
-def split(x: torch.Tensor, bits: int) -> list[torch.Tensor]:
-    first = Prg(new_seed()).ring(tuple(x.shape), bits)
+def split(x: torch.Tensor, bits: int, seed: bytes | None = None) -> list[torch.Tensor]:
+    first = Prg(seed or new_seed()).ring(tuple(x.shape), bits)
     return [first, x.to(first.dtype) - first]
+
+
+Draw = Callable[[str, int], bytes]  # what a seed is for ("model", "job", "weights", "inputs"), and a number: a party's
+
+
+def anew(_: str, __: int) -> bytes:
+    """Every seed a fresh one."""
+    return new_seed()
 
 
 def both(work: Any) -> None:
@@ -78,10 +87,13 @@ def beside(stages: int = 1, jobs: int = 1) -> tuple[int, int]:
 class Session:
     """Both parties and the dealer over memory channels, for the stages of one job."""
 
-    def __init__(self, weights: dict[str, Wire], values: dict[str, torch.Tensor], job: str = "job") -> None:
-        self._model = new_seed(), new_seed()
+    def __init__(
+        self, weights: dict[str, Wire], values: dict[str, torch.Tensor], job: str = "job", draw: Draw = anew
+    ) -> None:
+        self._draw = draw
+        self._model = draw("model", 0), draw("model", 1)
         self.channels = MemoryChannel.pair()
-        shares = {name: split(w, weights[name].ring) for name, w in values.items()}
+        shares = {n: split(w, weights[n].ring, draw("weights", i)) for i, (n, w) in enumerate(values.items())}
         self._held = [PartyWeights(weights, i, self._model[i], {n: s[i] for n, s in shares.items()}) for i in (0, 1)]
         both(lambda i: self._held[i].open_masked(self.channels[i]))
         self._dealer = DealerWeights(weights, self._model)
@@ -89,7 +101,7 @@ class Session:
 
     def next_job(self, job: str) -> None:
         """On the same weights, under masks of its own."""
-        self.job, self._seeds = job, (new_seed(), new_seed())
+        self.job, self._seeds = job, (self._draw("job", 0), self._draw("job", 1))
         self._masks: dict[str, torch.Tensor] = {}
         self._carried = (Carried(), Carried())
         self._first = 0
@@ -108,8 +120,9 @@ class Session:
             for i in (0, 1)
         ]  # fmt: skip
         self._first += len(program.steps)
-        for name, x in inputs.items():
-            for party_job, share in zip(jobs, split(x, program.inputs[name].ring), strict=True):
+        for number, (name, x) in enumerate(inputs.items()):
+            halves = split(x, program.inputs[name].ring, self._draw("inputs", self._first + number))
+            for party_job, share in zip(jobs, halves, strict=True):
                 party_job.set_input(name, share)
 
         shares: list[dict[str, torch.Tensor]] = [{}, {}]

@@ -16,13 +16,15 @@ import grpc
 import pytest
 import typer
 import yaml
+from cryptography import x509
 
 from ditto.cli import app
 from ditto.errors import ConfigError
 from ditto.names import ROLES
-from ditto.net.certs import init_certs
+from ditto.net.certs import init_certs, load_certificate
 from ditto.net.config import ClientConfig, CoordinatorConfig, DealerConfig, PartyConfig, Tls, load_config
 from ditto.net.emulation import networks
+from ditto.net.tls import load_revocations
 from ditto.net.transport import build_server
 from parties.health import serving
 
@@ -84,7 +86,8 @@ def test_a_server(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.listen.rsplit(":", 1)[1] == config.peers.of(name).rsplit(":", 1)[1]
     assert service["healthcheck"]["test"] == ["CMD", "python", "-m", "parties.health", path]
     assert mounts(name) == {"/certs": (f"certs-{name}", "ro"), str(config.data_dir): (name, "rw")}
-    assert config.tls == Tls(ca="/certs/ca.pem", cert=f"/certs/{name}.pem", key=f"/certs/{name}.key")
+    files = {"ca": "ca.pem", "cert": f"{name}.pem", "key": f"{name}.key", "crl": "crl.pem"}
+    assert config.tls == Tls(**{key: f"/certs/{file}" for key, file in files.items()})
     assert config.storage == "encrypted" and config.storage_key == Path("/certs/storage.key")
     assert service["depends_on"]["certs"] == {"condition": "service_completed_successfully"}
     assert service["environment"]["OMP_NUM_THREADS"] == str(config.threads)
@@ -118,7 +121,8 @@ def test_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
     path = Path(client["environment"]["DITTO_CONFIG"])
     config = load_config(ROOT / path.relative_to("/app"), ClientConfig)
     assert config.network is not None and config.network.name == "lan"
-    assert config.tls.key == Path("/certs/client.key") and mounts("client")["/certs"] == ("certs-client", "ro")
+    assert config.tls.key == Path("/certs/client.key") and config.tls.crl == Path("/certs/crl.pem")
+    assert mounts("client")["/certs"] == ("certs-client", "ro")
     assert mounts("client")[client["environment"]["DITTO_HOME"]] == ("client", "rw")
 
 
@@ -140,15 +144,14 @@ def test_the_network_is_a_variable(name: str, monkeypatch: pytest.MonkeyPatch) -
 
 def test_certificates_go_to_their_roles_only(tmp_path: Path) -> None:
     service = SERVICES["certs"]
-    assert service["entrypoint"][0] == "sh" and service["network_mode"] == "none"
+    assert service["entrypoint"][0] == "python" and service["network_mode"] == "none"
     assert mounts("certs") == {f"/roles/{name}": (f"certs-{name}", "rw") for name in ("authority", *ROLES)}
     for name in ("authority", *ROLES):
         (tmp_path / name).mkdir()
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = os.environ | {"CERTS": str(tmp_path), "PATH": path}
+    environment = os.environ | {"CERTS": str(tmp_path), "PYTHONPATH": str(ROOT)}
 
     def run(*args: str) -> dict[Path, bytes]:
-        subprocess.run(["sh", ROOT / service["entrypoint"][1], *args], check=True, env=environment, cwd=ROOT)
+        subprocess.run([sys.executable, ROOT / service["entrypoint"][1], *args], check=True, env=environment, cwd=ROOT)
         return {file: file.read_bytes() for file in tmp_path.rglob("*.*")}
 
     first = run()
@@ -158,16 +161,24 @@ def test_certificates_go_to_their_roles_only(tmp_path: Path) -> None:
     assert all(re.fullmatch(rb"[0-9a-f]{64}\n", key) for key in kept.values())
     assert all(path.stat().st_mode & 0o777 == 0o600 for path in keys)
     expected = {tmp_path / "authority" / name for name in ("ca.pem", "ca.key", "crl.pem")}
-    for role in ROLES:
-        expected |= {tmp_path / role / file for file in ("ca.pem", f"{role}.pem", f"{role}.key")}
+    for role in ROLES:  # one key of a pair in each volume, its own
+        expected |= {tmp_path / role / file for file in ("ca.pem", "crl.pem", f"{role}.pem", f"{role}.key")}
     assert first.keys() == expected
     assert run() == first | kept
     (tmp_path / "dealer" / "dealer.key").unlink()
     second = run()  # one set, never half of two
     assert second.keys() == expected | keys and {path: second.pop(path) for path in keys} == kept
     assert not set(second.values()) & set(first.values())
-    third = run("--force")
-    assert {path: third.pop(path) for path in keys} == kept and not set(third.values()) & set(second.values())
+
+    run("revoke", "client")
+    third = run("renew", "client")
+    changed = {path.relative_to(tmp_path) for path in third if third[path] != (second | kept)[path]}
+    lists = {Path(name) / "crl.pem" for name in ("authority", *ROLES)}
+    assert changed == lists | {Path("client/client.pem"), Path("client/client.key")}
+    assert len({third[tmp_path / path] for path in lists}) == 1
+    root = load_certificate(tmp_path / "authority" / "ca.pem")
+    before = x509.load_pem_x509_certificate(second[tmp_path / "client" / "client.pem"])
+    assert load_revocations(tmp_path / "party0" / "crl.pem", root).serials == {before.serial_number}
 
 
 def test_the_image() -> None:
@@ -266,7 +277,10 @@ def test_the_pod() -> None:
         assert container[probe]["exec"]["command"] == ["python", "-m", "parties.health", container["args"][1]]
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     assert volumes.keys() == {mount["name"] for mount in container["volumeMounts"]}
-    assert {m["name"] for m in container["volumeMounts"] if m.get("readOnly")} == {"config", "certs"}
+    assert {m["name"] for m in container["volumeMounts"] if m.get("readOnly")} == {
+        "config", "certs", "revocations", "storage",
+    }  # fmt: skip
+    assert all("subPath" not in mount for mount in container["volumeMounts"])  # it would not follow what is applied
     assert ("PersistentVolumeClaim", volumes["data"]["persistentVolumeClaim"]["claimName"]) in found
     service = found["Service", "server"]["spec"]
     assert service["selector"] == LABEL
@@ -292,7 +306,8 @@ def test_an_overlay(role: str) -> None:
     places = {mount["mountPath"] for mount in container["volumeMounts"]}
     assert str(config.data_dir) in places and container["args"][1] == "/config/config.yaml"
     assert config.storage == "encrypted" and config.storage_key is not None
-    for file in (config.tls.ca, config.tls.cert, config.tls.key, config.storage_key):
+    assert config.tls.crl is not None
+    for file in (config.tls.ca, config.tls.cert, config.tls.key, config.tls.crl, config.storage_key):
         assert str(file.parent) in places and f"--from-file={file.name}" in text
     patches = [change for patch in kustomization.get("patches", []) for change in yaml.safe_load(patch["patch"])]
     arguments = [change["value"] for change in patches if change["path"].endswith("/args/0")]
@@ -331,4 +346,4 @@ def test_an_overlay_renders(role: str) -> None:
     pod = documents["Deployment", "server"]["spec"]["template"]["spec"]
     assert pod["containers"][0]["args"] == [MODULES[role], "/config/config.yaml"]
     maps = {volume["configMap"]["name"] for volume in pod["volumes"] if "configMap" in volume}
-    assert maps == {name for kind, name in documents if kind == "ConfigMap"}
+    assert maps == {name for kind, name in documents if kind == "ConfigMap"} | {"revocations"}  # made beforehand

@@ -6,11 +6,10 @@ import threading
 from collections import Counter, defaultdict
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from engine import Session
-from uniform import chi_square, chi_square_limit, deviation_limit
+from views import View, watch
 
 from ditto.engine import job, sharing, weights
 from ditto.engine.job import _DealerContext, _PartyContext
@@ -18,9 +17,8 @@ from ditto.engine.sharing import share
 from ditto.models import Plan, compile_stage, encode_inputs, generator_of, random, random_model
 from ditto.models.tokenizer import Batch, Prompts
 from ditto.ops import guard
-from ditto.ops.base import Shared
 from ditto.presets import PRESETS
-from ditto.ring import carrier, pack
+from ditto.ring import carrier
 from ditto.ring.prg import Prg, derive, new_seed
 
 Tensor = torch.Tensor
@@ -61,34 +59,6 @@ class Keys:
         return found
 
 
-class View:
-    """Every message that the parties and the client receive: how far its bits and bytes are from fair ones."""
-
-    def __init__(self) -> None:
-        self.pooled: dict[str, list[bytes]] = defaultdict(list)  # whole bytes by kind of message
-        self.far: list[str] = []
-        self.messages = 0
-
-    def add(self, kind: str, x: Tensor, bits: int) -> None:
-        raw = np.frombuffer(pack(x, bits), dtype=np.uint8).reshape(-1, -(-bits // 8))
-        ones = np.unpackbits(raw, axis=1, bitorder="little")[:, :bits].sum(axis=0, dtype=np.int64)
-        worst = float(np.abs(ones - len(raw) / 2).max() / (len(raw) ** 0.5 / 2))
-        if worst > deviation_limit():
-            self.far.append(f"{kind} on {bits} bits: a bit of {len(raw)} elements is {worst:.1f} deviations off")
-        whole = raw[:, : bits // 8].tobytes()
-        if len(whole) >= 2560 and chi_square(whole) > chi_square_limit():
-            self.far.append(f"{kind} on {bits} bits: chi-square {chi_square(whole):.0f} of {len(whole)} bytes")
-        self.pooled[kind].append(whole)
-        self.messages += 1
-
-    def check(self) -> list[str]:
-        for kind, parts in self.pooled.items():
-            whole = b"".join(parts)
-            if len(whole) >= 2560 and chi_square(whole) > chi_square_limit():
-                self.far.append(f"all of {kind}: chi-square {chi_square(whole):.0f} of {len(whole)} bytes")
-        return self.far
-
-
 @pytest.fixture()
 def keys(monkeypatch: pytest.MonkeyPatch) -> Keys:
     seen, begin = Keys(), Prg.__init__
@@ -105,43 +75,8 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> Keys:
 
 @pytest.fixture()
 def view(monkeypatch: pytest.MonkeyPatch) -> View:
-    seen, lock = View(), threading.Lock()
-    opening, opening_bits, dealing, anew = (
-        _PartyContext.open, _PartyContext.open_bits, _PartyContext.dealt, job.rerandomised,
-    )  # fmt: skip
-
-    def add(kind: str, x: Tensor, bits: int) -> None:
-        with lock:
-            seen.add(kind, x, bits)
-
-    def opened(self: _PartyContext, shares: list[Tensor], bits: list[int]) -> list[Tensor]:
-        result = opening(self, shares, bits)
-        for mine, value, size in zip(shares, result, bits, strict=True):
-            add(f"opened at party{self.party}", value, size)
-            add(f"from the peer at party{self.party}", value - mine, size)
-        return result
-
-    def opened_bits(self: _PartyContext, words: Tensor) -> Tensor:
-        result = opening_bits(self, words)
-        add(f"opened bits at party{self.party}", result, 64)
-        add(f"bits from the peer at party{self.party}", result ^ words, 64)
-        return result
-
-    def dealt(self: _PartyContext, of: Shared) -> Tensor:
-        result = dealing(self, of)
-        if not self._seeded:
-            add(f"dealt to party{self.party}", result, of.bits)
-        return result
-
-    def output(*of: Any) -> Tensor:
-        result = anew(*of)
-        add(f"output share of party{of[1]}", result, of[-1].ring)
-        return result
-
-    monkeypatch.setattr(_PartyContext, "open", opened)
-    monkeypatch.setattr(_PartyContext, "open_bits", opened_bits)
-    monkeypatch.setattr(_PartyContext, "dealt", dealt)
-    monkeypatch.setattr(job, "rerandomised", output)
+    seen = View()
+    watch(monkeypatch, seen.add)
     return seen
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 import ditto
-from ditto.cli import audit, bench, certs, cluster, demo, finetune, generate, infer, model
+from ditto.cli import audit, bench, certs, cluster, demo, finetune, generate, infer, keys, model
 from ditto.cli.common import ErrorGroup, exit_codes_help
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 app.add_typer(certs.app, name="certs")
 app.add_typer(cluster.app, name="cluster")
+app.add_typer(keys.app, name="keys")
 app.add_typer(model.app, name="model")
 app.command("infer")(infer.infer)
 app.command("generate")(generate.generate)

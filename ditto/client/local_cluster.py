@@ -107,9 +107,7 @@ class Cluster:
         for role in ROLES:
             if self.config_path(role).exists():
                 continue
-            pems = {"ca": "ca.pem", "cert": f"{role}.pem", "key": f"{role}.key"}
-            if role in peers:
-                pems |= {"crl": "crl.pem"}
+            pems = {"ca": "ca.pem", "cert": f"{role}.pem", "key": f"{role}.key", "crl": "crl.pem"}
             config: dict[str, Any] = {
                 "role": role,
                 "peers": peers,

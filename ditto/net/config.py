@@ -37,7 +37,7 @@ class Tls(_Strict):
     ca: Path
     cert: Path
     key: Path
-    crl: Path | None = None  # servers: the authority's list of revoked certificates
+    crl: Path | None = None  # the authority's list of revoked certificates: whom to refuse, as server and as caller
 
 
 class Peers(_Strict):

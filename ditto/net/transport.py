@@ -35,10 +35,10 @@ from ditto.errors import (
     UnknownModel,
     VersionMismatch,
 )
+from ditto.net.channels import Pin, Renewed
 from ditto.net.config import Limits, Tls
 from ditto.net.identity import Identity, caller, holder
 from ditto.net.pools import Pace, Pools
-from ditto.net.renewed import Renewed
 from ditto.net.seal import Seals
 from ditto.net.tls import Pems, Revocations, server_credentials, watch
 
@@ -134,15 +134,18 @@ def open_channel(
     """A lazy channel to `peer`; nothing is sent before the first call.
 
     The server must hold the role `peer`, whatever its address. Raises CertificateError if the caller's own files do not
-    make it a `role`; when they change, the next call goes over a new connection with the new ones.
+    make it a `role`; when they change, the next call goes over a new connection with the new ones. With `tls.crl` the
+    server's certificate must not be on that list (`ditto.net.channels`); a call to one that is raises CertificateError.
     """
     args: list[tuple[str, Any]] = [*options(max_message_mb, silence_s), ("grpc.ssl_target_name_override", peer)]
+    files = watch(tls, role)
 
-    def secure(pems: Pems) -> grpc.Channel:
-        credentials = grpc.ssl_channel_credentials(pems.ca, pems.key, pems.cert)
+    def secure(pems: Pems, trusted: bytes) -> grpc.Channel:
+        credentials = grpc.ssl_channel_credentials(trusted, pems.key, pems.cert)
         return grpc.secure_channel(address, credentials, options=args)
 
-    return grpc.intercept_channel(Renewed(watch(tls, role).current, secure), _Stamp(version))
+    pin = Pin(address, peer, Revocations(tls.crl, tls, files)) if tls.crl else None
+    return grpc.intercept_channel(Renewed(files.current, secure, pin), _Stamp(version))
 
 
 def connect(channel: grpc.Channel, peer: str, timeout: float) -> None:

@@ -12,7 +12,7 @@ import structlog
 
 from ditto.engine.ledger import Phase
 from ditto.engine.program import Program
-from ditto.errors import ClusterError, DittoError, NotAllowed, ReuseError, UsageError
+from ditto.errors import CertificateError, ClusterError, DittoError, NotAllowed, ReuseError, UsageError
 from ditto.models import Plan
 from ditto.models.description import digest_of, parse
 from ditto.names import PARTIES, check_id, check_name
@@ -168,7 +168,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
     def _inventory(self, own: list[str]) -> dealer_pb2.InventoryReply | None:
         try:
             return self._dealer.Inventory(dealer_pb2.InventoryRequest(models=own), timeout=1.0)
-        except grpc.RpcError:  # the dealer's row of the status says why
+        except (grpc.RpcError, CertificateError):  # the dealer's row of the status says why
             return None
 
     # Jobs ---------------------------------------------------------------------------------------

@@ -53,7 +53,8 @@ def expand(seed: bytes, wires: dict[str, Wire]) -> Iterator[tuple[str, torch.Ten
         yield name, seeded_share(name, wire, seed)
 
 
-def _of_kind(wires: dict[str, Wire], masked: bool) -> dict[str, Wire]:
+def of_kind(wires: dict[str, Wire], masked: bool) -> dict[str, Wire]:
+    """Those under a fixed mask, or the others."""
     return {name: wire for name, wire in wires.items() if (wire.held != "share") == masked}
 
 
@@ -288,9 +289,9 @@ class ModelStore:
                 yield one.masked()[name]
 
         save_seed(home / "mask_seed", mask_seed, owner)
-        save_tensors(home / "masked.safetensors", _of_kind(wires, True), opened(), owner)
+        save_tensors(home / "masked.safetensors", of_kind(wires, True), opened(), owner)
         compare_transcripts(channel, self._party, f"the activation of {entry.share_id}")
-        plain = _of_kind(wires, False)
+        plain = of_kind(wires, False)
         save_tensors(home / "kept.safetensors", plain, (kept[name] for name in plain), owner)
         with self._lock:
             current = self._entries.get(entry.share_id)  # granted meanwhile?
@@ -351,10 +352,10 @@ class ModelStore:
 def load_weights(home: Path, entry: Entry, party: int) -> PartyWeights:
     """What a party keeps of an active sharing, from its directory. Raises DamagedFile."""
     owner, wires = Owner(PARTIES[party], entry.share_id), weights_of(entry.description)
-    masked = _of_kind(wires, True)
+    masked = of_kind(wires, True)
     # A weight under a mask is F and the mask from here on: an empty stand-in takes the place of its share.
     shares = {name: torch.zeros((), dtype=carrier(w.ring)).expand(w.shape) for name, w in masked.items()}
-    shares |= dict(load_tensors(home / "kept.safetensors", _of_kind(wires, False), owner))
+    shares |= dict(load_tensors(home / "kept.safetensors", of_kind(wires, False), owner))
     weights = PartyWeights(wires, party, load_seed(home / "mask_seed", owner), shares)
     weights.restore(load_tensors(home / "masked.safetensors", masked, owner))
     return weights

@@ -10,7 +10,7 @@ import structlog
 
 from ditto.engine.ledger import Phase
 from ditto.engine.sharing import answer_type
-from ditto.errors import BadShare, ClusterError, DittoError, NotAllowed
+from ditto.errors import BadShare, CertificateError, ClusterError, DittoError, NotAllowed
 from ditto.models.description import digest_of
 from ditto.names import check_id, check_name
 from ditto.net.config import PartyConfig
@@ -148,8 +148,9 @@ class PartyService(party_pb2_grpc.PartyServicer):
         for share_id in self._store.untold():
             try:
                 self._dealer.ForgetModel(dealer_pb2.ForgetModelRequest(share_id=share_id), timeout=5)
-            except grpc.RpcError as error:
-                log.warning("the dealer knows nothing of a drop yet", reason=str(from_rpc_error(error, "dealer")))
+            except (grpc.RpcError, CertificateError) as error:
+                reason = str(from_rpc_error(error, "dealer") if isinstance(error, grpc.RpcError) else error)
+                log.warning("the dealer knows nothing of a drop yet", reason=reason)
                 return
             self._store.told(share_id)
 

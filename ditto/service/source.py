@@ -63,6 +63,8 @@ class DealerSource:
                     self._changed.wait_for(lambda: self._held < AHEAD or self._ended)
         except grpc.RpcError as error:
             self._fail(from_rpc_error(error, "dealer", running=self._seed is not None))
+        except DittoError as error:  # before there was a connection
+            self._fail(error)
         with self._changed:
             self._ended = True
             self._changed.notify_all()

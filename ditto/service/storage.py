@@ -17,6 +17,7 @@ who can write here can also write a digest.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -36,7 +37,8 @@ VARIABLE = "DITTO_STORAGE_KEY"
 START = 24  # bytes: the mark, 8, and the salt
 TAG = 32  # bytes, at most
 _ENCRYPTED, _PLAIN = b"ditto-1e", b"ditto-1p"
-_WITNESS = "storage"  # a file in data_dir that tells the key it was written under
+WITNESS = "storage"  # a file in data_dir that tells the key it was written under
+CHANGING = "storage.changing"  # the same, of the key that its files are being brought under
 _SAYS = b"ditto"
 
 
@@ -45,12 +47,22 @@ class Altered(Exception):
 
 
 class Storage:
-    """Under this key of 32 bytes; None stands for plaintext."""
+    """Under this key of 32 bytes; None stands for plaintext. What was sealed under a `previous` key opens, too."""
 
-    def __init__(self, key: bytes | None) -> None:
-        self._key = key
+    def __init__(self, key: bytes | None, previous: bytes | None = None) -> None:
+        self._key, self._previous = key, previous
         self._mark = _PLAIN if key is None else _ENCRYPTED
         self.tag = 32 if key is None else 16  # bytes
+
+    @property
+    def plaintext(self) -> bool:
+        return self._key is None
+
+    @staticmethod
+    def sealed(path: Path) -> bool:
+        """Does a file look like an encrypted one? Under which key, it does not tell."""
+        with path.open("rb") as file:
+            return file.read(len(_ENCRYPTED)) == _ENCRYPTED
 
     def begin(self, records: int) -> tuple[bytes, Records]:
         """The start of a new file, and what seals its records; 0 if it is not known yet how many there will be."""
@@ -64,11 +76,10 @@ class Storage:
         return self._records(start[len(self._mark) :], records)
 
     def _records(self, salt: bytes, records: int) -> Records:
-        if self._key is None:
-            return Records(records, salt, None)
         # 1
-        key = HKDF(algorithm=SHA256(), length=32, salt=salt, info=b"ditto storage").derive(self._key)
-        return Records(records, salt, AESGCM(key))
+        keys = [key for key in (self._key, self._previous) if key is not None]
+        derived = (HKDF(algorithm=SHA256(), length=32, salt=salt, info=b"ditto storage").derive(key) for key in keys)
+        return Records(records, salt, [AESGCM(key) for key in derived])
 
     def seal(self, data: bytes, context: bytes) -> bytes:
         """A whole file of one record."""
@@ -81,10 +92,11 @@ class Storage:
 
 
 class Records:
-    """The records of one file, in their order: sealed, or opened again."""
+    """The records of one file, in their order: sealed under the first key, or opened again. The first record tells
+    under which key; without any, they are plaintext."""
 
-    def __init__(self, records: int, salt: bytes, aead: AESGCM | None) -> None:
-        self._at, self._records, self._salt, self._aead = 0, records, salt, aead
+    def __init__(self, records: int, salt: bytes, aeads: list[AESGCM]) -> None:
+        self._at, self._records, self._salt, self._aeads = 0, records, salt, aeads
 
     def end(self) -> None:
         """The next record is the last one: for a file whose number of records was not known."""
@@ -97,23 +109,28 @@ class Records:
     def seal(self, data: bytes | memoryview, context: bytes) -> bytes:
         nonce = self._nonce()
         # 2
-        if self._aead is not None:
-            return self._aead.encrypt(nonce, data, context)
+        if self._aeads:
+            return self._aeads[0].encrypt(nonce, data, context)
         return bytes(data) + self._digest(nonce, data, context)
 
     def unseal(self, record: bytes, context: bytes) -> bytes | memoryview:
         """Raises Altered."""
         nonce = self._nonce()
         # 2
-        if self._aead is not None:
-            try:
-                return self._aead.decrypt(nonce, record, context)
-            except (InvalidTag, ValueError):
-                raise Altered from None
+        if self._aeads:
+            return self._decrypt(nonce, record, context)
         data = memoryview(record)[:-32]
         if len(record) < 32 or record[-32:] != self._digest(nonce, data, context):
             raise Altered
         return data
+
+    def _decrypt(self, nonce: bytes, record: bytes, context: bytes) -> bytes:
+        for aead in self._aeads:
+            with contextlib.suppress(InvalidTag, ValueError):
+                data = aead.decrypt(nonce, record, context)
+                self._aeads = [aead]
+                return data
+        raise Altered
 
     def _digest(self, nonce: bytes, data: bytes | memoryview, context: bytes) -> bytes:
         found = hashlib.sha256(self._salt + nonce + len(context).to_bytes(8, "big") + context)
@@ -128,28 +145,39 @@ def storage_of(config: ServerConfig) -> Storage:
     """What a server's configuration asks for, checked against what its directory was written with.
 
     Raises ConfigError without a key, with a malformed one, or with another one than the files there have: a wrong key
-    must not make every file look damaged.
+    must not make every file look damaged. Also while a change of the key (`rekey.py`) is not finished.
     """
-    storage = Storage(None if config.storage == "plaintext" else _key(config.storage_key))
-    witness, context = config.data_dir / _WITNESS, config.role.encode()
-    try:
-        found = witness.read_bytes()
-    except FileNotFoundError:
-        files.make_directory(config.data_dir, 0o700)
-        files.write(witness, storage.seal(_SAYS, context), files.PRIVATE)
-        return storage
-    except OSError as error:
-        raise ConfigError(f"{witness}: cannot be read: {error.strerror or error}") from None
-    try:
-        storage.unseal(found, context)
-    except Altered:
-        encrypted = "encrypted" if config.storage == "plaintext" else "under another key"
-        how = "as plaintext" if found.startswith(_PLAIN) else encrypted
-        raise ConfigError(f"the files in {config.data_dir} are stored {how}, or {witness} is damaged") from None
+    storage = Storage(None if config.storage == "plaintext" else key_of(config.storage_key))
+    if (config.data_dir / CHANGING).exists():
+        raise ConfigError(f"a change of the key of {config.data_dir} was begun: finish it with `ditto keys rotate`")
+    check_witness(storage, config.data_dir, config.role)
     return storage
 
 
-def _key(path: Path | None) -> bytes:
+def check_witness(storage: Storage, data_dir: Path, role: str, name: str = WITNESS) -> None:
+    """Raises ConfigError if a directory was written under another key; one that says nothing is written on."""
+    witness = data_dir / name
+    try:
+        found = witness.read_bytes()
+    except FileNotFoundError:
+        files.make_directory(data_dir, 0o700)
+        bear_witness(storage, data_dir, role, name)
+        return
+    except OSError as error:
+        raise ConfigError(f"{witness}: cannot be read: {error.strerror or error}") from None
+    try:
+        storage.unseal(found, role.encode())
+    except Altered:
+        encrypted = "encrypted" if storage.plaintext else "under another key"
+        how = "as plaintext" if found.startswith(_PLAIN) else encrypted
+        raise ConfigError(f"the files in {data_dir} are stored {how}, or {witness} is damaged") from None
+
+
+def bear_witness(storage: Storage, data_dir: Path, role: str, name: str = WITNESS) -> None:
+    files.write(data_dir / name, storage.seal(_SAYS, role.encode()), files.PRIVATE)
+
+
+def key_of(path: Path | None) -> bytes:
     """From the file; without one, from the environment."""
     try:
         text = os.environ.get(VARIABLE) if path is None else path.read_text()

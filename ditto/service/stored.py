@@ -97,6 +97,32 @@ def _unsealed(path: Path, data: bytes, owner: Owner, otherwise: str) -> bytes:
         raise owner.damaged(path, otherwise) from None
 
 
+# Another key -------------------------------------------------------------------------------------
+
+
+def is_under(path: Path, owner: Owner, storage: Storage) -> bool:
+    """Was a file written under this storage's key? Its first record tells, whatever follows."""
+    with owner.reading(path), path.open("rb") as file:
+        start, rest = file.read(START), file.read(8)
+        if path.suffix == ".safetensors":
+            sealed, records = file.read(min(int.from_bytes(rest, "little"), _HEADER_LIMIT)), 2
+        else:
+            sealed, records = rest + file.read(), 1
+    try:
+        storage.resume(start, records).unseal(sealed, owner.context(path))
+    except Altered:
+        return False
+    return True
+
+
+def reseal(path: Path, owner: Owner) -> None:
+    """Write a file of one record again, under the key in use. Raises DamagedFile."""
+    with owner.reading(path):
+        data = path.read_bytes()
+    text = _unsealed(path, data, owner, "not what was stored here")
+    files.write(path, _in_use().seal(text, owner.context(path)), files.PRIVATE)
+
+
 # Tensors -----------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# docker-compose.yml for real: build, start, ask, ask on `wan`, lose a party between jobs and in one, renew the
-# certificates while they run, stop. Needs a Docker engine with compose v2 and python3; not part of `make test`.
+# docker-compose.yml for real: build, start, ask, ask on `wan`, lose a party between jobs and in one, renew and
+# revoke certificates while they run, stop. Needs a Docker engine with compose v2 and python3; not part of `make test`.
 #   bash tests/compose/run.sh
 # It is a project of its own, so that a cluster of the same file is left alone, and it removes what it made but the image.
 set -euo pipefail
@@ -64,6 +64,9 @@ run 0 docker compose ps --all --format 'table {{.Service}}\t{{.Status}}'
 run 0 docker compose exec -T party0 sh -c 'id -u; ls /certs; python -c "import torch; print(torch.__version__)"'
 run 1 docker compose exec -T party0 touch /app/x
 run 1 docker compose exec -T party0 touch /certs/x
+for role in authority "${servers[@]}" client; do # each key in one volume
+    echo "  $role: $(docker compose run --rm -T --no-deps --entrypoint sh certs -c "cd /roles/$role && ls *.key" | xargs)"
+done
 run 1 docker compose exec -T party0 python -c 'import socket; socket.create_connection(("192.0.2.1", 80), 2)'
 
 title "A model: import, share, ask"
@@ -115,6 +118,18 @@ run 0 $ditto infer --model tiny --text "the dog sat ." --check
 
 title "New certificates"
 run 0 docker compose run --rm -T certs --force
+run 0 $ditto infer --model tiny --text "the dog sat ." --check
+
+title "A client's certificate is revoked, and made anew"
+run 0 docker compose run --rm -T certs revoke client
+run 15 $ditto infer --model tiny --text "the dog sat ."
+run 0 docker compose run --rm -T certs renew client
+run 0 $ditto infer --model tiny --text "the dog sat ." --check
+
+title "A server's certificate is revoked, and made anew"
+run 0 docker compose run --rm -T certs revoke dealer
+run 15 $ditto infer --model tiny --text "the dog sat ."
+run 0 docker compose run --rm -T certs renew dealer
 run 0 $ditto infer --model tiny --text "the dog sat ." --check
 
 title "Stop"
