@@ -73,7 +73,7 @@ class Chaos:
                     time.sleep(0.05)
         else:
             self._signal(fault)
-        self._cluster.up()
+        self._cluster.up(180)  # a busy machine
 
     def again(self) -> None:
         """All servers anew, after a note of where those are that did not serve."""
@@ -82,7 +82,7 @@ class Chaos:
                 os.kill(process.pid, signal.SIGUSR1)
         time.sleep(1)
         self._cluster.down()
-        self._cluster.up(120)
+        self._cluster.up(180)
 
     def _signal(self, fault: Fault) -> None:
         processes = [psutil.Process(self._cluster.pid(role)) for role in fault.targets]

@@ -18,7 +18,7 @@ from benchmarks.traced_server import RECORD
 from ditto.client.local_cluster import Cluster
 from ditto.errors import DittoError
 from ditto.models.compiled import weights_of
-from ditto.names import PARTIES, SERVERS
+from ditto.names import PARTIES, ROLES, SERVERS
 from ditto.net.certs import Authority
 from ditto.net.config import ClientConfig, CoordinatorConfig, DealerConfig, PartyConfig, ServerConfig, load_config
 from ditto.net.identity import Identity
@@ -56,6 +56,7 @@ class Watched(Cluster):
             (self.root / name).mkdir()
         for role in SERVERS:
             self.move_clock(role, 0)
+        for role in ROLES:
             path = self.config_path(role)
             path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes.get(role, {})))
 
@@ -178,9 +179,9 @@ class _Reading:
                     continue
                 load_seed(home / "mask_seed", owner)
                 wires = weights_of(entry.description)
-                for name, masked in (("masked", True), ("kept", False)):
-                    kind = model_store._of_kind(wires, masked)
-                    for _ in load_tensors(home / f"{name}.safetensors", kind, owner):
+                for stem, masked in (("masked", True), ("kept", False)):
+                    kind = {name: wire for name, wire in wires.items() if (wire.held != "share") == masked}
+                    for _ in load_tensors(home / f"{stem}.safetensors", kind, owner):
                         pass
                 found[home.name] = entry
         return found

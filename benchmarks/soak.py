@@ -33,11 +33,11 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.asking import model
 from benchmarks.chaos import Chaos, Fault, plan, small_disks
 from benchmarks.servers import Usage, Watched, asking_command, client_config, stored_wrongly, used_twice
+from benchmarks.soak_report import tables
 from ditto.cli.common import note
 from ditto.client.client import Client
 from ditto.client.local_cluster import _free_ports
@@ -45,8 +45,8 @@ from ditto.errors import BY_CODE, DittoError
 from ditto.names import SERVERS
 
 CLIENTS = 3
-# Not derived: three jobs in line, each found lost after the keepalive (7 s), and timeouts of connecting, 5 s a peer.
-DEADLINE_S = 60.0
+# Not derived: three jobs in line, each found lost after the keepalive (7 s), on a machine busy with starting servers.
+DEADLINE_S = 45.0  # and three times the timeout of connecting
 IDLE_S = 8.0  # in the servers' configurations: after that a job goes whose coordinator or client was killed
 # Not derived; what is taken a second time, in each of 200 jobs, or for each of 100 faults is beyond them.
 SLACK = Usage(megabytes=48, threads=48, files=24)
@@ -95,9 +95,10 @@ def tasks(draws: random.Random, jobs: int, faults: list[Fault]) -> list[dict[str
 class Asker:
     """One client's program, in a process that may be killed and is then started again."""
 
-    def __init__(self, config: Path, owner: bool) -> None:
-        self._config = config
-        self.owner, self.killed = owner, False  # of the models: only its programs may share them
+    def __init__(self, config: Path, owner: bool, deadline: float) -> None:
+        self._config, self._deadline = config, deadline
+        self.owner = owner  # of the models: only its programs may share them
+        self.killed = self.ended = False
         self._launch()
 
     def _launch(self) -> None:
@@ -119,12 +120,12 @@ class Asker:
                 said.put(json.loads(line))
         said.put(None)
 
-    def ask(self, task: dict[str, Any], deadline: float, jobs: list[str]) -> dict[str, Any]:
+    def ask(self, task: dict[str, Any], jobs: list[str]) -> dict[str, Any]:
         """What came of it: HANGS past the deadline, KILLED if this client was."""
         if self.process.poll() is not None:  # killed between two tasks
             self._again()
         assert self.process.stdin is not None
-        until = time.monotonic() + deadline
+        until = time.monotonic() + self._deadline
         try:
             self.process.stdin.write(json.dumps(task) + "\n")
             while True:
@@ -136,7 +137,7 @@ class Asker:
                 jobs.append(said["job"])
         except queue.Empty:
             self._again()
-            return {"outcome": "HANGS", "seconds": deadline}
+            return {"outcome": "HANGS", "seconds": self._deadline}
         except BrokenPipeError:
             pass
         found = "KILLED" if self.killed else "DIED"
@@ -146,8 +147,9 @@ class Asker:
     def _again(self) -> None:
         self.close()
         self.killed = False
-        self._launch()
-        self.ready()
+        if not self.ended:
+            self._launch()
+            self.ready()
 
     def kill(self) -> None:
         self.killed = True
@@ -222,7 +224,7 @@ class Soak:
     def _ask(self, asker: Asker) -> None:
         while task := self._next(asker):
             span = self.run.spans[task["n"]] = Span(time.monotonic())
-            found = asker.ask(task, DEADLINE_S, self.run.jobs)
+            found = asker.ask(task, self.run.jobs)
             span.ended = time.monotonic()
             self.run.outcomes[task["n"]] = found
 
@@ -258,7 +260,7 @@ def rounds(askers: list[Asker], count: int, seed: int) -> list[str]:
         for i in range(count):
             for name in ("bert", "gpt2", "spare"):
                 task = {"n": 0, "model": name, "seed": seed + 100 * number + i}
-                found = asker.ask(task, DEADLINE_S, [])
+                found = asker.ask(task, [])
                 if found["outcome"] != "right":
                     wrong.append(f"a quiet cluster: {name}: {found}")
 
@@ -280,17 +282,18 @@ def grown(before: dict[str, Usage], after: dict[str, Usage]) -> list[str]:
 
 
 @contextlib.contextmanager
-def soaked(root: Path) -> Iterator[tuple[Watched, str, list[Asker]]]:
+def soaked(root: Path, connect: float) -> Iterator[tuple[Watched, str, list[Asker]]]:
     """The cluster with its models and clients; all gone when the block ends."""
     cluster, askers = Watched(root), list[Asker]()
     with small_disks(root) as disks:
         try:
             cluster.configure(ports=_free_ports())
-            cluster.prepare({role: {"idle_timeout_s": IDLE_S} for role in SERVERS})
+            both = {"connect_timeout_s": connect}
+            cluster.prepare({role: both | {"idle_timeout_s": IDLE_S} for role in SERVERS} | {"client": both})
             configs = [cluster.config_path("client")]  # the owner's, in two programs, and another identity's
             configs += [configs[0], cluster.add_client("alice")]
-            askers += [Asker(config, config == configs[0]) for config in configs]
-            cluster.up(120)
+            askers += [Asker(config, config == configs[0], DEADLINE_S + 3 * connect) for config in configs]
+            cluster.up(180)
             with Client(client_config(configs[0])) as client:
                 for name in ("bert", "gpt2", "spare"):
                     client.share_model(model(name).description, model(name).weights)
@@ -300,17 +303,18 @@ def soaked(root: Path) -> Iterator[tuple[Watched, str, list[Asker]]]:
             yield cluster, disks, askers
         finally:
             for asker in askers:
+                asker.ended = True
                 asker.close()
             cluster.down()
 
 
-def soak(jobs: int, count: int, seed: int, quiet: float, keep: Path | None = None) -> dict[str, Any]:
+def soak(jobs: int, count: int, seed: int, quiet: float, connect: float, keep: Path | None = None) -> dict[str, Any]:
     began, draws = time.monotonic(), random.Random(seed)
     faults = plan(draws, jobs, count, CLIENTS)
     todo = tasks(draws, jobs, faults)
     root = Path(tempfile.mkdtemp(prefix="soak-"))
     try:
-        with soaked(root) as (cluster, disks, askers):
+        with soaked(root, connect) as (cluster, disks, askers):
             wrong = rounds(askers, 2, seed)
             time.sleep(min(quiet, 1.0))
             before = cluster.usage()
@@ -321,7 +325,7 @@ def soak(jobs: int, count: int, seed: int, quiet: float, keep: Path | None = Non
             run.after = cluster.usage()
             wrong += grown(run.before, run.after)
             cluster.down()
-            cluster.up(120)
+            cluster.up(180)
             wrong += rounds(askers[:1], 1, seed + 2)
             cluster.down()
             wrong += stored_wrongly(cluster)
@@ -369,40 +373,16 @@ def report(run: Run, todo: list[dict[str, Any]], disks: str, seed: int, wrong: l
     }
 
 
-def tables(found: dict[str, Any]) -> Iterator[Table | str]:
-    table = Table("what happened", "times", "repaired in, at most s")
-    kinds: defaultdict[str, list[float]] = defaultdict(list)
-    for fault in found["faults"]:
-        whom = "client" if fault["kind"] == "client" else ", ".join(sorted(fault["targets"]))
-        kinds[f"{fault['kind']}: {whom}"].append(fault["repaired_seconds"])
-    for kind, of in sorted(kinds.items()):
-        table.add_row(kind, str(len(of)), f"{max(of):.1f}")
-    yield table
-    table = Table("outcome", "jobs", "p50 s", "max s")
-    for code, of in found["outcomes"].items():
-        table.add_row(code, str(of["jobs"]), f"{of['p50_seconds']:.2f}", f"{of['max_seconds']:.2f}")
-    yield table
-    table = Table("server", "MB before, after", "threads", "files")
-    for role, of in found["usage"].items():
-        table.add_row(role, *(f"{of['before'][name]}, {of['after'][name]}" for name in Usage._fields))
-    yield table
-    yield (
-        f"{found['jobs']} jobs, {len(found['faults'])} faults, seed {found['seed']}, {found['seconds']:.0f} s; "
-        f"full disk: {found['full_disk']}; clock: {found['clock']}; "
-        f"{found['keys_expanded']} uses of keys, {found['job_identifiers']} job identifiers"
-    )
-    yield from (f"BREACH: {line}" for line in found["breaches"])
-
-
 def main(
     jobs: Annotated[int, typer.Option(min=1)] = 200,
     faults: Annotated[int, typer.Option(help="How many things happen; default: one for two jobs.")] = -1,
     seed: Annotated[int, typer.Option()] = 1,
     quiet: Annotated[float, typer.Option(help="Seconds of rest before what servers take is compared.")] = IDLE_S + 4,
+    connect: Annotated[float, typer.Option(help="connect_timeout_s of all processes; more on a busy machine.")] = 5.0,
     keep: Annotated[Path | None, typer.Option(help="A directory for the servers' logs.")] = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
-    found = soak(jobs, jobs // 2 if faults < 0 else faults, seed, quiet, keep)
+    found = soak(jobs, jobs // 2 if faults < 0 else faults, seed, quiet, connect, keep)
     if as_json:
         typer.echo(json.dumps(found, indent=1))
     else:

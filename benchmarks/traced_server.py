@@ -14,6 +14,7 @@ from __future__ import annotations
 import datetime
 import faulthandler
 import hashlib
+import importlib
 import mmap
 import os
 import runpy
@@ -29,9 +30,8 @@ RECORD = struct.Struct("8s8s8s")  # kind, hash of the key, hash of what it was d
 
 
 def move_clock(path: Path) -> None:
-    import grpc._channel
-    import grpc._server
-
+    for name in ("_channel", "_common", "_server", "_utilities", "_cython.cygrpc"):
+        importlib.import_module(f"grpc.{name}")
     with path.open("rb") as file:
         shared = mmap.mmap(file.fileno(), 8, access=mmap.ACCESS_READ)
     seconds, real, stamp, kind = struct.Struct("<d"), time.time, time.time_ns, datetime.datetime

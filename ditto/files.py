@@ -124,7 +124,7 @@ def _sweep(directory: Path) -> None:
         remove_abandoned(path, _ABANDONED)
 
 
-def remove_abandoned(path: Path, age: float | None = None) -> bool:
+def remove_abandoned(path: Path, age: float | None) -> bool:
     """Remove what a writer of this module never put into its place, and nobody changed for `age` seconds; without an
     age, at once: for who knows that there is no other writer."""
     with contextlib.suppress(OSError):

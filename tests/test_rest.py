@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from ditto.errors import ClusterError, ConfigError
 from ditto.models import encode_inputs, random_batch, random_model
 from ditto.names import SERVERS
 from ditto.net.config import DealerConfig, load_config
-from ditto.service.leftovers import alone, collect
+from ditto.service.leftovers import collect
 from ditto.service.storage import VARIABLE, storage_of
 
 KEY = secrets.token_hex(32)
@@ -149,40 +151,32 @@ def test_configurations_get_a_key_once(tmp_path: Path) -> None:
 # Leftovers ---------------------------------------------------------------------------------------
 
 
+def aged(path: Path, seconds: float) -> None:
+    for inner in (*path.rglob("*"), path):
+        os.utime(inner, (time.time() - seconds,) * 2)
+
+
 def test_leftovers_are_collected(tmp_path: Path) -> None:
     models = tmp_path / "models"
-    half, whole, damaged, unknown, named = (models / name for name in (*(d * 32 for d in "0123"), "other"))
-    for path in (half, whole, damaged, unknown, named):
+    old, young, whole, damaged, unknown, named = (models / name for name in (*(d * 32 for d in "01234"), "other"))
+    for path in (old, young, whole, damaged, unknown, named):
         path.mkdir(parents=True)
         (path / "seed").write_bytes(b"")
         (path / f".{secrets.token_hex(8)}.new").write_bytes(b"half")
     (whole / "model.json").write_bytes(b"")
     (damaged / "model.json.damaged").write_bytes(b"")
     (unknown / "burnt").write_bytes(b"")
+    for path in (old, whole, damaged, unknown, named):
+        aged(path, 4000)
+    aged(young, 3000)
     collect(tmp_path)
-    assert {path.name for path in models.iterdir()} == {whole.name, damaged.name, unknown.name, named.name}
-    assert not list(models.rglob(".*.new")) and len(list(models.rglob("seed"))) == 4
+    assert {path.name for path in models.iterdir()} == {young.name, whole.name, damaged.name, unknown.name, named.name}
+    assert {path.parent for path in models.rglob(".*.new")} == {young}
     collect(tmp_path / "absent")
-
-
-def test_two_servers_do_not_share_a_directory(tmp_path: Path) -> None:
-    with alone(tmp_path, 0.1), pytest.raises(ConfigError, match=f"another server runs on {tmp_path}"):
-        alone(tmp_path, 0.1).__enter__()
-    with alone(tmp_path, 0.1):
-        pass
-
-
-def test_a_second_server_of_a_directory_does_not_start(tmp_path: Path) -> None:
-    cluster = Cluster(tmp_path)
-    cluster.configure(ports=_free_ports())
-    text = "import sys\nfrom functools import partial\nfrom ditto.service import leftovers, process\n"
-    text += "process.alone = partial(leftovers.alone, patience=0.1)\nfrom parties.coordinator import start\n"
-    text += "sys.exit(process.main(process.CoordinatorConfig, start))"
-    with alone(tmp_path / "data" / "coordinator"):
-        command = [sys.executable, "-c", text, str(cluster.config_path("coordinator"))]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == ConfigError.exit_code and "another server runs on" in done.stderr
-    assert [path.name for path in (tmp_path / "data" / "coordinator").iterdir()] == ["server.lock"]
+    aged(young, -3600)  # the clock was set back since
+    collect(tmp_path, age=None)
+    assert {path.name for path in models.iterdir()} == {whole.name, damaged.name, unknown.name, named.name}
+    assert len(list(models.rglob("seed"))) == 4
 
 
 def test_a_full_disk_under_the_log_costs_lines_and_nothing_else() -> None:

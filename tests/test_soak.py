@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[1]
 def test_every_job_ends_and_nothing_is_left() -> None:
     """Kill -9, SIGSTOP with and without an end, a killed client, a clock that jumps, a full disk; exit code 0 says that
     nothing was breached."""
-    command = [sys.executable, "-m", "benchmarks.soak", "--jobs", "6", "--faults", "6", "--quiet", "3", "--json"]
+    options = {"--jobs": 6, "--faults": 6, "--quiet": 3, "--connect": 20}
+    command = [sys.executable, "-m", "benchmarks.soak", "--json", *(str(x) for pair in options.items() for x in pair)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=900)
     assert done.stdout, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)

@@ -1,48 +1,38 @@
-"""A server's directory when it starts: nobody else's, and without what killed processes left in it, half-written files
-and sharings that were never received whole."""
+"""What killed processes left in a server's directory, collected when it starts: half-written files, and sharings that
+were never received whole."""
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shutil
-from collections.abc import Iterator
+import time
 from pathlib import Path
 
 import structlog
 
 from ditto import files
-from ditto.errors import ConfigError
 from ditto.names import ID
 
 log = structlog.get_logger()
-PATIENCE = 10.0  # seconds: an older server of the same directory may be about to end
+AGE = 3600.0  # seconds: another process may still be writing what is younger
 # All that an upload or an activation leaves before there is an entry. A directory with anything else is not touched.
 _PARTS = frozenset({"seed", "shares.safetensors", "mask_seed", "masked.safetensors", "kept.safetensors"})
 
 
-@contextlib.contextmanager
-def alone(data_dir: Path, patience: float = PATIENCE) -> Iterator[None]:
-    """No other server uses this directory until the block ends, or the process does: two would not know which
-    identifiers the other one uses up. Raises ConfigError."""
-    files.make_directory(data_dir, 0o700)
-    try:
-        with files.locked(data_dir / "server.lock", patience, lambda: None):
-            yield
-    except TimeoutError:
-        raise ConfigError(f"another server runs on {data_dir}") from None
-
-
-def collect(data_dir: Path) -> None:
-    """Remove what nobody will finish: who calls is `alone`. Entries, damaged ones too, stay. No clock is asked."""
+def collect(data_dir: Path, age: float | None = AGE) -> None:
+    """Remove what nobody will finish. Entries, damaged ones too, stay. Who is alone on the directory gives no age: then
+    no clock is asked, which may have jumped."""
     for path in sorted(data_dir.glob("models/*/")):
-        if re.fullmatch(ID, path.name) and _without_entry(path):
+        if re.fullmatch(ID, path.name) and _without_entry(path, age):
             log.info("sharing without an entry removed", path=str(path))
             shutil.rmtree(path, ignore_errors=True)
     for path in sorted(data_dir.rglob(".*.new")):
-        if files.remove_abandoned(path):
+        if files.remove_abandoned(path, age):
             log.info("leftover removed", path=str(path))
 
 
-def _without_entry(directory: Path) -> bool:
-    return all(path.name in _PARTS or path.suffix == ".new" for path in directory.iterdir())
+def _without_entry(directory: Path, age: float | None) -> bool:
+    inside = list(directory.iterdir())
+    if age is not None and time.time() - max(path.stat().st_mtime for path in (directory, *inside)) <= age:
+        return False
+    return all(path.name in _PARTS or path.suffix == ".new" for path in inside)

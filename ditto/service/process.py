@@ -11,7 +11,7 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any, Protocol, TextIO, TypeVar, cast
 
@@ -20,12 +20,13 @@ import structlog
 import torch
 from prometheus_client import CollectorRegistry
 
-from ditto.errors import DittoError
-from ditto.net.config import CoordinatorConfig, DealerConfig, PartyConfig, load_config
+from ditto import files
+from ditto.errors import ClusterError, DittoError
+from ditto.net.config import CoordinatorConfig, DealerConfig, PartyConfig, ServerConfig, load_config
 from ditto.net.metrics import Metrics, serve
 from ditto.net.transport import short
 from ditto.ring.malloc import tune_memory
-from ditto.service.leftovers import alone, collect
+from ditto.service.leftovers import collect
 from ditto.service.storage import storage_of
 from ditto.service.stored import use
 
@@ -94,6 +95,20 @@ def _raise_descriptors(wanted: int = 65_536) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
+@contextlib.contextmanager
+def alone(config: ServerConfig, patience: float = 5.0) -> Iterator[None]:
+    """No other process works on this server's directory, until the block ends or this process does.
+
+    `patience`: seconds for one that is about to end. Raises ClusterError.
+    """
+    files.make_directory(config.data_dir, 0o700)
+    try:
+        with files.locked(config.data_dir / "lock", patience, lambda: None):
+            yield
+    except TimeoutError:
+        raise ClusterError(f"{config.role} runs on {config.data_dir} already: stop it first") from None
+
+
 def main(kind: type[C], start: Callable[[C], tuple[grpc.Server, int, Service]]) -> int:
     """Run one process until SIGTERM or SIGINT; returns its exit code."""
     parser = argparse.ArgumentParser(description="One process of a Ditto cluster.")
@@ -106,37 +121,32 @@ def main(kind: type[C], start: Callable[[C], tuple[grpc.Server, int, Service]]) 
     os.umask(0o077)
     _raise_descriptors()
     tune_memory()
-    with contextlib.ExitStack() as held:
-        try:
-            config = load_config(path, kind)
-            setup_logs(config.log_level, config.role)
-            torch.set_num_threads(config.threads)
-            held.enter_context(alone(config.data_dir))
-            use(storage_of(config))
-            collect(config.data_dir)
-            # served first: once the server's own port is bound, it must not fail any more
-            registry = CollectorRegistry()
-            end_metrics = serve(config.metrics, config.role, registry)
-            server, port, service = start(config)
-            registry.register(service.metrics.registry)
-        except DittoError as error:
-            sys.stderr.write(f"{path}: {error}\n")
-            return error.exit_code
-        _serve(server, service, end_metrics, port, config.metrics)
-        return 0
-
-
-def _serve(server: grpc.Server, service: Service, end_metrics: Callable[[], None], port: int, metrics: object) -> None:
-    """Until a signal comes."""
+    held = contextlib.ExitStack()  # until the process ends
+    try:
+        config = load_config(path, kind)
+        setup_logs(config.log_level, config.role)
+        torch.set_num_threads(config.threads)
+        held.enter_context(alone(config))
+        use(storage_of(config))
+        collect(config.data_dir, age=None)
+        registry = CollectorRegistry()  # served first: once the server's own port is bound, it must not fail any more
+        end_metrics = serve(config.metrics, config.role, registry)
+        server, port, service = start(config)
+        registry.register(service.metrics.registry)
+    except DittoError as error:
+        sys.stderr.write(f"{path}: {error}\n")
+        return error.exit_code
     log = structlog.get_logger()
     stop = threading.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: stop.set())
     server.start()
-    log.info("serving", port=port, metrics=metrics)
+    log.info("serving", port=port, metrics=config.metrics)
     stop.wait()
     log.info("stopping")
     end_metrics()
     ended = server.stop(grace=1.0)
     service.close()
     ended.wait(3.0)
+    held.close()
+    return 0
