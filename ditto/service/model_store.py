@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import structlog
 import torch
 from pydantic import Field
 
@@ -19,12 +20,13 @@ from ditto.engine.channel import Channel, compare_transcripts
 from ditto.engine.program import Wire
 from ditto.engine.sharing import seeded_share
 from ditto.engine.weights import PartyWeights
-from ditto.errors import ClusterError, DamagedFile, LimitExceeded, NotAllowed, ReuseError, UnknownModel
+from ditto.errors import ClusterError, DamagedFile, LimitExceeded, NotAllowed, ReuseError, StorageError, UnknownModel
 from ditto.files import make_directory
 from ditto.models.compiled import generates, weights_of
 from ditto.models.description import digest_of
 from ditto.names import ID, PARTIES, check_id, check_name
 from ditto.net.config import Limits
+from ditto.net.transport import short
 from ditto.ring import carrier
 from ditto.service.assembly import hashed, receive
 from ditto.service.limits import admit_model
@@ -42,6 +44,7 @@ from ditto.service.stored import (
 )
 from ditto.wire import party_pb2
 
+log = structlog.get_logger()
 KEPT = 2
 UNFINISHED = 4  # sharings of one name that were put and not activated: more are a client's that fails again and again
 GRANTS = 1000  # of a model
@@ -108,8 +111,12 @@ class ModelStore:
         for entry in readable_entries(paths, Entry, lambda path: self._owner(path.parent.name)):
             if entry.active:
                 self._entries[entry.share_id] = entry
-            else:  # shared, never activated: of no use after a restart
+                self._forget_share(entry.share_id)  # the process may have ended before it did
+                continue
+            try:  # shared, never activated: of no use after a restart
                 self.drop(entry.share_id)
+            except StorageError as error:  # a full disk stops no server; the identifier is used up already
+                log.error("sharing not dropped", share=short(entry.share_id), reason=str(error))
 
     @property
     def _role(self) -> str:
@@ -298,9 +305,13 @@ class ModelStore:
             if current is None:
                 raise UnknownModel("the sharing was removed while it was activated", peer=self._role)
             self._write(current.model_copy(update={"active": True}))
-        for name in ("seed", "shares.safetensors"):
-            (home / name).unlink(missing_ok=True)
+        self._forget_share(entry.share_id)
         self.weights(entry.share_id)
+
+    def _forget_share(self, share_id: str) -> None:
+        """Of a sharing that is active: what was put is not needed any more."""
+        for name in ("seed", "shares.safetensors"):
+            (self._root / share_id / name).unlink(missing_ok=True)
 
     def _shares(self, entry: Entry, wires: dict[str, Wire]) -> Iterator[tuple[str, torch.Tensor]]:
         home, owner = self._root / entry.share_id, self._owner(entry.share_id)

@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, MutableMapping
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TextIO, TypeVar, cast
 
 import grpc
 import structlog
@@ -51,6 +51,18 @@ def shorten(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[
     return event
 
 
+class _Lines:
+    """Standard error. Where it is a file on a full disk, lines are lost, and nothing else: no call fails of them."""
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+
+
 def setup_logs(level: str, role: str) -> None:
     """One JSON object a line on standard error, each with the role. Only names, sizes and times are ever logged."""
 
@@ -69,7 +81,7 @@ def setup_logs(level: str, role: str) -> None:
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _Lines())),
         cache_logger_on_first_use=True,
     )
 
@@ -116,7 +128,7 @@ def main(kind: type[C], start: Callable[[C], tuple[grpc.Server, int, Service]]) 
         torch.set_num_threads(config.threads)
         held.enter_context(alone(config))
         use(storage_of(config))
-        collect(config.data_dir)
+        collect(config.data_dir, age=None)
         registry = CollectorRegistry()  # served first: once the server's own port is bound, it must not fail any more
         end_metrics = serve(config.metrics, config.role, registry)
         server, port, service = start(config)
