@@ -184,15 +184,55 @@ def test_the_queue_says_when_to_try_again() -> None:
     assert [line.place(name) for name in "bdec"] == [0, 1, 2, 3]
 
 
+def test_who_stands_aside_comes_back_behind_the_one_that_runs() -> None:
+    line = Fifo(10)
+    for name, who in (("a", "alice"), ("b", "bob"), ("c", "alice"), ("d", "dave"), *((w, w) for w in "efgh")):
+        line.enter(name, who)
+    assert line.step_aside("a") and line.state() == ("b", 6)
+    assert line.step_aside("b")
+    with pytest.raises(ClusterError, match="another job of this client"):
+        line.step_aside("c")
+    line.leave("c")
+    assert line.step_aside("d") and line.step_aside("e")
+    assert not line.step_aside("f")  # four stand aside
+    line.come_back("b")
+    assert [line.place(name) for name in "fbgh"] == [0, 1, 2, 3]
+    line.leave("d")
+    for name in "fb":
+        line.leave(name)
+    line.come_back("a")
+    assert [line.place(name) for name in "gah"] == [0, 1, 2]
+    for name in "gah":
+        line.leave(name)
+    line.come_back("e")
+    assert line.state() == ("e", 0) and not line.step_aside("e")  # nobody waits
+
+
 def test_a_slow_client_gives_way_to_others() -> None:
-    run = JobRun("job", {}, 60.0)
-    for longest, others in ((0.6, 0), (60.0, 1)):
-        began = time.monotonic()
-        with pytest.raises(ClusterError, match="others wait" if others else "in time"):
-            run.await_client(longest, 0.6, lambda count=others: count)
-        assert time.monotonic() - began < 5
-    threading.Timer(0.2, run.started.set).start()
-    run.await_client(60.0, 60.0, lambda: 1)
+    line = Fifo(10)
+    run, other = JobRun("job", {}, 60.0), JobRun("other", {}, 60.0)
+    line.enter("job", "alice")
+    with pytest.raises(ClusterError, match="in time"):
+        run.await_client(line, 0.1, 0.1, 0.6)  # nobody waits
+    line.enter("other", "bob")
+    turn: Future[None] = Future()
+    threading.Thread(target=lambda: turn.set_result(run.await_client(line, 0.2, 60.0, 60.0)), daemon=True).start()
+    other.wait_turn(line)
+    run.started.set()
+    time.sleep(0.3)
+    assert not turn.done()  # its inputs are there, and the other job runs
+    line.leave("other")
+    turn.result(5)
+    assert line.state() == ("job", 0)
+
+
+def test_a_slow_client_ends_where_others_stand_aside_already() -> None:
+    line = Fifo(10)
+    for name in "abcdef":
+        line.enter(name, name)
+    assert all(line.step_aside(name) for name in "abcd")
+    with pytest.raises(ClusterError, match=r"others wait \(start_timeout_s\)"):
+        JobRun("e", {}, 60.0).await_client(line, 0.1, 0.3, 60.0)
 
 
 # Streams ------------------------------------------------------------------------------------------
@@ -279,7 +319,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, small: tuple[Description, 
     for role in SERVERS:
         path = cluster.config_path(role)
         config = yaml.safe_load(path.read_text()) | {"upload_idle_s": IDLE}
-        path.write_text(yaml.safe_dump(config | ({"start_timeout_s": START} if role == "coordinator" else {})))
+        path.write_text(yaml.safe_dump(config | ({"give_way_s": START} if role == "coordinator" else {})))
     try:
         cluster.up()
         with Client(cluster.client_config()) as client:
@@ -447,28 +487,33 @@ def test_forty_clients_that_wait_are_all_served(config: ClientConfig, small: tup
 def test_a_client_that_does_not_start_its_job_gives_way(
     config: ClientConfig, small: tuple[Description, Tensors]
 ) -> None:
+    """Its job stands aside, and runs when its inputs come; a second one of the same client ends."""
+    plan, program = Plan(1, SEQ), program_for(small[0].text(), Plan(1, SEQ))
     with Client(config) as client:
-        request = ask_of(terms_of(client._model("small"), Plan(1, SEQ), program_for(small[0].text(), Plan(1, SEQ))))
-    events: list[Any] = []
-    outcome: Future[DittoError] = Future()
+        terms = terms_of(client._model("small"), plan, program)
 
-    def dawdle(channel: grpc.Channel) -> None:
-        try:
-            for event in control_pb2_grpc.CoordinatorStub(channel).RunJob(request):
-                events.append(event.WhichOneof("event"))
-        except grpc.RpcError as error:
-            outcome.set_result(from_rpc_error(error, "coordinator"))
+        def dawdle(accepted: Future[control_pb2.Accepted], ended: Future[DittoError | None]) -> None:
+            try:
+                for event in client._control.RunJob(ask_of(terms)):
+                    if event.HasField("accepted"):
+                        accepted.set_result(event.accepted)
+                ended.set_result(None)
+            except grpc.RpcError as error:
+                ended.set_result(from_rpc_error(error, "coordinator"))
 
-    with open_channel(config.peers.coordinator, "coordinator", config.tls, "client") as channel:
-        threading.Thread(target=dawdle, args=(channel,), daemon=True).start()
-        until = time.monotonic() + 20
-        while "accepted" not in events:
-            assert time.monotonic() < until
-            time.sleep(0.02)
+        first, second = ((Future(), Future()) for _ in range(2))
+        threading.Thread(target=dawdle, args=first, daemon=True).start()
+        accepted = first[0].result(20)
         time.sleep(2 * START)
-        assert not outcome.done()  # nobody waits
+        assert not first[1].done()  # nobody waits
         serves(config, small)
-        assert "others wait (start_timeout_s)" in str(outcome.result(5))
+        threading.Thread(target=dawdle, args=second, daemon=True).start()
+        second[0].result(20)
+        serves(config, small)
+        assert "another job of this client" in str(second[1].result(5))
+        terms.share_id = accepted.share_id
+        client._start(accepted.job, terms, 0, program, encode_inputs(small[0], program, question()))
+        assert first[1].result(20) is None
 
 
 def test_threads_and_files_return(cluster: Cluster, config: ClientConfig, small: tuple[Description, Tensors]) -> None:

@@ -46,7 +46,7 @@ from ditto.errors import (
 )
 from ditto.models import Plan, encode_inputs, generator_of, random, random_model
 from ditto.models.compiled import program_for, weights_of
-from ditto.models.description import Description
+from ditto.models.description import Description, digest_of
 from ditto.models.tokenizer import Batch, Prompts
 from ditto.net.config import PartyConfig, Tls
 from ditto.net.framing import dealt_digest
@@ -132,7 +132,7 @@ class World:
         self._deal(name, seeds, [self.program(plan, stage) for stage in programs])
         request = party_pb2.OpenJobRequest(
             job=name, model="tiny", share_id=self.share_id, plan=to_message(plan), client="client/alice",
-            fingerprint=self.program(plan).fingerprint,
+            fingerprint=self.program(plan).fingerprint, description_digest=digest_of(self.text),
         )  # fmt: skip
         both(lambda i: self.jobs[i].open(request))
 

@@ -107,7 +107,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         self._queue.enter(attempt, owner)
         try:
             # 2
-            self._wait_turn(attempt, run)
+            run.wait_turn(self._queue)
             self._connect_all()
             self._activate(run, entry)
             self._models.put(entry)
@@ -177,10 +177,6 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         for role, channel in self._channels.items():
             connect(channel, role, self._config.connect_timeout_s)
 
-    def _wait_turn(self, name: str, run: JobRun) -> None:
-        while self._queue.place(name, 0.2):
-            run.check()
-
     def StartJob(
         self, request: control_pb2.StartJobRequest, context: grpc.ServicerContext
     ) -> control_pb2.StartJobReply:
@@ -201,8 +197,8 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
 
         1. What the client means is what is listed, is admitted, and no party objects: said before the job waits.
         2. Its turn. The sharing that serves the model now is taken: a later one, perhaps, but of the same owner and
-           with the same description, or the job ends with JobMismatch. No sharing is activated while the job runs; who
-           drops its sharing meanwhile does not take it away from the job.
+           with the same description, or the job ends with JobMismatch. No sharing is activated while the job runs; one
+           that is while it stands aside, or is dropped, takes nothing away from the job.
         3. Both parties open the job on it, and the client is told which it is: its inputs name it, so that each party
            checks it against its own.
         """
@@ -316,7 +312,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
 
     def _await_client(self, run: JobRun) -> None:
         config = self._config
-        run.await_client(config.idle_timeout_s, config.start_timeout_s, lambda: self._queue.state()[1])
+        run.await_client(self._queue, config.give_way_s, config.start_timeout_s, config.idle_timeout_s)
 
     def _step(
         self, run: JobRun, step: party_pb2.StepRequest, phase: Phase, layer: int, name: str
