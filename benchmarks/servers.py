@@ -168,7 +168,7 @@ class _Reading:
     def party(self, role: str) -> dict[str, model_store.Entry]:
         found = {}
         root = self._root(role)
-        dropped = ShareIds(root.parent / "share_ids").untold()
+        dropped = ShareIds(root.parent / "share_ids", role, each=1 << 20).untold()
         for home in sorted(root.iterdir()):
             owner = Owner(role, home.name)
             with self._noting():

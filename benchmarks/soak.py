@@ -145,11 +145,17 @@ class Asker:
         return {"outcome": found, "seconds": 0.0}
 
     def _again(self) -> None:
+        """Started once more, and again if it is killed meanwhile."""
         self.close()
-        self.killed = False
-        if not self.ended:
+        while not self.ended:
+            self.killed = False
             self._launch()
-            self.ready()
+            try:
+                return self.ready()
+            except RuntimeError:
+                self.close()
+                if not self.killed:
+                    raise
 
     def kill(self) -> None:
         self.killed = True

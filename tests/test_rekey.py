@@ -24,12 +24,13 @@ from ditto.models.tokenizer import Batch
 from ditto.net.config import DealerConfig, PartyConfig, ServerConfig, load_config
 from ditto.ring import pack
 from ditto.ring.prg import new_seed
-from ditto.service import rekey, stored
+from ditto.service import model_store, recordings, rekey, stored
 from ditto.service.dealer_service import Entry as Masks
 from ditto.service.model_store import ModelStore
 from ditto.service.process import alone
+from ditto.service.share_ids import ShareIds
 from ditto.service.storage import Storage, storage_of
-from ditto.service.stored import Owner, load_entry, save_entry
+from ditto.service.stored import PIECE, Owner, load_entry, load_stream, save_entry, save_stream
 from ditto.wire import party_pb2
 
 ID = secrets.token_hex(16)
@@ -146,6 +147,10 @@ def test_killed_at_every_file(party: ServerConfig, model: tuple[str, dict[str, t
     config, old, new = party, storage_of(party), tmp_path / "new.key"
     before = content(config, old)
     put(ModelStore(config.data_dir, 1), secrets.token_hex(16), *model)  # and one that only arrived
+    record = config.data_dir / recordings.DIRECTORY / f"{'1' * 32}.party1"
+    record.parent.mkdir()
+    pieces, recorder = [bytes(PIECE), b"the end"], Owner("party1", "1" * 32)
+    save_stream(record, pieces, recorder)
     path = config.data_dir.parent / "party1.yaml"
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, str(path), str(new), "2"],
@@ -163,15 +168,24 @@ def test_killed_at_every_file(party: ServerConfig, model: tuple[str, dict[str, t
             child.stdin.write("\n")
             child.stdin.flush()
         child.stdin.write("\n")
-    assert kills == 7  # four files of one sharing, two of the other, the witness
+    # four files of one sharing, two of the other, three identifiers and a note that one was dropped, the recording, the
+    # witness
+    assert kills == 12
     with pytest.raises(ConfigError, match="under another key"):
         storage_of(config)
+    after = config.model_copy(update={"storage_key": new})
     sealed = [path for path in config.data_dir.rglob("*") if path.is_file() and Storage.sealed(path)]
     for path in sealed:  # nothing is left that the old key opens
         if path.name != "storage":
-            assert not stored.is_under(path, Owner("party1", path.parent.name), old), path
-    assert len(sealed) == 7 and not [*config.data_dir.rglob("*.new")]
-    assert content(config, storage_of(config.model_copy(update={"storage_key": new}))) == before
+            in_file = path.parent.name in (model_store.SHARE_IDS, recordings.DIRECTORY)
+            owner = Owner("party1", path.name.removesuffix(".party1") if in_file else path.parent.name)
+            assert stored.is_under(path, owner, storage_of(after), stream=path == record), path
+            assert not stored.is_under(path, owner, old, stream=path == record), path
+    assert len(sealed) == 12 and not [*config.data_dir.rglob("*.new")]
+    stored.use(storage_of(after))
+    assert b"".join(load_stream(record, recorder)) == b"".join(pieces)
+    assert ShareIds(config.data_dir / model_store.SHARE_IDS, "party1", each=9)._count == {"client/alice": 3}
+    assert content(config, storage_of(after)) == before
 
 
 def test_the_dealers_seeds_and_the_command(tmp_path: Path) -> None:

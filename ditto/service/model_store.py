@@ -46,6 +46,7 @@ from ditto.wire import party_pb2
 
 log = structlog.get_logger()
 KEPT = 2
+SHARE_IDS = "share_ids"
 UNFINISHED = 4  # sharings of one name that were put and not activated: more are a client's that fails again and again
 GRANTS = 1000  # of a model
 
@@ -99,7 +100,7 @@ class ModelStore:
     def __init__(self, root: Path, party: int, limits: Limits | None = None) -> None:
         self._root, self._party, self._limits = root / "models", party, limits or Limits()
         make_directory(self._root, 0o700)
-        self._ids = ShareIds(root / "share_ids", PARTIES[party], self._limits.max_sharings)
+        self._ids = ShareIds(root / SHARE_IDS, PARTIES[party], self._limits.max_sharings)
         self._lock = threading.Lock()
         self._loaded: OrderedDict[str, PartyWeights] = OrderedDict()
         self._entries: dict[str, Entry] = {}

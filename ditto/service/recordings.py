@@ -28,6 +28,7 @@ from ditto.service.storage import START, TAG
 from ditto.service.stored import PIECE, Owner, StoredEntry, load_stream, save_stream
 
 log = structlog.get_logger()
+DIRECTORY = "recordings"
 FORMAT = 1
 AHEAD = 16  # pieces that wait to be written
 
@@ -61,7 +62,7 @@ class Recordings:
     """All of one party's."""
 
     def __init__(self, config: PartyConfig) -> None:
-        self._root, self._role = config.data_dir / "recordings", config.role
+        self._root, self._role = config.data_dir / DIRECTORY, config.role
         self._jobs, self._limit = config.record, config.record_mb << 20
         self._lock = threading.Lock()
         self._writers: list[threading.Thread] = []
@@ -188,7 +189,7 @@ def of_one_party(data_dir: Path, role: str) -> list[Recorded]:
     other = next(name for name in PARTIES if name != role)
     if strange := next(data_dir.rglob(f"recordings/*.{other}"), None):
         raise NotAllowed(f"{strange} is a recording of {other}; nothing is audited where both parties' lie", peer=role)
-    return stored(data_dir / "recordings", role)
+    return stored(data_dir / DIRECTORY, role)
 
 
 def find(data_dir: Path, role: str, job: str) -> Recorded:

@@ -22,10 +22,21 @@ from ditto.errors import ConfigError, DamagedFile, DittoError, UsageError
 from ditto.models.compiled import weights_of
 from ditto.net.config import ServerConfig
 from ditto.service.leftovers import collect
-from ditto.service.model_store import Entry, of_kind
+from ditto.service.model_store import SHARE_IDS, Entry, of_kind
 from ditto.service.process import alone
+from ditto.service.recordings import DIRECTORY as RECORDINGS
 from ditto.service.storage import CHANGING, WITNESS, Altered, Storage, bear_witness, check_witness, key_of
-from ditto.service.stored import Owner, is_under, load_entry, load_tensors, reseal, save_tensors, use
+from ditto.service.stored import (
+    Owner,
+    is_under,
+    load_entry,
+    load_stream,
+    load_tensors,
+    reseal,
+    save_stream,
+    save_tensors,
+    use,
+)
 
 
 class Changed(NamedTuple):
@@ -76,15 +87,26 @@ def _stored(data_dir: Path) -> Iterator[Path]:
 
 
 def _bring(path: Path, role: str, only: Storage) -> None:
-    """At a party a sharing has a directory; elsewhere it is in the name of its file. Raises DamagedFile, Altered."""
-    owner = Owner(role, path.parent.name if role.startswith("party") else path.stem)
-    if is_under(path, owner, only):
+    """Raises DamagedFile, Altered."""
+    owner, recording = _owner(path, role), path.parent.name == RECORDINGS
+    if is_under(path, owner, only, stream=recording):
         return
-    if path.suffix == ".safetensors":
+    if recording:
+        save_stream(path, load_stream(path, owner), owner)
+    elif path.suffix == ".safetensors":
         wires = _wires(path, owner)
         save_tensors(path, wires, (tensor for _, tensor in load_tensors(path, wires, owner)), owner)
     else:
         reseal(path, owner)
+
+
+def _owner(path: Path, role: str) -> Owner:
+    """At a party a sharing has a directory, an identifier a file of its name, a recording one of its job's; elsewhere a
+    sharing is in the name of its file."""
+    if path.parent.name == SHARE_IDS:
+        return Owner(role, path.name)
+    by_directory = role.startswith("party") and path.parent.name != RECORDINGS
+    return Owner(role, path.parent.name if by_directory else path.stem)
 
 
 def _wires(path: Path, owner: Owner) -> dict[str, Wire]:

@@ -100,8 +100,15 @@ def _unsealed(path: Path, data: bytes, owner: Owner, otherwise: str) -> bytes:
 # Another key -------------------------------------------------------------------------------------
 
 
-def is_under(path: Path, owner: Owner, storage: Storage) -> bool:
-    """Was a file written under this storage's key? Its first record tells, whatever follows."""
+def is_under(path: Path, owner: Owner, storage: Storage, stream: bool = False) -> bool:
+    """Was a file (`stream`: of `save_stream`) written under this storage's key? Its first record tells, whatever
+    follows."""
+    if stream:
+        try:
+            next(_streamed(path, owner, storage))
+        except Altered:
+            return False
+        return True
     with owner.reading(path), path.open("rb") as file:
         start, rest = file.read(START), file.read(8)
         if path.suffix == ".safetensors":
@@ -244,21 +251,25 @@ def save_stream(path: Path, pieces: Iterable[bytes | memoryview], owner: Owner) 
 
 def load_stream(path: Path, owner: Owner) -> Iterator[bytes | memoryview]:
     """What `save_stream` wrote, piece by piece. Raises DamagedFile, as late as where the damage is."""
-    storage = _in_use()
+    try:
+        yield from _streamed(path, owner, _in_use())
+    except Altered:
+        raise owner.damaged(path, "not what was stored here") from None
+
+
+def _streamed(path: Path, owner: Owner, storage: Storage) -> Iterator[bytes | memoryview]:
+    """Raises Altered."""
     with owner.reading(path), path.open("rb") as file:
         left = os.fstat(file.fileno()).st_size - START
-        try:
-            records = storage.resume(file.read(START), 0)
-            while True:
-                record = file.read(PIECE + storage.tag)
-                left -= len(record)
-                if left <= 0:
-                    records.end()
-                yield records.unseal(record, owner.context(path))
-                if left <= 0:
-                    return
-        except Altered:
-            raise owner.damaged(path, "not what was stored here") from None
+        records = storage.resume(file.read(START), 0)
+        while True:
+            record = file.read(PIECE + storage.tag)
+            left -= len(record)
+            if left <= 0:
+                records.end()
+            yield records.unseal(record, owner.context(path))
+            if left <= 0:
+                return
 
 
 # Entries -----------------------------------------------------------------------------------------
