@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +49,9 @@ class StoredModel:
     def checkpoint(self) -> Path:
         """Where the floating-point checkpoint was; needed for --check and for public embeddings only."""
         path = Path(self._origin()["checkpoint"])
-        if not path.is_dir():
-            raise BadCheckpoint(f"{path}: the checkpoint this model was imported from is gone; import it again")
+        if not os.path.isdir(path):  # a Path raises for a name that is too long
+            name = str(path)[:400]
+            raise BadCheckpoint(f"{name}: the checkpoint this model was imported from is gone; import it again")
         return path
 
     def _origin(self) -> dict[str, str]:

@@ -11,8 +11,8 @@ import torch
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders
 
-from ditto.errors import BadCheckpoint, EmptyText, TextTooLong, UsageError
-from ditto.models.tokenizer_files import END_OF_TEXT, read_backend
+from ditto.errors import EmptyText, TextTooLong, UsageError
+from ditto.models.tokenizer_files import END_OF_TEXT, of_the_library, read_backend
 
 Text = str | tuple[str, str]  # a text, or a pair of texts: two segments of one sequence
 BUCKETS = tuple(2**k for k in range(4, 16))  # 16 to 32,768 tokens
@@ -93,10 +93,8 @@ class Tokenizer:
 
     def _rows(self, texts: list[Any]) -> list[Any]:
         """Raises BadCheckpoint for a text that this tokenizer has no tokens for, not even one for the unknown."""
-        try:
+        with of_the_library("the tokenizer cannot take this text"):
             rows: list[Any] = self._backend.encode_batch(texts)
-        except Exception as error:  # the Rust library raises nothing narrower
-            raise BadCheckpoint(f"the tokenizer cannot take this text: {error}") from error
         return rows
 
     @property

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,8 @@ def byte_pairs(directory: Path, add_prefix_space: bool = False) -> ByteLevelBPET
     for path in (vocabulary, merges):
         if not path.is_file():
             raise BadCheckpoint(f"{path}: no such file; GPT-2's tokenizer is {' and '.join(BYTE_PAIRS)}")
-    try:
+    with of_the_library(f"{directory}: {' and '.join(BYTE_PAIRS)} are not a byte-level BPE"):
         return ByteLevelBPETokenizer(str(vocabulary), str(merges), add_prefix_space=add_prefix_space)
-    except Exception as error:  # the Rust library raises nothing narrower
-        raise BadCheckpoint(f"{directory}: {' and '.join(BYTE_PAIRS)} are not a byte-level BPE: {error}") from error
 
 
 def _byte_pairs(directory: Path) -> Backend:
@@ -119,10 +118,20 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def _read(reader: Callable[[str], Any], path: Path) -> Any:
-    try:
+    with of_the_library(str(path)):
         return reader(str(path))
-    except Exception as error:  # the Rust library raises nothing narrower
-        raise BadCheckpoint(f"{path}: {error}") from error
+
+
+@contextlib.contextmanager
+def of_the_library(what: str) -> Iterator[None]:
+    """Raises BadCheckpoint for what the Rust library raises, which is nothing narrower than Exception, and for its
+    panics, which are wider."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise BadCheckpoint(f"{what}: {error}") from error
 
 
 def _conversion(directory: Path) -> str:

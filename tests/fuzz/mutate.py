@@ -93,11 +93,11 @@ def change(source: Source, document: Any, values: tuple[Any, ...] = VALUES) -> A
             other, where = source.choice(_places(root))
             holder[key] = copy.deepcopy(other[where])
         elif what == 4 and isinstance(holder, dict):
-            holder[source.choice(("", "a", "__proto__", "x" * 300, str(key).upper()))] = holder[key]
+            holder[source.choice(("", "a", "__proto__", "x" * 300, str(key).upper()))] = copy.deepcopy(holder[key])
         elif what == 4:
             holder.insert(key, copy.deepcopy(holder[key])) if holder is not root else None
         else:
-            holder[key] = source.choice(values)
+            holder[key] = copy.deepcopy(source.choice(values))
 
     several(source, once)
     return root[0]

@@ -100,4 +100,3 @@ def quiet() -> None:
 
     torch.set_num_threads(1)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-

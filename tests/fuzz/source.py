@@ -40,8 +40,9 @@ class Source:
 
 
 def pack(parts: Sequence[bytes]) -> bytes:
-    """Several messages or files as one input."""
-    return b"".join(len(part).to_bytes(_LENGTH) + part for part in parts)
+    """Several messages or files as one input; what is longer than a length can say is cut."""
+    cut = [part[: (1 << 8 * _LENGTH) - 1] for part in parts]
+    return b"".join(len(part).to_bytes(_LENGTH) + part for part in cut)
 
 
 def unpack(data: bytes) -> list[bytes]:

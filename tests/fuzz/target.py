@@ -27,8 +27,7 @@ class Finding(AssertionError):
 
 @dataclass(frozen=True)
 class Target:
-    """`build` makes an input of choices; `check` gives it to the product, which may raise DittoError. `seeds`: valid
-"""
+    """`build` makes an input of choices; `check` gives it to the product, which may raise DittoError. `seeds`: valid"""
 
     name: str
     build: Callable[[Source], bytes]
