@@ -14,8 +14,9 @@ from typing import Any
 import calls
 import pytest
 
-from ditto.client.client import Client, _chunks
+from ditto.client.client import Client
 from ditto.client.local_cluster import Cluster, _free_ports
+from ditto.client.messages import chunks
 from ditto.engine.sharing import share
 from ditto.errors import ClusterError, DittoError, ReuseError, StorageError
 from ditto.models import encode_inputs, random_batch, random_model
@@ -110,7 +111,7 @@ class Servers:
                 parts[0].header.seed = seed
             else:
                 for key, wire in weights_of(text).items():
-                    pieces = _chunks(key, wire, share(key, self.weights[key], wire, seed))
+                    pieces = chunks(key, wire, share(key, self.weights[key], wire, seed))
                     parts += [party_pb2.PutModelRequest(chunk=chunk) for chunk in pieces]
             calls.call(self.cluster.client_config(), role, lambda c, p=parts: stub(c).PutModel(iter(p), timeout=30))
 

@@ -23,8 +23,9 @@ from typer.testing import CliRunner
 
 import ditto
 from ditto.cli import app
-from ditto.client.client import Client, _chunks
+from ditto.client.client import Client
 from ditto.client.local_cluster import Cluster, _free_ports, home
+from ditto.client.messages import chunks
 from ditto.engine import job as engine_job
 from ditto.engine.channel import MemoryChannel
 from ditto.engine.job import DealerJob, _PartyContext
@@ -98,8 +99,8 @@ class World:
                 parts[0].header.seed = seed
             else:
                 for key, wire in wires.items():
-                    chunks = _chunks(key, wire, share(key, weights[key], wire, seed))
-                    parts += [party_pb2.PutModelRequest(chunk=chunk) for chunk in chunks]
+                    pieces = chunks(key, wire, share(key, weights[key], wire, seed))
+                    parts += [party_pb2.PutModelRequest(chunk=chunk) for chunk in pieces]
             entry = self.stores[party].put(iter(parts), "client/alice")
             self.stores[party].activate(entry, masks[party], channels[party])
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from world import SEQ, Weights, World, world_of_clients
 
-from ditto.client.client import ask_of, terms_of
+from ditto.client.messages import ask_of, terms_of
 from ditto.errors import (
     BadShare,
     ClusterError,

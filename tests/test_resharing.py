@@ -14,7 +14,8 @@ import pytest
 import torch
 from world import SEQ, Weights, World, world_of_clients
 
-from ditto.client.client import Client, ask_of, terms_of
+from ditto.client.client import Client
+from ditto.client.messages import ask_of, terms_of
 from ditto.engine.plain import run_plain
 from ditto.errors import ClusterError, JobMismatch, NotAllowed, UnknownModel
 from ditto.models import Description, Plan, encode_inputs, random_batch

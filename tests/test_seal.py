@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import grpc
 import pytest
 
-from ditto.client.client import _whole
+from ditto.client.messages import whole
 from ditto.client.progress import Progress
 from ditto.engine.program import Wire
 from ditto.errors import IntegrityError
@@ -135,8 +135,8 @@ def test_a_lost_a_double_and_a_swapped_event(at: int) -> None:
 def test_pieces_of_an_answer() -> None:
     wire = Wire("y", 16, 0, (6,), 1.0)
     pieces = [party_pb2.TensorChunk(name="y", offset=at, data=bytes([at] * 4)) for at in (0, 4, 8)]
-    assert _whole(pieces, "y", wire, 0) == bytes([0] * 4 + [4] * 4 + [8] * 4)
+    assert whole(pieces, "y", wire, 0) == bytes([0] * 4 + [4] * 4 + [8] * 4)
     for wrong in (pieces[:2], pieces[1:], pieces + pieces[2:], [pieces[1], pieces[0], pieces[2]]):
         with pytest.raises(IntegrityError) as caught:
-            _whole(wrong, "y", wire, 1)
+            whole(wrong, "y", wire, 1)
         assert caught.value.peer == "party1"

@@ -20,8 +20,9 @@ import pytest
 import torch
 from calls import call
 
-from ditto.client.client import Client, terms_of
+from ditto.client.client import Client
 from ditto.client.local_cluster import Cluster, embedded
+from ditto.client.messages import terms_of
 from ditto.engine.program import Program
 from ditto.errors import (
     BY_CODE,
@@ -82,9 +83,7 @@ def inputs(description: Description) -> Inputs:
 
 def registered(config: ClientConfig) -> control_pb2.Model:
     ask = control_pb2.GetModelRequest(model="tiny")
-    found: control_pb2.Model = call(
-        config, "coordinator", lambda c: control_pb2_grpc.CoordinatorStub(c).GetModel(ask)
-    )
+    found: control_pb2.Model = call(config, "coordinator", lambda c: control_pb2_grpc.CoordinatorStub(c).GetModel(ask))
     return found
 
 

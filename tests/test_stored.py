@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ditto.client.client import _chunks
+from ditto.client.messages import chunks
 from ditto.engine.channel import MemoryChannel
 from ditto.engine.program import Wire
 from ditto.engine.sharing import share
@@ -319,7 +319,7 @@ def put(stores: list[ModelStore], name: str) -> str:
     wires = weights_of(text)
     seeded, packed = (party_pb2.ModelHeader(model=name, share_id=share_id, description=text) for _ in range(2))
     seeded.seed = seed
-    shares = [c for key, wire in wires.items() for c in _chunks(key, wire, share(key, weights[key], wire, seed))]
+    shares = [c for key, wire in wires.items() for c in chunks(key, wire, share(key, weights[key], wire, seed))]
     messages = ({"header": packed}, *({"chunk": chunk} for chunk in shares))
     entries = [
         stores[0].put(iter([party_pb2.PutModelRequest(header=seeded)]), "client/alice"),

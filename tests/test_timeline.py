@@ -132,9 +132,7 @@ def test_a_long_timeline_stays_small() -> None:
             for k in range(104)
         ]
         times = party_pb2.LayerTimes(start=50 + i, seconds=1 / 3, rounds=rounds)
-        made.add(
-            control_pb2.LayerDone(layer=i, phase=party_pb2.PHASE_ONLINE, ledgers=NOTHING, times=[times, times])
-        )
+        made.add(control_pb2.LayerDone(layer=i, phase=party_pb2.PHASE_ONLINE, ledgers=NOTHING, times=[times, times]))
     assert len(json.dumps({"rounds_timeline": made.timeline()}, indent=2)) < 200_000
 
 

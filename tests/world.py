@@ -11,8 +11,9 @@ import calls
 import grpc
 import torch
 
-from ditto.client.client import Client, _chunks
+from ditto.client.client import Client
 from ditto.client.local_cluster import Cluster, embedded
+from ditto.client.messages import chunks
 from ditto.engine.sharing import share
 from ditto.models import Description, encode_inputs, random_batch, random_model
 from ditto.models.compiled import weights_of
@@ -70,7 +71,7 @@ class World:
             parts[0].header.seed = seed
         else:
             for key, wire in weights_of(text).items():
-                pieces = _chunks(key, wire, share(key, weights[key], wire, seed))
+                pieces = chunks(key, wire, share(key, weights[key], wire, seed))
                 parts += [party_pb2.PutModelRequest(chunk=chunk) for chunk in pieces]
         self.call(name, PARTIES[party], lambda c: party_pb2_grpc.PartyStub(c).PutModel(iter(parts), timeout=60))
 

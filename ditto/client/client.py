@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -15,6 +15,7 @@ import grpc
 import torch
 
 from ditto.client import ranges
+from ditto.client.messages import ask_of, chunks, terms_of, whole
 from ditto.client.progress import Progress
 from ditto.client.report import Report
 from ditto.client.status import activity
@@ -24,7 +25,6 @@ from ditto.errors import (
     BadCheckpoint,
     BadShare,
     DittoError,
-    IntegrityError,
     JobMismatch,
     PeerAbsent,
     PeerLost,
@@ -34,13 +34,11 @@ from ditto.errors import (
 )
 from ditto.models import Description, Plan, parse
 from ditto.models.compiled import program_for, weights_of
-from ditto.models.description import digest_of
 from ditto.names import PARTIES
 from ditto.net.config import ClientConfig
-from ditto.net.messages import to_message
 from ditto.net.pools import Watchdog
-from ditto.net.transport import CHUNK, connect, from_rpc_error, open_channel
-from ditto.ring import pack, unpack
+from ditto.net.transport import connect, from_rpc_error, open_channel
+from ditto.ring import unpack
 from ditto.ring.prg import new_seed
 from ditto.wire import control_pb2, control_pb2_grpc, party_pb2, party_pb2_grpc
 
@@ -81,43 +79,6 @@ def _calling(peer: str, running: bool = False) -> Iterator[None]:
         yield
     except grpc.RpcError as error:
         raise from_rpc_error(error, peer, running) from None
-
-
-def terms_of(model: control_pb2.Model, plan: Plan, program: Program) -> party_pb2.JobTerms:
-    """What a client believes that it asks; `program` is the first stage's."""
-    return party_pb2.JobTerms(
-        model=model.model, owner=model.owner, share_id=model.share_id, plan=to_message(plan),
-        fingerprint=program.fingerprint, description_digest=digest_of(model.description),
-    )  # fmt: skip
-
-
-def ask_of(terms: party_pb2.JobTerms) -> control_pb2.RunJobRequest:
-    """The same, as the coordinator is asked: on whichever sharing serves when the job's turn comes."""
-    return control_pb2.RunJobRequest(
-        model=terms.model, owner=terms.owner, plan=terms.plan, fingerprint=terms.fingerprint,
-        description_digest=terms.description_digest,
-    )  # fmt: skip
-
-
-def _chunks(name: str, wire: Wire, share: torch.Tensor) -> Iterator[party_pb2.TensorChunk]:
-    data = pack(share, wire.ring)
-    for offset in range(0, len(data) or 1, CHUNK):
-        yield party_pb2.TensorChunk(
-            name=name, ring=wire.ring, shape=list(wire.shape), offset=offset, total=len(data),
-            data=data[offset : offset + CHUNK],
-        )  # fmt: skip
-
-
-def _whole(chunks: Iterable[party_pb2.TensorChunk], name: str, wire: Wire, party: int) -> bytes:
-    """A share from its pieces, in order. Raises IntegrityError."""
-    data, peer = bytearray(), PARTIES[party]
-    for chunk in chunks:
-        if (chunk.name, chunk.offset) != (name, len(data)):
-            raise IntegrityError(f"{peer}: the pieces of {name} do not fit together", peer=peer)
-        data += chunk.data
-    if len(data) != wire.nbytes:
-        raise IntegrityError(f"{peer} sent {len(data)} bytes of {name}, expected {wire.nbytes}", peer=peer)
-    return bytes(data)
 
 
 class Client:
@@ -217,7 +178,7 @@ class Client:
         def packed() -> Iterator[party_pb2.PutModelRequest]:
             yield party_pb2.PutModelRequest(header=header)
             for key, wire in wires.items():
-                for chunk in _chunks(key, wire, share(key, weights[key], wire, seed)):
+                for chunk in chunks(key, wire, share(key, weights[key], wire, seed)):
                     yield party_pb2.PutModelRequest(chunk=chunk)
 
         self._connect("coordinator", *PARTIES)
@@ -426,7 +387,7 @@ class Client:
                 header.seed = seed
             yield party_pb2.PutInputRequest(header=header)
             if party == 1:
-                for chunk in _chunks(name, wire, shares[name]):
+                for chunk in chunks(name, wire, shares[name]):
                     yield party_pb2.PutInputRequest(chunk=chunk)
 
         def send(party: int) -> None:
@@ -440,7 +401,7 @@ class Client:
         def fetch(party: int, name: str, wire: Wire) -> torch.Tensor:
             with _calling(PARTIES[party], running=True):
                 request = party_pb2.FetchOutputRequest(job=job, name=name, stage=stage)
-                data = _whole(self._parties[party].FetchOutput(request, timeout=self._within(120)), name, wire, party)
+                data = whole(self._parties[party].FetchOutput(request, timeout=self._within(120)), name, wire, party)
             return unpack(data, wire.ring, tuple(wire.shape))
 
         outputs = {}

@@ -11,11 +11,12 @@ from functools import cache
 
 from google.protobuf.message import DecodeError, Message
 
-from ditto.client.client import _chunks, terms_of
+from ditto.client.messages import ask_of, chunks, terms_of
 from ditto.engine.plan import Plan
 from ditto.engine.sharing import seeded_share
 from ditto.errors import DittoError
 from ditto.models.compiled import program_for, weights_of
+from ditto.models.description import digest_of
 from ditto.net.messages import ledger_to_message, to_message
 from ditto.wire import control_pb2, dealer_pb2, party_pb2
 from fuzz.protobuf import changed
@@ -33,7 +34,7 @@ def _model(share_id: str = SHARE) -> control_pb2.Model:
 @cache
 def requests(service: str, method: str) -> tuple[Message, ...]:
     """Valid ones, in order."""
-    plan, fingerprint = to_message(PLAN), world().program.fingerprint
+    plan, fingerprint, digest = to_message(PLAN), world().program.fingerprint, digest_of(world().text)
     step = party_pb2.StepRequest(job=JOB)
     found: dict[str, Message] = {
         "RegisterModel": control_pb2.RegisterModelRequest(model=_model(NEW)),
@@ -41,22 +42,34 @@ def requests(service: str, method: str) -> tuple[Message, ...]:
         "GetModel": control_pb2.GetModelRequest(model=MODEL),
         "Status": control_pb2.StatusRequest(),
         "StartJob": control_pb2.StartJobRequest(job=JOB),
-        "RunJob": control_pb2.RunJobRequest(model=MODEL, share_id=SHARE, plan=plan, fingerprint=fingerprint),
-        "ActivateModel": party_pb2.ActivateModelRequest(model=MODEL, share_id=NEW, attempt=ATTEMPT, owner=OWNER),
+        "RunJob": ask_of(terms_of(_model(), PLAN, world().program)),
+        "ActivateModel": party_pb2.ActivateModelRequest(
+            model=MODEL, share_id=NEW, attempt=ATTEMPT, owner=OWNER, description_digest=digest
+        ),
+        "CheckModel": party_pb2.CheckModelRequest(model=MODEL, share_id=SHARE, client=OWNER, description_digest=digest),
         "RemoveModel": party_pb2.RemoveModelRequest(model=MODEL, keep=SHARE),
         "GrantModel": party_pb2.GrantModelRequest(model=MODEL, to="bob"),
         "OpenJob": party_pb2.OpenJobRequest(
-            job=JOB, model=MODEL, share_id=SHARE, plan=plan, fingerprint=fingerprint, client=OWNER
+            job=JOB,
+            model=MODEL,
+            share_id=SHARE,
+            plan=plan,
+            fingerprint=fingerprint,
+            client=OWNER,
+            description_digest=digest,
         ),
         "CloseJob": party_pb2.CloseJobRequest(job=JOB, reason="no more"),
         "FetchOutput": party_pb2.FetchOutputRequest(job=JOB, name=next(iter(world().program.outputs))),
         "ModelSeed": dealer_pb2.ModelSeedRequest(model=MODEL, share_id=NEW, description=world().text, digest="0" * 64),
         "ForgetModel": dealer_pb2.ForgetModelRequest(share_id=SHARE),
         "Correlations": dealer_pb2.CorrelationsRequest(
-            job=ATTEMPT, model=MODEL, share_id=SHARE, plan=to_message(Plan(1, 1)),
+            job=ATTEMPT,
+            model=MODEL,
+            share_id=SHARE,
+            plan=to_message(Plan(1, 1)),
             fingerprint=program_for(world().text, Plan(1, 1)).fingerprint,
         ),
-        "Inventory": dealer_pb2.InventoryRequest(),
+        "Inventory": dealer_pb2.InventoryRequest(models=[MODEL]),
         "Prepare": step,
         "Run": step,
     }
@@ -71,12 +84,12 @@ def requests(service: str, method: str) -> tuple[Message, ...]:
 
 def _put_model() -> tuple[Message, ...]:
     header = party_pb2.ModelHeader(model=MODEL, share_id=NEW, description=world().text)
-    chunks = [
+    pieces = [
         party_pb2.PutModelRequest(chunk=chunk)
         for name, wire in weights_of(world().text).items()
-        for chunk in _chunks(name, wire, model()[1][name])
+        for chunk in chunks(name, wire, model()[1][name])
     ]
-    return party_pb2.PutModelRequest(header=header), *chunks
+    return party_pb2.PutModelRequest(header=header), *pieces
 
 
 def _input_headers() -> list[party_pb2.InputHeader]:
@@ -90,8 +103,8 @@ def _input_headers() -> list[party_pb2.InputHeader]:
 def _put_input() -> tuple[Message, ...]:
     header = _input_headers()[0]
     wire = world().program.inputs[header.name]
-    chunks = [party_pb2.PutInputRequest(chunk=c) for c in _chunks(header.name, wire, seeded_share("x", wire, SEED))]
-    return party_pb2.PutInputRequest(header=header), *chunks
+    pieces = [party_pb2.PutInputRequest(chunk=c) for c in chunks(header.name, wire, seeded_share("x", wire, SEED))]
+    return party_pb2.PutInputRequest(header=header), *pieces
 
 
 # What has to be there before a call ----------------------------------------------------------------
@@ -251,8 +264,8 @@ SLOW = ("Correlations", "OpenJob", "Prepare", "PutInput", "Run")
 METHODS = {
     "Coordinator": ("RegisterModel", "UnregisterModel", "ListModels", "GetModel", "Status", "RunJob", "StartJob"),
     "Party": (
-        "PutModel", "ActivateModel", "RemoveModel", "GrantModel", "ListModels", "OpenJob", "Prepare", "Run", "CloseJob",
-        "PutInput", "FetchOutput",
+        "PutModel", "ActivateModel", "CheckModel", "RemoveModel", "GrantModel", "ListModels", "OpenJob", "Prepare",
+        "Run", "CloseJob", "PutInput", "FetchOutput",
     ),
     "PeerLink": ("Exchange",),
     "Dealer": ("ModelSeed", "ForgetModel", "Correlations", "Inventory"),

@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 from ditto.engine.plan import Plan
 from ditto.models import Checkpoint, Description, Dimensions, describe, encode_weights
 from ditto.models.compiled import program_for
+from ditto.models.description import digest_of
 from ditto.models.registry import architecture_of
 from ditto.models.tokenizer import Prompts
 from ditto.names import PARTIES
@@ -64,8 +65,8 @@ def model() -> tuple[Description, dict[str, torch.Tensor]]:
         for name, shape in architecture_of("GPT2LMHeadModel").shapes(d).items()
     }
     zeros = torch.zeros((1, 4), dtype=torch.long)
-    description = describe(Checkpoint("GPT2LMHeadModel", d, tensors), MODEL, [Prompts(zeros, [4])])
-    return description, encode_weights(description, tensors)
+    description, arranged = describe(Checkpoint("GPT2LMHeadModel", d, tensors), MODEL, [Prompts(zeros, [4])])
+    return description, encode_weights(description, arranged.tensors)
 
 
 @cache
@@ -75,7 +76,7 @@ def pem(who: str) -> bytes:
     if not home.exists():
         certs.init_certs(home, [], client="alice")
         certs.Authority(home).issue(Identity("client", "bob"), (), home / "bob")
-    return (home / f"{ {OWNER: 'client', 'client/bob': 'bob'}.get(who, who)}.pem").read_bytes()
+    return (home / f"{ {OWNER: 'client', 'client/bob': 'bob'}.get(who, who) }.pem").read_bytes()
 
 
 class Mirror:
@@ -119,7 +120,9 @@ class World:
         header = party_pb2.ModelHeader(model=MODEL, share_id=SHARE, description=self.text, seed=SEED)
         put = party_pb2.PutModelRequest(header=header)
         self.servers.serve("/ditto.v1.Party/PutModel", [put.SerializeToString()], pem(OWNER))
-        ask = party_pb2.ActivateModelRequest(model=MODEL, share_id=SHARE, attempt=ATTEMPT, owner=OWNER)
+        ask = party_pb2.ActivateModelRequest(
+            model=MODEL, share_id=SHARE, attempt=ATTEMPT, owner=OWNER, description_digest=digest_of(self.text)
+        )
         self.servers.serve("/ditto.v1.Party/ActivateModel", [ask.SerializeToString()], pem("coordinator"))
         self.coordinator = coordinator_service.CoordinatorService(
             CoordinatorConfig(tls=tls, listen="a:1", data_dir=root / "coordinator", connect_timeout_s=0.01)
@@ -179,5 +182,5 @@ def roles_of(service: str, method: str) -> tuple[str, ...]:
         return ("coordinator",) if method == "Inventory" else PARTIES
     if service == "PeerLink":
         return ("party1",)
-    control = ("ActivateModel", "OpenJob", "Prepare", "Run", "CloseJob")
+    control = ("ActivateModel", "CheckModel", "OpenJob", "Prepare", "Run", "CloseJob")
     return ("coordinator",) if service == "Party" and method in control else (OWNER, "client/bob")
