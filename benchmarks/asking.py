@@ -75,8 +75,8 @@ def model(name: str) -> Model:
     }
     ids = torch.randint(0, WORDS, (64, SEQ + (TOKENS if generates else 0)), generator=generator)
     batch = Batch(ids, torch.zeros_like(ids), torch.ones_like(ids))
-    description = describe(Checkpoint(architecture, dimensions, tensors), name, [batch])
-    return Model(description, encode_weights(description, tensors))
+    description, arranged = describe(Checkpoint(architecture, dimensions, tensors), name, [batch])
+    return Model(description, encode_weights(description, arranged.tensors))
 
 
 class Question:

@@ -106,7 +106,7 @@ def main(
     few = ids[: mpc * context + 1]
     seen = windows(pairs.encode(read_text(calibrate)).long()[: 32 * context + 1], context)[0]
     prompts = [Prompts(part, [context] * len(part)) for part in seen.split(BATCH)]
-    description = describe(loaded, "scored", prompts, preset, "secret")
+    description, loaded = describe(loaded, "scored", prompts, preset, "secret")
     weights = encode_weights(description, loaded.tensors)
     interpreter = Interpreter(description, weights, context)
     result: dict[str, Any] = {"preset": preset, "context": context, "first": first}

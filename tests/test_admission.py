@@ -22,13 +22,14 @@ import torch
 import yaml
 
 from ditto.client import local_cluster
-from ditto.client.client import Client, ask_of, terms_of
+from ditto.client.client import Client
 from ditto.client.local_cluster import Cluster
+from ditto.client.messages import ask_of, terms_of
 from ditto.errors import BadDescription, Busy, ClusterError, DittoError, LimitExceeded
 from ditto.models import Checkpoint, Description, Dimensions, Plan, describe, encode_inputs, encode_weights, parse
 from ditto.models.architecture import Tensors
 from ditto.models.compiled import program_for, weights_of
-from ditto.models.description import digest_of
+from ditto.models.description import Neurons, digest_of
 from ditto.models.registry import architecture_of
 from ditto.models.tokenizer import Batch
 from ditto.names import PARTIES, SERVERS
@@ -66,8 +67,8 @@ def small_model(vocabulary: int = 64) -> tuple[Description, Tensors]:
         name: float("norm" in name and name.endswith("weight")) + 0.05 * torch.randn(shape, generator=generator)
         for name, shape in architecture_of("BertModel").shapes(d).items()
     }
-    description = describe(Checkpoint("BertModel", d, tensors), "small", [question()])
-    return description, encode_weights(description, tensors)
+    description, arranged = describe(Checkpoint("BertModel", d, tensors), "small", [question()])
+    return description, encode_weights(description, arranged.tensors)
 
 
 def question() -> Batch:
@@ -77,8 +78,11 @@ def question() -> Batch:
 
 def resized(description: Description, **changes: Any) -> Description:
     layers = changes.get("layers", 1)
-    ranges = description.ranges.model_copy(update={"layers": description.ranges.layers * layers})
     dimensions = description.dimensions.model_copy(update=changes)
+    layer = description.ranges.layers[0]
+    neurons = (Neurons(count=dimensions.inner, bound=layer.neurons[-1].bound),)
+    wide = (layer.model_copy(update={"neurons": neurons}),) * layers
+    ranges = description.ranges.model_copy(update={"layers": wide})
     return description.model_copy(update={"dimensions": dimensions, "ranges": ranges})
 
 

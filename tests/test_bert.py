@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,15 @@ from ditto.models import (
     architecture_of,
     compile_stage,
     decode_outputs,
+    describe,
     encode_inputs,
     import_model,
     load_checkpoint,
     parse,
 )
+from ditto.models.checkpoint import Checkpoint
+from ditto.models.encoder.floats import forward
+from ditto.models.ranges import CLASSES, GRANULE, Seen
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the a cat dog runs sleeps fast here now big small red blue".split()
 TEXTS = ["the cat sleeps", "a big red dog runs fast", "the small blue cat runs here now", "dog"]
@@ -67,6 +72,48 @@ def test_classifier(checkpoint: Path, embeddings: str) -> None:
         cost = program.cost(layer)
         rows = run.ledgers[0].rows("online", layer)
         assert (sum(r.rounds for r in rows), sum(r.bytes_sent for r in rows)) == (cost.rounds, cost.online)
+
+
+def with_outliers(loaded: Checkpoint) -> Checkpoint:
+    """As trained base-size models are: a few neurons a hundred wide before GELU, and after the block a channel in which
+    the residual sum passes a thousand."""
+    tensors = {name: t.clone() for name, t in loaded.tensors.items()}
+    for i in range(loaded.dimensions.layers):
+        wide = torch.arange(3, 93, 30)
+        tensors[f"layer.{i}.ffn1.weight"][wide] *= 30
+        tensors[f"layer.{i}.ffn2.weight"][:, wide] /= 30
+    tensors["layer.0.ffn2.bias"][5] += 1000.0
+    return replace(loaded, tensors=tensors)
+
+
+def test_outliers_are_served(checkpoint: Path) -> None:
+    """The neurons' ranges are told apart, in coarse classes; a wide residual sum costs fraction bits only."""
+    loaded = with_outliers(load_checkpoint(checkpoint))
+    description, weights = import_model(loaded, "small", TEXTS)
+    layer = description.ranges.layers[0]
+    assert layer.activation > 64 and layer.norm2.input > 1024
+    assert all(group.bound in CLASSES and group.count % GRANULE == 0 for group in layer.neurons)
+    assert layer.neurons[0].bound < 16 < 64 < layer.neurons[-1].bound and layer.neurons[-1].count == GRANULE
+    batch = loaded.tokenizer().encode(TEXTS[1:], 24)
+    program = compile_stage(description, Plan(*batch.shape))
+    inputs = encode_inputs(description, program, batch, loaded.tensors)
+    run = run_mpc(program, inputs, {n: weights[n] for n in program.weights})
+    got = torch.tensor(decode_outputs(description, program, run.outputs, batch))
+    assert (got - torch.tensor(loaded.reference(batch))).abs().max() < 0.05
+
+
+def test_neurons_in_another_order_are_the_same_model(checkpoint: Path) -> None:
+    loaded = load_checkpoint(checkpoint)
+    batch = loaded.tokenizer().encode(TEXTS, 24)
+    description, arranged = describe(loaded, "small", [batch])
+    assert not torch.equal(arranged.tensors["layer.0.ffn1.bias"], loaded.tensors["layer.0.ffn1.bias"])
+    assert (torch.tensor(arranged.reference(batch)) - torch.tensor(loaded.reference(batch))).abs().max() < 1e-5
+    seen = Seen()
+    forward(arranged.tensors, loaded.dimensions, batch, seen)
+    for i, layer in enumerate(description.ranges.layers):
+        assert torch.equal(seen.order(i), torch.arange(96))
+        ends = torch.tensor([group.bound for group in layer.neurons for _ in range(group.count)])
+        assert len(ends) == 96 and (seen._neurons[i] * 1.25 <= ends).all()
 
 
 def test_float_model_agrees_with_transformers(checkpoint: Path) -> None:
@@ -122,4 +169,4 @@ def test_bad_checkpoints_are_refused(checkpoint: Path) -> None:
 def test_a_description_of_another_format_is_refused(checkpoint: Path) -> None:
     description, _ = import_model(load_checkpoint(checkpoint), "small", TEXTS)
     with pytest.raises(VersionMismatch, match="import and share it again"):
-        parse(description.text().replace('"format":3', '"format":2'))
+        parse(description.text().replace('"format":4', '"format":3'))

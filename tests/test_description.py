@@ -86,8 +86,9 @@ def test_a_description_travels(descriptions: dict[str, Description]) -> None:
         (put("ranges", "layers", 0, "scores", -1.0), "ranges.layers.0.scores"),
         (put("ranges", "layers", 0, "scores", 1e9), "ranges.layers.0.scores"),
         (put("ranges", "layers", 0, "norm1", "variance", [2.0, 1.0]), "least is above"),
-        (put("functions", 0, "coefficients", [0.0] * 100), "functions.0.coefficients"),
+        (put("functions", 0, "coefficients", [0.0] * 300), "functions.0.coefficients"),
         (put("functions", 0, "coefficients", 0, 1e300), "functions.0.coefficients.0"),
+        (put("ranges", "layers", 0, "neurons", [{"count": 1, "bound": 6.0}]), "neurons: .* expected in all"),
         (put("name", "../escape"), "name: "),
         (put("name", "x" * 65), "name: "),
         (put("unknown", 1), "unknown: Extra"),
@@ -202,7 +203,10 @@ def test_processors_compile_the_same_programs(descriptions: dict[str, Descriptio
     want = [compile_stage(parse(text), Plan(b, n, tokens), stage).fingerprint for text, b, n, tokens, stage in jobs]
     running = [
         subprocess.Popen(
-            [sys.executable, "-c", PRINT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            [sys.executable, "-c", PRINT],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
             env=os.environ | {"PYTHONPATH": str(ROOT.parent)} | processor,
         )
         for processor in PROCESSORS

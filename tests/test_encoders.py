@@ -91,8 +91,8 @@ class Loaded:
 
     @functools.cache  # noqa: B019 (lives as long as the session)
     def imported(self, preset: str) -> tuple[Description, dict[str, Tensor]]:
-        description = describe(self.ours, "small", [*self.texts], preset)
-        return description, encode_weights(description, self.ours.tensors)
+        description, arranged = describe(self.ours, "small", [*self.texts], preset)
+        return description, encode_weights(description, arranged.tensors)
 
     def program(self, preset: str, texts: Batch) -> tuple[Description, Program, dict[str, Tensor], dict[str, Tensor]]:
         """Description, program, inputs, weights."""
@@ -358,8 +358,8 @@ def test_public_embeddings_without_token_types(load: Callable[[str, str], Loaded
     """The client looks rows up and adds none for a segment; the servers add the positions."""
     loaded = load("MPNet", MODEL)
     texts = loaded.texts[0]
-    description = describe(loaded.ours, "small", [*loaded.texts], "ditto", "public")
-    architecture, t = loaded.ours.architecture, loaded.ours.tensors
+    description, arranged = describe(loaded.ours, "small", [*loaded.texts], "ditto", "public")
+    architecture, t = loaded.ours.architecture, arranged.tensors
     program = architecture.compile(description, Plan(*texts.shape))
     weights = encode_weights(description, t)
     plain = run_plain(program, architecture.encode(description, program, texts, t), weights)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from engine import Run, run_mpc
@@ -16,6 +17,7 @@ from ditto.engine.program import Builder, Wire
 from ditto.errors import RangeError
 from ditto.functions import ScoreType, gelu, inverse_power, layernorm, softmax_numerator, tanh
 from ditto.functions.fit import Fitting
+from ditto.functions.gelu import even_part, gelu_zones, tanh_gelu
 from ditto.functions.layernorm import ROOT_TABLES, NormType, deviation_scale, nearest_log2, standardise
 from ditto.functions.softmax import LEAST, reciprocal_of_sum
 from ditto.ring.fixedpoint import decode, encode
@@ -47,6 +49,44 @@ def test_gelu(bound: float) -> None:
     y, _ = evaluate(x, 24, 12, bound, lambda b, w: gelu(b, w, bound, Fitting()))
     error = (y - torch.nn.functional.gelu(x)).abs()
     assert error.max() < 0.04 and error.square().mean().sqrt() < 0.012
+
+
+BOUNDS = (6.0, 9.0, 24.0, 128.0)
+
+
+@pytest.mark.parametrize("exact", [False, True], ids=["erf", "tanh"])
+def test_gelu_by_the_range_of_each_column(exact: bool) -> None:
+    """Columns of four ranges, each with its scale: as near to GELU as its fit and the roundings of its coefficients.
+
+    A result is off by the fit's error, by its index's rounding (at most one step of T / 2^12, e' < 1), and by those of
+    the harmonics, which grow with the sum of the coefficients (see `Harmonic.ulp`); the 0.02 is not derived.
+    """
+    function, of = (("tanh gelu", tanh_gelu), ("gelu", gelu))[not exact]
+    zones = gelu_zones(function, [(1, bound) for bound in BOUNDS], Fitting())
+    x = torch.stack([torch.linspace(-bound, bound, 4001, dtype=torch.float64) for bound in BOUNDS], 1)
+    scale = torch.tensor([zone.fit.scale for zone in zones], dtype=torch.float64)
+    wide = max(zone.bound for zone in zones)
+    y, _ = evaluate(x * scale, 24, 12, wide, lambda b, w: of(b, w, wide, Fitting(), zones=zones))
+    want = torch.nn.functional.gelu(x, approximate="tanh" if exact else "none")
+    for i, zone in enumerate(zones):
+        size = sum(abs(c) for c in zone.fit.coefficients)
+        step = 2.5 * zone.fit.bound / 2**12
+        rounding = (2.0**-8 * (size + len(zone.fit.coefficients)) + 2.0**-5) if exact else 2.0**-10 * size
+        error = (y / scale - want)[:, i].abs()
+        assert error.max() < zone.fit.error + 2 * step + rounding + 0.02, zone
+        assert error.mean() < error.max() / 3
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_a_free_fit_stays_near_the_function_beyond_its_bound(bound: float) -> None:
+    """A value a quarter outside is off by a little, not by the size of the coefficients: they stay below the bound."""
+    (zone,) = gelu_zones("gelu", [(1, bound)], Fitting())
+    fit, period = zone.fit, 2.0**zone.fit.period / zone.fit.scale
+    assert fit.error <= fit.tolerance and 2.5 * bound <= period * (1 + 1e-12)
+    x = np.linspace(0, 1.25 * bound, 2001)
+    e = fit.constant + sum(c * np.cos(2 * np.pi * k * x / period) for k, c in enumerate(fit.coefficients, 1))
+    assert np.abs(e - even_part(x)).max() < 0.2  # not derived
+    assert sum(abs(c) for c in fit.coefficients) < bound / 2
 
 
 def test_tanh() -> None:

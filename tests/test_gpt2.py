@@ -74,7 +74,7 @@ def prompts() -> tuple[torch.Tensor, list[int]]:
     return ids, lengths
 
 
-def describe_small(checkpoint: Checkpoint, preset: str) -> Description:
+def describe_small(checkpoint: Checkpoint, preset: str) -> tuple[Description, Checkpoint]:
     generator = torch.Generator().manual_seed(2)
     ids = torch.randint(0, WORDS, (8, SEQ + TOKENS), generator=generator)
     batches = [Batch(x, x, x) for x in (ids, prompts()[0])]
@@ -101,7 +101,7 @@ def test_prompt_and_later_tokens(checkpoint: Checkpoint, preset: str) -> None:
     """
     if PRESETS[preset].style.quad:
         checkpoint = with_quad(checkpoint)
-    description = describe_small(checkpoint, preset)
+    description, checkpoint = describe_small(checkpoint, preset)
     weights = encode_weights(description, checkpoint.tensors)
     stages = [compile_stage(description, Plan(2, SEQ, TOKENS), t) for t in range(TOKENS)]
     assert all(p.weights == stages[0].weights for p in stages)
@@ -139,7 +139,7 @@ def test_prompt_and_later_tokens(checkpoint: Checkpoint, preset: str) -> None:
 
 def test_padding_is_not_seen(checkpoint: Checkpoint) -> None:
     """What stands after a prompt changes nothing, for its own logits and for the next token's."""
-    description = describe_small(checkpoint, "ditto")
+    description, checkpoint = describe_small(checkpoint, "ditto")
     weights = encode_weights(description, checkpoint.tensors)
     stages = [compile_stage(description, Plan(1, SEQ, 2), t) for t in range(2)]
     outputs = []
@@ -163,13 +163,13 @@ def test_budget_of_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_refusals(checkpoint: Checkpoint, directory: Path, tmp_path: Path) -> None:
-    description = describe_small(checkpoint, "ditto")
+    description, checkpoint = describe_small(checkpoint, "ditto")
     with pytest.raises(UsageError, match="this model takes 64"):
         compile_stage(description, Plan(1, 60, 6))
     with pytest.raises(UsageError, match="stage 3 of a job that has 3"):
         compile_stage(description, Plan(1, 8, 3), 3)
     with pytest.raises(VersionMismatch, match="import and share it again"):
-        parse(description.text().replace('"format":3', '"format":99'))
+        parse(description.text().replace('"format":4', '"format":99'))
     with pytest.raises(UsageError, match="trained with Quad"):
         describe_small(with_quad(checkpoint), "ditto")
     with pytest.raises(UsageError, match="no causal form"):
@@ -203,7 +203,7 @@ class _End:
 
 
 def test_a_party_keeps_stages_in_order_and_wipes_what_they_kept(checkpoint: Checkpoint) -> None:
-    description = describe_small(checkpoint, "ditto")
+    description, checkpoint = describe_small(checkpoint, "ditto")
     weights = encode_weights(description, checkpoint.tensors)
     program = compile_stage(description, Plan(1, 8, 3))
     shares = {name: cast(w, program.weights[name].ring) for name, w in weights.items()}

@@ -58,7 +58,7 @@ def _train(path: Path, activation: str) -> Trained:
 
 def prepared(checkpoint: Checkpoint, ids: torch.Tensor, preset: str) -> tuple[Description, dict[str, torch.Tensor]]:
     rows = windows(ids, CONTEXT)[0]
-    description = describe(checkpoint, "trained", [Prompts(rows, [CONTEXT] * len(rows))], preset, "secret")
+    description, checkpoint = describe(checkpoint, "trained", [Prompts(rows, [CONTEXT] * len(rows))], preset, "secret")
     return description, encode_weights(description, checkpoint.tensors)
 
 

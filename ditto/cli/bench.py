@@ -1,6 +1,7 @@
 """`ditto bench`: measure a shape with random weights of realistic scale."""
 
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,6 +19,7 @@ from ditto.report.pieces import size
 if TYPE_CHECKING:
     from ditto.client.client import Client
     from ditto.models import Description
+    from ditto.models.description import LayerRanges
     from ditto.models.tokenizer import Batch
 
 app = typer.Typer(help="Measurements.", no_args_is_help=True)
@@ -43,6 +45,9 @@ def model(
     tokens: Annotated[int, typer.Option(min=1, help="Of a GPT-2: tokens to generate.")] = 1,
     layers: Annotated[int | None, typer.Option(min=1, help="Layers; default: the shape's.")] = None,
     preset: Annotated[str, typer.Option(help="Which operation and type each layer uses.")] = "ditto",
+    ranges: Annotated[
+        Path | None, typer.Option(help="A trained model's ranges, as an imported model's description.json has them.")
+    ] = None,
     network: Annotated[str, typer.Option(help="The emulated network: a profile's name or a YAML file.")] = "loopback",
     threads: Annotated[int, typer.Option(min=1, help="Threads of each server.")] = 1,
     check: Annotated[bool, typer.Option("--check", help="Compute in plaintext too, and compare.")] = False,
@@ -65,7 +70,8 @@ def model(
         raise UsageError("--check compares sentence vectors and classes; for text there is `ditto generate --check`")
     say = (lambda text: None) if json else note
     say(f"{model.value}: random weights and their calibration")
-    description, weights, checkpoint = random_model(model.value, layers, seq, preset)
+    real = _read_ranges(ranges) if ranges else ()
+    description, weights, checkpoint = random_model(model.value, layers, seq, preset, real=real)
     sentences = random_batch(batch, seq)  # the first is the one that the model was calibrated on
     runs: list[Run] = []
     documents: list[dict[str, Any]] = []
@@ -96,6 +102,16 @@ def model(
     else:
         _show(summary, memory)
     files.write(summary, emulated)
+
+
+def _read_ranges(path: Path) -> "tuple[LayerRanges, ...]":
+    from ditto.files import read_json
+    from ditto.models.description import layer_ranges
+
+    try:
+        return layer_ranges(read_json(path))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: {error}") from None
 
 
 def _generate(

@@ -14,17 +14,22 @@ from ditto.errors import BadDescription
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 RIDGE = 1e-8  # of the mean square: large coefficients amplify the rounding of dealt values
-MOST = 64  # harmonics
+MOST = 256  # harmonics
 FEWEST, STEP, USUAL = 4, 2, 40  # what `choose` tries: from, by, up to
 SLACK = 1.15  # of the period over the range: outside it the fit goes on smoothly
+POINTS = 4001  # of the grid
+FEWEST_FREE = 3
+BEYOND = 0.01  # weight of what lies outside the range of an even function: enough to keep it near the function there
+RATIOS = (2.5, 2.6, 2.7, 2.8, 2.9, 3.0)  # of a free period over the bound: a guard can tell what is outside
 Coefficient = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
 class Fit(BaseModel):
-    """g(x) = constant + sum_k c_k cos(2 pi k x / T) for an even g, sines for an odd one, on |x| <= bound; T = 2^period.
+    """g(x) = constant + sum_k c_k cos(2 pi k x / T) for an even g, sines for an odd one, on |x| <= bound.
 
-    `function` names g (a `Smooth`, such as `ditto.functions.gelu.EVEN`); `tolerance` is what was asked for, `error` the
-    largest difference found on a grid.
+    T = 2^period / scale. A `free` fit has the best T, and its program computes scale g(x) of scale x, whose period is a
+    power of two: the weights before and after take the scale. `function` names g (a `Smooth`, such as
+    `ditto.functions.gelu.EVEN`); `tolerance` is what was asked for, `error` the largest difference found on a grid.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -33,6 +38,8 @@ class Fit(BaseModel):
     bound: Annotated[float, Field(gt=0, le=1e6)]
     tolerance: Annotated[float, Field(gt=0, le=1)]
     period: Annotated[int, Field(ge=-8, le=11)]
+    free: bool = False
+    scale: Annotated[float, Field(ge=0.5, le=2)] = 1.0
     odd: bool
     constant: Coefficient
     coefficients: Annotated[tuple[Coefficient, ...], Field(min_length=1, max_length=MOST, strict=False)]
@@ -43,11 +50,11 @@ class Fits:
     """The fits that a description holds, by what they were made for."""
 
     def __init__(self, fits: Iterable[Fit] = ()) -> None:
-        self._found = {(f.function, f.bound, f.tolerance): f for f in fits}
+        self._found = {(f.function, f.bound, f.tolerance, f.free): f for f in fits}
 
-    def find(self, smooth: Smooth, bound: float, tolerance: float) -> Fit:
+    def find(self, smooth: Smooth, bound: float, tolerance: float, free: bool = False) -> Fit:
         """The fit of a function on |x| <= bound. Raises BadDescription where there is none."""
-        found = self._found.get((smooth.name, bound, tolerance))
+        found = self._found.get((smooth.name, bound, tolerance, free))
         if found is None or found.odd != smooth.odd:
             raise BadDescription(
                 f"functions: no fit of {smooth.name} on +-{bound:.4g} within {tolerance}; import the model again"
@@ -61,10 +68,10 @@ class Fits:
 class Fitting(Fits):
     """Makes what is asked for and is not there yet: at import only, since another processor rounds otherwise."""
 
-    def find(self, smooth: Smooth, bound: float, tolerance: float) -> Fit:
-        key = smooth.name, bound, tolerance
+    def find(self, smooth: Smooth, bound: float, tolerance: float, free: bool = False) -> Fit:
+        key = smooth.name, bound, tolerance, free
         if key not in self._found:
-            self._found[key] = choose(smooth, bound, tolerance)
+            self._found[key] = (choose_free if free else choose)(smooth, bound, tolerance)
         return self._found[key]
 
 
@@ -78,19 +85,24 @@ class Smooth:
 
 
 def fit(smooth: Smooth, bound: float, period: float, harmonics: int) -> tuple[float, tuple[float, ...], float]:
-    """Fit on [-bound, bound] over a period: (constant, coefficients, largest error on the grid).
+    """Fit over a period: (constant, coefficients, largest error on a grid over |x| <= bound).
 
+    An even function is fitted outside its bound, too, with little weight: else its coefficients grow, and a value a
+    little outside comes out far off. An odd one is not: it would have to jump half a period away.
     Coefficients are rounded to 9 decimals, far below what 11 fraction bits resolve: a description stays short.
     """
-    x = np.linspace(-bound, bound, 4001)
+    x = np.linspace(0.0, period / 2, POINTS)
+    inside = x <= bound
+    weight = np.where(inside, 1.0, 0.0 if smooth.odd else BEYOND)
     angle = np.outer(x, np.arange(1, harmonics + 1)) * (2 * math.pi / period)
     basis = np.sin(angle) if smooth.odd else np.cos(angle)
     if not smooth.odd:
         basis = np.concatenate([np.ones((len(x), 1)), basis], axis=1)
-    gram = basis.T @ basis / len(x)
+    weighted = basis.T * weight
+    gram = weighted @ basis / inside.sum()
     gram += RIDGE * np.trace(gram) / len(gram) * np.eye(len(gram))
-    c = np.round(np.linalg.solve(gram, basis.T @ smooth.g(x) / len(x)), 9)
-    error = float(np.abs(basis @ c - smooth.g(x)).max())
+    c = np.round(np.linalg.solve(gram, weighted @ smooth.g(x) / inside.sum()), 9)
+    error = float(np.abs(basis @ c - smooth.g(x))[inside].max())
     values = tuple(c.tolist())
     return (0.0, values, error) if smooth.odd else (values[0], values[1:], error)
 
@@ -108,4 +120,25 @@ def choose(smooth: Smooth, bound: float, tolerance: float) -> Fit:
     return Fit(
         function=smooth.name, bound=bound, tolerance=tolerance, period=period, odd=smooth.odd, constant=constant,
         coefficients=coefficients, error=error,
+    )  # fmt: skip
+
+
+def choose_free(smooth: Smooth, bound: float, tolerance: float) -> Fit:
+    """The fewest harmonics within tolerance over the best of the periods by RATIOS.
+
+    If none is, the best fit with about MOST: its error stands in what it returns. What is tried begins at half the
+    bound and grows by a sixteenth of it: a kink that is 1 wide takes as many harmonics as its distance to the ends.
+    """
+    harmonics = max(FEWEST_FREE, int(bound / 2))
+    while True:
+        tried = [(*fit(smooth, bound, ratio * bound, harmonics), ratio * bound) for ratio in RATIOS]
+        constant, coefficients, error, period = min(tried, key=lambda found: found[2])
+        more = harmonics + max(1, int(bound / 16))
+        if error <= tolerance or more > MOST:
+            break
+        harmonics = more
+    log2 = round(math.log2(period))
+    return Fit(
+        function=smooth.name, bound=bound, tolerance=tolerance, free=True, period=log2, scale=2.0**log2 / period,
+        odd=smooth.odd, constant=constant, coefficients=coefficients, error=error,
     )  # fmt: skip

@@ -138,10 +138,10 @@ def standardise(b: Builder, x: Wire, limits: tuple[float, float], eps: float, ri
 
 
 def layernorm(
-    b: Builder, c: Wire, name: str, limits: tuple[float, float], eps: float, bound: float
+    b: Builder, c: Wire, name: str, limits: tuple[float, float], eps: float, bound: float, sum_bound: float = 0.0
 ) -> tuple[Wire, Wire]:
     """[c] (l, f), shape [rows, H], rows of mean 0 -> [c / sqrt(var + eps) gamma + beta] on (32, 8), and the same less
-    its row mean on (24, 12), for the next residual.
+    its row mean for the next residual sum, on (24, 12) or with fewer fraction bits where |sum| <= sum_bound needs it.
 
     4 rounds, and one for each doubling of the tables that `inverse_power` needs for the range.
 
@@ -168,12 +168,12 @@ def layernorm(
     z = b.add(z, beta, bound=bound)
     result = b.truncate(z, z.frac - RESULT.frac, RESULT.ring)
     # 4
-    return result, _less_mean(b, z)
+    return result, _less_mean(b, z, fraction_bits(sum_bound, RESIDUAL.ring, RESIDUAL.frac))
 
 
-def _less_mean(b: Builder, z: Wire) -> Wire:
-    """z less its row mean, as the next residual takes it. 1 / H has as many bits as the ring leaves."""
-    bits = min(MEAN_FRAC, WIDE - RESIDUAL.ring + RESIDUAL.frac - z.frac)
+def _less_mean(b: Builder, z: Wire, frac: int) -> Wire:
+    """z less its row mean on (24, frac), as the next residual takes it. 1 / H has as many bits as the ring leaves."""
+    bits = min(MEAN_FRAC, WIDE - RESIDUAL.ring + frac - z.frac)
     mean = b.affine(b.sum(z, 1), 1 / z.shape[1], 0, z.frac + bits, bound=z.bound)
-    mean = b.truncate(mean, mean.frac - RESIDUAL.frac, RESIDUAL.ring)
-    return b.add(b.truncate(z, z.frac - RESIDUAL.frac, RESIDUAL.ring), minus(b, mean), bound=2 * z.bound)
+    mean = b.truncate(mean, mean.frac - frac, RESIDUAL.ring)
+    return b.add(b.truncate(z, z.frac - frac, RESIDUAL.ring), minus(b, mean), bound=2 * z.bound)

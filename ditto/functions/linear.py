@@ -16,9 +16,14 @@ def fraction_bits(bound: float, ring: int, most: int) -> int:
 
 
 def linear(b: Builder, opened: Wire, name: str, columns: int, bound: float, weight_frac: int = WEIGHT_FRAC) -> Wire:
-    """Opened x (l, f) -> [x W + bias] on (l, f + weight_frac), |result| <= bound. No round beyond the opening."""
+    """Opened x (l, f) -> [x W + bias] on (l, f + weight_frac), |result| <= bound. No round beyond the opening.
+
+    Weights have fewer fraction bits where the result needs the room.
+    """
     rows, inner = opened.shape
-    ring, frac = opened.ring, opened.frac + weight_frac
+    ring = opened.ring
+    weight_frac = fraction_bits(bound, ring - opened.frac, weight_frac)
+    frac = opened.frac + weight_frac
     weight = b.weight(f"{name}.weight", ring, weight_frac, (inner, columns), "matrix")
     bias = b.weight(f"{name}.bias", ring, frac, (columns,), "share")
     op = MatmulWeight(rows, inner, columns, ring)

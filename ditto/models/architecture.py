@@ -60,8 +60,9 @@ class Architecture(Protocol):
     def batches(self, tokenizer: Tokenizer, texts: list[Any], d: Dimensions) -> list[Texts]:
         """Texts as calibration takes them."""
 
-    def calibrate(self, t: Tensors, d: Dimensions, batches: list[Texts]) -> Ranges:
-        """Ranges over token batches; padding counts too, since it is computed."""
+    def calibrate(self, t: Tensors, d: Dimensions, batches: list[Texts]) -> tuple[Ranges, Tensors]:
+        """Ranges over token batches, where padding counts too, since it is computed; and the same model with the
+        neurons of its feed-forward networks in the order that the ranges speak of."""
 
     def compile(self, description: Description, plan: Plan, stage: int = 0, fits: Fits | None = None) -> Program:
         """One stage of a job; `fits` in the place of the description's. Raises UsageError for a plan that the model

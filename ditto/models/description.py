@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ditto.errors import BadDescription, VersionMismatch
 from ditto.functions.fit import Fit, Fits
 
-FORMAT: Literal[3] = 3  # of descriptions and of encoded weights
+FORMAT: Literal[4] = 4  # of descriptions and of encoded weights
 LONGEST = 4 << 20  # characters of a description
 DIGITS = 3  # of a bound: exact maxima tell about the texts of the calibration
 
@@ -70,6 +70,16 @@ class NormRange(_Public):
         return self
 
 
+class Neurons(_Public):
+    """So many neurons of a feed-forward network whose |x| before the activation stays within one bound.
+
+    They are next to each other: whoever imports a model puts its neurons in order of their bounds.
+    """
+
+    count: Annotated[int, Field(ge=1, le=262_144)]
+    bound: Bound
+
+
 class LayerRanges(_Public):
     """Largest |x| in one block, and its two LayerNorms in the order in which they come."""
 
@@ -78,6 +88,7 @@ class LayerRanges(_Public):
     context: Bound
     attention: Bound  # what the projection after it adds to the residual stream
     activation: Bound
+    neurons: Annotated[tuple[Neurons, ...], Field(max_length=64, strict=False)] = ()  # all of them, or none known
     ffn: Bound  # what the feed-forward network adds
     norm1: NormRange
     norm2: NormRange
@@ -98,7 +109,7 @@ class Ranges(_Public):
 class Description(_Public):
     """A model as everybody may know it."""
 
-    format: Literal[3] = 3
+    format: Literal[4] = 4
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     architecture: Annotated[str, Field(pattern=r"^[A-Za-z0-9]{1,64}$")]
     preset: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,64}$")]
@@ -111,6 +122,9 @@ class Description(_Public):
     def _consistent(self) -> Self:
         if len(self.ranges.layers) != self.dimensions.layers:
             raise ValueError(f"ranges of {len(self.ranges.layers)} layers for {self.dimensions.layers}")
+        for layer in self.ranges.layers:
+            if layer.neurons and sum(group.count for group in layer.neurons) != self.dimensions.inner:
+                raise ValueError(f"neurons: {self.dimensions.inner} expected in all")
         return self
 
     @property
@@ -137,6 +151,14 @@ def parse(text: str) -> Description:
         raise VersionMismatch("this model was imported by another version of ditto; import and share it again")
     try:
         return Description.model_validate(raw)
+    except ValidationError as error:
+        raise BadDescription(explain(error)) from None
+
+
+def layer_ranges(raw: Any) -> tuple[LayerRanges, ...]:
+    """The layers of a description, or of its ranges alone. Raises BadDescription."""
+    try:
+        return Ranges.model_validate(raw.get("ranges", raw) if isinstance(raw, dict) else raw).layers
     except ValidationError as error:
         raise BadDescription(explain(error)) from None
 

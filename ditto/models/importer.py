@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 from pydantic import ValidationError
@@ -32,14 +33,15 @@ def import_model(
     if tokenizer.size > words:
         raise BadCheckpoint(f"a tokenizer of {tokenizer.size:,} ids, a model of {words:,} embeddings: another model's?")
     batches = checkpoint.architecture.batches(tokenizer, texts, checkpoint.dimensions)
-    description = describe(checkpoint, name, batches, preset, embeddings)
-    return description, encode_weights(description, checkpoint.tensors)
+    description, arranged = describe(checkpoint, name, batches, preset, embeddings)
+    return description, encode_weights(description, arranged.tensors)
 
 
 def describe(
     checkpoint: Checkpoint, name: str, batches: list[Texts], preset: str = "ditto", embeddings: str = "secret"
-) -> Description:
-    """Calibrate on token batches: the public description.
+) -> tuple[Description, Checkpoint]:
+    """Calibrate on token batches: the public description, and the checkpoint with its neurons in the order that the
+    description speaks of. Only weights in that order may be encoded for it.
 
     Raises RangeError, naming layer and operation, where a range does not fit the preset's types, UsageError for a
     preset that the architecture has no use for.
@@ -51,10 +53,10 @@ def describe(
     if checkpoint.dimensions.activation == "quad" and not preset_of(preset).style.quad:
         raise UsageError(f"this checkpoint was trained with Quad in the place of GELU, which preset {preset} has not")
     try:
-        ranges = checkpoint.architecture.calibrate(checkpoint.tensors, checkpoint.dimensions, batches)
+        ranges, tensors = checkpoint.architecture.calibrate(checkpoint.tensors, checkpoint.dimensions, batches)
     except ValidationError as error:  # infinite, or beyond what a description takes
         raise RangeError(f"calibration: {explain(error)}") from None
-    return fitted(
+    description = fitted(
         Description(
             name=name,
             architecture=checkpoint.class_name,
@@ -64,6 +66,7 @@ def describe(
             ranges=ranges,
         )
     )
+    return description, replace(checkpoint, tensors=tensors)
 
 
 def fitted(draft: Description) -> Description:
@@ -74,7 +77,7 @@ def fitted(draft: Description) -> Description:
 
 
 def with_preset(description: Description, preset: str) -> Description:
-    """The same model for another preset: weights are encoded anew, ranges stay."""
+    """The same model for another preset: weights, in the same order, are encoded anew, ranges stay."""
     return fitted(description.model_copy(update={"preset": preset_of(preset).name, "functions": ()}))
 
 

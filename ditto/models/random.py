@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from ditto.errors import UsageError
 from ditto.models.architecture import Tensors
 from ditto.models.checkpoint import Checkpoint
-from ditto.models.description import Description, Dimensions
+from ditto.models.description import Description, Dimensions, LayerRanges, Neurons
 from ditto.models.importer import describe, encode_weights, fitted
 from ditto.models.registry import architecture_of, generates
 from ditto.models.tokenizer import Batch
@@ -28,27 +30,66 @@ LEAST_SCORES, LEAST_GELU = 25.0, 12.0  # as seen on pretrained checkpoints, so t
 
 
 def random_model(
-    shape: str, layers: int | None, seq: int, preset: str = "ditto", seed: int = 0
+    shape: str,
+    layers: int | None,
+    seq: int,
+    preset: str = "ditto",
+    seed: int = 0,
+    real: Sequence[LayerRanges] = (),
 ) -> tuple[Description, Tensors, Checkpoint]:
     """A shape with random weights, calibrated on random tokens: (description, encoded weights, checkpoint).
 
-    The weights are no secret, so torch's generator serves. Raises UsageError.
+    Ranges are at least those of `real`, a trained model's layers, spread over this one's; without them scores reach
+    LEAST_SCORES and all neurons LEAST_GELU. The weights are no secret, so torch's generator serves. Raises UsageError.
     """
     checkpoint = random_checkpoint(shape, layers, seed)
     longest = checkpoint.dimensions.positions
     if not 1 <= seq <= longest:
         raise UsageError(f"length {seq}: 1 to {longest}")
-    found = describe(checkpoint, shape, [random_batch(1, seq, seed)], preset)
+    found, checkpoint = describe(checkpoint, shape, [random_batch(1, seq, seed)], preset)
+    inner, many = checkpoint.dimensions.inner, len(found.ranges.layers)
     wide = [
-        layer.model_copy(
-            update={"scores": max(layer.scores, LEAST_SCORES), "activation": max(layer.activation, LEAST_GELU)}
-        )
-        for layer in found.ranges.layers
+        _as_wide(layer, real[i * len(real) // many], inner) if real else _widened(layer, inner)
+        for i, layer in enumerate(found.ranges.layers)
     ]
     description = fitted(
         found.model_copy(update={"ranges": found.ranges.model_copy(update={"layers": tuple(wide)}), "functions": ()})
     )
     return description, encode_weights(description, checkpoint.tensors), checkpoint
+
+
+def _widened(layer: LayerRanges, inner: int) -> LayerRanges:
+    activation = max(layer.activation, LEAST_GELU)
+    neurons = (Neurons(count=inner, bound=activation),)
+    return layer.model_copy(
+        update={"scores": max(layer.scores, LEAST_SCORES), "activation": activation, "neurons": neurons}
+    )
+
+
+def _as_wide(layer: LayerRanges, real: LayerRanges, inner: int) -> LayerRanges:
+    """At least the ranges of a trained layer, its neurons in the same parts."""
+    own, theirs = layer.model_dump(), real.model_dump()
+    bounds = {name: max(own[name], theirs[name]) for name, value in own.items() if isinstance(value, float)}
+    norms = {
+        name: {
+            "input": max(own[name]["input"], theirs[name]["input"]),
+            "output": max(own[name]["output"], theirs[name]["output"]),
+            "variance": (
+                min(own[name]["variance"][0], theirs[name]["variance"][0]),
+                max(own[name]["variance"][1], theirs[name]["variance"][1]),
+            ),
+        }
+        for name in ("norm1", "norm2")
+    }
+    return LayerRanges.model_validate(own | bounds | norms | {"neurons": _scaled(real.neurons, inner)})
+
+
+def _scaled(neurons: Sequence[Neurons], inner: int) -> tuple[Neurons, ...]:
+    """The same parts of another number; what rounding leaves goes to the first group."""
+    total = sum(group.count for group in neurons)
+    counts = [max(1, group.count * inner // total) for group in neurons]
+    counts[0] += inner - sum(counts)
+    return tuple(Neurons(count=n, bound=group.bound) for n, group in zip(counts, neurons, strict=True))
 
 
 def random_checkpoint(shape: str, layers: int | None = None, seed: int = 0) -> Checkpoint:

@@ -11,14 +11,21 @@ from collections.abc import Callable
 
 import torch
 
-from ditto.models.description import LayerRanges, NormRange, round_down, round_up
-from ditto.presets.style import Norm
+from ditto.functions.fit import Fits
+from ditto.functions.smooth import Zone
+from ditto.models.description import Description, LayerRanges, Neurons, NormRange, round_down, round_up
+from ditto.presets.style import Norm, Style
 
 Tensor = torch.Tensor
 Observe = Callable[[int, str, Tensor], None]  # layer, name, values: what a plaintext forward shows of itself
 
 ACTIVATION_MARGIN, SCORE_MARGIN, VARIANCE_MARGIN, GELU_MARGIN, LOGITS_MARGIN = 1.5, 1.5, 2.0, 1.25, 2.0
 LEAST_GELU, LEAST_LOGITS = 2.0, 1.0
+# Bounds of single neurons come in coarse classes, and each class has a multiple of GRANULE neurons: a description says
+# little of a neuron. The narrowest is wide enough for a neuron that calibration hardly saw at work.
+CLASSES = (6.0, 7.0, 8.0, 9.0, 10.0, 12.0, 14.0, 16.0, 20.0, 24.0, 32.0, 40.0, 48.0, 64.0, 96.0, 128.0, 192.0, 256.0)
+GRANULE = 8
+FEW_TOKENS, MOST_ADDED = 500, 2.5  # what is added to a neuron's bound: 0.5, and more if calibration was short
 
 
 def silent(layer: int, name: str, x: Tensor) -> None:
@@ -53,6 +60,8 @@ class Seen:
     def __init__(self) -> None:
         self._most: dict[tuple[int, str], float] = {}
         self._variance: dict[tuple[int, str], tuple[float, float]] = {}
+        self._neurons: dict[int, torch.Tensor] = {}
+        self._tokens: dict[int, int] = {}
 
     def __call__(self, layer: int, name: str, x: Tensor) -> None:
         key = (layer, name)
@@ -63,6 +72,10 @@ class Seen:
             var = x.var(-1, unbiased=False)
             lo, hi = self._variance.get(key, (float("inf"), 0.0))
             self._variance[key] = min(lo, float(var.min())), max(hi, float(var.max()))
+        if name == "activation":
+            by_neuron = x.abs().flatten(0, -2).amax(0)
+            self._neurons[layer] = torch.maximum(self._neurons.get(layer, by_neuron), by_neuron)
+            self._tokens[layer] = self._tokens.get(layer, 0) + x[..., 0].numel()
 
     def bound(self, layer: int, name: str, margin: float = ACTIVATION_MARGIN, least: float = 0.0) -> float:
         """The largest |x| with its margin, at least `least`."""
@@ -76,10 +89,35 @@ class Seen:
             context=self.bound(i, "context"),
             attention=self.bound(i, "attention"),
             activation=self.bound(i, "activation", GELU_MARGIN, LEAST_GELU),
+            neurons=self._groups(i),
             ffn=self.bound(i, "ffn"),
             norm1=self.norm(i, norm1),
             norm2=self.norm(i, norm2),
         )
+
+    def order(self, i: int) -> torch.Tensor:
+        """The neurons of a block's feed-forward network, narrowest first."""
+        return self._neurons[i].argsort()
+
+    def _groups(self, i: int) -> tuple[Neurons, ...]:
+        """Neurons by the class of their bound, in that order; none where one is wider than the widest class.
+
+        The bound is GELU_MARGIN times what was seen and a little more, which was measured and not derived: on two real
+        models (docs/performance.md) other texts of the calibration's kind leave it in no neuron or in a handful.
+        """
+        added = min(0.5 + FEW_TOKENS / self._tokens[i], MOST_ADDED)
+        bounds = (self._neurons[i].sort().values * GELU_MARGIN + added).tolist()
+        if bounds[-1] > CLASSES[-1]:
+            return ()
+        groups: list[Neurons] = []
+        for start in range(0, len(bounds), GRANULE):  # a granule is as wide as its widest
+            chunk = bounds[start : start + GRANULE]
+            bound = next(c for c in CLASSES if c >= chunk[-1])
+            if groups and groups[-1].bound == bound:
+                groups[-1] = Neurons(count=groups[-1].count + len(chunk), bound=bound)
+            else:
+                groups.append(Neurons(count=len(chunk), bound=bound))
+        return tuple(groups)
 
     def norm(self, layer: int, name: str) -> NormRange:
         lo, hi = self._variance[layer, f"{name}.in"]
@@ -90,6 +128,21 @@ class Seen:
         )
 
 
-def norm_of(name: str, found: NormRange, epsilon: float) -> Norm:
-    """A LayerNorm as a style takes it."""
-    return Norm(name, found.variance, found.output, epsilon)
+def zones_of(style: Style, description: Description, layer: int, fits: Fits) -> list[Zone]:
+    """How a style computes the activation of a block: by the ranges of its neurons, or (none) by one range for all."""
+    neurons = [(group.count, group.bound) for group in description.ranges.layers[layer].neurons]
+    return style.zones(description.dimensions.activation, neurons, fits)
+
+
+def neuron_scales(style: Style, description: Description, layer: int) -> torch.Tensor:
+    """What the weights before the activation of a block are multiplied with, neuron by neuron, and those after it
+    divided by: [inner]."""
+    zones = zones_of(style, description, layer, description.fits)
+    if not zones:
+        return torch.ones(description.dimensions.inner)
+    return torch.cat([torch.full((zone.columns,), zone.fit.scale) for zone in zones])
+
+
+def norm_of(name: str, found: NormRange, epsilon: float, after: NormRange | None = None) -> Norm:
+    """A LayerNorm as a style takes it. `after`: the one that reads the residual sum that its result goes into."""
+    return Norm(name, found.variance, found.output, epsilon, after.input if after else 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,10 +13,11 @@ from ditto.errors import RangeError, UsageError
 from ditto.functions import ScoreType, gelu, layernorm, linear, softmax_numerator, tanh
 from ditto.functions.fit import Fits
 from ditto.functions.fixed import FixedPoint, minus, multiply
-from ditto.functions.gelu import tanh_gelu
+from ditto.functions.gelu import ROOM, gelu_zones, tanh_gelu
 from ditto.functions.layernorm import RESIDUAL, RESULT, standardise
 from ditto.functions.linear import fraction_bits
 from ditto.functions.relu import relu
+from ditto.functions.smooth import Zone
 from ditto.functions.softmax import reciprocal_of_sum
 from ditto.ops import Matmul
 from ditto.presets.style import AttentionBounds, Heads, Norm, Normed, Stage, Stream, masked, merge_heads, split_heads
@@ -116,7 +118,7 @@ class OneOpening:
         return linear(b, opened, name, columns, bound)
 
     def norm(self, b: Builder, x: Wire, norm: Norm) -> Normed:
-        return Normed(*layernorm(b, x, norm.name, norm.variance, norm.epsilon, norm.bound))
+        return Normed(*layernorm(b, x, norm.name, norm.variance, norm.epsilon, norm.bound, norm.residual))
 
     def norm_linear(self, b: Builder, x: Wire, norm: Norm, name: str, columns: int, bound: float) -> Wire:
         with b.label("layernorm"):
@@ -181,24 +183,29 @@ class OneOpening:
             context = multiply(b, context, inverse, types.product or ring + cut, bound=bounds.context)
             return merge_heads(b, b.truncate(context, cut, ring))
 
+    def zones(self, function: str, neurons: Sequence[tuple[int, float]], fits: Fits) -> list[Zone]:
+        return gelu_zones(function, neurons, fits)
+
     def activation(
-        self, b: Builder, function: str, h: Wire, bound: float, residual: Wire | None, fits: Fits, stage: Stage
-    ) -> Wire:
-        """On (24, 12) whatever the function, its result cut to 16 bits, which an opening extends."""
+        self, b: Builder, function: str, h: Wire, bound: float, residual: Wire | None, fits: Fits, stage: Stage,
+        zones: Sequence[Zone] = (),
+    ) -> Wire:  # fmt: skip
+        """On (24, 12) whatever the function, its result cut to 16 bits, which an opening extends; columns too wide for
+        that, if any, are cut to what their fraction bits leave of 24."""
         x = b.truncate(h, h.ring - RESIDUAL.ring)
         match function:
             case "gelu":
-                y = _cut(b, gelu(b, x, bound, fits), HIDDEN.frac)
+                cut = _cut_zones(b, gelu(b, x, bound, fits, zones), zones)
             case "tanh gelu":
-                y = tanh_gelu(b, x, bound, fits, NARROW if stage.narrow else RESIDUAL.ring)
+                cut = [tanh_gelu(b, x, bound, fits, NARROW if stage.narrow else RESIDUAL.ring, zones)]
             case "tanh":
-                y = _cut(b, tanh(b, x, bound, fits), TANH_FRAC)
+                cut = [_cut(b, tanh(b, x, bound, fits), TANH_FRAC)]
             case "relu":
-                y = _cut(b, relu(b, x), HIDDEN.frac)
+                cut = [_cut(b, relu(b, x), HIDDEN.frac)]
             case _:
                 raise UsageError(f"preset ditto has no {function}: take one that was made for it")
-        (narrow,) = b.open(y)
-        return b.extend(narrow, HIDDEN.ring if residual is None else residual.ring + CUT)
+        wide = [b.extend(y, HIDDEN.ring if residual is None else residual.ring + CUT) for y in b.open(*cut)]
+        return b.join(*wide, dim=1) if len(wide) > 1 else wide[0]
 
     def residual(self, b: Builder, x: Wire, y: Wire, bound: float) -> Wire:
         """On the residual's type."""
@@ -209,3 +216,19 @@ class OneOpening:
 def _cut(b: Builder, y: Wire, most: int) -> Wire:
     """On 16 bits, with `most` fraction bits or what its bound leaves."""
     return b.truncate(y, y.frac - fraction_bits(y.bound, NARROW, most), NARROW)
+
+
+def _cut_zones(b: Builder, y: Wire, zones: Sequence[Zone]) -> list[Wire]:
+    """[rows, columns] with the fraction bits of what linear layers read: its first columns on 16 bits, and the rest,
+    from the first zone on that is too wide for those, on what the fraction bits leave."""
+    fitting, columns, bound = True, 0, 0.0
+    for zone in zones:
+        limit = zone.bound + ROOM
+        fitting = fitting and fraction_bits(limit, NARROW, HIDDEN.frac) == HIDDEN.frac
+        if fitting:
+            columns, bound = columns + zone.columns, max(bound, limit)
+    if columns in (0, y.shape[1]):
+        return [_cut(b, y, HIDDEN.frac)]
+    first = b.retype(b.view(y, slices=((1, 0, columns),)), bound=bound)
+    rest = b.view(y, slices=((1, columns, y.shape[1]),))
+    return [_cut(b, first, HIDDEN.frac), b.truncate(rest, y.frac - HIDDEN.frac, y.ring - y.frac + HIDDEN.frac)]

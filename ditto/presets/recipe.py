@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -17,6 +17,7 @@ from ditto.functions.gelu_published import quad_gelu
 from ditto.functions.layernorm_published import recipe_layernorm
 from ditto.functions.linear import fraction_bits
 from ditto.functions.relu import relu
+from ditto.functions.smooth import Zone
 from ditto.functions.softmax_published import exact_softmax, quad_softmax
 from ditto.ops import CausalMask, Matmul
 from ditto.presets.style import AttentionBounds, Heads, Norm, Normed, Stage, Stream, masked, merge_heads, split_heads
@@ -167,9 +168,14 @@ class Recipe:
         op = Matmul(x.shape, y.shape, self.linear_type.ring)
         return b.emit(op, [x, y], [(op.bits, x.frac + y.frac, op.shape, bound)])[0]
 
+    def zones(self, function: str, neurons: Sequence[tuple[int, float]], fits: Fits) -> list[Zone]:
+        """None: its GELU is the publication's."""
+        return []
+
     def activation(
-        self, b: Builder, function: str, h: Wire, bound: float, residual: Wire | None, fits: Fits, stage: Stage
-    ) -> Wire:
+        self, b: Builder, function: str, h: Wire, bound: float, residual: Wire | None, fits: Fits, stage: Stage,
+        zones: Sequence[Zone] = (),
+    ) -> Wire:  # fmt: skip
         """Whatever GELU the model was trained with, the recipe's; tanh on few rows, for which no publication names a
         function, by harmonics."""
         if function == "tanh":

@@ -6,6 +6,7 @@ adds up); a style knows types, rings and functions. Activations are shares [rows
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from ditto.engine.program import Builder, Wire
 from ditto.functions.fit import Fits
 from ditto.functions.fixed import FixedPoint
+from ditto.functions.smooth import Zone
 
 Variances = tuple[float, float]  # the least and the largest
 
@@ -33,12 +35,14 @@ ENCODER = Stage()
 
 @dataclass(frozen=True)
 class Norm:
-    """A LayerNorm with secret gamma and beta: its name, its variance's range, the bound of its result."""
+    """A LayerNorm with secret gamma and beta: its name, its variance's range, the bound of its result, and of the
+    residual sum that the result goes into."""
 
     name: str
     variance: Variances
     bound: float
     epsilon: float
+    residual: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -155,11 +159,15 @@ class Style(Protocol):
         stage says so, a single one to every key.
         """
 
+    def zones(self, function: str, neurons: Sequence[tuple[int, float]], fits: Fits) -> list[Zone]:
+        """How the activation of a feed-forward network goes by (columns, bound) of its neurons; none: by one bound."""
+
     def activation(
-        self, b: Builder, function: str, h: Wire, bound: float, residual: Wire | None, fits: Fits, stage: Stage
-    ) -> Wire:
+        self, b: Builder, function: str, h: Wire, bound: float, residual: Wire | None, fits: Fits, stage: Stage,
+        zones: Sequence[Zone] = (),
+    ) -> Wire:  # fmt: skip
         """A function ("gelu", "tanh gelu", "quad", "tanh", "relu") of a projection, ready for the next one, which
-        leads into the residual stream where there is one."""
+        leads into the residual stream where there is one. With `zones` h and the result carry their scales."""
 
     def residual(self, b: Builder, x: Wire, y: Wire, bound: float) -> Wire:
         """x + y of the residual stream (or what `norm` left for it) and a projection."""

@@ -18,7 +18,7 @@ from ditto.models.encoder.floats import EMBEDDINGS, forward, token_types
 from ditto.models.encoder.heads import SPAN, EveryToken, Head, Hidden
 from ditto.models.encoder.names import Names
 from ditto.models.encoder.program import compile_encoder
-from ditto.models.encoder.weights import encoder_weights
+from ditto.models.encoder.weights import arranged, encoder_weights
 from ditto.models.ranges import Seen, centre, largest, silent
 from ditto.models.tokenizer import Batch, Tokenizer
 from ditto.presets import preset_of
@@ -76,7 +76,7 @@ class Encoder:
     def batches(self, tokenizer: Tokenizer, texts: list[Any], d: Dimensions) -> list[Texts]:
         return [tokenizer.encode([text], d.positions) for text in texts]
 
-    def calibrate(self, t: Tensors, d: Dimensions, batches: list[Texts]) -> Ranges:
+    def calibrate(self, t: Tensors, d: Dimensions, batches: list[Texts]) -> tuple[Ranges, Tensors]:
         seen = Seen()
         with torch.inference_mode():
             for batch in batches:
@@ -85,13 +85,14 @@ class Encoder:
         tables = [t[f"embeddings.{part}.weight"] for part in ("word", "position")]
         if d.token_types:
             tables.append(t["embeddings.type.weight"])
-        return Ranges(
+        ranges = Ranges(
             embeddings=round_up(sum(largest(table) for table in tables)),
             embedding_norm=seen.norm(EMBEDDINGS, "norm"),
             embedding_projection=seen.bound(EMBEDDINGS, "projection") if d.embedding != d.hidden else None,
             layers=tuple(seen.layer(i, "norm1", "norm2") for i in range(d.layers)),
             **self.head.ranges(seen),
         )
+        return ranges, arranged(t, [seen.order(i) for i in range(d.layers)])
 
     def compile(self, description: Description, plan: Plan, stage: int = 0, fits: Fits | None = None) -> Program:
         if stage:

@@ -6,9 +6,9 @@ from ditto.engine.plan import Plan
 from ditto.engine.program import Builder, Program, Wire
 from ditto.errors import UsageError
 from ditto.functions.fit import Fits
-from ditto.models.description import Description, LayerRanges, NormRange, required
+from ditto.models.description import Description, NormRange, required
 from ditto.models.encoder.heads import Head
-from ditto.models.ranges import norm_of
+from ditto.models.ranges import norm_of, zones_of
 from ditto.ops import MatmulWeight
 from ditto.ops.positions import RelativePositions
 from ditto.presets import preset_of
@@ -31,9 +31,9 @@ def compile_encoder(head: Head, description: Description, plan: Plan, fits: Fits
     scores = [layer.scores for layer in ranges.layers]
     masks = style.masks(b, scores, plan.batch, plan.seq)
     biases = _biases(b, description, style, plan.seq)
-    for i, layer in enumerate(ranges.layers):
+    for i in range(d.layers):
         b.layer(f"layer {i}")
-        x = _block(b, x, masks[i], biases[i], description, layer, style, f"layer.{i}", plan.batch, fits)
+        x = _block(b, x, masks[i], biases[i], description, i, style, plan.batch, fits)
     head.compile(b, x.out, style, d, ranges, fits, plan.batch)
     return b.finish()
 
@@ -60,7 +60,7 @@ def _embeddings(b: Builder, description: Description, style: Style, plan: Plan) 
     with b.label("layernorm"):
         x = b.view(x, shape=(rows, d.embedding))
         found = required(ranges.embedding_norm, "ranges.embedding_norm")
-        normed = style.norm(b, x, norm_of("embeddings.norm", found, d.epsilon))
+        normed = style.norm(b, x, norm_of("embeddings.norm", found, d.epsilon, ranges.layers[0].norm1))
     if d.embedding == d.hidden:
         return normed
     bound = required(ranges.embedding_projection, "ranges.embedding_projection")
@@ -90,19 +90,18 @@ def _block(
     mask: Wire,
     bias: Wire | None,
     description: Description,
-    ranges: LayerRanges,
+    i: int,
     style: Style,
-    name: str,
     batch: int,
     fits: Fits,
 ) -> Normed:
     """Attention and feed-forward network, each added to what it read and normalized."""
-    d = description.dimensions
+    d, ranges, name = description.dimensions, description.ranges.layers[i], f"layer.{i}"
 
-    def add_and_norm(x: Normed, y: Wire, at: str, found: NormRange) -> Normed:
+    def add_and_norm(x: Normed, y: Wire, at: str, found: NormRange, after: NormRange | None) -> Normed:
         with b.label("layernorm"):
             total = style.residual(b, x.residual, y, found.input)
-            return style.norm(b, total, norm_of(f"{name}.{at}", found, d.epsilon))
+            return style.norm(b, total, norm_of(f"{name}.{at}", found, d.epsilon, after))
 
     with b.label("qkv"):
         heads = style.heads(b, x.out, f"{name}.qkv", d.heads, batch, ranges.qkv, ENCODER, mask=mask)
@@ -110,11 +109,14 @@ def _block(
     context = style.attend(b, heads, bounds, x.residual, ENCODER, mask=mask, bias=bias)
     with b.label("attention out"):
         y = style.linear(b, context, f"{name}.out", d.hidden, ranges.attention)
-    x = add_and_norm(x, y, "norm1", ranges.norm1)
+    x = add_and_norm(x, y, "norm1", ranges.norm1, ranges.norm2)
+    zones = zones_of(style, description, i, fits)
+    wide = max((zone.bound for zone in zones), default=ranges.activation)
     with b.label("ffn in"):
-        h = style.linear(b, x.out, f"{name}.ffn1", d.inner, ranges.activation)
+        h = style.linear(b, x.out, f"{name}.ffn1", d.inner, wide)
     with b.label("gelu"):
-        h = style.activation(b, d.activation, h, ranges.activation, x.residual, fits, ENCODER)
+        h = style.activation(b, d.activation, h, wide, x.residual, fits, ENCODER, zones)
     with b.label("ffn out"):
         y = style.linear(b, h, f"{name}.ffn2", d.hidden, ranges.ffn)
-    return add_and_norm(x, y, "norm2", ranges.norm2)
+    after = description.ranges.layers[i + 1].norm1 if i + 1 < d.layers else None
+    return add_and_norm(x, y, "norm2", ranges.norm2, after)

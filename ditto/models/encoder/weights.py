@@ -9,8 +9,19 @@ import torch
 from ditto.functions.layernorm import deviation_scale
 from ditto.models.architecture import Tensors
 from ditto.models.description import Description
-from ditto.models.ranges import centre
+from ditto.models.ranges import centre, neuron_scales
 from ditto.presets import preset_of
+
+
+def arranged(t: Tensors, orders: list[torch.Tensor]) -> Tensors:
+    """The same encoder with the neurons of each block in another order."""
+    t = dict(t)
+    for i, order in enumerate(orders):
+        at = f"layer.{i}"
+        for name in ("ffn1.weight", "ffn1.bias"):
+            t[f"{at}.{name}"] = t[f"{at}.{name}"][order]
+        t[f"{at}.ffn2.weight"] = t[f"{at}.ffn2.weight"][:, order]
+    return t
 
 
 def encoder_weights(description: Description, t: Tensors) -> Tensors:
@@ -46,9 +57,11 @@ def encoder_weights(description: Description, t: Tensors) -> Tensors:
         at = f"layer.{i}"
         q, k, v = ((t[f"{at}.{p}.weight"].t(), t[f"{at}.{p}.bias"]) for p in ("query", "key", "value"))
         linear(f"{at}.qkv", torch.cat([q[0] * shrink, k[0], v[0]], 1), torch.cat([q[1] * shrink, k[1], v[1]]))
-        for part in ("out", "ffn2"):
-            linear(f"{at}.{part}", into_norm(t[f"{at}.{part}.weight"].t()), into_norm(t[f"{at}.{part}.bias"]))
-        linear(f"{at}.ffn1", t[f"{at}.ffn1.weight"].t(), t[f"{at}.ffn1.bias"])
+        scale = neuron_scales(style, description, i)
+        linear(f"{at}.out", into_norm(t[f"{at}.out.weight"].t()), into_norm(t[f"{at}.out.bias"]))
+        linear(f"{at}.ffn1", t[f"{at}.ffn1.weight"].t() * scale, t[f"{at}.ffn1.bias"] * scale)
+        ffn2 = into_norm(t[f"{at}.ffn2.weight"].t()) / scale[:, None]
+        linear(f"{at}.ffn2", ffn2, into_norm(t[f"{at}.ffn2.bias"]))
         norm(f"{at}.norm1", d.hidden)
         norm(f"{at}.norm2", d.hidden)
     for part in ("pooler", "classifier"):

@@ -17,7 +17,7 @@ from ditto.models.architecture import Answer, Config, Shapes, Tensors, Texts
 from ditto.models.description import Description, Dimensions, Ranges, round_up
 from ditto.models.gpt2.floats import continue_texts, forward, logits
 from ditto.models.gpt2.program import compile_gpt2
-from ditto.models.gpt2.weights import gpt2_weights, shapes
+from ditto.models.gpt2.weights import arranged, gpt2_weights, shapes
 from ditto.models.ranges import LOGITS_MARGIN, Seen, largest
 from ditto.models.tokenizer import Prompts, Tokenizer
 from ditto.presets import preset_of
@@ -81,17 +81,18 @@ class GPT2:
                 rows.append(tokenizer.encode_prompts([text], limit))
         return rows
 
-    def calibrate(self, t: Tensors, d: Dimensions, batches: list[Texts]) -> Ranges:
+    def calibrate(self, t: Tensors, d: Dimensions, batches: list[Texts]) -> tuple[Ranges, Tensors]:
         seen, count = Seen(), d.layers
         with torch.inference_mode():
             for batch in batches:
                 seen(count, "logits", logits(t, forward(t, d, batch.ids, seen)))
-        return Ranges(
+        ranges = Ranges(
             embeddings=round_up(sum(largest(t[f"{part}.weight"]) for part in ("wte", "wpe"))),
             layers=tuple(seen.layer(i, "ln_1", "ln_2") for i in range(count)),
             final=seen.norm(count, "ln_f"),
             logits=seen.bound(count, "logits", LOGITS_MARGIN),
         )
+        return ranges, arranged(t, [seen.order(i) for i in range(count)])
 
     def compile(self, description: Description, plan: Plan, stage: int = 0, fits: Fits | None = None) -> Program:
         return compile_gpt2(description, plan, stage, fits or description.fits)

@@ -9,7 +9,7 @@ import torch
 from ditto.functions.layernorm import deviation_scale
 from ditto.models.architecture import Shapes, Tensors
 from ditto.models.description import Description, Dimensions
-from ditto.models.ranges import centre
+from ditto.models.ranges import centre, neuron_scales
 from ditto.presets import preset_of
 
 Tensor = torch.Tensor
@@ -28,6 +28,17 @@ def shapes(d: Dimensions) -> Shapes:
             need |= {f"h.{i}.{name}.weight": shape, f"h.{i}.{name}.bias": shape[1:]}
         need |= {f"h.{i}.{norm}.{part}": (d.hidden,) for norm in ("ln_1", "ln_2") for part in ("weight", "bias")}
     return need | {"ln_f.weight": (d.hidden,), "ln_f.bias": (d.hidden,)}
+
+
+def arranged(t: Tensors, orders: list[Tensor]) -> Tensors:
+    """The same model with the neurons of each block in another order."""
+    t = dict(t)
+    for i, order in enumerate(orders):
+        at = f"h.{i}.mlp"
+        t[f"{at}.c_fc.weight"] = t[f"{at}.c_fc.weight"][:, order]
+        t[f"{at}.c_fc.bias"] = t[f"{at}.c_fc.bias"][order]
+        t[f"{at}.c_proj.weight"] = t[f"{at}.c_proj.weight"][order]
+    return t
 
 
 def gpt2_weights(description: Description, t: Tensors) -> Tensors:
@@ -49,10 +60,9 @@ def gpt2_weights(description: Description, t: Tensors) -> Tensors:
             real[f"{norm}.gamma"], real[f"{norm}.beta"] = gamma * scale, beta
         real[f"{name}.weight"], real[f"{name}.bias"] = w, bias
 
-    def into_stream(name: str, theirs: str) -> None:
-        for part in ("weight", "bias"):
-            w = t[f"{theirs}.{part}"]
-            real[f"{name}.{part}"] = centre(w) if style.centred else w
+    def into_stream(name: str, w: Tensor, bias: Tensor) -> None:
+        for part, x in (("weight", w), ("bias", bias)):
+            real[f"{name}.{part}"] = centre(x) if style.centred else x
 
     shrink = torch.ones(3 * d.hidden)
     shrink[: d.hidden] = 1 / math.sqrt(d.hidden // d.heads)
@@ -60,9 +70,11 @@ def gpt2_weights(description: Description, t: Tensors) -> Tensors:
         at, to = f"h.{i}", f"layer.{i}"
         qkv, bias = t[f"{at}.attn.c_attn.weight"] * shrink, t[f"{at}.attn.c_attn.bias"] * shrink
         after_norm(f"{to}.qkv", f"{to}.norm1", f"{at}.ln_1", qkv, bias)
-        into_stream(f"{to}.out", f"{at}.attn.c_proj")
-        after_norm(f"{to}.ffn1", f"{to}.norm2", f"{at}.ln_2", t[f"{at}.mlp.c_fc.weight"], t[f"{at}.mlp.c_fc.bias"])
-        into_stream(f"{to}.ffn2", f"{at}.mlp.c_proj")
+        into_stream(f"{to}.out", t[f"{at}.attn.c_proj.weight"], t[f"{at}.attn.c_proj.bias"])
+        wider = neuron_scales(style, description, i)
+        fc, bias = t[f"{at}.mlp.c_fc.weight"] * wider, t[f"{at}.mlp.c_fc.bias"] * wider
+        after_norm(f"{to}.ffn1", f"{to}.norm2", f"{at}.ln_2", fc, bias)
+        into_stream(f"{to}.ffn2", t[f"{at}.mlp.c_proj.weight"] / wider[:, None], t[f"{at}.mlp.c_proj.bias"])
     after_norm("head", "final", "ln_f", t["wte.weight"].t(), torch.zeros(d.vocabulary))
     if style.centred:
         real["embeddings"] = centre(real["embeddings"])
