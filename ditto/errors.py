@@ -90,7 +90,7 @@ class DamagedFile(DittoError):
 
 
 class StorageError(DittoError):
-    exit_code, code, help = 27, "STORAGE", "a file cannot be written"
+    exit_code, code, help = 27, "STORAGE", "a file cannot be read or written"
 
 
 class BadDescription(DittoError):

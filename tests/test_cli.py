@@ -54,6 +54,7 @@ def test_help_lists_every_exit_code() -> None:
         (["infer", "--model", "absent", "--text", "hi"], 12),
         (["infer", "--model", "tiny"], 2),
         (["infer", "--model", "tiny", "--file", "/nowhere"], 2),
+        (["infer", "--model", "tiny", "--file", "x" * 300], 27),
         (["infer", "--model", "tiny", "--text", "fine", "--text", " "], 11),
         (["infer", "--model", "../escape", "--text", "hi"], 2),
         (["model", "import", ".", "--calibrate", "/nowhere"], 2),

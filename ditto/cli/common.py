@@ -12,7 +12,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from ditto.client.local_cluster import Cluster, home
-from ditto.errors import EXIT_CODES, ConfigError, DittoError, Interrupted, OutOfRange, UsageError
+from ditto.errors import EXIT_CODES, ConfigError, DittoError, Interrupted, OutOfRange, StorageError, UsageError
 from ditto.net.config import ClientConfig, load_config
 
 if TYPE_CHECKING:  # the client imports torch; a command that does not need it starts quickly
@@ -75,8 +75,15 @@ class ErrorGroup(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (DittoError, KeyboardInterrupt) as error:
-            known = error if isinstance(error, DittoError) else Interrupted("interrupted")
+        except (DittoError, KeyboardInterrupt, OSError) as error:
+            if isinstance(error, DittoError):
+                known = error
+            elif isinstance(error, KeyboardInterrupt):
+                known = Interrupted("interrupted")
+            elif error.filename is not None:  # a name that is too long, a place that may not be read
+                known = StorageError(f"{str(error.filename)[:400]}: {error.strerror}")
+            else:
+                raise
             err.print(Text.assemble(("error", "bold red"), f" ({known.code}): {indented(str(known))}"))
             raise typer.Exit(known.exit_code) from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -72,8 +73,8 @@ def _shards(index: Path) -> dict[str, list[str]]:
         path = PurePosixPath(shard)
         if path.is_absolute() or ".." in path.parts or "\\" in shard or path.suffix != ".safetensors":
             raise BadCheckpoint(f"{index}: tensor {names[0]} in {shard!r}: no safetensors file of this directory")
-        if not (index.parent / shard).is_file():
-            raise BadCheckpoint(f"{index.parent / shard}: no such file; {index.name} has tensor {names[0]} in it")
+        if not os.path.isfile(index.parent / shard):  # a Path raises for a name that is too long
+            raise BadCheckpoint(f"{index.parent / shard[:400]}: no such file; {index.name} has tensor {names[0]} in it")
     return shards
 
 
