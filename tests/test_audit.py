@@ -19,6 +19,7 @@ import pytest
 import torch
 from engine import both
 from test_transcript import linked
+from tiny import small_shapes
 from typer.testing import CliRunner
 
 import ditto
@@ -181,19 +182,10 @@ def party_config(root: Path, party: int, **fields: Any) -> PartyConfig:
     return PartyConfig(role=role, listen="127.0.0.1:1", data_dir=root / role, tls=tls, **fields)
 
 
-def small(patch: pytest.MonkeyPatch) -> None:
-    patch.setitem(random.SHAPES, "bert", ("BertModel", 1, 16, 2, 32))
-    patch.setitem(random.SHAPES, "gpt2", ("GPT2LMHeadModel", 1, 16, 2, 32))
-    for name in ("BertModel", "GPT2LMHeadModel"):
-        patch.setitem(random.DIMENSIONS, name, random.DIMENSIONS[name] | {"vocabulary": 64, "positions": 32})
-    ids = torch.randint(0, 64, (1, SEQ), generator=torch.Generator().manual_seed(0))
-    patch.setattr(random, "random_batch", lambda *_: Batch(ids, torch.zeros_like(ids), torch.ones_like(ids)))
-
-
 @pytest.fixture(scope="module", params=["bert"])
 def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with pytest.MonkeyPatch.context() as patch, linked() as links:
-        small(patch)
+        small_shapes(patch, SEQ)
         description, weights, _ = random_model(request.param, 1, SEQ)
         root = tmp_path_factory.mktemp("parties")
         made = World([party_config(root, i) for i in (0, 1)], description.model_copy(update={"name": "tiny"}), links)
@@ -602,7 +594,7 @@ def test_ditto_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert result.exit_code == code, result.output
         return json.loads(result.stdout) if result.stdout else result.stderr
 
-    small(monkeypatch)
+    small_shapes(monkeypatch, SEQ)
     description, weights, _ = random_model("bert", 1, SEQ)
     cluster = Cluster(home())
     cluster.configure(ports=_free_ports())

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 from engine import Session
+from tiny import small_shapes
 from views import View, watch
 
 from ditto.engine import job, sharing, weights
 from ditto.engine.job import _DealerContext, _PartyContext
 from ditto.engine.sharing import share
-from ditto.models import Plan, compile_stage, encode_inputs, generator_of, random, random_model
+from ditto.models import Plan, compile_stage, encode_inputs, generator_of, random_model
 from ditto.models.tokenizer import Batch, Prompts
 from ditto.ops import guard
 from ditto.presets import PRESETS
@@ -81,14 +82,8 @@ def view(monkeypatch: pytest.MonkeyPatch) -> View:
 
 
 @pytest.fixture(autouse=True)
-def small_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(random.SHAPES, "bert", ("BertModel", 1, 16, 2, 32))
-    monkeypatch.setitem(random.SHAPES, "gpt2", ("GPT2LMHeadModel", 1, 16, 2, 32))
-    for name in ("BertModel", "GPT2LMHeadModel"):
-        monkeypatch.setitem(random.DIMENSIONS, name, random.DIMENSIONS[name] | {"vocabulary": 64, "positions": 32})
-    ids = torch.randint(0, 64, (1, SEQ), generator=torch.Generator().manual_seed(0))
-    calibration = Batch(ids, torch.zeros_like(ids), torch.ones_like(ids))
-    monkeypatch.setattr(random, "random_batch", lambda *_: calibration)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_shapes(monkeypatch, SEQ)
 
 
 def fresh_jobs(model: int, count: int, view: View, *stages: Any, shared: dict[str, Tensor]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from tiny import small_shapes
 
 from ditto.client import local_cluster
 from ditto.client.client import Client
@@ -20,7 +21,7 @@ from ditto.client.generation import generate
 from ditto.client.local_cluster import embedded
 from ditto.client.sampling import Sampler
 from ditto.errors import PeerLost
-from ditto.models import Description, Plan, encode_inputs, random, random_model
+from ditto.models import Description, Plan, encode_inputs, random_model
 from ditto.models.tokenizer import Batch, Prompts
 from ditto.names import PARTIES, SERVERS
 from ditto.net.certs import Authority
@@ -113,12 +114,7 @@ class World:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     records = tmp_path_factory.mktemp("records")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(random.SHAPES, "bert-tiny", ("BertModel", 1, 16, 2, 32))
-        patch.setitem(random.SHAPES, "gpt2-tiny", ("GPT2LMHeadModel", 1, 16, 2, 32))
-        for name in ("BertModel", "GPT2LMHeadModel"):
-            patch.setitem(random.DIMENSIONS, name, random.DIMENSIONS[name] | {"vocabulary": 64, "positions": 32})
-        ids = torch.randint(0, 64, (1, SEQ), generator=torch.Generator().manual_seed(0))
-        patch.setattr(random, "random_batch", lambda *_: Batch(ids, torch.zeros_like(ids), torch.ones_like(ids)))
+        small_shapes(patch, SEQ, "bert-tiny", "gpt2-tiny")
         patch.setattr(local_cluster, "MODULES", dict.fromkeys(SERVERS, "recorded"))
         tests = Path(__file__).parent
         patch.setenv("PYTHONPATH", os.pathsep.join([str(tests), str(tests.parent)]))

@@ -12,15 +12,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tiny import small_model
 from typer.testing import CliRunner
 
 from ditto.cli import app
 from ditto.engine.channel import MemoryChannel
 from ditto.engine.sharing import share
 from ditto.errors import ClusterError, ConfigError, UsageError
-from ditto.models import random, random_model
 from ditto.models.compiled import weights_of
-from ditto.models.tokenizer import Batch
 from ditto.net.config import DealerConfig, PartyConfig, ServerConfig, load_config
 from ditto.ring import pack
 from ditto.ring.prg import new_seed
@@ -68,14 +67,7 @@ def _packed(name: str, wire: Any, tensor: torch.Tensor) -> party_pb2.TensorChunk
 
 @pytest.fixture(scope="module")
 def model() -> tuple[str, dict[str, torch.Tensor]]:
-    """A small model's description and weights."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(random.SHAPES, "bert-tiny", ("BertModel", 1, 16, 2, 32))
-        patch.setitem(random.DIMENSIONS, "BertModel", random.DIMENSIONS["BertModel"] | {"vocabulary": 64})
-        ids = torch.randint(0, 64, (1, 16), generator=torch.Generator().manual_seed(0))
-        patch.setattr(random, "random_batch", lambda *_: Batch(ids, torch.zeros_like(ids), torch.ones_like(ids)))
-        description, weights, _ = random_model("bert-tiny", 1, 16)
-    return description.model_copy(update={"name": "m"}).text(), weights
+    return small_model()
 
 
 @pytest.fixture()

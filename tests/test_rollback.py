@@ -14,13 +14,12 @@ from typing import Any
 import pytest
 import torch
 from engine import both
+from tiny import small_model
 
 from ditto.engine.channel import MemoryChannel
 from ditto.engine.sharing import share
 from ditto.errors import ClusterError, DittoError, NotAllowed
-from ditto.models import random, random_model
 from ditto.models.compiled import weights_of
-from ditto.models.tokenizer import Batch
 from ditto.names import PARTIES
 from ditto.net.config import DealerConfig, Tls
 from ditto.net.identity import Identity
@@ -91,13 +90,7 @@ def _by(role: str) -> Any:
 
 @pytest.fixture(scope="module")
 def model() -> tuple[str, Weights]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(random.SHAPES, "bert-tiny", ("BertModel", 1, 16, 2, 32))
-        patch.setitem(random.DIMENSIONS, "BertModel", random.DIMENSIONS["BertModel"] | {"vocabulary": 64})
-        ids = torch.randint(0, 64, (1, 16), generator=torch.Generator().manual_seed(0))
-        patch.setattr(random, "random_batch", lambda *_: Batch(ids, torch.zeros_like(ids), torch.ones_like(ids)))
-        description, weights, _ = random_model("bert-tiny", 1, 16)
-    return description.model_copy(update={"name": "m"}).text(), weights
+    return small_model()
 
 
 MOMENTS = ("before", "brought", "half", "active", "dropped")
