@@ -134,6 +134,12 @@ def zones_of(style: Style, description: Description, layer: int, fits: Fits) -> 
     return style.zones(description.dimensions.activation, neurons, fits)
 
 
+def activation_of(style: Style, description: Description, layer: int, fits: Fits) -> tuple[list[Zone], float]:
+    """The same, and the bound of what the activation reads, its columns' scales included."""
+    zones = zones_of(style, description, layer, fits)
+    return zones, max((zone.bound for zone in zones), default=description.ranges.layers[layer].activation)
+
+
 def neuron_scales(style: Style, description: Description, layer: int) -> torch.Tensor:
     """What the weights before the activation of a block are multiplied with, neuron by neuron, and those after it
     divided by: [inner]."""

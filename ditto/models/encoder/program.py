@@ -8,7 +8,7 @@ from ditto.errors import UsageError
 from ditto.functions.fit import Fits
 from ditto.models.description import Description, NormRange, required
 from ditto.models.encoder.heads import Head
-from ditto.models.ranges import norm_of, zones_of
+from ditto.models.ranges import activation_of, norm_of
 from ditto.ops import MatmulWeight
 from ditto.ops.positions import RelativePositions
 from ditto.presets import preset_of
@@ -110,8 +110,7 @@ def _block(
     with b.label("attention out"):
         y = style.linear(b, context, f"{name}.out", d.hidden, ranges.attention)
     x = add_and_norm(x, y, "norm1", ranges.norm1, ranges.norm2)
-    zones = zones_of(style, description, i, fits)
-    wide = max((zone.bound for zone in zones), default=ranges.activation)
+    zones, wide = activation_of(style, description, i, fits)
     with b.label("ffn in"):
         h = style.linear(b, x.out, f"{name}.ffn1", d.inner, wide)
     with b.label("gelu"):

@@ -9,7 +9,7 @@ from ditto.functions.argmax import argmax
 from ditto.functions.fit import Fits
 from ditto.functions.linear import fraction_bits
 from ditto.models.description import Description, required
-from ditto.models.ranges import norm_of, zones_of
+from ditto.models.ranges import activation_of, norm_of
 from ditto.ops import Matmul, MatmulWeight
 from ditto.presets import preset_of
 from ditto.presets.style import AttentionBounds, Heads, Stage, Stream, Style
@@ -125,8 +125,7 @@ def _block(
     with b.label("attention out"):
         y = style.linear(b, context, f"{name}.out", d.hidden, ranges.attention)
         x = style.residual(b, x, y, ranges.norm2.input)
-    zones = zones_of(style, description, i, fits)
-    wide = max((zone.bound for zone in zones), default=ranges.activation)
+    zones, wide = activation_of(style, description, i, fits)
     with b.label("ffn in"):
         norm = norm_of(f"{name}.norm2", ranges.norm2, d.epsilon)
         h = style.norm_linear(b, x, norm, f"{name}.ffn1", d.inner, wide)
