@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ditto.engine.plan import Plan
 from ditto.engine.program import Builder, Program, Wire
+from ditto.engine.schedule import scheduled
 from ditto.errors import UsageError
 from ditto.functions.fit import Fits
 from ditto.models.description import Description, NormRange, required
@@ -35,7 +36,7 @@ def compile_encoder(head: Head, description: Description, plan: Plan, fits: Fits
         b.layer(f"layer {i}")
         x = _block(b, x, masks[i], biases[i], description, i, style, plan.batch, fits)
     head.compile(b, x.out, style, d, ranges, fits, plan.batch)
-    return b.finish()
+    return scheduled(b.finish())
 
 
 def _embeddings(b: Builder, description: Description, style: Style, plan: Plan) -> Normed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ditto.engine.plan import Plan
 from ditto.engine.program import Builder, Program, Wire
+from ditto.engine.schedule import scheduled
 from ditto.errors import UsageError
 from ditto.functions.argmax import argmax
 from ditto.functions.fit import Fits
@@ -49,7 +50,7 @@ def compile_gpt2(description: Description, plan: Plan, stage: int, fits: Fits) -
             b.output("token", argmax(b, b.truncate(logits, logits.frac - frac, TOKEN_RING)))
     else:
         b.output("logits", logits)
-    return b.finish()
+    return scheduled(b.finish())
 
 
 def _check(description: Description, plan: Plan, stage: int, style: Style) -> None:
