@@ -168,6 +168,21 @@ class _PartyContext:
             start += len(raw)
         return opened
 
+    def open_both(
+        self, shares: list[Tensor], bits: list[int], words: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        sent = [*zip(shares, bits, strict=True), *((w, 64) for w in words)]
+        types = [_type(tuple(x.shape), b) for x, b in sent]
+        types[len(shares) :] = [f"bits {name}" for name in types[len(shares) :]]
+        mine = [pack(x, b) for x, b in sent]
+        theirs = self._exchange(b"".join(mine), "+".join(types))
+        rest, start = [], 0
+        for (x, b), raw in zip(sent, mine, strict=True):
+            rest.append(unpack(theirs[start : start + len(raw)], b, tuple(x.shape)))
+            start += len(raw)
+        opened = [x + y for x, y in zip(shares, rest, strict=False)]
+        return opened, [x ^ y for x, y in zip(words, rest[len(shares) :], strict=True)]
+
 
 def _type(shape: tuple[int, ...], bits: int) -> str:
     """As labels have it: "24:2x16x768"."""

@@ -117,7 +117,8 @@ class Program:
         for step in self.steps:
             party = int(carried[1] > carried[0])
             parties.append(party)
-            carried[1 - party] += step.op.cost().dealer
+            if type(step.op).dealt is not Op.dealt:  # of all others the cost takes longer than the rest of this
+                carried[1 - party] += step.op.cost().dealer
         return tuple(parties)
 
     def frees(self, keep: Iterable[Wire]) -> list[list[str]]:

@@ -6,13 +6,14 @@ runs it on the same program and gets the same one.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Hashable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import NamedTuple
 
 from ditto.engine.program import Program, Step, Wire
-from ditto.ops import Open
+from ditto.ops import Begin, BitRounds, Open, Together
 from ditto.ops.base import Shape, packed_bytes
 
 Unit = Callable[[Step], Hashable]
@@ -29,11 +30,11 @@ def scheduled(program: Program, unit: Unit = by_layer) -> Program:
     `unit` says what is prepared and run as a whole, at most a layer: nothing moves from one to another.
     1. Steps go, and wires of openings, that neither an output nor a later stage waits for.
     2. A wire that is opened twice is opened once.
-    3. The depth of a step, and of each wire of an opening for itself, is the number of openings before it on the
-       longest way from the unit's beginning. Steps are sorted by it, otherwise left in their order; the wires that are
-       opened at one depth are one opening, after the other steps of that depth.
-    Early rather than late: what a step was dealt lies in memory until it runs. An operation that has rounds of its own
-    keeps them to itself. So a unit has as many rounds as those have, and its longest way of openings.
+    3. The depth of a step, and of each wire of an opening for itself, is the number of rounds before it on the longest
+       way from the unit's beginning. Steps are sorted by it, otherwise left in their order; what is opened at one depth
+       shares a round, after the other steps of that depth: wires, and what comparisons open on their way.
+    Early rather than late: what a step was dealt lies in memory until it runs. A unit has as many rounds as its
+    longest way.
     """
     steps: list[Step] = []
     same: dict[str, str] = {}
@@ -67,12 +68,45 @@ class _Opening(NamedTuple):
     opened: str
     label: str
 
+    @property
+    def sends(self) -> int:
+        return packed_bytes(*self.of)
+
+
+class _Round(NamedTuple):
+    """One of an operation that has several."""
+
+    step: Step
+    op: BitRounds
+    number: int
+
+    def wire(self, number: int) -> str:
+        """Between rounds the operation has its output's name, and a number; after the last one the output is there."""
+        (output,) = self.step.outputs
+        return output if number == len(self.op.opens()) else f"{output}.{number}"
+
+    @property
+    def label(self) -> str:
+        return self.step.label
+
+    @property
+    def sends(self) -> int:
+        return sum(of.nbytes for of in self.op.opens()[self.number].values())
+
+
+@dataclass
+class _Depth:
+    """What runs between two rounds, and what may be opened in the second one."""
+
+    local: list[Step] = field(default_factory=list)
+    openings: list[_Opening] = field(default_factory=list)
+    rounds: list[_Round] = field(default_factory=list)
+
 
 def _by_depth(steps: list[Step], opened: dict[Hashable, str], same: dict[str, str]) -> list[Step]:
     """One unit's steps. `opened`: by wire, what its opening is called; `same`: what else it was to be called."""
-    ready: dict[str, int] = {}  # by wire, how many openings before it; what enters from outside has none
-    local: dict[int, list[Step]] = {}
-    openings: dict[int, list[_Opening]] = {}
+    ready: dict[str, int] = {}  # by wire, how many rounds before it; what enters from outside has none
+    depths: defaultdict[int, _Depth] = defaultdict(_Depth)
     for step in steps:
         if not same.keys().isdisjoint(step.inputs):
             step = replace(step, inputs=tuple(same.get(name, name) for name in step.inputs))
@@ -84,24 +118,48 @@ def _by_depth(steps: list[Step], opened: dict[Hashable, str], same: dict[str, st
                     continue
                 depth = ready.get(opening.wire, 0)
                 ready[opening.opened] = depth + 1
-                openings.setdefault(depth, []).append(opening)
+                depths[depth].openings.append(opening)
+            continue
+        depth = max([ready.get(name, 0) for name in step.inputs], default=0)
+        rounds = 0
+        if isinstance(step.op, BitRounds):
+            rounds = len(step.op.opens())
+            for number in range(rounds):
+                depths[depth + number].rounds.append(_Round(step, step.op, number))
         else:
-            depth = max([ready.get(name, 0) for name in step.inputs], default=0)
-            for name in step.outputs:
-                ready[name] = depth
-            local.setdefault(depth, []).append(step)
+            depths[depth].local.append(step)
+        for name in step.outputs:
+            ready[name] = depth + rounds
+    return _ordered([depths[depth] for depth in sorted(depths)], steps[0].layer)  # 3
+
+
+def _ordered(depths: list[_Depth], layer: int) -> list[Step]:
+    """An operation that shares none of its rounds stays whole."""
+    shares = {id(r.step) for depth in depths if len(depth.rounds) > 1 or depth.openings for r in depth.rounds}
     ordered: list[Step] = []
-    for depth in sorted(local.keys() | openings.keys()):  # 3
-        ordered += local.get(depth, [])
-        if depth in openings:
-            ordered.append(_shared(openings[depth], steps[0].layer))
+    for depth in depths:
+        ordered += depth.local
+        begin = [r for r in depth.rounds if not r.number]
+        ordered += [_begin(r) if id(r.step) in shares else r.step for r in begin]
+        rounds = [r for r in depth.rounds if id(r.step) in shares]
+        if depth.openings or rounds:
+            ordered.append(_shared(depth.openings, rounds, layer))
     return ordered
 
 
-def _shared(openings: list[_Opening], layer: int) -> Step:
+def _begin(first: _Round) -> Step:
+    return replace(first.step, op=Begin(first.op), outputs=(first.wire(0),))
+
+
+def _shared(openings: list[_Opening], rounds: list[_Round], layer: int) -> Step:
     """All of them as one, under the label of the one that sends most (of equals the first)."""
-    of, wires, opened, _ = zip(*openings, strict=True)
-    return Step(Open(of), wires, opened, layer, max(openings, key=lambda opening: packed_bytes(*opening.of)).label)
+    wires = tuple(opening.of for opening in openings)
+    op = Together(wires, tuple((r.op, r.number) for r in rounds)) if rounds else Open(wires)
+    inputs = (*(opening.wire for opening in openings), *(r.wire(r.number) for r in rounds))
+    outputs = (*(opening.opened for opening in openings), *(r.wire(r.number + 1) for r in rounds))
+    parts: list[_Opening | _Round] = [*openings, *rounds]
+    largest = max(parts, key=lambda part: part.sends)
+    return Step(op, inputs, outputs, layer, largest.label)
 
 
 def _renamed(wires: dict[str, Wire], same: dict[str, str]) -> dict[str, Wire]:
