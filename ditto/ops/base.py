@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar, final
 
 import torch
 
-from ditto.ring import wire_bytes
+from ditto.ring import carrier, wire_bytes
 
 Tensor = torch.Tensor
 Result = TypeVar("Result")
@@ -187,6 +187,12 @@ class Op:
     def prepared_masks(self, k: Correlations, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
         """This party's shares of the masks of the output wires, known before the online phase."""
         return self.output_masks(*masks, *(k[name] for name in self._masks))
+
+    @cached_property
+    def held(self) -> int:
+        """Bytes that a party holds between its offline and its online part: masks and dealt shares, in carriers."""
+        kinds = (*self._masks.values(), *self._dealt.values())
+        return sum(math.prod(of.shape) * carrier(of.bits).itemsize for of in kinds)
 
     @final
     def cost(self) -> Cost:
