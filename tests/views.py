@@ -15,7 +15,6 @@ from uniform import chi_square, chi_square_limit, deviation_limit
 from ditto.engine import job
 from ditto.engine.job import _PartyContext
 from ditto.ops.base import Shared
-from ditto.ring import pack
 
 Tensor = torch.Tensor
 
@@ -29,7 +28,7 @@ class View:
         self.messages = 0
 
     def add(self, kind: str, x: Tensor, bits: int) -> None:
-        raw = np.frombuffer(pack(x, bits), dtype=np.uint8).reshape(-1, -(-bits // 8))
+        raw = x.reshape(-1).to(torch.int64).numpy().view(np.uint8).reshape(-1, 8)[:, : -(-bits // 8)]
         ones = np.unpackbits(raw, axis=1, bitorder="little")[:, :bits].sum(axis=0, dtype=np.int64)
         worst = float(np.abs(ones - len(raw) / 2).max() / (len(raw) ** 0.5 / 2))
         if worst > deviation_limit():
