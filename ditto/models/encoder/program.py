@@ -33,7 +33,7 @@ def compile_encoder(head: Head, description: Description, plan: Plan, fits: Fits
     biases = _biases(b, description, style, plan.seq)
     for i in range(d.layers):
         b.layer(f"layer {i}")
-        x = _block(b, x, masks[i], biases[i], description, i, style, plan.batch, fits)
+        x = _block(b, x, masks[i], biases[i], description, i, style, plan.batch, fits, head.whole)
     head.compile(b, x.out, style, d, ranges, fits, plan.batch)
     return b.finish()
 
@@ -60,7 +60,8 @@ def _embeddings(b: Builder, description: Description, style: Style, plan: Plan) 
     with b.label("layernorm"):
         x = b.view(x, shape=(rows, d.embedding))
         found = required(ranges.embedding_norm, "ranges.embedding_norm")
-        normed = style.norm(b, x, norm_of("embeddings.norm", found, d.epsilon, ranges.layers[0].norm1))
+        after = ranges.layers[0].norm1 if d.embedding == d.hidden else None
+        normed = style.norm(b, x, norm_of("embeddings.norm", found, d.epsilon, after))
     if d.embedding == d.hidden:
         return normed
     bound = required(ranges.embedding_projection, "ranges.embedding_projection")
@@ -94,14 +95,17 @@ def _block(
     style: Style,
     batch: int,
     fits: Fits,
+    whole: bool,
 ) -> Normed:
-    """Attention and feed-forward network, each added to what it read and normalized."""
+    """Attention and feed-forward network, each added to what it read and normalized. `whole`: for the last block, does
+    the model give what its LayerNorm does?"""
     d, ranges, name = description.dimensions, description.ranges.layers[i], f"layer.{i}"
 
     def add_and_norm(x: Normed, y: Wire, at: str, found: NormRange, after: NormRange | None) -> Normed:
         with b.label("layernorm"):
             total = style.residual(b, x.residual, y, found.input)
-            return style.norm(b, total, norm_of(f"{name}.{at}", found, d.epsilon, after))
+            norm = norm_of(f"{name}.{at}", found, d.epsilon, after, whole and after is None)
+            return style.norm(b, total, norm, x.mean)
 
     with b.label("qkv"):
         heads = style.heads(b, x.out, f"{name}.qkv", d.heads, batch, ranges.qkv, ENCODER, mask=mask)
@@ -112,7 +116,7 @@ def _block(
     x = add_and_norm(x, y, "norm1", ranges.norm1, ranges.norm2)
     zones, wide = activation_of(style, description, i, fits)
     with b.label("ffn in"):
-        h = style.linear(b, x.out, f"{name}.ffn1", d.inner, wide)
+        h = style.read(b, x.out, f"{name}.ffn1", d.inner, wide)
     with b.label("gelu"):
         h = style.activation(b, d.activation, h, wide, x.residual, fits, ENCODER, zones)
     with b.label("ffn out"):
