@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 from ditto.engine.program import Builder, Wire
-from ditto.functions.fixed import FixedPoint, minus, multiply, square, truncate_to
+from ditto.functions.fixed import FixedPoint, minus, multiply, square, sum_of_squares, truncate_to
 from ditto.functions.inverse import Tables, inverse_power, table_shifts
 from ditto.functions.linear import fraction_bits, linear
 from ditto.ops import Lookup
@@ -89,7 +89,7 @@ def _scaled_variance(b: Builder, c: Wire, mean: Wire | None, limits: tuple[float
     scale, limit = variance_scale(width), limits[1] * width
     need = 2 * c.frac + ceil_log2(limit) + 2  # v is extended
     ring = next(ring for ring in SQUARE_RINGS if ring >= need)
-    total = b.sum(square(b, c, ring, bound=limit), 1, bound=limit)
+    total = sum_of_squares(b, c, ring, limit)
     if mean is not None:
         more = 2 * (mean.frac - c.frac)
         squares = b.affine(square(b, mean, ring + more, bound=limit / width), -width, 0, 2 * mean.frac, bound=limit)

@@ -15,12 +15,12 @@ from ditto.ops.rank import AddStarts, Differences, IsZero, Losses, Windows
 from ditto.ops.separable import Exponential, Harmonic
 from ditto.ops.table import Combine, Lookup, OneHot
 from ditto.ops.truncate import TruncateReduce
-from ditto.ops.wide import WideProduct, WideSquare
+from ditto.ops.wide import SumOfSquares, WideProduct, WideSquare
 
 __all__ = [
     "Add", "AddStarts", "Affine", "Combine", "Compare", "Cost", "Differences", "Exponential", "Extend", "B2A",
     "CausalMask", "Guard", "Harmonic", "IsZero", "Join", "Lookup", "Losses", "Masked", "Matmul", "MatmulWeight",
     "OneHot", "Op", "Open", "Product", "Product3", "REGISTRY", "Random", "RelativePositions", "Mux", "Square",
-    "SuffixSum", "Sum", "Triangle", "TruncateReduce", "Untriangle", "View", "WeightShare", "WideProduct", "WideSquare",
-    "Windows",
+    "SuffixSum", "Sum", "SumOfSquares", "Triangle", "TruncateReduce", "Untriangle", "View", "WeightShare",
+    "WideProduct", "WideSquare", "Windows",
 ]  # fmt: skip
