@@ -175,7 +175,7 @@ class _PartyContext:
         sent = [*zip(shares, bits, strict=True), *((w, 64) for w in words)]
         types = [_type(tuple(x.shape), b) for x, b in sent]
         types[len(shares) :] = [f"bits {name}" for name in types[len(shares) :]]
-        mine = [pack(x, b) for x, b in sent]
+        mine = [packed(x, b) for x, b in sent]
         theirs = self._exchange(b"".join(mine), "+".join(types))
         rest, start = [], 0
         for (x, b), raw in zip(sent, mine, strict=True):

@@ -105,7 +105,7 @@ def inverse_power(
         raise ValueError("a second step of the root")
     f = _Function.of(root, lo, frac)
     # 1
-    shifts = _shifts(v, lo, hi, tables)
+    shifts = table_shifts(v, lo, hi, tables)
     indices = [b.truncate(v, shift, tables.index_bits, bound=0.0) for shift in shifts]
     opened = b.open(*indices, v, *alongside)
     indices, v, others = opened[: len(shifts)], opened[len(shifts)], opened[len(shifts) + 1 :]
@@ -136,7 +136,7 @@ def inverse_power(
     return y, others
 
 
-def _shifts(v: Wire, lo: float, hi: float, tables: Tables) -> list[int]:
+def table_shifts(v: Wire, lo: float, hi: float, tables: Tables) -> list[int]:
     """By how many bits v is cut for the index of each table, coarsest first."""
     # the largest index stays one below 2^n - 1, since truncation may add one
     shifts = [max(0, ceil_log2(math.ldexp(hi, v.frac) / (tables.size - 2)))]

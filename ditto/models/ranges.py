@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 
 from ditto.functions.fit import Fits
+from ditto.functions.layernorm import deviation_scale
 from ditto.functions.smooth import Zone
 from ditto.models.description import Description, LayerRanges, Neurons, NormRange, round_down, round_up
 from ditto.presets.style import Norm, Style
@@ -149,6 +150,12 @@ def neuron_scales(style: Style, description: Description, layer: int) -> torch.T
     return torch.cat([torch.full((zone.columns,), zone.fit.scale) for zone in zones])
 
 
-def norm_of(name: str, found: NormRange, epsilon: float, after: NormRange | None = None) -> Norm:
+def norm_of(name: str, found: NormRange, epsilon: float, after: NormRange | None = None, whole: bool = False) -> Norm:
     """A LayerNorm as a style takes it. `after`: the one that reads the residual sum that its result goes into."""
-    return Norm(name, found.variance, found.output, epsilon, after.input if after else 0.0)
+    return Norm(name, found.variance, found.output, epsilon, after.input if after else 0.0, whole)
+
+
+def folded(gamma: Tensor, beta: Tensor, w: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """A projection with a LayerNorm's gamma and beta folded into it, for standardised rows by a style that is folded:
+    W' = diag(s gamma) W with s = deviation_scale(H), b' = beta W + b."""
+    return deviation_scale(len(gamma)) * gamma[:, None] * w, beta @ w + bias

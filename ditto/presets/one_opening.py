@@ -14,7 +14,7 @@ from ditto.functions import ScoreType, gelu, layernorm, linear, softmax_numerato
 from ditto.functions.fit import Fits
 from ditto.functions.fixed import FixedPoint, minus, multiply
 from ditto.functions.gelu import ROOM, gelu_zones, tanh_gelu
-from ditto.functions.layernorm import RESIDUAL, RESULT, standardise
+from ditto.functions.layernorm import FEWEST_ROUNDS, RESIDUAL, RESULT, Root, layernorm_residual, standardise
 from ditto.functions.linear import fraction_bits
 from ditto.functions.relu import relu
 from ditto.functions.smooth import Zone
@@ -70,6 +70,7 @@ class OneOpening:
     folded = True
     quad = False
     narrows = True
+    root, stream_root = Root(), FEWEST_ROUNDS  # of LayerNorms that follow a sum, and of those that read a stream
 
     def table(self, bound: float, stream: Stream | None = None) -> FixedPoint:
         """A stream's: the smallest ring whose fraction bits resolve the least deviation to 2^-RESOLVED."""
@@ -87,13 +88,14 @@ class OneOpening:
         return x
 
     def project_embeddings(self, b: Builder, x: Wire, name: str, columns: int, bound: float) -> Normed:
-        y = self.linear(b, x, name, columns + 1, bound)
+        y = self.read(b, x, name, columns + 1, bound)
         mean = b.view(y, slices=((1, columns, columns + 1),))
         y = b.view(y, slices=((1, 0, columns),))
         cut = y.frac - RESIDUAL.frac
         residual = b.add(b.truncate(y, cut, RESIDUAL.ring), minus(b, b.truncate(mean, cut, RESIDUAL.ring)))
         (narrow,) = b.open(b.truncate(y, y.frac - fraction_bits(bound, NARROW, HIDDEN.frac), NARROW))
-        return Normed(b.extend(narrow, HIDDEN.ring), residual)
+        (out,) = b.open(b.extend(narrow, HIDDEN.ring))
+        return Normed(out, residual)
 
     def masks(self, b: Builder, scores: list[float], batch: int, n: int) -> list[Wire]:
         """The same padding on the circle of each score type in use."""
@@ -117,12 +119,23 @@ class OneOpening:
         (opened,) = b.open(x)
         return linear(b, opened, name, columns, bound)
 
-    def norm(self, b: Builder, x: Wire, norm: Norm) -> Normed:
-        return Normed(*layernorm(b, x, norm.name, norm.variance, norm.epsilon, norm.bound, norm.residual))
+    def read(self, b: Builder, x: Wire, name: str, columns: int, bound: float) -> Wire:
+        """`Normed.out` is open."""
+        return linear(b, x, name, columns, bound)
+
+    def norm(self, b: Builder, x: Wire, norm: Norm, mean: Wire | None = None) -> Normed:
+        """The standardised rows are opened once, for the projections that read them and for the residual."""
+        (z,) = b.open(standardise(b, x, norm.variance, norm.epsilon, HIDDEN.ring, self.root, mean))
+        if norm.whole:
+            result = layernorm(b, z, norm.name, norm.bound)
+            return Normed(result, result)
+        if not norm.residual:
+            return Normed(z, z)
+        return Normed(z, *layernorm_residual(b, z, norm.name, norm.bound, norm.residual))
 
     def norm_linear(self, b: Builder, x: Wire, norm: Norm, name: str, columns: int, bound: float) -> Wire:
         with b.label("layernorm"):
-            z = standardise(b, x, norm.variance, norm.epsilon, FOLDED)
+            z = standardise(b, x, norm.variance, norm.epsilon, FOLDED, self.stream_root)
         return self.linear(b, z, name, columns, bound)
 
     def heads(
@@ -136,8 +149,8 @@ class OneOpening:
         rings = QUERIES, QUERIES, Attention.of(stage).values
         if norm is not None:
             with b.label("layernorm"):
-                x = standardise(b, x, norm.variance, norm.epsilon, FOLDED_QKV)
-        qkv = self.linear(b, x, name, 3 * width, bound)
+                (x,) = b.open(standardise(b, x, norm.variance, norm.epsilon, FOLDED_QKV, self.stream_root))
+        qkv = self.read(b, x, name, 3 * width, bound)
         if norm is not None:
             parts = [split_heads(b, qkv, i, count, batch) for i in range(3)]
             parts = [b.truncate(part, part.frac - frac, ring) for part, ring in zip(parts, rings, strict=True)]

@@ -103,7 +103,10 @@ class Recipe:
         frac = self.linear_type.frac
         return truncate_to(b, linear(b, opened, name, columns, bound, frac), frac)
 
-    def norm(self, b: Builder, x: Wire, norm: Norm) -> Normed:
+    def read(self, b: Builder, x: Wire, name: str, columns: int, bound: float) -> Wire:
+        return self.linear(b, x, name, columns, bound)
+
+    def norm(self, b: Builder, x: Wire, norm: Norm, mean: Wire | None = None) -> Normed:
         y = recipe_layernorm(
             b, x, norm.name, norm.variance, norm.epsilon, norm.bound, self.precise, self.linear_type,
             lambda b, v, lo, hi: self.rsqrt(b, v, lo, hi, self.precise),
@@ -112,7 +115,7 @@ class Recipe:
 
     def norm_linear(self, b: Builder, x: Wire, norm: Norm, name: str, columns: int, bound: float) -> Wire:
         with b.label("layernorm"):
-            z, _ = self.norm(b, x, norm)
+            z = self.norm(b, x, norm).out
         return self.linear(b, z, name, columns, bound)
 
     def heads(

@@ -36,13 +36,14 @@ ENCODER = Stage()
 @dataclass(frozen=True)
 class Norm:
     """A LayerNorm with secret gamma and beta: its name, its variance's range, the bound of its result, and of the
-    residual sum that the result goes into."""
+    residual sum that the result goes into (0: into none). `whole`: its result is an output of the program."""
 
     name: str
     variance: Variances
     bound: float
     epsilon: float
     residual: float = 0.0
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,18 @@ class AttentionBounds(NamedTuple):
 
 
 class Normed(NamedTuple):
-    """A LayerNorm's result as the next projection and as the next residual sum take it."""
+    """A LayerNorm's result as the next projections (or the program's output) and as the next residual sum take it.
+
+    `mean`: of each row of the residual, where a style takes it off in the next LayerNorm.
+    """
 
     out: Wire
     residual: Wire
+    mean: Wire | None = None
+
+    @property
+    def wires(self) -> list[Wire]:
+        return [wire for wire in self if wire is not None]
 
 
 class Style(Protocol):
@@ -87,7 +96,7 @@ class Style(Protocol):
 
     @property
     def folded(self) -> bool:
-        """Are gamma and beta part of the projection after a LayerNorm that nothing else reads?"""
+        """Are gamma and beta part of the projections that read a LayerNorm?"""
 
     @property
     def quad(self) -> bool:
@@ -121,8 +130,11 @@ class Style(Protocol):
     def linear(self, b: Builder, x: Wire, name: str, columns: int, bound: float) -> Wire:
         """A linear layer with secret weights."""
 
-    def norm(self, b: Builder, x: Wire, norm: Norm) -> Normed:
-        """A LayerNorm whose result a projection and the residual sum read."""
+    def norm(self, b: Builder, x: Wire, norm: Norm, mean: Wire | None = None) -> Normed:
+        """A LayerNorm whose result projections and the residual sum read; `mean` by row of what its input sums up."""
+
+    def read(self, b: Builder, x: Wire, name: str, columns: int, bound: float) -> Wire:
+        """A linear layer of a LayerNorm's result, `Normed.out`."""
 
     def norm_linear(self, b: Builder, x: Wire, norm: Norm, name: str, columns: int, bound: float) -> Wire:
         """A LayerNorm and the projection after it, which alone reads it."""
@@ -140,7 +152,7 @@ class Style(Protocol):
         norm: Norm | None = None,
         mask: Wire | None = None,
     ) -> Heads:
-        """Queries, keys and values of x, or of its LayerNorm, in `count` heads."""
+        """Queries, keys and values of `Normed.out`, or of x after the LayerNorm `norm`, in `count` heads."""
 
     def attend(
         self,

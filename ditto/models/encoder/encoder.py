@@ -100,7 +100,7 @@ class Encoder:
         return compile_encoder(self.head, description, plan, fits or description.fits)
 
     def weights(self, description: Description, t: Tensors) -> Tensors:
-        return encoder_weights(description, t)
+        return encoder_weights(description, t, self.head.first)
 
     # The client ------------------------------------------------------------------------------------
 

@@ -37,7 +37,7 @@ def compile_encoder(head: Head, description: Description, plan: Plan, fits: Fits
     biases = _biases(b, description, style, plan.seq)
     for i in range(d.layers):
         b.layer(f"layer {i}")
-        x = _block(b, x, masks[i], biases[i], description, i, style, plan, fits)
+        x = _block(b, x, masks[i], biases[i], description, i, style, plan, fits, head.whole)
         check_count(len(b.program.layers) * d.layers // (i + 2))  # before the other layers are compiled
     head.compile(b, x.out, style, d, ranges, fits, plan.batch)
     return scheduled(b.finish())
@@ -68,16 +68,16 @@ def _embeddings(b: Builder, description: Description, style: Style, plan: Plan) 
         x = b.add(cube, b.view(positions, slices=((0, 0, plan.seq),)), bound=bound)
         x = b.view(x, shape=(count, d.embedding))
 
-    def normed(b: Builder, first: int, last: int) -> Normed:
+    def normed(b: Builder, first: int, last: int) -> Sequence[Wire]:
         with b.label("layernorm"):
             found = required(ranges.embedding_norm, "ranges.embedding_norm")
-            norm = norm_of("embeddings.norm", found, d.epsilon, ranges.layers[0].norm1)
-            y = style.norm(b, rows(b, x, 0, first, last), norm)
+            after = ranges.layers[0].norm1 if d.embedding == d.hidden else None
+            y = style.norm(b, rows(b, x, 0, first, last), norm_of("embeddings.norm", found, d.epsilon, after))
         if d.embedding == d.hidden:
-            return y
+            return y.wires
         bound = required(ranges.embedding_projection, "ranges.embedding_projection")
         with b.label("projection"):
-            return style.project_embeddings(b, y.out, "embeddings.projection", d.hidden, bound)
+            return style.project_embeddings(b, y.out, "embeddings.projection", d.hidden, bound).wires
 
     return Normed(*in_blocks(b, plan.hold, count, normed))
 
@@ -108,29 +108,33 @@ def _block(
     style: Style,
     plan: Plan,
     fits: Fits,
+    whole: bool,
 ) -> Normed:
-    """Attention and feed-forward network, each added to what it read and normalized."""
+    """Attention and feed-forward network, each added to what it read and normalized. `whole`: for the last block, does
+    the model give what its LayerNorm does?"""
     d, ranges, name = description.dimensions, description.ranges.layers[i], f"layer.{i}"
     context = _attention(b, x, mask, bias, description, i, style, plan)
     zones, wide = activation_of(style, description, i, fits)
     after = description.ranges.layers[i + 1].norm1 if i + 1 < d.layers else None
 
-    def add_and_norm(b: Builder, x: Wire, y: Wire, at: str, found: NormRange, after: NormRange | None) -> Normed:
+    def add_and_norm(b: Builder, x: Normed, y: Wire, at: str, found: NormRange, after: NormRange | None) -> Normed:
         with b.label("layernorm"):
-            total = style.residual(b, x, y, found.input)
-            return style.norm(b, total, norm_of(f"{name}.{at}", found, d.epsilon, after))
+            total = style.residual(b, x.residual, y, found.input)
+            norm = norm_of(f"{name}.{at}", found, d.epsilon, after, whole and after is None)
+            return style.norm(b, total, norm, x.mean)
 
-    def of_tokens(b: Builder, first: int, last: int) -> Normed:
+    def of_tokens(b: Builder, first: int, last: int) -> Sequence[Wire]:
+        before = Normed(*(rows(b, wire, 0, first, last) for wire in x.wires))
         with b.label("attention out"):
             y = style.linear(b, rows(b, context, 0, first, last), f"{name}.out", d.hidden, ranges.attention)
-        z = add_and_norm(b, rows(b, x.residual, 0, first, last), y, "norm1", ranges.norm1, ranges.norm2)
+        z = add_and_norm(b, before, y, "norm1", ranges.norm1, ranges.norm2)
         with b.label("ffn in"):
-            h = style.linear(b, z.out, f"{name}.ffn1", d.inner, wide)
+            h = style.read(b, z.out, f"{name}.ffn1", d.inner, wide)
         with b.label("gelu"):
             h = style.activation(b, d.activation, h, wide, z.residual, fits, ENCODER, zones)
         with b.label("ffn out"):
             y = style.linear(b, h, f"{name}.ffn2", d.hidden, ranges.ffn)
-        return add_and_norm(b, z.residual, y, "norm2", ranges.norm2, after)
+        return add_and_norm(b, z, y, "norm2", ranges.norm2, after).wires
 
     return Normed(*in_blocks(b, plan.hold, plan.batch * plan.seq, of_tokens))
 
