@@ -13,7 +13,7 @@ from ditto.errors import RangeError, UsageError
 from ditto.functions import ScoreType, gelu, layernorm, linear, softmax_numerator, tanh
 from ditto.functions.fit import Fits
 from ditto.functions.fixed import FixedPoint, minus, multiply
-from ditto.functions.gelu import ROOM, gelu_zones, tanh_gelu
+from ditto.functions.gelu import GeluType, gelu_zones
 from ditto.functions.layernorm import FEWEST_ROUNDS, RESIDUAL, RESULT, Root, layernorm_residual, standardise
 from ditto.functions.linear import fraction_bits
 from ditto.functions.relu import relu
@@ -56,6 +56,10 @@ class Attention:
             return cls(values=40, digits=16, inverse=64, product=64)
         causal = cls(values=36, digits=12, inverse=16)
         return replace(causal, digits=10, index_bits=8) if stage.narrow else causal
+
+
+def gelu_type(stage: Stage) -> GeluType:
+    return GeluType(ring=16, result=12, frac=6) if stage.narrow else GeluType()
 
 
 class OneOpening:
@@ -203,21 +207,18 @@ class OneOpening:
         self, b: Builder, function: str, h: Wire, bound: float, residual: Wire | None, fits: Fits, stage: Stage,
         zones: Sequence[Zone] = (),
     ) -> Wire:  # fmt: skip
-        """On (24, 12) whatever the function, its result cut to 16 bits, which an opening extends; columns too wide for
-        that, if any, are cut to what their fraction bits leave of 24."""
+        """On (24, 12) whatever the function, its result on few bits, which an opening extends."""
         x = b.truncate(h, h.ring - RESIDUAL.ring)
         match function:
-            case "gelu":
-                cut = _cut_zones(b, gelu(b, x, bound, fits, zones), zones)
-            case "tanh gelu":
-                cut = [tanh_gelu(b, x, bound, fits, NARROW if stage.narrow else RESIDUAL.ring, zones)]
+            case "gelu" | "tanh gelu":
+                narrow = gelu(b, function, x, bound, fits, gelu_type(stage), zones)
             case "tanh":
-                cut = [_cut(b, tanh(b, x, bound, fits), TANH_FRAC)]
+                narrow = [_cut(b, tanh(b, x, bound, fits), TANH_FRAC)]
             case "relu":
-                cut = [_cut(b, relu(b, x), HIDDEN.frac)]
+                narrow = [_cut(b, relu(b, x), HIDDEN.frac)]
             case _:
                 raise UsageError(f"preset ditto has no {function}: take one that was made for it")
-        wide = [b.extend(y, HIDDEN.ring if residual is None else residual.ring + CUT) for y in b.open(*cut)]
+        wide = [b.extend(y, HIDDEN.ring if residual is None else residual.ring + CUT) for y in b.open(*narrow)]
         return b.join(*wide, dim=1) if len(wide) > 1 else wide[0]
 
     def residual(self, b: Builder, x: Wire, y: Wire, bound: float) -> Wire:
@@ -229,19 +230,3 @@ class OneOpening:
 def _cut(b: Builder, y: Wire, most: int) -> Wire:
     """On 16 bits, with `most` fraction bits or what its bound leaves."""
     return b.truncate(y, y.frac - fraction_bits(y.bound, NARROW, most), NARROW)
-
-
-def _cut_zones(b: Builder, y: Wire, zones: Sequence[Zone]) -> list[Wire]:
-    """[rows, columns] with the fraction bits of what linear layers read: its first columns on 16 bits, and the rest,
-    from the first zone on that is too wide for those, on what the fraction bits leave."""
-    fitting, columns, bound = True, 0, 0.0
-    for zone in zones:
-        limit = zone.bound + ROOM
-        fitting = fitting and fraction_bits(limit, NARROW, HIDDEN.frac) == HIDDEN.frac
-        if fitting:
-            columns, bound = columns + zone.columns, max(bound, limit)
-    if columns in (0, y.shape[1]):
-        return [_cut(b, y, HIDDEN.frac)]
-    first = b.retype(b.view(y, slices=((1, 0, columns),)), bound=bound)
-    rest = b.view(y, slices=((1, columns, y.shape[1]),))
-    return [_cut(b, first, HIDDEN.frac), b.truncate(rest, y.frac - HIDDEN.frac, y.ring - y.frac + HIDDEN.frac)]
