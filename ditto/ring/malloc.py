@@ -23,3 +23,12 @@ def tune_memory() -> None:
         libc.mallopt(_TRIM_THRESHOLD, _KEPT)
         if not libc.mallopt(_MMAP_THRESHOLD, _MAPPED):  # glibc before 2.35 takes no more than half of a thread's heap
             libc.mallopt(_MMAP_THRESHOLD, 32 << 20)
+
+
+def give_back() -> None:
+    """glibc: the pages of what was freed so far go back to the system, after work that took more than what comes next.
+
+    In jobs it would undo `tune_memory`: they take the same again and again.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
