@@ -8,11 +8,11 @@ from ditto.errors import UsageError
 from ditto.functions.fit import Fits
 from ditto.models.description import Description, NormRange, required
 from ditto.models.encoder.heads import Head
-from ditto.models.ranges import activation_of, norm_of
+from ditto.models.ranges import activation_of, attention_of, norm_of, scores_of
 from ditto.ops import MatmulWeight
 from ditto.ops.positions import RelativePositions
 from ditto.presets import preset_of
-from ditto.presets.style import ENCODER, AttentionBounds, Normed, Style
+from ditto.presets.style import ENCODER, Normed, Style
 
 
 def compile_encoder(head: Head, description: Description, plan: Plan, fits: Fits) -> Program:
@@ -28,7 +28,7 @@ def compile_encoder(head: Head, description: Description, plan: Plan, fits: Fits
     style = preset_of(description.preset).style
     b = Builder(plan.guard)
     x = _embeddings(b, description, style, plan)
-    scores = [layer.scores for layer in ranges.layers]
+    scores = [scores_of(layer) for layer in ranges.layers]
     masks = style.masks(b, scores, plan.batch, plan.seq)
     biases = _biases(b, description, style, plan.seq)
     for i in range(d.layers):
@@ -73,7 +73,7 @@ def _biases(b: Builder, description: Description, style: Style, n: int) -> list[
     d = description.dimensions
     if not d.relative_buckets:
         return [None] * d.layers
-    types = [style.bias(layer.scores) for layer in description.ranges.layers]
+    types = [style.bias(scores_of(layer)) for layer in description.ranges.layers]
     wires = {}
     with b.label("relative positions"):
         for fxp in dict.fromkeys(types):
@@ -103,9 +103,9 @@ def _block(
             total = style.residual(b, x.residual, y, found.input)
             return style.norm(b, total, norm_of(f"{name}.{at}", found, d.epsilon, after))
 
+    bounds = attention_of(ranges)
     with b.label("qkv"):
-        heads = style.heads(b, x.out, f"{name}.qkv", d.heads, batch, ranges.qkv, ENCODER, mask=mask)
-    bounds = AttentionBounds(ranges.qkv, ranges.scores, ranges.context)
+        heads = style.heads(b, x.out, f"{name}.qkv", d.heads, batch, bounds, ENCODER, mask=mask)
     context = style.attend(b, heads, bounds, x.residual, ENCODER, mask=mask, bias=bias)
     with b.label("attention out"):
         y = style.linear(b, context, f"{name}.out", d.hidden, ranges.attention)

@@ -9,10 +9,10 @@ from ditto.functions.argmax import argmax
 from ditto.functions.fit import Fits
 from ditto.functions.linear import fraction_bits
 from ditto.models.description import Description, required
-from ditto.models.ranges import activation_of, norm_of
+from ditto.models.ranges import activation_of, attention_of, norm_of, scores_of
 from ditto.ops import Matmul, MatmulWeight
 from ditto.presets import preset_of
-from ditto.presets.style import AttentionBounds, Heads, Stage, Stream, Style
+from ditto.presets.style import Heads, Stage, Stream, Style
 
 TOKEN_RING = 16  # of the logits among which the servers look for the largest
 
@@ -86,7 +86,7 @@ def _embeddings(b: Builder, description: Description, style: Style, rows: int) -
 
 def _masks(b: Builder, description: Description, style: Style, plan: Plan, stage: int) -> list[Wire | None]:
     """The prompts' padding, taken with the prompts and needed by later tokens only: padding follows each prompt."""
-    scores = [layer.scores for layer in description.ranges.layers]
+    scores = [scores_of(layer) for layer in description.ranges.layers]
     if stage == 0:
         wires = style.masks(b, scores, plan.batch, plan.seq)
         for wire in wires:
@@ -115,12 +115,12 @@ def _block(
 ) -> Wire:
     """Attention and feed-forward network, each on the stream's LayerNorm and added to the stream."""
     d, ranges, name = description.dimensions, description.ranges.layers[i], f"layer.{i}"
+    bounds = attention_of(ranges)
     with b.label("qkv"):
         norm = norm_of(f"{name}.norm1", ranges.norm1, d.epsilon)
-        heads = style.heads(b, x, f"{name}.qkv", d.heads, plan.batch, ranges.qkv, use, norm=norm)
+        heads = style.heads(b, x, f"{name}.qkv", d.heads, plan.batch, bounds, use, norm=norm)
     with b.label("cache"):
         heads = _cached(b, heads, name, plan, stage)
-    bounds = AttentionBounds(ranges.qkv, ranges.scores, ranges.context)
     context = style.attend(b, heads, bounds, x, use, mask=mask)
     with b.label("attention out"):
         y = style.linear(b, context, f"{name}.out", d.hidden, ranges.attention)
