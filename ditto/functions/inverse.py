@@ -119,7 +119,7 @@ def inverse_power(
     # 4
     if second_step:  # which takes v on the whole ring, too
         v, power = b.open(b.extend(v, PRODUCT_RING), guess.power)
-        product = b.product(v, power, bound=f.most)
+        product = multiply(b, v, power, PRODUCT_RING, bound=f.most)
     else:
         (power,) = b.open(guess.power)
         product = multiply(b, v, power, PRODUCT_RING, bound=f.most)

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ditto.errors import BadDescription, VersionMismatch
 from ditto.functions.fit import Fit, Fits
 
-FORMAT: Literal[4] = 4  # of descriptions and of encoded weights
+FORMAT: Literal[5] = 5  # of descriptions and of encoded weights
 LONGEST = 4 << 20  # characters of a description
 DIGITS = 3  # of a bound: exact maxima tell about the texts of the calibration
 
@@ -80,11 +80,21 @@ class Neurons(_Public):
     bound: Bound
 
 
+class ScoreRange(_Public):
+    """Attention scores: the largest size. Less the score of a text's first token: the largest, how far the least lies
+    below 0, and how far a row's least lies below its largest; padding as a key does not count."""
+
+    size: Bound
+    above: Bound
+    below: Bound
+    spread: Bound
+
+
 class LayerRanges(_Public):
     """Largest |x| in one block, and its two LayerNorms in the order in which they come."""
 
     qkv: Bound
-    scores: Bound
+    scores: ScoreRange
     context: Bound
     attention: Bound  # what the projection after it adds to the residual stream
     activation: Bound
@@ -109,7 +119,7 @@ class Ranges(_Public):
 class Description(_Public):
     """A model as everybody may know it."""
 
-    format: Literal[4] = 4
+    format: Literal[5] = 5
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     architecture: Annotated[str, Field(pattern=r"^[A-Za-z0-9]{1,64}$")]
     preset: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,64}$")]

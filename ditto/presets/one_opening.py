@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from ditto.engine.program import Builder, Wire
@@ -18,9 +17,22 @@ from ditto.functions.layernorm import FEWEST_ROUNDS, RESIDUAL, RESULT, Root, lay
 from ditto.functions.linear import fraction_bits
 from ditto.functions.relu import relu
 from ditto.functions.smooth import Zone
-from ditto.functions.softmax import reciprocal_of_sum
+from ditto.functions.softmax import NARROW as NARROW_EXPONENTIAL
+from ditto.functions.softmax import PRECISE, ExponentialType, reciprocal_of_sum
 from ditto.ops import Matmul
-from ditto.presets.style import AttentionBounds, Heads, Norm, Normed, Stage, Stream, masked, merge_heads, split_heads
+from ditto.presets.style import (
+    ENCODER,
+    AttentionBounds,
+    Heads,
+    Norm,
+    Normed,
+    Scores,
+    Stage,
+    Stream,
+    masked,
+    merge_heads,
+    split_heads,
+)
 from ditto.ring.exact import ceil_log2, floor_log2
 from ditto.ring.fixedpoint import encode
 
@@ -28,7 +40,7 @@ HIDDEN = RESULT  # of a LayerNorm: what linear layers read
 TABLE = FixedPoint(16, 12)  # embeddings; fewer fraction bits where the values need the room
 NARROW = 16  # ring bits of a wire on its way to an extension
 SCORES = 16  # of scores, as steps on their circle
-QUERIES = 32  # of opened queries and keys, whose product has 2 f fraction bits
+QUERIES = 24  # of opened queries and keys: a score needs only its value on the circle
 FOLDED, FOLDED_QKV = 32, 48  # of what a LayerNorm gives to its projection; 48 spare the heads an extension
 CUT = 8  # bits of the ring that the truncation before an addition to the residual stream takes
 STREAMS = (FixedPoint(24, 12), FixedPoint(32, 16))  # of a stream: the largest number of fraction bits in each ring
@@ -40,22 +52,29 @@ TANH_FRAC = 12
 class Attention:
     """Types of the attention after its scores.
 
-    `values`: ring of values and context; `digits`: of the exponentials; `inverse`: fraction bits of 1 / sum, at most;
-    `product`: ring of the context times 1 / sum (0: what its result needs); `index_bits`: of the table for 1 / sum.
+    `values`: ring of values and context; `exponential`: its type; `inverse`: fraction bits of 1 / sum, at most;
+    `product`: ring of the context times 1 / sum (0: what its result needs); `index_bits`: of the table for 1 / sum;
+    `by_bits`: how the maximum's buckets are asked (None: by what it saves).
     """
 
-    values: int
-    digits: int
-    inverse: int
+    values: int = 36
+    exponential: ExponentialType = PRECISE
+    inverse: int = 64
     product: int = 0
     index_bits: int = 9
+    by_bits: bool | None = None
 
     @classmethod
     def of(cls, stage: Stage) -> Attention:
         if not stage.causal:
-            return cls(values=40, digits=16, inverse=64, product=64)
-        causal = cls(values=36, digits=12, inverse=16)
-        return replace(causal, digits=10, index_bits=8) if stage.narrow else causal
+            return cls()
+        causal = cls(inverse=16)
+        return replace(causal, exponential=NARROW_EXPONENTIAL, index_bits=8) if stage.narrow else causal
+
+
+def score_type(scores: Scores, stage: Stage) -> ScoreType:
+    """Padding's keys are 0 in an encoder and kept from a prompt by causality; later tokens meet them as they are."""
+    return ScoreType.of(scores.above, scores.below, scores.spread, lowered=stage.later)
 
 
 def gelu_type(stage: Stage) -> GeluType:
@@ -101,23 +120,15 @@ class OneOpening:
         (out,) = b.open(b.extend(narrow, HIDDEN.ring))
         return Normed(out, residual)
 
-    def masks(self, b: Builder, scores: list[float], batch: int, n: int) -> list[Wire]:
-        """The same padding on the circle of each score type in use."""
-        circles = [ScoreType.of(bound) for bound in scores]
-        wires = {c: b.input(f"mask.{c.frac}", SCORES, c.frac, (batch, 1, 1, n), 0.0) for c in dict.fromkeys(circles)}
-        return [wires[c] for c in circles]
+    def masks(self, b: Builder, scores: list[Scores], batch: int, n: int) -> list[Wire]:
+        """One for all layers: 1 for a token, 0 for padding; keys are multiplied with it, masks are linear in it."""
+        return [b.input("keep", QUERIES, 0, (batch, 1, 1, n), 1.0)] * len(scores)
 
-    def encode_masks(self, scores: list[float], padding: Tensor) -> dict[str, Tensor]:
-        """Masked scores go round the circle: the representative in [-T/2, T/2)."""
-        out = {}
-        for circle in dict.fromkeys(ScoreType.of(bound) for bound in scores):
-            period = float(1 << circle.log_range)
-            on_circle = torch.remainder(padding.double() * circle.mask + period / 2, period) - period / 2
-            out[f"mask.{circle.frac}"] = encode(on_circle[:, None, None, :], SCORES, circle.frac)
-        return out
+    def encode_masks(self, scores: list[Scores], padding: Tensor) -> dict[str, Tensor]:
+        return {"keep": encode(1 - padding[:, None, None, :], QUERIES, 0)}
 
-    def bias(self, scores: float) -> FixedPoint:
-        return FixedPoint(SCORES, ScoreType.of(scores).frac)
+    def bias(self, scores: Scores) -> FixedPoint:
+        return FixedPoint(SCORES, score_type(scores, ENCODER).frac)
 
     def linear(self, b: Builder, x: Wire, name: str, columns: int, bound: float) -> Wire:
         (opened,) = b.open(x)
@@ -143,46 +154,64 @@ class OneOpening:
         return self.linear(b, z, name, columns, bound)
 
     def heads(
-        self, b: Builder, x: Wire, name: str, count: int, batch: int, bound: float, stage: Stage, *,
+        self, b: Builder, x: Wire, name: str, count: int, batch: int, bounds: AttentionBounds, stage: Stage, *,
         norm: Norm | None = None, mask: Wire | None = None,
     ) -> Heads:  # fmt: skip
-        """After a folded LayerNorm the projection's ring lets a truncation give what the products need; else its
-        result is opened on 16 bits, once, and extended to each of them."""
+        """1. Keys less the text's first: that changes all scores of a row alike, and makes its first one 0.
+        2. After a folded LayerNorm the projection's ring lets a truncation give what the products need.
+        3. Else its result is opened on 16 bits, once, and extended to each of them; a mask that there is makes keys
+           0 in the same step."""
         width = x.shape[1]
-        frac = fraction_bits(bound, NARROW, HIDDEN.frac)
-        rings = QUERIES, QUERIES, Attention.of(stage).values
         if norm is not None:
             with b.label("layernorm"):
                 (x,) = b.open(standardise(b, x, norm.variance, norm.epsilon, FOLDED_QKV, self.stream_root))
-        qkv = self.read(b, x, name, 3 * width, bound)
-        if norm is not None:
-            parts = [split_heads(b, qkv, i, count, batch) for i in range(3)]
-            parts = [b.truncate(part, part.frac - frac, ring) for part, ring in zip(parts, rings, strict=True)]
-        else:
-            (qkv,) = b.open(b.truncate(qkv, qkv.frac - frac, NARROW))
-            parts = [b.extend(split_heads(b, qkv, i, count, batch), ring) for i, ring in enumerate(rings)]
-        q, k, v = b.open(*parts)
-        return Heads(q, k, v)
+        qkv = self.read(b, x, name, 3 * width, bounds.qkv)
+        q, k, v = (split_heads(b, qkv, i, count, batch) for i in range(3))
+        zero = self._first(b, k, name, stage)
+        k = b.add(k, minus(b, zero))  # 1
+        kept = zero if stage.causal else None
+        widest = score_type(bounds.scores, replace(stage, later=stage.causal))  # one type of keys for all stages
+        digits = min(HIDDEN.frac, (QUERIES - widest.log_range) // 2)
+        rings = QUERIES, QUERIES, Attention.of(stage).values
+        fracs = [fraction_bits(part.bound, NARROW, most) for part, most in ((q, digits), (k, digits), (v, HIDDEN.frac))]
+        if norm is not None:  # 2
+            cut = [b.truncate(y, y.frac - f, ring) for y, f, ring in zip((q, k, v), fracs, rings, strict=True)]
+            return Heads(*b.open(*cut))._replace(first=kept)
+        # 3
+        cut = [b.truncate(y, y.frac - f, NARROW) for y, f in zip((q, k, v), fracs, strict=True)]
+        q, k, v, *keep = b.open(*cut, *([] if mask is None else [mask]))
+        k = multiply(b, k, keep[0], QUERIES, bound=k.bound) if keep else b.extend(k, QUERIES)
+        return Heads(*b.open(b.extend(q, QUERIES), k, b.extend(v, rings[2])))._replace(first=kept)
+
+    def _first(self, b: Builder, k: Wire, name: str, stage: Stage) -> Wire:
+        """The first key of each text [B, heads, d, 1]: of these, or from an earlier stage."""
+        if stage.later:
+            return b.carry(f"{name}.first", k.ring, k.frac, (*k.shape[:3], 1), k.bound)
+        return b.view(k, slices=((3, 0, 1),))
 
     def attend(
         self, b: Builder, heads: Heads, bounds: AttentionBounds, residual: Wire, stage: Stage, *,
         mask: Wire | None = None, bias: Wire | None = None,
     ) -> Wire:  # fmt: skip
-        """1. Scores, cut onto their circle; mask and bias.  2. Exponentials, and 1 / sum by row.
+        """1. Scores, cut onto their circle; bias (less that of the first key) and mask.
+        2. Exponentials, and 1 / sum by row.
         3. Exponentials times values; both opened; their product.  All types by `Attention`."""
-        q, k, v, _ = heads
-        types, circle = Attention.of(stage), ScoreType.of(bounds.scores)
+        q, k, v, *_ = heads
+        types, circle = Attention.of(stage), score_type(bounds.scores, stage)
         with b.label("scores"):  # 1
             op = Matmul(q.shape, k.shape, QUERIES)
-            (s,) = b.emit(op, [q, k], [(QUERIES, q.frac + k.frac, op.shape, circle.bound)])
+            (s,) = b.emit(op, [q, k], [(QUERIES, q.frac + k.frac, op.shape, 0.0)])
             if s.frac < circle.frac:
                 s = b.affine(s, 1, 0, circle.frac)
             s = b.truncate(s, s.frac - circle.frac, SCORES)
-            for added in (bias, mask):
-                s = s if added is None else masked(b, s, added)
+            if bias is not None:
+                s = b.add(s, bias, minus(b, b.view(bias, slices=((2, 0, 1),))))
+            if mask is not None:  # 0 for a token
+                added = b.affine(b.add(mask, ring=SCORES, bound=0.0), -circle.mask, circle.mask, circle.frac, bound=0.0)
+                s = masked(b, s, added)
         with b.label("softmax"):  # 2
             causal = stage.causal and q.shape[2] > 1
-            e, total, limits = softmax_numerator(b, s, circle, causal=causal, digits=types.digits)
+            e, total, limits = softmax_numerator(b, s, circle, causal, types.exponential, types.by_bits)
             most = limits[1] * bounds.qkv
             # fraction bits of E that the context has room for: CUT of them are truncated, then it extends
             room = types.values - 2 - CUT - ceil_log2(most)

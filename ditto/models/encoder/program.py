@@ -12,11 +12,11 @@ from ditto.errors import UsageError
 from ditto.functions.fit import Fits
 from ditto.models.description import Description, NormRange, required
 from ditto.models.encoder.heads import Head
-from ditto.models.ranges import activation_of, norm_of
+from ditto.models.ranges import activation_of, attention_of, norm_of, scores_of
 from ditto.ops import MatmulWeight
 from ditto.ops.positions import RelativePositions
 from ditto.presets import preset_of
-from ditto.presets.style import ENCODER, AttentionBounds, Normed, Style
+from ditto.presets.style import ENCODER, Normed, Style
 
 
 def compile_encoder(head: Head, description: Description, plan: Plan, fits: Fits) -> Program:
@@ -32,7 +32,7 @@ def compile_encoder(head: Head, description: Description, plan: Plan, fits: Fits
     style = preset_of(description.preset).style
     b = Builder(plan.guard)
     x = _embeddings(b, description, style, plan)
-    scores = [layer.scores for layer in ranges.layers]
+    scores = [scores_of(layer) for layer in ranges.layers]
     masks = style.masks(b, scores, plan.batch, plan.seq)
     biases = _biases(b, description, style, plan.seq)
     for i in range(d.layers):
@@ -87,7 +87,7 @@ def _biases(b: Builder, description: Description, style: Style, n: int) -> list[
     d = description.dimensions
     if not d.relative_buckets:
         return [None] * d.layers
-    types = [style.bias(layer.scores) for layer in description.ranges.layers]
+    types = [style.bias(scores_of(layer)) for layer in description.ranges.layers]
     wires = {}
     with b.label("relative positions"):
         for fxp in dict.fromkeys(types):
@@ -151,13 +151,13 @@ def _attention(
 ) -> Wire:
     """Context [rows, H]: in blocks of texts where a layer is large, and of queries where a text is."""
     d, ranges = description.dimensions, description.ranges.layers[i]
-    bounds = AttentionBounds(ranges.qkv, ranges.scores, ranges.context)
+    bounds = attention_of(ranges)
 
     def of_texts(b: Builder, first: int, last: int) -> Sequence[Wire]:
         some, padding = rows(b, x.out, 0, first * plan.seq, last * plan.seq), rows(b, mask, 0, first, last)
         with b.label("qkv"):
             name = f"layer.{i}.qkv"
-            heads = style.heads(b, some, name, d.heads, last - first, ranges.qkv, ENCODER, mask=padding)
+            heads = style.heads(b, some, name, d.heads, last - first, bounds, ENCODER, mask=padding)
 
         def of_queries(b: Builder, start: int, end: int) -> list[Wire]:
             asked = heads._replace(q=rows(b, heads.q, 2, start, end))

@@ -9,7 +9,7 @@ import torch
 from ditto.functions.layernorm import deviation_scale
 from ditto.models.architecture import Tensors
 from ditto.models.description import Description
-from ditto.models.ranges import centre, folded, neuron_scales
+from ditto.models.ranges import centre, folded, neuron_scales, scores_of
 from ditto.presets import preset_of
 
 
@@ -58,7 +58,7 @@ def encoder_weights(description: Description, t: Tensors, first: str) -> Tensors
         after("embeddings.norm", "embeddings.projection", w, bias)
     if d.relative_buckets:
         for layer in description.ranges.layers:
-            real[f"relative.{style.bias(layer.scores).frac}"] = t["relative.weight"].t()
+            real[f"relative.{style.bias(scores_of(layer)).frac}"] = t["relative.weight"].t()
     shrink = 1 / math.sqrt(d.hidden // d.heads)
     before = "embeddings.norm" if d.embedding == d.hidden else ""  # what a block reads
     for i in range(d.layers):

@@ -13,10 +13,10 @@ from ditto.functions.argmax import argmax
 from ditto.functions.fit import Fits
 from ditto.functions.linear import fraction_bits
 from ditto.models.description import Description, required
-from ditto.models.ranges import activation_of, norm_of
+from ditto.models.ranges import activation_of, attention_of, norm_of, scores_of
 from ditto.ops import Matmul, MatmulWeight
 from ditto.presets import preset_of
-from ditto.presets.style import AttentionBounds, Heads, Stage, Stream, Style
+from ditto.presets.style import Heads, Stage, Stream, Style
 
 TOKEN_RING = 16  # of the logits among which the servers look for the largest
 
@@ -95,7 +95,7 @@ def _embeddings(b: Builder, description: Description, style: Style, count: int, 
 
 def _masks(b: Builder, description: Description, style: Style, plan: Plan, stage: int) -> list[Wire | None]:
     """The prompts' padding, taken with the prompts and needed by later tokens only: padding follows each prompt."""
-    scores = [layer.scores for layer in description.ranges.layers]
+    scores = [scores_of(layer) for layer in description.ranges.layers]
     if stage == 0:
         wires = style.masks(b, scores, plan.batch, plan.seq)
         for wire in wires:
@@ -125,18 +125,21 @@ def _block(
     """Attention and feed-forward network, each on the stream's LayerNorm and added to the stream."""
     d, ranges, name = description.dimensions, description.ranges.layers[i], f"layer.{i}"
     per_text = x.shape[0] // plan.batch
-    bounds = AttentionBounds(ranges.qkv, ranges.scores, ranges.context)
+    bounds = attention_of(ranges)
 
     def heads_of(b: Builder, first: int, last: int) -> list[Wire]:
         some = rows(b, x, 0, first * per_text, last * per_text)
         with b.label("qkv"):
             norm = norm_of(f"{name}.norm1", ranges.norm1, d.epsilon)
-            q, k, v, _ = style.heads(b, some, f"{name}.qkv", d.heads, last - first, ranges.qkv, use, norm=norm)
-            return [q, k, v]
+            q, k, v, _, zero = style.heads(b, some, f"{name}.qkv", d.heads, last - first, bounds, use, norm=norm)
+            return [q, k, v] if zero is None else [q, k, v, zero]
 
-    heads = Heads(*in_blocks(b, plan.hold, plan.batch, heads_of))
+    # one token of each text is small enough as it is
+    q, k, v, *zero = heads_of(b, 0, plan.batch) if stage else in_blocks(b, plan.hold, plan.batch, heads_of)
     with b.label("cache"):
-        heads = _cached(b, heads, name, plan, stage)
+        for wire in zero:
+            b.keep(f"{name}.qkv.first", wire)
+        heads = _cached(b, Heads(q, k, v), name, plan, stage)
 
     def context_of(b: Builder, first: int, last: int) -> Sequence[Wire]:
         own = [rows(b, wire, 0, first, last) for wire in (heads.q, heads.k, heads.v)]
@@ -169,7 +172,7 @@ def _block(
 
 def _cached(b: Builder, heads: Heads, name: str, plan: Plan, stage: int) -> Heads:
     """Keys and values of everything so far: what earlier stages opened, and this one's."""
-    q, k, v, _ = heads
+    q, k, v, *_ = heads
     if stage > 0:
         before = plan.seq + stage - 1
         batch, count, d = k.shape[:3]
