@@ -511,12 +511,12 @@ def test_a_job_that_is_too_large(world: World) -> None:
     """Nothing of it stays but that it was one; the job goes on."""
     for jobs in world.jobs:
         assert jobs._recordings is not None
-        jobs._recordings._limit = 100_000
+        jobs._recordings._limit = 20_000
     job = world.ask(*question(world))
     for config in world.configs:
         with pytest.raises(LimitExceeded, match="more than record_mb"):
             audit(config, job)
-        assert sum(one.nbytes for one in recorded(config)) <= 100_000
+        assert sum(one.nbytes for one in recorded(config)) <= 20_000
 
 
 def test_a_full_disk_costs_the_recording_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -222,13 +222,13 @@ def test_a_job_that_one_party_never_joined_is_dropped() -> None:
 @pytest.mark.parametrize("wrong", ["shape", "ring", "length", "name"])
 def test_bad_share(wrong: str, config: ClientConfig, description: Description, inputs: Inputs) -> None:
     program = compile_stage(description, Plan(1, SEQ))
-    mask, wire = next((n, w) for n, w in program.inputs.items() if n.startswith("mask"))
+    wire = program.inputs["keep"]
     terms = terms_of(registered(config), Plan(1, SEQ), program)
 
     def send(event: dict[str, Any]) -> None:
         if event["event"] != "queued" and "job" in event:
             header = party_pb2.InputHeader(
-                job=event["job"], name=mask, ring=wire.ring, shape=list(wire.shape), terms=terms
+                job=event["job"], name="keep", ring=wire.ring, shape=list(wire.shape), terms=terms
             )
             if wrong == "shape":
                 header.shape.append(2)
@@ -236,7 +236,7 @@ def test_bad_share(wrong: str, config: ClientConfig, description: Description, i
                 header.ring = 8
             elif wrong == "name":
                 header.name = "nothing"
-            chunk = party_pb2.TensorChunk(data=bytes(7 if wrong == "length" else 2 * SEQ))
+            chunk = party_pb2.TensorChunk(data=bytes(7 if wrong == "length" else wire.nbytes))
             parts = [party_pb2.PutInputRequest(header=header), party_pb2.PutInputRequest(chunk=chunk)]
             call(config, "party1", lambda c: party_pb2_grpc.PartyStub(c).PutInput(iter(parts), timeout=10))
 
@@ -246,9 +246,8 @@ def test_bad_share(wrong: str, config: ClientConfig, description: Description, i
 
 
 def test_input_of_the_wrong_shape(config: ClientConfig, description: Description, inputs: Inputs) -> None:
-    mask = next(name for name in compile_stage(description, Plan(1, SEQ)).inputs if name.startswith("mask"))
-    with Client(config) as client, pytest.raises(BadShare, match="mask"):
-        client.infer("tiny", lambda p: inputs(p) | {mask: torch.zeros(3)}, 1, SEQ)
+    with Client(config) as client, pytest.raises(BadShare, match="keep"):
+        client.infer("tiny", lambda p: inputs(p) | {"keep": torch.zeros(3)}, 1, SEQ)
     answers(config, description, inputs)
 
 
