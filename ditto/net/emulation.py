@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -54,11 +55,11 @@ def network(name_or_path: str | Path) -> Network:
     if str(name_or_path) in networks():
         built_in = resources.files("ditto.net").joinpath("networks", f"{name_or_path}.yaml")
         raw = parse_yaml(built_in.read_text(encoding="utf-8"), path)
-    elif path.suffix in (".yaml", ".yml") or path.is_file():
+    elif path.suffix in (".yaml", ".yml") or os.path.isfile(path):  # False for a name that no file can have
         raw = read_yaml(path)
     else:
         known = ", ".join(networks())
-        raise ConfigError(f"no network profile {str(name_or_path)!r}: name one of {known}, or a YAML file")
+        raise ConfigError(f"no network profile {str(name_or_path)[:80]!r}: name one of {known}, or a YAML file")
     try:
         return Network.model_validate({"name": path.stem} | raw)
     except ValidationError as error:
