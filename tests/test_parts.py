@@ -57,13 +57,14 @@ def texts() -> Batch:
 
 
 def is_cut(program: Program, whole: Program, hold: int, packs: bool = False) -> None:
-    """Costs of the whole but for rounds; parts within the bound, or of one step that is beyond it. What is opened fills
-    its last byte, in each block, and an operation on packed bits (`packs`) its last word."""
+    """Costs of the whole but for rounds; parts within the bound, or of one step that is beyond it. What is opened
+    or dealt fills its last byte, in each block, and an operation on packed bits (`packs`) its last word."""
     assert len(program.layers) > 4 * len(whole.layers) and not any(PART in name for name in whole.layers)
     cost, one = program.cost(), whole.cost()
     assert cost.rounds > one.rounds
     opened = sum(len(step.inputs) for step in program.steps if isinstance(step.op, Open))
-    assert packs or (0 <= cost.online - one.online < opened and cost.dealer == one.dealer)
+    dealt = sum(len(step.op.dealt()) for step in program.steps)
+    assert packs or (0 <= cost.online - one.online < opened and 0 <= cost.dealer - one.dealer < dealt)
     for layer in range(len(program.layers)):
         sizes = [size for step in program.steps if step.layer == layer and (size := step.op.held)]
         assert sum(sizes) <= hold or len(sizes) == 1

@@ -52,7 +52,7 @@ def unseal(head: str, data: bytes) -> bytes:
 def sealing(method: str, way: str, encode: Coder) -> Coder:
     """What encodes messages of a method ("request" or "reply"), with the seal."""
     if (method, way) in _OWN:
-        return bulk.encode
+        return bulk.encode if encode else None
     if method.startswith(_HEALTH):
         return encode
     head = f"{method} {way}"
@@ -62,7 +62,7 @@ def sealing(method: str, way: str, encode: Coder) -> Coder:
 def unsealing(method: str, way: str, decode: Coder) -> Coder:
     """What decodes them. gRPC ends a call whose message it cannot decode, on either side, with a status of its own."""
     if (method, way) in _OWN:
-        return bulk.decoder(_OWN[method, way])
+        return bulk.decoder(_OWN[method, way]) if decode else None
     if method.startswith(_HEALTH):
         return decode
     head = f"{method} {way}"

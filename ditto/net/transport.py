@@ -84,6 +84,7 @@ def options(max_message_mb: int, silence_s: float = SILENCE_S) -> list[tuple[str
     return [
         ("grpc.max_send_message_length", limit),
         ("grpc.max_receive_message_length", limit),
+        ("grpc.enable_retries", 0),  # a call that broke off may have been heard: correlations are dealt once
         ("grpc.keepalive_time_ms", quiet),
         ("grpc.keepalive_timeout_ms", answered),
         ("grpc.http2.ping_timeout_ms", answered),
