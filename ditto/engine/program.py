@@ -31,6 +31,7 @@ from ditto.ops import (
 from ditto.ops.base import Shape, packed_bytes
 from ditto.ops.guard import KEY, PARTS
 from ditto.ops.product import broadcast
+from ditto.ring import carrier
 
 GUARD = "guard"  # the output that says, layer by layer, whether values left their zones
 ROOM = 3  # sixteenths of a ring outside a zone: with fewer a guard finds too little
@@ -61,13 +62,17 @@ class Wire:
 
 @dataclass(frozen=True)
 class Step:
-    """One operation at its place: layer id, operation label for the ledger, names of the wires."""
+    """One operation at its place: layer id, operation label for the ledger, names of the wires.
+
+    `touched`: bytes of its inputs and outputs in carriers, for who predicts seconds; no part of what is agreed on.
+    """
 
     op: Op
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     layer: int
     label: str
+    touched: int = field(default=0, repr=False, compare=False)
 
 
 @dataclass
@@ -250,7 +255,8 @@ class Builder:
             self.fits(wire, 1)
         layer = len(self.program.layers) - 1
         names = tuple(w.name for w in inputs), tuple(w.name for w in wires)
-        self.program.steps.append(Step(op, *names, layer, self._label))
+        touched = sum(math.prod(w.shape) * carrier(w.ring).itemsize for w in (*inputs, *wires))
+        self.program.steps.append(Step(op, *names, layer, self._label, touched))
         return wires
 
     def fits(self, wire: Wire, headroom: int) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from ditto.engine.program import Builder, Wire
 from ditto.functions.fixed import FixedPoint, minus, multiply, square, truncate_to
@@ -12,6 +14,8 @@ from ditto.functions.inverse import Tables, inverse_power
 from ditto.functions.linear import fraction_bits
 from ditto.ops import Lookup
 from ditto.ring.exact import ceil_log2, floor_log2
+
+Deviation = Literal["one table", "joined tables"]
 
 RESULT = FixedPoint(32, 8)
 RESIDUAL = FixedPoint(24, 12)  # the result less its row mean
@@ -115,11 +119,17 @@ def _root_table(n: int, unit: int, most: float) -> tuple[int, ...]:
     return tuple(round(math.ldexp(min(1 / math.sqrt(v), most), DEVIATION.frac)) for v in at)
 
 
-def standardise(b: Builder, x: Wire, limits: tuple[float, float], eps: float, ring: int) -> Wire:
+def _deviation(how: Deviation) -> Callable[[Builder, Wire, tuple[float, float], float], Wire]:
+    return inverse_deviation_by_table if how == "one table" else inverse_deviation
+
+
+def standardise(
+    b: Builder, x: Wire, limits: tuple[float, float], eps: float, ring: int, how: Deviation | None = None
+) -> Wire:
     """[x] (l, f), shape [rows, H], rows of mean 0 -> [x / sqrt(var + eps) / deviation_scale(H)] on (`ring`, 8).
 
     3 rounds where the range of var has at most 8 octaves, else 4 or more. gamma and beta belong to the projection
-    that follows. limits: range of var, from calibration.
+    that follows. limits: range of var, from calibration. `how`: one table or several, whatever the range.
     1. Open x.
     2. y by `inverse_deviation_by_table`, for wider ranges by `inverse_deviation`.
     3. Open y, on no more than 12 fraction bits; the product with x extends both; truncate.
@@ -128,7 +138,7 @@ def standardise(b: Builder, x: Wire, limits: tuple[float, float], eps: float, ri
     (c,) = b.open(x)
     # 2
     by_table = ceil_log2(limits[1] / limits[0]) <= TABLE_OCTAVES
-    y = (inverse_deviation_by_table if by_table else inverse_deviation)(b, c, limits, eps)
+    y = _deviation(how or ("one table" if by_table else "joined tables"))(b, c, limits, eps)
     # 3
     (y,) = b.open(truncate_to(b, y, min(y.frac, DEVIATION.frac)))
     frac = c.frac + y.frac
@@ -138,12 +148,14 @@ def standardise(b: Builder, x: Wire, limits: tuple[float, float], eps: float, ri
 
 
 def layernorm(
-    b: Builder, c: Wire, name: str, limits: tuple[float, float], eps: float, bound: float, sum_bound: float = 0.0
-) -> tuple[Wire, Wire]:
+    b: Builder, c: Wire, name: str, limits: tuple[float, float], eps: float, bound: float, sum_bound: float = 0.0,
+    how: Deviation | None = None,
+) -> tuple[Wire, Wire]:  # fmt: skip
     """[c] (l, f), shape [rows, H], rows of mean 0 -> [c / sqrt(var + eps) gamma + beta] on (32, 8), and the same less
     its row mean for the next residual sum, on (24, 12) or with fewer fraction bits where |sum| <= sum_bound needs it.
 
-    4 rounds, and one for each doubling of the tables that `inverse_power` needs for the range.
+    4 rounds, and one for each doubling of the tables that `inverse_power` needs for the range;
+    3 with `how` "one table".
 
     1. Open c once, on its ring: it serves the square and the product with gamma' (fixed mask), which both extend it.
     2. v = sum c^2 / 2^k, k = log2 H rounded; y = 1/sqrt(v) by `inverse_power` on one number a row.
@@ -156,7 +168,7 @@ def layernorm(
     # 1
     (c,) = b.open(c)
     # 2
-    y = inverse_deviation(b, c, limits, eps)
+    y = _deviation(how or "joined tables")(b, c, limits, eps)
     # 3
     gamma = b.weight(f"{name}.gamma", WIDE, GAMMA_FRAC, (width,), "masked", bound=0.0)
     most = 2 * bound * math.sqrt(limits[1] * variance_scale(width))  # |c gamma'| = |out - beta| / y

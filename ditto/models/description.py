@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ditto.errors import BadDescription, VersionMismatch
 from ditto.functions.fit import Fit, Fits
+from ditto.presets.choices import DEFAULT, Choices
 
-FORMAT: Literal[4] = 4  # of descriptions and of encoded weights
+FORMAT: Literal[5] = 5  # of descriptions and of encoded weights
 LONGEST = 4 << 20  # characters of a description
 DIGITS = 3  # of a bound: exact maxima tell about the texts of the calibration
 
@@ -109,7 +110,7 @@ class Ranges(_Public):
 class Description(_Public):
     """A model as everybody may know it."""
 
-    format: Literal[4] = 4
+    format: Literal[5] = 5
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     architecture: Annotated[str, Field(pattern=r"^[A-Za-z0-9]{1,64}$")]
     preset: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,64}$")]
@@ -117,6 +118,7 @@ class Description(_Public):
     dimensions: Dimensions
     ranges: Ranges
     functions: Annotated[tuple[Fit, ...], Field(max_length=4_096, strict=False)] = ()
+    choices: Annotated[tuple[Choices, ...], Field(max_length=512, strict=False)] = ()  # by layer, or the preset's own
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -125,7 +127,12 @@ class Description(_Public):
         for layer in self.ranges.layers:
             if layer.neurons and sum(group.count for group in layer.neurons) != self.dimensions.inner:
                 raise ValueError(f"neurons: {self.dimensions.inner} expected in all")
+        if self.choices and len(self.choices) != self.dimensions.layers:
+            raise ValueError(f"choices of {len(self.choices)} layers for {self.dimensions.layers}")
         return self
+
+    def choices_of(self, layer: int) -> Choices:
+        return self.choices[layer] if self.choices else DEFAULT
 
     @property
     def fits(self) -> Fits:

@@ -20,6 +20,7 @@ from ditto.functions.relu import relu
 from ditto.functions.smooth import Zone
 from ditto.functions.softmax import reciprocal_of_sum
 from ditto.ops import Matmul
+from ditto.presets.choices import DEFAULT, Choices
 from ditto.presets.style import AttentionBounds, Heads, Norm, Normed, Stage, Stream, masked, merge_heads, split_heads
 from ditto.ring.exact import ceil_log2, floor_log2
 from ditto.ring.fixedpoint import encode
@@ -41,23 +42,29 @@ class Attention:
     """Types of the attention after its scores.
 
     `values`: ring of values and context; `digits`: of the exponentials; `inverse`: fraction bits of 1 / sum, at most;
-    `product`: ring of the context times 1 / sum (0: what its result needs); `index_bits`: of the table for 1 / sum.
+    `product`: ring of the context times 1 / sum (0: what its result needs); `index_bits`: of the tables for 1 / sum
+    that spare rounds (0: fewer bytes instead).
     """
 
     values: int
     digits: int
     inverse: int
     product: int = 0
-    index_bits: int = 9
+    index_bits: int = 0
 
     @classmethod
     def of(cls, stage: Stage) -> Attention:
         if not stage.causal:
             return cls(values=40, digits=16, inverse=64, product=64)
-        causal = cls(values=36, digits=12, inverse=16)
+        causal = cls(values=36, digits=12, inverse=16, index_bits=9 if stage.later else 0)
         return replace(causal, digits=10, index_bits=8) if stage.narrow else causal
 
+    def chosen(self, choices: Choices) -> Attention:
+        digits, bits = choices.exponential, choices.reciprocal
+        return replace(self, digits=digits or self.digits, index_bits=self.index_bits if bits is None else bits)
 
+
+@dataclass(frozen=True)
 class OneOpening:
     """Scores on a circle of 2^16 steps, activations on (32, 8), residual sums on (24, 12); see docs/protocol.md.
 
@@ -70,6 +77,10 @@ class OneOpening:
     folded = True
     quad = False
     narrows = True
+    choices: Choices = DEFAULT
+
+    def chosen(self, choices: Choices) -> OneOpening:
+        return replace(self, choices=choices)
 
     def table(self, bound: float, stream: Stream | None = None) -> FixedPoint:
         """A stream's: the smallest ring whose fraction bits resolve the least deviation to 2^-RESOLVED."""
@@ -118,11 +129,13 @@ class OneOpening:
         return linear(b, opened, name, columns, bound)
 
     def norm(self, b: Builder, x: Wire, norm: Norm) -> Normed:
-        return Normed(*layernorm(b, x, norm.name, norm.variance, norm.epsilon, norm.bound, norm.residual))
+        return Normed(
+            *layernorm(b, x, norm.name, norm.variance, norm.epsilon, norm.bound, norm.residual, self.choices.deviation)
+        )
 
     def norm_linear(self, b: Builder, x: Wire, norm: Norm, name: str, columns: int, bound: float) -> Wire:
         with b.label("layernorm"):
-            z = standardise(b, x, norm.variance, norm.epsilon, FOLDED)
+            z = standardise(b, x, norm.variance, norm.epsilon, FOLDED, self.choices.deviation)
         return self.linear(b, z, name, columns, bound)
 
     def heads(
@@ -136,7 +149,7 @@ class OneOpening:
         rings = QUERIES, QUERIES, Attention.of(stage).values
         if norm is not None:
             with b.label("layernorm"):
-                x = standardise(b, x, norm.variance, norm.epsilon, FOLDED_QKV)
+                x = standardise(b, x, norm.variance, norm.epsilon, FOLDED_QKV, self.choices.deviation)
         qkv = self.linear(b, x, name, 3 * width, bound)
         if norm is not None:
             parts = [split_heads(b, qkv, i, count, batch) for i in range(3)]
@@ -154,7 +167,7 @@ class OneOpening:
         """1. Scores, cut onto their circle; mask and bias.  2. Exponentials, and 1 / sum by row.
         3. Exponentials times values; both opened; their product.  All types by `Attention`."""
         q, k, v, _ = heads
-        types, circle = Attention.of(stage), ScoreType.of(bounds.scores)
+        types, circle = Attention.of(stage).chosen(self.choices), ScoreType.of(bounds.scores)
         with b.label("scores"):  # 1
             op = Matmul(q.shape, k.shape, QUERIES)
             (s,) = b.emit(op, [q, k], [(QUERIES, q.frac + k.frac, op.shape, circle.bound)])
@@ -171,7 +184,7 @@ class OneOpening:
             room = types.values - 2 - CUT - ceil_log2(most)
             if room < e.frac:
                 e = b.truncate(e, e.frac - room, e.ring - e.frac + room)
-            inverse, (e_open,) = reciprocal_of_sum(b, total, limits, (e,), stage.later, types.index_bits)
+            inverse, (e_open,) = reciprocal_of_sum(b, total, limits, (e,), types.index_bits > 0, types.index_bits)
             if inverse.frac > types.inverse:
                 cut = inverse.frac - types.inverse
                 inverse = b.truncate(inverse, cut, inverse.ring - cut)
@@ -184,7 +197,7 @@ class OneOpening:
             return merge_heads(b, b.truncate(context, cut, ring))
 
     def zones(self, function: str, neurons: Sequence[tuple[int, float]], fits: Fits) -> list[Zone]:
-        return gelu_zones(function, neurons, fits)
+        return [] if self.choices.activation == "as one" else gelu_zones(function, neurons, fits)
 
     def activation(
         self, b: Builder, function: str, h: Wire, bound: float, residual: Wire | None, fits: Fits, stage: Stage,

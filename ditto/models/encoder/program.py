@@ -97,6 +97,7 @@ def _block(
 ) -> Normed:
     """Attention and feed-forward network, each added to what it read and normalized."""
     d, ranges, name = description.dimensions, description.ranges.layers[i], f"layer.{i}"
+    style = style.chosen(description.choices_of(i))
 
     def add_and_norm(x: Normed, y: Wire, at: str, found: NormRange, after: NormRange | None) -> Normed:
         with b.label("layernorm"):

@@ -115,6 +115,7 @@ def _block(
 ) -> Wire:
     """Attention and feed-forward network, each on the stream's LayerNorm and added to the stream."""
     d, ranges, name = description.dimensions, description.ranges.layers[i], f"layer.{i}"
+    style = style.chosen(description.choices_of(i))
     with b.label("qkv"):
         norm = norm_of(f"{name}.norm1", ranges.norm1, d.epsilon)
         heads = style.heads(b, x, f"{name}.qkv", d.heads, plan.batch, ranges.qkv, use, norm=norm)
