@@ -2,26 +2,30 @@
 
 A part is compiled by itself, by the layer's ranges and one set of choices, and run on integers that fill those ranges
 as a calibration's texts did: margins are taken back. Its error is the root mean square of the difference to floats,
-over that of the exact result. The truncations of a run under MPC may add one unit in the last place each, which no
-choice changes.
+over that of the exact result. The errors of a run under MPC are in it.
 """
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from ditto.engine.plain import run_plain
+from ditto.engine.plain import plain_weights
 from ditto.engine.program import Builder
 from ditto.functions.fit import Fitting
 from ditto.functions.layernorm import RESIDUAL, deviation_scale
 from ditto.models.description import Dimensions, LayerRanges, NormRange
 from ditto.models.ranges import ACTIVATION_MARGIN, GELU_MARGIN, SCORE_MARGIN, VARIANCE_MARGIN
+from ditto.ops import Masked, Op, TruncateReduce
+from ditto.planning.work import ring_of
+from ditto.presets import preset_of
 from ditto.presets.choices import Choices
-from ditto.presets.style import ENCODER, AttentionBounds, Norm, Stage, Style
+from ditto.presets.style import ENCODER, AttentionBounds, Norm, Stage
+from ditto.ring import signed
 from ditto.ring.fixedpoint import decode, encode
 
 Tensor = torch.Tensor
@@ -29,6 +33,7 @@ ROWS, HEADS, COLUMNS = 64, 4, 96
 SIGMAS = 4.0  # what a calibration's maximum is of a normal distribution, about
 WIDE, CUT = 32, 20  # of a projection on its way to an activation
 EXACT = 1 << 6  # parts of a unit that any type here holds
+MASKS = 1 << 62
 KEPT = 256  # errors: layers repeat, and so do requests
 
 
@@ -41,7 +46,7 @@ def _random(*shape: int) -> Tensor:
 
 
 @lru_cache(maxsize=KEPT)
-def softmax_error(style: Style, choices: Choices, d: Dimensions, ranges: LayerRanges, causal: bool) -> float:
+def softmax_error(preset: str, choices: Choices, d: Dimensions, ranges: LayerRanges, causal: bool) -> float:
     """Of the context, from queries, keys and values of one layer."""
     size = d.hidden // d.heads
     width = HEADS * size
@@ -56,7 +61,7 @@ def softmax_error(style: Style, choices: Choices, d: Dimensions, ranges: LayerRa
     stage = Stage(causal=causal)
     read = b.input("x", WIDE, 12, (ROWS, width), ranges.qkv)
     residual = b.input("residual", RESIDUAL.ring, RESIDUAL.frac, (ROWS, width), 1.0)
-    chosen = style.chosen(choices)
+    chosen = preset_of(preset).style.chosen(choices)
     heads = chosen.heads(b, read, "qkv", HEADS, 1, ranges.qkv, stage)
     bounds = AttentionBounds(ranges.qkv, ranges.scores, max(ranges.context, ranges.qkv))
     b.output("context", chosen.attend(b, heads, bounds, residual, stage))
@@ -69,7 +74,7 @@ def softmax_error(style: Style, choices: Choices, d: Dimensions, ranges: LayerRa
 
 
 @lru_cache(maxsize=KEPT)
-def layernorm_error(style: Style, choices: Choices, d: Dimensions, ranges: NormRange, folded: bool) -> float:
+def layernorm_error(preset: str, choices: Choices, d: Dimensions, ranges: NormRange, folded: bool) -> float:
     """Of a LayerNorm's result, over the range of its variance; where gamma is folded, with the projection after it."""
     low, high = (math.log(limit) for limit in ranges.variance)
     inside = torch.linspace(low + math.log(VARIANCE_MARGIN), high - math.log(VARIANCE_MARGIN), ROWS).double().exp()
@@ -83,7 +88,7 @@ def layernorm_error(style: Style, choices: Choices, d: Dimensions, ranges: NormR
     norm = Norm("norm", ranges.variance, max(ranges.output, SIGMAS * 2), d.epsilon)
     scale = deviation_scale(d.hidden)
     weights = {"norm.gamma": torch.full((d.hidden,), scale), "norm.beta": torch.zeros(d.hidden)}
-    chosen = style.chosen(choices)
+    chosen = preset_of(preset).style.chosen(choices)
     if folded:
         b.output("y", chosen.norm_linear(b, read, norm, "next", d.hidden, norm.bound))
         weights = {"next.weight": scale * torch.eye(d.hidden), "next.bias": torch.zeros(d.hidden)}
@@ -94,11 +99,11 @@ def layernorm_error(style: Style, choices: Choices, d: Dimensions, ranges: NormR
 
 
 @lru_cache(maxsize=KEPT)
-def activation_error(style: Style, choices: Choices, d: Dimensions, ranges: LayerRanges) -> float:
+def activation_error(preset: str, choices: Choices, d: Dimensions, ranges: LayerRanges) -> float:
     """Of the activation's result, neurons as wide as their bounds say."""
     groups = [(1 + group.count * COLUMNS // d.inner, group.bound) for group in ranges.neurons]
     groups = groups or [(COLUMNS, ranges.activation)]
-    chosen, fits = style.chosen(choices), Fitting()
+    chosen, fits = preset_of(preset).style.chosen(choices), Fitting()
     zones = chosen.zones(d.activation, groups, fits) if ranges.neurons else []
     reach = torch.cat([torch.full((count,), bound / GELU_MARGIN / SIGMAS) for count, bound in groups]).double()
     x = _random(ROWS, len(reach)) * reach
@@ -116,9 +121,35 @@ def activation_error(style: Style, choices: Choices, d: Dimensions, ranges: Laye
 
 
 def _run(b: Builder, inputs: dict[str, Tensor], weights: dict[str, Tensor]) -> Tensor:
-    program = b.finish()
-    wires = program.inputs
-    values = {name: encode(inputs[name], wire.ring, wire.frac) for name, wire in wires.items()}
+    """The program's first output, with the errors that shares make: truncations round up or down at random; any other
+    operation that is not exact runs on masks and correlations, as one party that holds all of both."""
+    program, generator = b.finish(), torch.Generator().manual_seed(1)
+    values = {name: signed(encode(inputs[name], w.ring, w.frac), w.ring) for name, w in program.inputs.items()}
     held = {name: encode(weights[name], wire.ring, wire.frac) for name, wire in program.weights.items()}
-    (name, wire), *_ = program.outputs.items()
-    return decode(run_plain(program, values, held)[name], wire.ring, wire.frac).double()
+    values |= plain_weights(program, held)
+    for step in program.steps:
+        outputs = _step(step.op, [values[name] for name in step.inputs], generator)
+        values.update(zip(step.outputs, outputs, strict=True))
+    wire = next(iter(program.outputs.values()))
+    return decode(values[wire.name], wire.ring, wire.frac).double()
+
+
+def _step(op: Op, read: list[Tensor], generator: torch.Generator) -> tuple[Tensor, ...]:
+    if isinstance(op, TruncateReduce):
+        lost = torch.randint(0, 1 << op.t, read[0].shape, generator=generator)
+        return (signed(signed(read[0] + lost, op.bits) >> op.t, op.out),)
+    if op.ulp() and not op.opens():
+        masks = [torch.randint(-MASKS, MASKS, x.shape, generator=generator) for x in read]
+        opened = [Masked(x + mask, mask) for x, mask in zip(read, masks, strict=True)]
+        outputs = op.online(_Alone(), op.correlate(*masks), *opened)
+        return tuple(signed(y, ring_of(op)) for y in outputs)
+    return op.plain(*read)
+
+
+class _Alone:
+    """A party that holds every share whole, and what it asks nobody for."""
+
+    party = 0
+
+    def __getattr__(self, name: str) -> Any:
+        raise TypeError(f"an operation that opens nothing asked for {name}")

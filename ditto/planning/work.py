@@ -40,10 +40,13 @@ class Work:
         self.amounts[kind] += amount_of(step)
 
 
+def ring_of(op: Op) -> int:
+    """The ring bits of what it makes; 64 where it does not say."""
+    return next((bits for name in ("out", "bits") if isinstance(bits := getattr(op, name, None), int)), 64)
+
+
 def kind_of(op: Op) -> Kind:
-    """By the ring of what it makes, where it says one."""
-    bits = next((bits for name in ("out", "bits") if isinstance(bits := getattr(op, name, None), int)), 64)
-    return Kind(type(op).__name__, carrier(bits).itemsize)
+    return Kind(type(op).__name__, carrier(ring_of(op)).itemsize)
 
 
 def amount_of(step: Step) -> int:

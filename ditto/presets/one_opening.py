@@ -77,6 +77,7 @@ class OneOpening:
     folded = True
     quad = False
     narrows = True
+    open = True
     choices: Choices = DEFAULT
 
     def chosen(self, choices: Choices) -> OneOpening:

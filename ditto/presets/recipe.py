@@ -55,6 +55,7 @@ class Recipe:
     centred = False
     folded = False
     narrows = False
+    open = False
 
     @property
     def quad(self) -> bool:

@@ -98,6 +98,10 @@ class Style(Protocol):
     def narrows(self) -> bool:
         """Has it narrower types for later tokens?"""
 
+    @property
+    def open(self) -> bool:
+        """Does it leave anything to choose?"""
+
     def chosen(self, choices: Choices) -> Style:
         """This style with what it leaves open decided; itself where it leaves nothing open."""
 
