@@ -1,4 +1,4 @@
-"""Predictions and choices: what the planner prints is what compiles, and what it takes is the least of what it tried."""
+"""Predictions and choices: what the planner prints is what compiles; what it takes is the least of what it tried."""
 
 from __future__ import annotations
 
@@ -164,8 +164,7 @@ def test_the_least_of_all_combinations(model: tuple[Description, Any, Batch], ob
     assert cost_of(description, got.choices) == got.taken
     least = value(objective, got.taken, MACHINE, WAN)
     own = value(objective, got.own, MACHINE, WAN)
-    print(f"{objective}: {own[0]:.6g} as the preset does, {least[0]:.6g} as planned")
-    assert least <= own
+    assert least <= own, f"{objective}: {own[0]:.6g} as the preset does, {least[0]:.6g} as planned"
     compile_, fits = architecture_of(description.architecture).compile, Fitting(description.functions)
     tried = 0
     rows = [row for row in got.rows if row.layer == 1]
@@ -178,7 +177,7 @@ def test_the_least_of_all_combinations(model: tuple[Description, Any, Batch], ob
         other = value(objective, [whole(o) for o in demands(program, MACHINE)], MACHINE, WAN)
         assert least[0] <= other[0] * (1 + 1e-9), choices
         tried += 1
-    assert tried > 8
+    assert tried >= 8
 
 
 def test_a_row_is_what_its_alternative_costs(model: tuple[Description, Any, Batch]) -> None:
@@ -198,7 +197,7 @@ def test_a_row_is_what_its_alternative_costs(model: tuple[Description, Any, Batc
 
 
 def test_tolerance_is_kept(model: tuple[Description, Any, Batch]) -> None:
-    """Nothing is taken that errs more than the tolerance, but for what the preset does itself; a wide one frees more."""
+    """Nothing taken errs more than the tolerance, or than what the preset does itself; a wide one frees more."""
     taken = {}
     for tolerance in (0.0, 1.0):
         got = plan(model[0], JOB, MACHINE, WAN, Objective.bytes, tolerance, FEW)
@@ -244,8 +243,7 @@ def test_choices_run_under_mpc(model: tuple[Description, dict[str, torch.Tensor]
     plain = run_plain(program, inputs, weights)
     wire = program.outputs["hidden"]
     gap = (signed(run.outputs["hidden"], wire.ring) - plain["hidden"]).abs().max()
-    print(f"{int(gap)} units")
-    assert int(gap) <= 12  # of preset ditto on two layers (`Preset.ulp`)
+    assert int(gap) <= 12, f"{int(gap)} units"  # of preset ditto on two layers (`Preset.ulp`)
 
 
 # The command --------------------------------------------------------------------------------------
