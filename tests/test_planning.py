@@ -40,7 +40,7 @@ MACHINE = Machine(
     cores=2, rates={"Open/8": dict.fromkeys(ROLES, RATE)}, round=3e-4, sent=2e-9, dealt=1e-9, phase=1e-3
 )  # fmt: skip
 WAN = network("wan")
-FEW = (Part("softmax", {"reciprocal": (0, 9), "exponential": (16, 10)}), *PARTS[1:])
+FEW = (Part("softmax", {"reciprocal": (0, 9), "exponential": (16, 12)}), *PARTS[1:])
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_without_choices_nothing_changes(model: tuple[Description, Any, Batch]) 
     assert compile_stage(explicit, JOB).fingerprint == compile_stage(description, JOB).fingerprint
 
 
-@pytest.mark.parametrize("raw", [[{}], [{}, {"reciprocal": 7}], [{}, {"unknown": 1}], [{}, {"exponential": "16"}]])
+@pytest.mark.parametrize("raw", [[{}], [{}, {"reciprocal": 7}], [{}, {"unknown": 1}], [{}, {"exponential": 10}]])
 def test_wrong_choices_are_refused(model: tuple[Description, Any, Batch], raw: list[Any]) -> None:
     text = json.dumps(json.loads(model[0].text()) | {"choices": raw})
     with pytest.raises(BadDescription, match="choices"):
@@ -212,7 +212,7 @@ def test_fewer_digits_err_more(model: tuple[Description, Any, Batch]) -> None:
     description = model[0]
     layer = description.ranges.layers[0].model_copy(update={"qkv": 12.0, "scores": 12.0})
     d = description.dimensions.model_copy(update={"hidden": 128, "heads": 2})
-    fine, coarse = (softmax_error("ditto", Choices(exponential=e), d, layer, False) for e in (16, 10))
+    fine, coarse = (softmax_error("ditto", Choices(exponential=e), d, layer, False) for e in (16, 12))
     assert fine < coarse < 1
 
 

@@ -44,7 +44,7 @@ class Part:
 
 
 PARTS = (
-    Part("softmax", {"reciprocal": (0, 9, 11), "exponential": (16, 12, 10)}),
+    Part("softmax", {"reciprocal": (0, 9, 11), "exponential": (16, 12)}),
     Part("layernorm", {"deviation": ("joined tables", "one table")}),
     Part("gelu", {"activation": ("by neuron", "as one")}),
 )
