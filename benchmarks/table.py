@@ -1,7 +1,7 @@
 """Tables from what `ditto bench model --json` printed.
 
-    python benchmarks/table.py FILE.json ...      shapes: one row a file, then generation for those that generated
-    python benchmarks/table.py --predict FILE.json ...   also: what the loopback run of a shape predicts for the others
+python benchmarks/table.py FILE.json ...      shapes: one row a file, then generation for those that generated
+python benchmarks/table.py --predict FILE.json ...   also: what the loopback run of a shape predicts for the others
 """
 
 from __future__ import annotations

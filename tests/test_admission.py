@@ -25,6 +25,7 @@ from ditto.client import local_cluster
 from ditto.client.client import Client
 from ditto.client.local_cluster import Cluster
 from ditto.client.messages import ask_of, terms_of
+from ditto.engine.program import PART
 from ditto.errors import BadDescription, Busy, ClusterError, DittoError, LimitExceeded
 from ditto.models import Checkpoint, Description, Dimensions, Plan, describe, encode_inputs, encode_weights, parse
 from ditto.models.architecture import Tensors
@@ -322,7 +323,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, small: tuple[Description, 
     cluster.configure(ports=local_cluster._free_ports())
     for role in SERVERS:
         path = cluster.config_path(role)
-        config = yaml.safe_load(path.read_text()) | {"upload_idle_s": IDLE}
+        config = yaml.safe_load(path.read_text()) | {"upload_idle_s": IDLE, "hold_mb": 1}
         path.write_text(yaml.safe_dump(config | ({"give_way_s": START} if role == "coordinator" else {})))
     try:
         cluster.up()
@@ -405,6 +406,20 @@ def test_every_server_refuses_a_large_description_itself(cluster: Cluster, text:
     for (role, peer), method in run.items():
         refused(cluster, peer, partial(call, cluster, role, peer, method), "max_description_kb")
     assert not list((cluster.root / "data").rglob(f"*{share_id}*"))
+
+
+def test_a_job_runs_in_parts_as_the_servers_are_configured(
+    config: ClientConfig, small: tuple[Description, Tensors]
+) -> None:
+    """The client learns from the coordinator how large they are; a server that has them otherwise refuses."""
+    layers: list[str] = []
+    texts = Batch(*(x.repeat(32, 2) for x in (question().ids, question().types, question().mask)))
+    with Client(config) as client:
+        result = client.infer(
+            "small", lambda p: encode_inputs(small[0], p, texts), *texts.ids.shape,
+            on_event=lambda event: layers.append(event.get("name", "")),
+        )  # fmt: skip
+    assert f"layer 0{PART}2" in layers and result.outputs["hidden"].shape == (32 * 2 * SEQ, 16)
 
 
 def serves(config: ClientConfig, small: tuple[Description, Tensors]) -> None:
@@ -492,7 +507,8 @@ def test_a_client_that_does_not_start_its_job_gives_way(
     config: ClientConfig, small: tuple[Description, Tensors]
 ) -> None:
     """Its job stands aside, and runs when its inputs come; a second one of the same client ends."""
-    plan, program = Plan(1, SEQ), program_for(small[0].text(), Plan(1, SEQ))
+    plan = Plan(1, SEQ, hold_mb=1)
+    program = program_for(small[0].text(), plan)
     with Client(config) as client:
         terms = terms_of(client._model("small"), plan, program)
 

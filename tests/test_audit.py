@@ -166,7 +166,7 @@ class World:
         first, carried = 0, dict[str, torch.Tensor]()
         for program in programs:
             for party, data in DealerJob(program, name, seeds, self.masks, first, carried).deal():
-                pieces[party].append(data)
+                pieces[party].append(bytes(data))
             first += len(program.steps)
         for party in (0, 1):
             replies = [(seeds[party], b""), *((b"", data) for data in pieces[party])]

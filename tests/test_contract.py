@@ -49,6 +49,7 @@ from ditto.ops import (
     Square,
     SuffixSum,
     Sum,
+    SumOfSquares,
     Triangle,
     TruncateReduce,
     Untriangle,
@@ -162,6 +163,10 @@ CASES = [
     *(
         Case(WideSquare(S, b, o), [(b, S, 2 ** (b - 2))], o, S)
         for b, o in ((24, 32), (24, 64), (46, 64), (56, 64), (16, 64), (36, 64))
+    ),
+    *(
+        Case(SumOfSquares(S, b, o), [(b, S, 2 ** (b - 2))], o, (5, 1))
+        for b, o in ((24, 32), (24, 64), (46, 64), (24, 40), (16, 64), (36, 64))
     ),
     *(
         Case(WideProduct((S, (5, 1)), (a, b), o), [(a, S, 2 ** (a - 2)), (b, (5, 1), 2 ** (b - 2))], o, S)

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 from queue import SimpleQueue as Queue
 
+import pytest
+from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
+from ditto.net.bulk import Bulk, Dealt, decoder
 from ditto.net.emulation import Link
 from ditto.net.framing import PREFIX, around_dealt, around_frame
 from ditto.net.metrics import LinkMetrics
-from ditto.net.peerlink import Frame, PeerLink, _frames
+from ditto.net.peerlink import PeerLink, _frames
 from ditto.net.transport import CHUNK
 from ditto.transcript import DIGEST
-from ditto.wire import dealer_pb2
+from ditto.wire import dealer_pb2, party_pb2
 
 NUMBERS = st.integers(0, 2**63)
 
 
 @given(st.text(max_size=200), st.text(max_size=200), st.text(max_size=9), NUMBERS, NUMBERS, NUMBERS, st.binary())
 def test_a_frame(job: str, label: str, abort: str, sequence: int, total: int, offset: int, data: bytes) -> None:
-    head = Frame(job=job, label=label, abort=abort, sequence=sequence, total=total, digest=bytes(DIGEST))
-    whole = Frame(data=data, offset=offset)
+    head = party_pb2.Frame(job=job, label=label, abort=abort, sequence=sequence, total=total, digest=bytes(DIGEST))
+    whole = party_pb2.Frame(data=data, offset=offset)
     whole.MergeFrom(head)
     assert around_frame(head, offset, len(data)) == whole.ByteSize() - len(data) + PREFIX
 
@@ -30,7 +33,55 @@ def test_a_frame(job: str, label: str, abort: str, sequence: int, total: int, of
 @given(st.binary(max_size=300), st.binary(max_size=300))
 def test_a_message_of_the_dealer(seed: bytes, data: bytes) -> None:
     reply = dealer_pb2.CorrelationsReply(seed=seed, data=data, digest=bytes(DIGEST))
-    assert around_dealt(reply) == reply.ByteSize() - len(data) + PREFIX
+    whole = reply.ByteSize()
+    reply.ClearField("data")
+    assert around_dealt(Dealt(reply, data)) == whole - len(data) + PREFIX
+
+
+MESSAGES = st.builds(
+    party_pb2.Frame,
+    job=st.text(max_size=9),
+    sequence=NUMBERS,
+    total=NUMBERS,
+    data=st.binary(max_size=300),
+    digest=st.binary(),
+)
+
+
+@given(MESSAGES, st.binary(max_size=200))
+def test_data_apart_is_the_same_message(message: party_pb2.Frame, other: bytes) -> None:
+    """Encoded apart it is one that protobuf reads, and read apart it is one that protobuf wrote: `data` in the midst,
+    last, twice, or absent."""
+    head = party_pb2.Frame()
+    head.CopyFrom(message)
+    head.ClearField("data")
+    apart = Bulk(head, memoryview(message.data)).SerializeToString()
+    assert party_pb2.Frame.FromString(apart) == message
+    twice = apart + party_pb2.Frame(data=other).SerializeToString()
+    for encoded in (apart, message.SerializeToString(), twice):
+        read, want = decoder(party_pb2.Frame)(encoded), party_pb2.Frame.FromString(encoded)
+        assert bytes(read.data) == want.data
+        want.ClearField("data")
+        assert read.head == want
+    view = decoder(party_pb2.Frame)(apart).data
+    assert not message.data or (isinstance(view, memoryview) and view.obj is apart), "no copy"
+
+
+@given(MESSAGES, st.data())
+def test_what_protobuf_refuses_is_refused(message: party_pb2.Frame, data: st.DataObject) -> None:
+    whole = bytearray(message.SerializeToString() or b"\0")
+    whole[data.draw(st.integers(0, len(whole) - 1))] ^= data.draw(st.integers(1, 255))
+    encoded = bytes(whole[: data.draw(st.integers(0, len(whole)))])
+    try:
+        want = party_pb2.Frame.FromString(encoded)
+    except DecodeError:
+        with pytest.raises(DecodeError):
+            decoder(party_pb2.Frame)(encoded)
+        return
+    read = decoder(party_pb2.Frame)(encoded)
+    assert bytes(read.data) == want.data
+    want.ClearField("data")
+    assert read.head == want
 
 
 def test_what_send_counts_is_what_the_stream_carries() -> None:
@@ -43,7 +94,7 @@ def test_what_send_counts_is_what_the_stream_carries() -> None:
     frames = list(_frames(out, Link(None), link.metrics))
     assert [len(frame.data) for frame in frames] == [0, 1, CHUNK, CHUNK, CHUNK, 1]
     payload = sum(map(len, payloads))
-    assert sum(frame.ByteSize() + PREFIX for frame in frames) == payload + counted
+    assert sum(len(frame.SerializeToString()) + PREFIX for frame in frames) == payload + counted
     for part, expected in (("payload", payload), ("framing", counted)):
         labels = {"direction": "out", "part": part}
         assert registry.get_sample_value("ditto_peer_bytes_total", labels) == expected

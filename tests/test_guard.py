@@ -294,6 +294,6 @@ def test_infer_says_when_an_answer_may_be_wrong(shared: str) -> None:
     assert strict["in_range"] is False and "OUT_OF_RANGE" in said  # the answer is out all the same
     unseen, said = run(*asked, "--no-range-check")
     assert unseen["in_range"] is None and "warning" not in said
-    assert unseen["online"]["rounds"] == wrong["online"]["rounds"] - 2
+    assert unseen["online"]["rounds"] == wrong["online"]["rounds"]  # its two share rounds of the model's
     result = CliRunner().invoke(app, [*asked, "--no-range-check", "--strict"])
     assert result.exit_code == 2

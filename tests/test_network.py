@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -23,10 +25,11 @@ from ditto.models import encode_inputs, random_batch, random_model
 from ditto.net.config import DealerConfig, PartyConfig, load_config
 from ditto.net.emulation import _STALL, _STALL_ROUND_TRIPS, Link, Network, network, networks
 from ditto.net.peerlink import LinkChannel, PeerLink
+from ditto.net.seal import sealing, unsealing
 from ditto.service.party_service import LinkService
-from ditto.wire import party_pb2_grpc
 
 MB = 1_000_000
+EXCHANGE = "/ditto.v1.PeerLink/Exchange"
 SLOW = Network(bandwidth_mbps=80, rtt_ms=60)  # 10 MB a second
 
 
@@ -152,11 +155,15 @@ def pair(profile: Network) -> Iterator[tuple[LinkChannel, LinkChannel]]:
     """Both ends of one job on a link over a real socket."""
     ends = [PeerLink(f"party{i}", f"party{1 - i}", network=profile, message_timeout=30) for i in (0, 1)]
     server = grpc.server(futures.ThreadPoolExecutor(4))
-    party_pb2_grpc.add_PeerLinkServicer_to_server(LinkService(ends[0]), server)
+    handler = grpc.stream_stream_rpc_method_handler(
+        LinkService(ends[0]).Exchange, unsealing(EXCHANGE, "request", None), sealing(EXCHANGE, "reply", None)
+    )
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("ditto.v1.PeerLink", {"Exchange": handler}),))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        ends[1].dial(party_pb2_grpc.PeerLinkStub(channel))
+        coders = sealing(EXCHANGE, "request", None), unsealing(EXCHANGE, "reply", None)
+        ends[1].dial(cast(Any, SimpleNamespace(Exchange=channel.stream_stream(EXCHANGE, *coders))))
         try:
             channels = ends[1].open("job"), ends[0].open("job")
             _together(lambda c: c.exchange("warm", b""), channels)

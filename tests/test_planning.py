@@ -19,6 +19,7 @@ from ditto.engine.plan import Plan
 from ditto.errors import BadDescription, ConfigError
 from ditto.functions.fit import Fitting
 from ditto.models import Description, compile_stage, encode_inputs, encode_weights, parse, random, random_model
+from ditto.models.description import ScoreRange
 from ditto.models.importer import with_choices
 from ditto.models.registry import architecture_of
 from ditto.models.tokenizer import Batch
@@ -40,7 +41,7 @@ MACHINE = Machine(
     cores=2, rates={"Open/8": dict.fromkeys(ROLES, RATE)}, round=3e-4, sent=2e-9, dealt=1e-9, phase=1e-3
 )  # fmt: skip
 WAN = network("wan")
-FEW = (Part("softmax", {"reciprocal": (0, 9), "exponential": (16, 12)}), *PARTS[1:])
+FEW = (Part("softmax", {"reciprocal": (0, 9), "exponential": ("precise", "narrow")}), *PARTS[1:])
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +150,7 @@ def test_without_choices_nothing_changes(model: tuple[Description, Any, Batch]) 
     assert compile_stage(explicit, JOB).fingerprint == compile_stage(description, JOB).fingerprint
 
 
-@pytest.mark.parametrize("raw", [[{}], [{}, {"reciprocal": 7}], [{}, {"unknown": 1}], [{}, {"exponential": 10}]])
+@pytest.mark.parametrize("raw", [[{}], [{}, {"reciprocal": 7}], [{}, {"unknown": 1}], [{}, {"exponential": "coarse"}]])
 def test_wrong_choices_are_refused(model: tuple[Description, Any, Batch], raw: list[Any]) -> None:
     text = json.dumps(json.loads(model[0].text()) | {"choices": raw})
     with pytest.raises(BadDescription, match="choices"):
@@ -210,9 +211,10 @@ def test_tolerance_is_kept(model: tuple[Description, Any, Batch]) -> None:
 def test_fewer_digits_err_more(model: tuple[Description, Any, Batch]) -> None:
     """The measured error holds what shares make of an exponential: the plain interpreter alone sees none of it."""
     description = model[0]
-    layer = description.ranges.layers[0].model_copy(update={"qkv": 12.0, "scores": 12.0})
+    wide = ScoreRange(size=12.0, above=6.0, below=12.0, spread=16.0)
+    layer = description.ranges.layers[0].model_copy(update={"qkv": 12.0, "scores": wide})
     d = description.dimensions.model_copy(update={"hidden": 128, "heads": 2})
-    fine, coarse = (softmax_error("ditto", Choices(exponential=e), d, layer, False) for e in (16, 12))
+    fine, coarse = (softmax_error("ditto", Choices(exponential=e), d, layer, False) for e in ("precise", "narrow"))
     assert fine < coarse < 1
 
 
@@ -234,7 +236,7 @@ def test_generation_counts_every_token() -> None:
 def test_choices_run_under_mpc(model: tuple[Description, dict[str, torch.Tensor], Batch]) -> None:
     """What was chosen computes what the plain interpreter does, on shares."""
     description, tensors, batch = model
-    every = Choices(reciprocal=9, exponential=12, deviation="one table", activation="as one")
+    every = Choices(reciprocal=9, exponential="narrow", used="bits", deviation="one table", activation="as one")
     chosen = with_choices(description, (every, DEFAULT))
     weights, program = encode_weights(chosen, tensors), compile_stage(chosen, JOB)
     assert program.fingerprint != compile_stage(description, JOB).fingerprint

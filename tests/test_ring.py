@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ditto.ring import batched_product, carrier, pack, shift_right, signed, unpack, unsigned, wire_bytes
+from ditto.ring import batched_product, carrier, pack, packed, shift_right, signed, unpack, unsigned, wire_bytes
 from ditto.ring.fixedpoint import decode, encode
 from ditto.ring.kernels import COLUMNS, FEW, RingMatrix, carrier_class, kernel_of
-from ditto.ring.prg import Prg, derive, new_seed
+from ditto.ring.prg import BLOCK, Prg, derive, new_seed
 
 RINGS = (8, 16, 24, 32, 40, 48, 56, 64)
 
@@ -40,12 +41,35 @@ def random_ring(shape: tuple[int, ...], bits: int, seed: int) -> torch.Tensor:
 
 @given(st.integers(1, 64), st.lists(st.integers(-(2**63), 2**63 - 1), max_size=40))
 def test_pack_roundtrip(bits: int, values: list[int]) -> None:
+    """The bytes are those of the layout that is stated, by Python's integers: nothing of a carrier's other bits, nor of
+    memory that nobody wrote."""
     x = torch.tensor(values, dtype=torch.int64).to(carrier(bits))
-    data = pack(x, bits)
-    assert len(data) == wire_bytes(bits, len(values)) == -(-bits // 8) * len(values)
-    back = unsigned(unpack(data, bits, (len(values),)), bits)
-    mask = (1 << bits) - 1
-    assert [v & mask for v in back.tolist()] == [v & mask for v in values]
+    data, n, whole = pack(x, bits), len(values), bits // 8
+    assert len(data) == wire_bytes(bits, n) == -(-bits * n // 8)
+    elements = [v % 2**bits for v in values]
+    high = sum(v >> (8 * whole) << (bits % 8 * i) for i, v in enumerate(elements))
+    low = b"".join((v % 256**whole).to_bytes(whole, "little") for v in elements)
+    assert data == low + high.to_bytes(len(data) - len(low), "little")
+    for given_back in (data, bytearray(data)):
+        back = unsigned(unpack(given_back, bits, (n,)), bits)
+        assert [v % 2**bits for v in back.tolist()] == elements
+
+
+@pytest.mark.parametrize("bits", [8, 24, 32, 39, 64])
+def test_what_is_packed_or_unpacked_shares_memory_as_it_says(bits: int) -> None:
+    """`packed` may be the tensor's memory and cannot be written to; `unpack` leaves alone what cannot be, and `pack`
+    is a copy."""
+    x = random_ring((5,), bits, 1)
+    view, copy = packed(x, bits), pack(x, bits)
+    assert view.readonly and view == copy
+    own = unpack(view, bits, (5,))
+    own += 1
+    assert view == copy == pack(x, bits)
+    x += 1
+    assert copy == pack(x - 1, bits)
+    for at in (0, 1):  # memory that can be written to, aligned or not
+        room = bytearray(at) + bytearray(copy)
+        assert torch.equal(unsigned(unpack(memoryview(room)[at:], bits, (5,)), bits), unsigned(x - 1, bits))
 
 
 def test_unpack_refuses_a_wrong_length() -> None:
@@ -172,6 +196,16 @@ def test_seeds_and_keys() -> None:
 def test_aes_counter_mode_known_answer() -> None:
     """AES-128 of the zero block under the zero key (FIPS 197 / NIST AESAVS)."""
     assert pack(Prg(bytes(16)).ring((16,), 8), 8).hex() == "66e94bd4ef8a2c3b884cfa59ca342b2e"
+
+
+def test_a_stream_goes_on_as_in_one_piece() -> None:
+    """However it is asked, and across the blocks in which it is made: AES in counter mode from block 0 on."""
+    size = BLOCK + 40
+    whole = Cipher(algorithms.AES(bytes(16)), modes.CTR(bytes(16))).encryptor().update(bytes(3 * size))
+    prg, got = Prg(bytes(16)), b""
+    for n, bits in ((size, 8), (3, 8), (size // 8, 64), (5, 32), (BLOCK, 8)):
+        got += pack(prg.ring((n,), bits), bits)
+    assert got == whole[: len(got)] and len(got) > 3 * BLOCK
 
 
 @given(st.floats(-100, 100))

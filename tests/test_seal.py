@@ -37,8 +37,11 @@ def test_every_bit_and_every_cut_is_seen() -> None:
 
 def test_what_has_digests_of_its_own_has_no_seal() -> None:
     ways = [(method, way) for method in METHODS for way in ("request", "reply")]
-    plain = [pair for pair in ways if sealing(*pair, bytes) is bytes and unsealing(*pair, bytes) is bytes]
+    message = party_pb2.Frame(job="0" * 32, digest=bytes(16), data=b"data")
+    encoded = message.SerializeToString()
+    plain = [pair for pair in ways if sealing(*pair, party_pb2.Frame.SerializeToString)(message) == encoded]
     assert plain == [pair for pair in ways if pair != (METHODS[1], "request")]
+    assert all(unsealing(*pair, party_pb2.Frame.FromString)(encoded) for pair in plain)
 
 
 def test_a_sealed_message_is_one_to_another_version() -> None:

@@ -25,7 +25,7 @@ from ditto.models import Description, Plan, compile_stage, encode_inputs, random
 from ditto.net.emulation import Link
 from ditto.net.framing import dealt_digest, frame_digest
 from ditto.net.metrics import LinkMetrics, PartyMetrics
-from ditto.net.peerlink import Frame, LinkChannel, PeerLink, _frames
+from ditto.net.peerlink import LinkChannel, PeerLink, _frames
 from ditto.net.transport import CHUNK
 from ditto.ring import cast
 from ditto.ring.prg import new_seed
@@ -61,7 +61,7 @@ def linked(alter: Alter = untouched, order: Order = iter) -> Iterator[list[PeerL
 
     def carried(party: int) -> Iterator[party_pb2.Frame]:
         for sent in _frames(outs[party], Link(None), ends[party].metrics):
-            frame = Frame.FromString(sent.SerializeToString())
+            frame = party_pb2.Frame.FromString(sent.SerializeToString())
             if party == 0:
                 alter(frame)
             yield frame

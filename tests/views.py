@@ -15,7 +15,6 @@ from uniform import chi_square, chi_square_limit, deviation_limit
 from ditto.engine import job
 from ditto.engine.job import _PartyContext
 from ditto.ops.base import Shared
-from ditto.ring import pack
 
 Tensor = torch.Tensor
 
@@ -29,7 +28,7 @@ class View:
         self.messages = 0
 
     def add(self, kind: str, x: Tensor, bits: int) -> None:
-        raw = np.frombuffer(pack(x, bits), dtype=np.uint8).reshape(-1, -(-bits // 8))
+        raw = x.reshape(-1).to(torch.int64).numpy().view(np.uint8).reshape(-1, 8)[:, : -(-bits // 8)]
         ones = np.unpackbits(raw, axis=1, bitorder="little")[:, :bits].sum(axis=0, dtype=np.int64)
         worst = float(np.abs(ones - len(raw) / 2).max() / (len(raw) ** 0.5 / 2))
         if worst > deviation_limit():
@@ -51,26 +50,41 @@ class View:
 def watch(monkeypatch: pytest.MonkeyPatch, take: Callable[[str, Tensor, int], None]) -> None:
     """Have `take` (kind of message, elements, bits of each) see every message of every job from here on."""
     lock = threading.Lock()
-    opening, opening_bits, dealing, anew = (
-        _PartyContext.open, _PartyContext.open_bits, _PartyContext.dealt, job.rerandomised,
+    opening, opening_bits, opening_both, dealing, anew = (
+        _PartyContext.open, _PartyContext.open_bits, _PartyContext.open_both, _PartyContext.dealt, job.rerandomised,
     )  # fmt: skip
 
     def add(kind: str, x: Tensor, bits: int) -> None:
         with lock:
             take(kind, x, bits)
 
+    def saw(party: int, shares: list[Tensor], result: list[Tensor], bits: list[int]) -> None:
+        for mine, value, size in zip(shares, result, bits, strict=True):
+            add(f"opened at party{party}", value, size)
+            add(f"from the peer at party{party}", value - mine, size)
+
+    def saw_bits(party: int, words: Tensor, result: Tensor) -> None:
+        add(f"opened bits at party{party}", result, 64)
+        add(f"bits from the peer at party{party}", result ^ words, 64)
+
     def opened(self: _PartyContext, shares: list[Tensor], bits: list[int]) -> list[Tensor]:
         result = opening(self, shares, bits)
-        for mine, value, size in zip(shares, result, bits, strict=True):
-            add(f"opened at party{self.party}", value, size)
-            add(f"from the peer at party{self.party}", value - mine, size)
+        saw(self.party, shares, result, bits)
         return result
 
     def opened_bits(self: _PartyContext, words: Tensor) -> Tensor:
         result = opening_bits(self, words)
-        add(f"opened bits at party{self.party}", result, 64)
-        add(f"bits from the peer at party{self.party}", result ^ words, 64)
+        saw_bits(self.party, words, result)
         return result
+
+    def opened_both(
+        self: _PartyContext, shares: list[Tensor], bits: list[int], words: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        result, result_bits = opening_both(self, shares, bits, words)
+        saw(self.party, shares, result, bits)
+        for mine, value in zip(words, result_bits, strict=True):
+            saw_bits(self.party, mine, value)
+        return result, result_bits
 
     def dealt(self: _PartyContext, of: Shared) -> Tensor:
         result = dealing(self, of)
@@ -85,5 +99,6 @@ def watch(monkeypatch: pytest.MonkeyPatch, take: Callable[[str, Tensor, int], No
 
     monkeypatch.setattr(_PartyContext, "open", opened)
     monkeypatch.setattr(_PartyContext, "open_bits", opened_bits)
+    monkeypatch.setattr(_PartyContext, "open_both", opened_both)
     monkeypatch.setattr(_PartyContext, "dealt", dealt)
     monkeypatch.setattr(job, "rerandomised", output)

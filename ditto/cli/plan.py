@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 MACHINE = "machine.json"  # in $DITTO_HOME
 WORDS = {  # for a choice, in the table
     "reciprocal": "tables of 2^{}",
-    "exponential": "{} digits",
+    "exponential": "{} exponentials",
+    "used": "buckets by {}",
     "deviation": "{}",
     "activation": "{}",
 }

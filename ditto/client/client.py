@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -301,6 +301,7 @@ class Client:
         inputs: Callable[[int, Program, Outputs], Inputs | None],
         on_event: Callable[[dict[str, Any]], None] | None,
     ) -> InferResult:
+        plan = replace(plan, hold_mb=found.hold_mb or plan.hold_mb)  # as the servers are configured
         program = program_for(found.description, plan)
         encoded = inputs(0, program, {})
         if encoded is None:

@@ -19,8 +19,12 @@ class Channel(Protocol):
     framing_sent: int
     transcript: Transcript
 
-    def exchange(self, label: str, payload: bytes) -> bytes:
-        """Send `payload`, return the peer's message of the same label: one round."""
+    def exchange(self, label: str, payload: bytes | memoryview) -> bytes | memoryview:
+        """Send `payload`, return the peer's message of the same label: one round.
+
+        It may be read until the peer has it: nobody writes to its memory any more. What is returned is the caller's own
+        where it can be written to.
+        """
 
 
 class MemoryChannel:
@@ -38,8 +42,8 @@ class MemoryChannel:
         b: queue.Queue[tuple[str, bytes]] = queue.Queue()
         return cls(a, b), cls(b, a)
 
-    def exchange(self, label: str, payload: bytes) -> bytes:
-        self._out.put((label, payload))
+    def exchange(self, label: str, payload: bytes | memoryview) -> bytes | memoryview:
+        self._out.put((label, bytes(payload)))
         self.payload_sent += len(payload)
         self.framing_sent += len(label)
         got, theirs = self._in.get(timeout=60)

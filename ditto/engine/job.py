@@ -18,7 +18,7 @@ from ditto.engine.weights import DealerWeights, PartyWeights
 from ditto.errors import BadShare, ReuseError
 from ditto.ops import Masked, Op
 from ditto.ops.base import Correlations, Shared
-from ditto.ring import cast, pack, unpack
+from ditto.ring import cast, packed, unpack
 from ditto.ring.prg import Prg, derive, new_seed
 from ditto.transcript import digest
 
@@ -43,7 +43,7 @@ class _DealerContext:
     def __init__(self, seeds: tuple[bytes, bytes], job: str, index: int, seeded: int) -> None:
         self._of = seeds, job, index
         self._seeded = seeded
-        self.corrections: list[bytes] = []
+        self.corrections: list[memoryview] = []
 
     @cached_property
     def _prgs(self) -> list[Prg]:
@@ -52,11 +52,12 @@ class _DealerContext:
 
     def mask(self, of: Shared) -> Tensor:
         first, second = (prg.ring(of.shape, of.bits) for prg in self._prgs)
-        return first ^ second if of.packed else first + second
+        return first.bitwise_xor_(second) if of.packed else first.add_(second)
 
     def share(self, x: Tensor, of: Shared) -> None:
-        share = self._prgs[self._seeded].ring(of.shape, of.bits)
-        self.corrections.append(pack(x ^ share if of.packed else cast(x, of.bits) - share, of.bits))
+        share, x = self._prgs[self._seeded].ring(of.shape, of.bits), cast(x, of.bits)
+        rest = torch.bitwise_xor(x, share, out=share) if of.packed else torch.sub(x, share, out=share)
+        self.corrections.append(packed(rest, of.bits))
 
 
 class DealerJob:
@@ -80,7 +81,7 @@ class DealerJob:
         self._dealt = False
 
     @torch.inference_mode()
-    def deal(self) -> Iterator[tuple[int, bytes]]:
+    def deal(self) -> Iterator[tuple[int, memoryview]]:
         """Yield (party, correlation bytes)."""
         if self._dealt:
             raise ReuseError(f"job {self._job}: its correlations were dealt already")
@@ -145,7 +146,7 @@ class _PartyContext:
         self._channel.transcript.add("dealt", label, digest(label, data))
         return unpack(data, of.bits, of.shape)
 
-    def _exchange(self, mine: bytes, types: str) -> memoryview:
+    def _exchange(self, mine: bytes | memoryview, types: str) -> memoryview:
         """One message each way, under a label that binds the types: a peer that opens another type is an error."""
         start, label = time.perf_counter(), f"{self._index}/{self._label} {types}"
         theirs = memoryview(self._channel.exchange(label, mine))
@@ -156,17 +157,32 @@ class _PartyContext:
 
     def open_bits(self, words: Tensor) -> Tensor:
         shape = tuple(words.shape)
-        return words ^ unpack(self._exchange(pack(words, 64), f"bits {_type(shape, 64)}"), 64, shape)
+        return unpack(self._exchange(packed(words, 64), f"bits {_type(shape, 64)}"), 64, shape).bitwise_xor_(words)
 
     def open(self, shares: list[Tensor], bits: list[int]) -> list[Tensor]:
-        mine = [pack(x, b) for x, b in zip(shares, bits, strict=True)]
+        mine = [packed(x, b) for x, b in zip(shares, bits, strict=True)]
         types = "+".join(_type(tuple(x.shape), b) for x, b in zip(shares, bits, strict=True))
         theirs = self._exchange(mine[0] if len(mine) == 1 else b"".join(mine), types)
         opened, start = [], 0
         for x, b, raw in zip(shares, bits, mine, strict=True):
-            opened.append(x + unpack(theirs[start : start + len(raw)], b, tuple(x.shape)))
+            opened.append(unpack(theirs[start : start + len(raw)], b, tuple(x.shape)).add_(x))
             start += len(raw)
         return opened
+
+    def open_both(
+        self, shares: list[Tensor], bits: list[int], words: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        sent = [*zip(shares, bits, strict=True), *((w, 64) for w in words)]
+        types = [_type(tuple(x.shape), b) for x, b in sent]
+        types[len(shares) :] = [f"bits {name}" for name in types[len(shares) :]]
+        mine = [packed(x, b) for x, b in sent]
+        theirs = self._exchange(b"".join(mine), "+".join(types))
+        rest, start = [], 0
+        for (x, b), raw in zip(sent, mine, strict=True):
+            rest.append(unpack(theirs[start : start + len(raw)], b, tuple(x.shape)))
+            start += len(raw)
+        opened = [x + y for x, y in zip(shares, rest, strict=False)]
+        return opened, [x ^ y for x, y in zip(words, rest[len(shares) :], strict=True)]
 
 
 def _type(shape: tuple[int, ...], bits: int) -> str:

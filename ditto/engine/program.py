@@ -17,6 +17,8 @@ from ditto.ops import (
     Extend,
     Guard,
     Join,
+    Matmul,
+    MatmulWeight,
     Op,
     Open,
     Product,
@@ -33,6 +35,7 @@ from ditto.ops.guard import KEY, PARTS
 from ditto.ops.product import broadcast
 from ditto.ring import carrier
 
+PART = ", part "  # between a layer's name and the number of a part of it, from the second on
 GUARD = "guard"  # the output that says, layer by layer, whether values left their zones
 ROOM = 3  # sixteenths of a ring outside a zone: with fewer a guard finds too little
 LEVELS = 4  # rings, each twice the one before, on which few values are watched
@@ -79,6 +82,7 @@ class Step:
 class Program:
     """Steps in order, and the typed wires that enter and leave.
 
+    A layer that holds too much at once is several parts, one after another in `layers` (ditto.engine.parts).
     A job may be several programs in a row, its stages. What one stage leaves to the next by name is in `kept` there
     and in `carried` here; it stays as it is, opened or shared.
     """
@@ -90,6 +94,7 @@ class Program:
     weights: dict[str, Wire] = field(default_factory=dict)
     carried: dict[str, Wire] = field(default_factory=dict)
     kept: dict[str, Wire] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)  # bytes of each wire that a step makes, in its carrier
 
     @property
     def fingerprint(self) -> str:
@@ -110,7 +115,7 @@ class Program:
     def guarded(self) -> list[str]:
         """The layers that GUARD speaks of, in its order."""
         found = dict.fromkeys(step.layer for step in self.steps if isinstance(step.op, Guard))
-        return [self.layers[i] for i in found]
+        return list(dict.fromkeys(self.layers[i].split(PART)[0] for i in found))
 
     @cached_property
     def seeded(self) -> tuple[int, ...]:
@@ -122,7 +127,8 @@ class Program:
         for step in self.steps:
             party = int(carried[1] > carried[0])
             parties.append(party)
-            carried[1 - party] += step.op.cost().dealer
+            if type(step.op).dealt is not Op.dealt:  # of all others the cost takes longer than the rest of this
+                carried[1 - party] += step.op.cost().dealer
         return tuple(parties)
 
     def frees(self, keep: Iterable[Wire]) -> list[list[str]]:
@@ -147,6 +153,7 @@ class Builder:
         self._label = ""
         self._count = 0
         self.guards = guards
+        self.tries = False  # is it a trial?
         self._key: Wire | None = None
         self._guarded = 0
         self._safe: set[str] = set()  # wires that need no watch: the client's, and what an extension gave
@@ -156,6 +163,22 @@ class Builder:
     def layer(self, name: str) -> None:
         self._close_layer()
         self.program.layers.append(name)
+
+    def part(self) -> None:
+        """What follows is another part of the layer, prepared when what came before has run; if anything has."""
+        layers, steps = self.program.layers, self.program.steps
+        if not steps or steps[-1].layer < len(layers) - 1:
+            return
+        name, _, number = layers[-1].partition(PART)
+        layers.append(f"{name}{PART}{int(number or 1) + 1}")
+
+    def trial(self) -> Builder:
+        """An empty builder in the same place: what is emitted there shows what it would take here."""
+        other = Builder(self.guards)
+        other.program.layers.append(self.program.layers[-1])
+        other._label, other._count, other._safe = self._label, self._count, self._safe.copy()
+        other.tries = True
+        return other
 
     def finish(self) -> Program:
         """The program, complete. With guards its output GUARD holds a number for each of its `guarded` layers: 0 where
@@ -253,6 +276,9 @@ class Builder:
             wires.append(Wire(f"w{self._count}", ring, frac, tuple(shape), bound))
         for wire in wires:
             self.fits(wire, 1)
+            self.program.sizes[wire.name] = math.prod(wire.shape) * carrier(wire.ring).itemsize
+        if isinstance(op, Matmul | MatmulWeight) and any(wire.ring < op.bits for wire in inputs):
+            raise RangeError(f"{self.place}: a product on {op.bits} bits of what is opened on fewer")
         layer = len(self.program.layers) - 1
         names = tuple(w.name for w in inputs), tuple(w.name for w in wires)
         touched = sum(math.prod(w.shape) * carrier(w.ring).itemsize for w in (*inputs, *wires))

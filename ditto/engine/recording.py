@@ -91,7 +91,7 @@ class RecordedChannel:
         self.transcript: Transcript = _RecordedTranscript(inner.transcript, recorder)
         self.payload_sent, self.framing_sent = inner.payload_sent, inner.framing_sent
 
-    def exchange(self, label: str, payload: bytes) -> bytes:
+    def exchange(self, label: str, payload: bytes | memoryview) -> bytes | memoryview:
         self._recorder.add("sent", label, digest(label, payload))
         theirs = self._inner.exchange(label, payload)
         self._recorder.add("received", label, theirs)

@@ -80,7 +80,7 @@ class _View:
             self.deviates(f"{_WORDS[kind]} {label!r} is not the one that was recorded")
         self._last = f"{_WORDS[kind]} {label!r}"
 
-    def exchange(self, label: str, payload: bytes) -> bytes:
+    def exchange(self, label: str, payload: bytes | memoryview) -> bytes | memoryview:
         self.agrees("sent", label, digest(label, payload))
         self.account.sent += 1
         theirs = self._take("received", label).data

@@ -5,7 +5,7 @@ from ditto.functions.gelu import gelu
 from ditto.functions.inverse import inverse_power
 from ditto.functions.layernorm import layernorm
 from ditto.functions.linear import linear
-from ditto.functions.smooth import harmonic
+from ditto.functions.smooth import harmonics
 from ditto.functions.softmax import ScoreType, softmax_numerator
 from ditto.functions.tanh import tanh
 
@@ -13,7 +13,7 @@ __all__ = [
     "ScoreType",
     "argmax",
     "gelu",
-    "harmonic",
+    "harmonics",
     "inverse_power",
     "layernorm",
     "linear",

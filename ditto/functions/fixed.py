@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 from ditto.engine.program import Builder, Wire
-from ditto.ops import B2A, Compare, Mux, WideProduct, WideSquare
+from ditto.ops import B2A, Compare, Mux, SumOfSquares, WideProduct, WideSquare
 from ditto.ops.product import broadcast
 
 
@@ -52,6 +52,12 @@ def square(b: Builder, x: Wire, ring: int, bound: float | None = None) -> Wire:
     b.fits(x, 2)
     limit = x.bound * x.bound if bound is None else bound
     return b.emit(WideSquare(x.shape, x.ring, ring), [x], [(ring, 2 * x.frac, x.shape, limit)])[0]
+
+
+def sum_of_squares(b: Builder, x: Wire, ring: int, bound: float) -> Wire:
+    """Opened x [rows, H] on fewer than `ring` bits -> [sum x^2 by row] on `ring`, [rows, 1]. No round."""
+    b.fits(x, 2)
+    return b.emit(SumOfSquares(x.shape, x.ring, ring), [x], [(ring, 2 * x.frac, (x.shape[0], 1), bound)])[0]
 
 
 def multiply(b: Builder, x: Wire, y: Wire, ring: int, bound: float | None = None) -> Wire:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
 from ditto.engine.program import Builder, Wire
-from ditto.functions.fit import Array, Fits, Smooth
+from ditto.functions.fit import RATIOS, Array, Fit, Fits, Smooth
 from ditto.functions.linear import fraction_bits
-from ditto.functions.smooth import Zone, harmonic
-from ditto.ring.exact import ceil_log2
+from ditto.functions.smooth import INDEX_BITS, Part, Zone, harmonics
 
 ROOM = 0.1  # of a result over what its bound says: the fit's own error
 PRECISE, COARSE = 3.5e-3, 0.02  # tolerances of the fits
-RESULT = 16  # ring bits of what `tanh_gelu` returns
+STEPS = 0.2  # of the opened argument, to which a wide range's fit is held: e moves by up to half of each
 
 
 def even_part(x: Array) -> Array:
@@ -34,46 +35,82 @@ TANH_EVEN = Smooth("tanh gelu", tanh_even_part, odd=False)
 FITTED = {"gelu": (EVEN, PRECISE), "tanh gelu": (TANH_EVEN, COARSE)}
 
 
+@dataclass(frozen=True)
+class GeluType:
+    """What GELU is computed in: `ring` of its harmonics, `result` ring and `frac` fraction bits of what comes out.
+
+    Harmonics have `digits` fraction bits, so many that the truncation to `frac` leaves `result` bits of the ring.
+    Columns whose values do not extend from there are computed in `Part`'s own type, (32, 21).
+    """
+
+    ring: int = 24
+    result: int = 14
+    frac: int = 8
+
+    @property
+    def digits(self) -> int:
+        return self.ring - self.result + self.frac
+
+    def part(self, x: Wire, fit: Fit) -> Part:
+        if fraction_bits(x.bound + ROOM, self.result, self.frac) < self.frac:
+            return Part(x, fit)
+        return Part(x, fit, self.ring, self.digits // 2, self.digits - self.digits // 2)
+
+
+def gelu_tolerance(function: str, bound: float) -> float:
+    """What a zone's fit is held to: a wide one's argument has wide steps, beside which a closer fit is not seen."""
+    return max(FITTED[function][1], STEPS * RATIOS[0] * bound / (1 << INDEX_BITS))
+
+
 def gelu_zones(function: str, neurons: Sequence[tuple[int, float]], fits: Fits) -> list[Zone]:
-    """For (columns, bound) of a feed-forward network's neurons the fits by which `gelu` or `tanh_gelu` go.
+    """For (columns, bound) of a feed-forward network's neurons the fits by which `gelu` goes.
 
     Neurons differ: on real models nine of ten stay within 4 to 7 where the widest reaches 25 to 100, and a harmonic fit
-    costs about one harmonic for each unit of its bound. The scale of a zone's fit belongs to the weights: s GELU(x) =
-    s x/2 + s e(x) of s x, so columns before take s, rows after 1/s.
+    costs about one harmonic for each two units of its bound. The scale of a zone's fit belongs to the weights:
+    s GELU(x) = s x/2 + s e(x) of s x, so columns before take s, rows after 1/s.
     """
-    smooth, tolerance = FITTED[function]
-    return [Zone(columns, fits.find(smooth, bound, tolerance, free=True)) for columns, bound in neurons]
+    smooth, _ = FITTED[function]
+    return [
+        Zone(columns, fits.find(smooth, bound, gelu_tolerance(function, bound), True)) for columns, bound in neurons
+    ]
 
 
-def gelu(b: Builder, x: Wire, bound: float, fits: Fits, zones: Sequence[Zone] = ()) -> Wire:
-    """[GELU(x)] of x (24, 12), |x| <= bound -> (24, 13), to about 0.01. One round. `zones` as `harmonic` takes them.
+def gelu(
+    b: Builder, function: str, x: Wire, bound: float, fits: Fits, kind: GeluType, zones: Sequence[Zone] = ()
+) -> list[Wire]:
+    """[GELU(x)] of x [rows, columns] (24, 12), |x| <= bound, side by side on (result, frac) of `kind`, to about 0.02
+    for "gelu"; columns too wide for that, if any, on (19, frac). One round.
 
-    1. [e(x)] by harmonics on 12 opened bits.  2. Add x/2, a re-reading of x with one more fraction bit.
+    With `zones` its columns are scaled, each zone's with a fit of its own, and so is the result.
+    1. [e(x)] by harmonics on 12 opened bits.  2. Add x/2, x re-read with one more fraction bit.  3. Truncate.
     """
+    if not zones:
+        smooth, tolerance = FITTED[function]
+        zones = [Zone(x.shape[1], fits.find(smooth, bound, tolerance))]
     # 1
-    e = harmonic(b, x, EVEN, bound, fits, tolerance=PRECISE, out_bound=bound / 2 + ROOM, zones=zones)
-    # 2
-    half = b.retype(x, frac=x.frac + 1, bound=bound / 2)
-    return b.add(b.truncate(e, e.frac - half.frac, x.ring), half, bound=bound + ROOM)
+    parts, start = [], 0
+    for zone in zones:
+        column = b.view(x, slices=((1, start, start + zone.columns),)) if len(zones) > 1 else x
+        parts.append(kind.part(b.retype(column, bound=zone.bound), zone.fit))
+        start += zone.columns
+    even = harmonics(b, parts, [part.x.bound / 2 + ROOM for part in parts])
+    results = []
+    for _, group in groupby(zip(even, parts, strict=True), key=lambda pair: pair[0].ring):
+        waves, columns = zip(*group, strict=True)
+        e, half = _side_by_side(b, waves), _side_by_side(b, [part.x for part in columns])
+        # 2
+        limit = half.bound + ROOM
+        half = b.retype(half, frac=half.frac + 1, bound=half.bound / 2)
+        if e.frac < half.frac:
+            half = b.truncate(half, half.frac - e.frac, min(e.ring, half.ring - half.frac + e.frac))
+        elif e.ring > half.ring:
+            e = b.truncate(e, e.frac - half.frac, min(half.ring, e.ring - e.frac + half.frac))
+        y = b.add(e, half, bound=limit)
+        # 3
+        cut = y.frac - kind.frac
+        results.append(b.truncate(y, cut, y.ring - cut))
+    return results
 
 
-def tanh_gelu(b: Builder, x: Wire, bound: float, fits: Fits, ring: int = 24, zones: Sequence[Zone] = ()) -> Wire:
-    """[GELU x] of x (24, 12), |x| <= bound -> (16, f), f <= 8, by the tanh formula, to about 0.02. One round.
-    `zones` as `harmonic` takes them.
-
-    Cheaper than `gelu` in dealer bytes, since the result is rounded to f bits anyway: harmonics on 24 bits, within
-    the tolerance of that rounding; on 16 bits, f <= 6 and an error of about 0.05.
-    1. [e(x)] by harmonics.  2. Both e and x/2 cut to f fraction bits, and added.
-    """
-    # 1: as many bits of each half of a harmonic as let the result extend from what is left of the ring
-    digits = min(8, (ring - 2 - ceil_log2(bound + ROOM)) // 2)
-    even = harmonic(
-        b, x, TANH_EVEN, bound, fits, tolerance=COARSE, out_bound=bound / 2 + ROOM, bits=ring, fu=digits, fv=digits,
-        zones=zones,
-    )  # fmt: skip
-    # 2
-    frac = fraction_bits(bound + ROOM, RESULT, 8 if ring > RESULT else min(2 * digits, 6))
-    left = min(RESULT, even.ring - even.frac + frac)
-    half = b.retype(x, frac=x.frac + 1, bound=bound / 2)
-    half = b.truncate(half, half.frac - frac, min(left, half.ring - half.frac + frac))
-    return b.add(b.truncate(even, even.frac - frac, left), half, bound=bound + ROOM)
+def _side_by_side(b: Builder, wires: Sequence[Wire]) -> Wire:
+    return b.join(*wires, dim=1) if len(wires) > 1 else wires[0]

@@ -105,7 +105,7 @@ def inverse_power(
         raise ValueError("a second step of the root")
     f = _Function.of(root, lo, frac)
     # 1
-    shifts = _shifts(v, lo, hi, tables)
+    shifts = table_shifts(v, lo, hi, tables)
     indices = [b.truncate(v, shift, tables.index_bits, bound=0.0) for shift in shifts]
     opened = b.open(*indices, v, *alongside)
     indices, v, others = opened[: len(shifts)], opened[len(shifts)], opened[len(shifts) + 1 :]
@@ -119,7 +119,7 @@ def inverse_power(
     # 4
     if second_step:  # which takes v on the whole ring, too
         v, power = b.open(b.extend(v, PRODUCT_RING), guess.power)
-        product = b.product(v, power, bound=f.most)
+        product = multiply(b, v, power, PRODUCT_RING, bound=f.most)
     else:
         (power,) = b.open(guess.power)
         product = multiply(b, v, power, PRODUCT_RING, bound=f.most)
@@ -136,7 +136,7 @@ def inverse_power(
     return y, others
 
 
-def _shifts(v: Wire, lo: float, hi: float, tables: Tables) -> list[int]:
+def table_shifts(v: Wire, lo: float, hi: float, tables: Tables) -> list[int]:
     """By how many bits v is cut for the index of each table, coarsest first."""
     # the largest index stays one below 2^n - 1, since truncation may add one
     shifts = [max(0, ceil_log2(math.ldexp(hi, v.frac) / (tables.size - 2)))]

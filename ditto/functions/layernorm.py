@@ -1,35 +1,48 @@
-"""LayerNorm of rows without a mean: one opening of the row serves the square and the final product."""
+"""LayerNorm of rows: one opening of the row serves the square and the product, one of the result what reads it."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 from ditto.engine.program import Builder, Wire
-from ditto.functions.fixed import FixedPoint, minus, multiply, square, truncate_to
-from ditto.functions.inverse import Tables, inverse_power
-from ditto.functions.linear import fraction_bits
+from ditto.functions.fixed import FixedPoint, minus, multiply, square, sum_of_squares, truncate_to
+from ditto.functions.inverse import Tables, inverse_power, table_shifts
+from ditto.functions.linear import fraction_bits, linear
 from ditto.ops import Lookup
 from ditto.ring.exact import ceil_log2, floor_log2
 
-Deviation = Literal["one table", "joined tables"]
-
 RESULT = FixedPoint(32, 8)
-RESIDUAL = FixedPoint(24, 12)  # the result less its row mean
-WIDE = 64  # ring of the weights gamma and beta, and of products with them
-GAMMA_FRAC = 12
-SCALED = FixedPoint(32, 14)  # c gamma', with fewer fraction bits where its bound needs the room
-PRODUCT_FRAC = 36  # of c gamma' y before truncation: leaves 1 / H at least 16 bits in `_less_mean`
-MEAN_FRAC = 20  # of 1 / H, where the ring leaves room
-ROOT_TABLES = Tables(index_bits=10)
+RESIDUAL = FixedPoint(24, 12)  # gamma z + beta, with fewer fraction bits where the next sum needs the room
+MEAN_EXTRA = 4  # fraction bits of a row's mean beyond the row's own
+MEAN_WEIGHT_FRAC = 18  # of gamma / H, where the mean's bound leaves room
 DEVIATION = FixedPoint(24, 12)  # y of `inverse_deviation_by_table`
-TABLE_OCTAVES, TABLE_INDEX_BITS = 8, 14  # the most that one table serves, and the most index bits that it has
-INDEX_DIGITS = 8  # bits of the smallest variance's index in that table
+TABLE_INDEX_BITS = 14  # the most index bits of that table
+INDEX_DIGITS = 8  # bits of the smallest variance's index in it
+GUESS_DIGITS = 3  # bits of the smallest variance's index in a table of first guesses
+MOST_JOINED = 3  # tables of first guesses, which one round joins
+TABLE_RINGS = (40, 48, 56, 64)
 SQUARE_RINGS = (40, 48, 56, 64)
 STANDARDISED_RINGS = (48, 56, 64)  # of c y before its truncation
+DIGITS = 9  # bits of the smallest variance, and of the smallest y, that are kept
+OPENED_DIGITS = 7  # bits of the smallest y that its product with c keeps at least
+
+
+@dataclass(frozen=True)
+class Root:
+    """How 1/sqrt of a variance is found, by the octaves of its range: bytes against rounds.
+
+    `direct`: octaves up to which one table gives it, in one round, with an entry of 3 bytes for each of 2^(8 + octaves)
+    indices. Beyond, tables give the first guess of a Newton step: one where at most `single` index bits serve, 3 more
+    than the octaves (2 rounds, 2^single entries of up to 8 bytes), else three at most, joined (3 rounds).
+    """
+
+    direct: int = 0
+    single: int = 10
+
+
+FEWEST_BYTES, FEWEST_ROUNDS = Root(single=0), Root(direct=8)
 
 
 @dataclass(frozen=True)
@@ -41,12 +54,12 @@ class NormType:
 
     @classmethod
     def of(cls, lo: float, hi: float) -> NormType:
-        """For lo <= v <= hi: p bits for the smallest variance and p for the smallest result, p up to 11.
+        """For lo <= v <= hi: p bits for the smallest variance and p for the smallest result, p up to DIGITS.
 
         The product v y^3 must fit 64 bits, y the 24 that its truncation leaves.
         """
         octaves = ceil_log2(hi / lo)
-        p = min(11, (40 - octaves) // 3, (60 - 3 * octaves // 2) // 4)
+        p = min(DIGITS, (40 - octaves) // 3, (60 - 3 * octaves // 2) // 4)
         half = -(-ceil_log2(hi) // 2)  # ceil(log2(sqrt(hi)))
         return cls(max(0, p - floor_log2(lo)), max(1, p + half))
 
@@ -66,38 +79,54 @@ def deviation_scale(width: int) -> float:
     return math.sqrt(variance_scale(width))
 
 
-def _scaled_variance(b: Builder, c: Wire, limits: tuple[float, float], eps: float, ring: int) -> Wire:
-    """Opened c, rows of mean 0 -> [v] = [sum c^2 / 2^k + eps H / 2^k] on `ring`, k = log2 H rounded. No round."""
+def _scaled_variance(b: Builder, c: Wire, mean: Wire | None, limits: tuple[float, float], eps: float) -> Wire:
+    """Opened c -> [v] = [(sum c^2 - H mean^2) / 2^k + eps H / 2^k], k = log2 H rounded, on the ring that it needs.
+
+    No round. What the two terms exceed the ring by vanishes in their difference. mean: of each row, opened; None
+    where it is 0.
+    """
     width = c.shape[1]
-    scale = variance_scale(width)
-    total = b.sum(square(b, c, ring), 1, bound=limits[1] * width)
+    scale, limit = variance_scale(width), limits[1] * width
+    need = 2 * c.frac + ceil_log2(limit) + 2  # v is extended
+    ring = next(ring for ring in SQUARE_RINGS if ring >= need)
+    total = sum_of_squares(b, c, ring, limit)
+    if mean is not None:
+        more = 2 * (mean.frac - c.frac)
+        squares = b.affine(square(b, mean, ring + more, bound=limit / width), -width, 0, 2 * mean.frac, bound=limit)
+        total = b.add(total, b.truncate(squares, more, ring), bound=limit)
     v = b.retype(total, frac=total.frac + nearest_log2(width), bound=limits[1] * scale)
     return b.affine(v, 1, eps * scale, v.frac)
 
 
-def inverse_deviation(b: Builder, c: Wire, limits: tuple[float, float], eps: float) -> Wire:
-    """Opened c, rows of mean 0 -> [y] = [1/sqrt(v)], v by `_scaled_variance`. limits: range of var.
+def inverse_deviation(b: Builder, v: Wire, lo: float, hi: float, single: int) -> Wire:
+    """[v] by `_scaled_variance` -> [y] = [1/sqrt(v)] with p + 1 bits for the smallest, see NormType. lo <= v <= hi.
 
-    Two rounds, and one more for each doubling of the tables that `inverse_power` needs.
+    2 rounds, and one where tables are joined (see `Root`). Relative error at most 2^-7, at the smallest index of a
+    table, 7, where the guess is off by 1 / 14; 2^-13 on average over evenly distributed logarithms.
     """
-    lo, hi = (limit * variance_scale(c.shape[1]) for limit in limits)
     norm_type = NormType.of(lo, hi)
-    v = _scaled_variance(b, c, limits, eps, WIDE)
-    v = b.truncate(v, v.frac - norm_type.v)
-    y, _ = inverse_power(b, v, lo, hi, root=True, frac=norm_type.y, tables=ROOT_TABLES)
+    v = b.truncate(v, v.frac - norm_type.v, min(v.ring - v.frac + norm_type.v, 40))
+    y, _ = inverse_power(b, v, lo, hi, root=True, frac=norm_type.y, tables=_tables(v, lo, hi, norm_type.y, single))
     return y
 
 
-def inverse_deviation_by_table(b: Builder, c: Wire, limits: tuple[float, float], eps: float) -> Wire:
-    """The same [y] on (24, 12) by one table of 2^n entries: one round, relative error 2^-9 and the result's rounding.
+def _tables(v: Wire, lo: float, hi: float, frac: int, single: int) -> Tables:
+    """The smallest table that covers the range alone, if it has at most `single` index bits, or three at a time."""
+    most = 1 / math.sqrt(lo / 2)
+    bits = 3 * frac + ceil_log2(most * most * most) + 2
+    ring = next(ring for ring in TABLE_RINGS if ring >= bits)
+    sizes = [Tables(GUESS_DIGITS + octaves, octaves, fan_in=3, ring=ring) for octaves in range(1, TABLE_INDEX_BITS)]
+    counts = [(len(table_shifts(v, lo, hi, tables)), tables) for tables in sizes]
+    one = [tables for count, tables in counts if count == 1 and tables.index_bits <= single]
+    return one[0] if one else next(tables for count, tables in counts if count <= MOST_JOINED)
 
-    n = 8 and the octaves of the range, at most 14: for 8 octaves the error is 2^-7 at the smallest variances. The
-    squares are on the smallest ring that holds their sum. Where values are watched, v is opened beside its index.
+
+def inverse_deviation_by_table(b: Builder, v: Wire, lo: float, hi: float) -> Wire:
+    """The same on (24, 12) by one table of 2^n entries: one round, relative error 2^-9 and the result's rounding.
+
+    n = 8 and the octaves of the range, at most 14: for 8 octaves the error is 2^-7 at the smallest variances. Where
+    values are watched, v is opened beside its index.
     """
-    width = c.shape[1]
-    lo, hi = (limit * variance_scale(width) for limit in limits)
-    need = 2 * c.frac + ceil_log2(limits[1] * width) + 1
-    v = _scaled_variance(b, c, limits, eps, next(ring for ring in SQUARE_RINGS if ring >= need))
     n = min(TABLE_INDEX_BITS, INDEX_DIGITS + ceil_log2(hi / lo))
     # the largest index stays one below 2^n - 1, since truncation may add one
     cut = max(0, ceil_log2(math.ldexp(hi, v.frac) / ((1 << n) - 2)))
@@ -119,73 +148,76 @@ def _root_table(n: int, unit: int, most: float) -> tuple[int, ...]:
     return tuple(round(math.ldexp(min(1 / math.sqrt(v), most), DEVIATION.frac)) for v in at)
 
 
-def _deviation(how: Deviation) -> Callable[[Builder, Wire, tuple[float, float], float], Wire]:
-    return inverse_deviation_by_table if how == "one table" else inverse_deviation
-
-
 def standardise(
-    b: Builder, x: Wire, limits: tuple[float, float], eps: float, ring: int, how: Deviation | None = None
+    b: Builder,
+    x: Wire,
+    limits: tuple[float, float],
+    eps: float,
+    ring: int,
+    root: Root = Root(),
+    mean: Wire | None = None,
 ) -> Wire:
-    """[x] (l, f), shape [rows, H], rows of mean 0 -> [x / sqrt(var + eps) / deviation_scale(H)] on (`ring`, 8).
+    """[x] (l, f), shape [rows, H], and [mean] (l', f'), [rows, 1] -> [(x - mean) / sqrt(var + eps) / s] on (`ring`, 8).
 
-    3 rounds where the range of var has at most 8 octaves, else 4 or more. gamma and beta belong to the projection
-    that follows. limits: range of var, from calibration. `how`: one table or several, whatever the range.
-    1. Open x.
-    2. y by `inverse_deviation_by_table`, for wider ranges by `inverse_deviation`.
-    3. Open y, on no more than 12 fraction bits; the product with x extends both; truncate.
+    s = deviation_scale(H). Without `mean` it is 0. 3 to 5 rounds, see `Root`. gamma and beta belong to what follows.
+    limits: range of var, from calibration. Error: that of y, relative, and at most 2 ulp.
+    1. Open x, and mean beside it.
+    2. v = (sum x^2 - H mean^2) / 2^k, k = log2 H rounded: local. y = 1/sqrt(v) by `inverse_deviation_by_table` or
+       `inverse_deviation`.
+    3. Open y; its products with x and mean extend all three; truncate.
+    (PUMA section 4.3 for the order of steps.)
     """
     # 1
-    (c,) = b.open(x)
+    c, *means = b.open(x, *(() if mean is None else (mean,)))
     # 2
-    by_table = ceil_log2(limits[1] / limits[0]) <= TABLE_OCTAVES
-    y = _deviation(how or ("one table" if by_table else "joined tables"))(b, c, limits, eps)
+    v = _scaled_variance(b, c, means[0] if means else None, limits, eps)
+    lo, hi = (limit * variance_scale(c.shape[1]) for limit in limits)
+    by_table = ceil_log2(limits[1] / limits[0]) <= root.direct
+    y = inverse_deviation_by_table(b, v, lo, hi) if by_table else inverse_deviation(b, v, lo, hi, root.single)
     # 3
-    (y,) = b.open(truncate_to(b, y, min(y.frac, DEVIATION.frac)))
+    least = OPENED_DIGITS + -(-ceil_log2(hi) // 2)  # fraction bits that leave the smallest y so many
+    (y,) = b.open(truncate_to(b, y, min(y.frac, max(DEVIATION.frac, least))))
     frac = c.frac + y.frac
     wide = next(r for r in STANDARDISED_RINGS if r >= ring + frac - RESULT.frac)
-    z = multiply(b, c, y, wide, bound=math.sqrt(2.0 * c.shape[1]))  # |c| <= sqrt(H var), var at most twice v
+    most = math.sqrt(2.0 * c.shape[1])  # |c| <= sqrt(H var), var at most twice v
+    z = multiply(b, c, y, wide, bound=most)
+    for mean in means:
+        more = mean.frac - c.frac
+        shift = b.truncate(multiply(b, mean, y, wide + more, bound=most), more, wide)
+        z = b.add(z, minus(b, shift), bound=most)
     return b.truncate(z, frac - RESULT.frac, ring)
 
 
-def layernorm(
-    b: Builder, c: Wire, name: str, limits: tuple[float, float], eps: float, bound: float, sum_bound: float = 0.0,
-    how: Deviation | None = None,
-) -> tuple[Wire, Wire]:  # fmt: skip
-    """[c] (l, f), shape [rows, H], rows of mean 0 -> [c / sqrt(var + eps) gamma + beta] on (32, 8), and the same less
-    its row mean for the next residual sum, on (24, 12) or with fewer fraction bits where |sum| <= sum_bound needs it.
+def scale_and_shift(b: Builder, z: Wire, name: str, bound: float, frac: int) -> Wire:
+    """Opened z -> [gamma' z + beta] on z's ring, with as many fraction bits as leave `frac` on the residual's ring
+    after truncation. gamma' = gamma deviation_scale(H), under a fixed mask. No round."""
+    cut = z.ring - RESIDUAL.ring
+    gamma = b.weight(f"{name}.gamma", z.ring, frac + cut - z.frac, (z.shape[1],), "masked", bound=0.0)
+    scaled = multiply(b, z, gamma, z.ring, bound=bound)
+    beta = b.weight(f"{name}.beta", z.ring, scaled.frac, (z.shape[1],), "share")
+    return b.add(scaled, beta, bound=bound)
 
-    4 rounds, and one for each doubling of the tables that `inverse_power` needs for the range;
-    3 with `how` "one table".
 
-    1. Open c once, on its ring: it serves the square and the product with gamma' (fixed mask), which both extend it.
-    2. v = sum c^2 / 2^k, k = log2 H rounded; y = 1/sqrt(v) by `inverse_power` on one number a row.
-    3. Open c gamma' and y, both narrow; their product extends both; add beta, truncate. gamma' = gamma sqrt(H / 2^k).
-    4. The row mean of the result is a local sum, times 1 / H, truncated.
-    The mean of c costs nothing since the caller's weights are centred. limits: range of var, from calibration.
-    (PUMA section 4.3 for the order of steps.)
+def layernorm(b: Builder, z: Wire, name: str, bound: float) -> Wire:
+    """Opened z by `standardise` -> LayerNorm's result [gamma' z + beta], with 8 fraction bits. No round.
+
+    Error: 2 ulp, and gamma times that of z.
     """
-    width = c.shape[1]
+    return truncate_to(b, scale_and_shift(b, z, name, bound, RESIDUAL.frac), RESULT.frac)
+
+
+def layernorm_residual(b: Builder, z: Wire, name: str, bound: float, sum_bound: float) -> tuple[Wire, Wire]:
+    """Opened z by `standardise` -> LayerNorm's result [gamma' z + beta] on (24, 12), or with fewer fraction bits where
+    |sum| <= sum_bound needs it, and [its mean by row], [rows, 1], with MEAN_EXTRA more. No round.
+
+    The next `standardise` takes the sum and the mean. Error: 1 ulp, and gamma times that of z.
+    1. The product with gamma', beta added, truncated.
+    2. The mean is z times gamma' / H and the mean of beta: a linear layer of one column.
+    """
+    frac = fraction_bits(sum_bound, RESIDUAL.ring, RESIDUAL.frac)
     # 1
-    (c,) = b.open(c)
+    result = scale_and_shift(b, z, name, bound, frac)
+    result = b.truncate(result, result.frac - frac, RESIDUAL.ring)
     # 2
-    y = _deviation(how or "joined tables")(b, c, limits, eps)
-    # 3
-    gamma = b.weight(f"{name}.gamma", WIDE, GAMMA_FRAC, (width,), "masked", bound=0.0)
-    most = 2 * bound * math.sqrt(limits[1] * variance_scale(width))  # |c gamma'| = |out - beta| / y
-    scaled = multiply(b, c, gamma, WIDE, bound=most)
-    frac = min(fraction_bits(most, SCALED.ring, SCALED.frac), PRODUCT_FRAC - y.frac)
-    scaled, y = b.open(b.truncate(scaled, scaled.frac - frac, SCALED.ring), y)
-    z = multiply(b, scaled, y, WIDE, bound=bound)
-    beta = b.weight(f"{name}.beta", WIDE, z.frac, (width,), "share")
-    z = b.add(z, beta, bound=bound)
-    result = b.truncate(z, z.frac - RESULT.frac, RESULT.ring)
-    # 4
-    return result, _less_mean(b, z, fraction_bits(sum_bound, RESIDUAL.ring, RESIDUAL.frac))
-
-
-def _less_mean(b: Builder, z: Wire, frac: int) -> Wire:
-    """z less its row mean on (24, frac), as the next residual takes it. 1 / H has as many bits as the ring leaves."""
-    bits = min(MEAN_FRAC, WIDE - RESIDUAL.ring + frac - z.frac)
-    mean = b.affine(b.sum(z, 1), 1 / z.shape[1], 0, z.frac + bits, bound=z.bound)
-    mean = b.truncate(mean, mean.frac - frac, RESIDUAL.ring)
-    return b.add(b.truncate(z, z.frac - frac, RESIDUAL.ring), minus(b, mean), bound=2 * z.bound)
+    mean = linear(b, z, f"{name}.mean", 1, bound, MEAN_WEIGHT_FRAC)
+    return result, truncate_to(b, mean, frac + MEAN_EXTRA)

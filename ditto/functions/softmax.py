@@ -1,75 +1,36 @@
-"""Softmax: an approximate maximum from a histogram, a windowed exponential, one reciprocal a row."""
+"""Softmax: an approximate maximum from a histogram, a windowed exponential, one reciprocal a row.
+
+Scores are less that of the first key, which softmax does not see: each row has a score of 0, so its maximum is at
+least that.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ditto.engine.program import Builder, Wire
 from ditto.errors import RangeError
-from ditto.functions.fixed import FixedPoint, truncate_to
+from ditto.functions.fixed import FixedPoint, b2a, truncate_to
 from ditto.functions.inverse import Tables, inverse_power
-from ditto.ops import Affine, Exponential, Lookup, OneHot, SuffixSum
+from ditto.ops import Affine, Exponential, IsZero, Lookup, OneHot, SuffixSum
 from ditto.ring.exact import ceil_log2, floor_log2
 
 SCORE_RING = 16  # scores lie on a circle of 2^16 steps
-LOG_RANGES = range(5, 11)  # of the score types, narrowest first
-PADDING_GAP = 10.0  # padding scores at least this much below the lowest real score
+LOG_RANGES = range(6, 11)  # of the score types, narrowest first
+LOG_WIDTH = 1  # of a bucket
+LOG_UNIT = 4  # of the exponential's table step
+GAP = 16  # masked scores lie so far below the lowest possible maximum
 COUNT_RING = 8  # of a histogram, or what the length of a row needs
 ID_RINGS = (8, 16)  # of the maximum's bucket: the smallest that holds an id
-LOG_UNIT = 3  # log2 of the exponential's table step
-WINDOW = (-2, -1)  # its table steps from the lowest to the highest: 0 for what lies more than 16 below
-LEAST = (0.1353352832366127, 0.01831563888873418)  # exp(-2 width) by log_width: what a row's largest score gives
+WINDOW = (-1, -1)  # table steps of the exponential from the lowest to the highest: 0 for what lies below one step
+LEAST = 0.01831563888873418  # exp(-2 width): what a row's largest score gives
 ROUNDED = (0.9, 1.1)  # E and its sum lie between these multiples of what they would be without rounding
 NUMERATOR = FixedPoint(40, 16)
+SAVED = 1 << 20  # bytes of a layer from the dealer that are worth a round
 SUM_RING = 32  # of sum E for its reciprocal, and of that
 SUM_DIGITS = 12  # of the smallest sum, and of the smallest reciprocal, where the ring has them
-
-
-@dataclass(frozen=True)
-class ScoreType:
-    """How scores in [-bound, bound] lie on a circle of 2^16 steps: range T = 2^log_range, buckets of 2^log_width."""
-
-    bound: float
-    log_range: int
-    log_width: int
-
-    @classmethod
-    def of(cls, bound: float) -> ScoreType:
-        """The narrowest circle for |scores| <= bound; the bound grows to fill it: that margin is free.
-
-        Room for masked scores (three bounds down), five buckets of slack and the unit kept for the borrow. Raises
-        RangeError where no circle is wide enough.
-        """
-        for log_range in LOG_RANGES:
-            log_width = 1 if log_range >= 7 else 0
-            room = ((1 << log_range) - PADDING_GAP - (5 << log_width) - (1 << LOG_UNIT)) / 4
-            if bound <= room:
-                return cls(room, log_range, log_width)
-        raise RangeError(f"attention scores up to {bound:.4g} do not fit: the widest score type holds {room:.4g}")
-
-    @property
-    def frac(self) -> int:
-        return SCORE_RING - self.log_range
-
-    @property
-    def width(self) -> float:
-        return float(1 << self.log_width)
-
-    @property
-    def id_bits(self) -> int:
-        """Bits of a bucket's id: 2^id_bits buckets go once round the circle."""
-        return self.log_range - self.log_width
-
-    @property
-    def mask(self) -> float:
-        """What the client adds to the scores of padding."""
-        return -(2 * self.bound + PADDING_GAP + 2 * self.width)
-
-    @property
-    def offset(self) -> float:
-        """Moves the lowest masked score one bucket above zero, on a whole bucket."""
-        return math.ceil((3 * self.bound + PADDING_GAP + 3 * self.width) / self.width) * self.width
+SUM_TABLES = Tables(6, octaves=3, fan_in=3, ring=48)  # before two Newton steps
 
 
 @dataclass(frozen=True)
@@ -83,78 +44,151 @@ class ExponentialType:
     public_frac: int
     dealt_frac: int
 
+    def holding(self, bits: int) -> ExponentialType:
+        """The same with at least so many bits before the point, as far as the public factor has fraction bits to give.
 
-EXPONENTIALS = {  # by the binary digits that are right
-    16: ExponentialType(64, 10, 27),
-    12: ExponentialType(56, 9, 23),
-    10: ExponentialType(48, 7, 19),
-}
+        They are worth little: the dealt factor, which their rounding is multiplied with, is at most e^-unit."""
+        return replace(self, public_frac=max(0, min(self.public_frac, self.ring - self.dealt_frac - bits)))
+
+
+PRECISE = ExponentialType(64, 6, 36)
+NARROW = ExponentialType(56, 4, 30)
+
+
+@dataclass(frozen=True)
+class ScoreType:
+    """How scores lie on a circle of 2^16 steps: range T = 2^log_range, buckets of 2^LOG_WIDTH, and units of 2^log_unit
+    for the exponential.
+
+    `asked`: buckets above the one of 0 that a row's maximum can be in; `counted`: of those, and of some above, the
+    scores are counted. `mask`: what is added to masked scores.
+    """
+
+    log_range: int
+    asked: int
+    counted: int
+    mask: int
+    log_unit: int = LOG_UNIT
+
+    @classmethod
+    def of(cls, above: float, below: float, spread: float, lowered: bool = False) -> ScoreType:
+        """The narrowest circle for rows that have a score of 0, scores in [-below, above], and at most `spread` from
+        the largest of a row to its least. Masked scores are 0 before the mask, or (`lowered`) like the others.
+
+        With w the width, u the unit, M the maximum's bucket, max - w < M <= max + w, 0 <= M <= above:
+        1. Masked scores lie at least GAP below 0, the mask is GAP, or where they are not 0 before GAP + above. They
+           and the others are at least -l.
+        2. None may come round to the buckets counted for the maximum: of ids up to floor(above / w) + 1, the lowest
+           is at least floor(-l / w) + T / w. One bucket between, if there is any, is counted, too.
+        3. The exponential's argument, score - M - w, lies above -(T - u): spread + 2 w + u <= T, for masked scores
+           l + above + 2 w + u <= T.
+        Raises RangeError where no circle is wide enough.
+        """
+        width, unit = 1 << LOG_WIDTH, 1 << LOG_UNIT
+        mask = GAP + (math.ceil(above) if lowered else 0)  # 1
+        masked = mask + (below if lowered else 0)
+        lowest = max(masked, below)
+        asked = math.floor(above / width)
+        need = max(spread, masked + above) + 2 * width + unit  # 3
+        for log_range in LOG_RANGES:
+            spare = math.floor(((1 << log_range) - lowest) / width) - asked - 2  # 2
+            if spare >= 0 and need <= 1 << log_range:
+                return cls(log_range, asked, asked + 1 + min(spare, 1), -mask)
+        raise RangeError(
+            f"attention scores up to {above:.4g} above and {below:.4g} below that of the first token, {spread:.4g} in "
+            f"a row, do not fit: the widest score type spans {1 << LOG_RANGES[-1]}"
+        )
+
+    @property
+    def frac(self) -> int:
+        return SCORE_RING - self.log_range
+
+    @property
+    def width(self) -> float:
+        return float(1 << LOG_WIDTH)
+
+    @property
+    def id_bits(self) -> int:
+        """Bits of a bucket's id: 2^id_bits buckets go once round the circle."""
+        return self.log_range - LOG_WIDTH
 
 
 def softmax_numerator(
-    b: Builder, scores: Wire, circle: ScoreType, causal: bool = False, digits: int = 16
+    b: Builder,
+    scores: Wire,
+    circle: ScoreType,
+    causal: bool = False,
+    dealt: ExponentialType = PRECISE,
+    by_bits: bool | None = None,
 ) -> tuple[Wire, Wire, tuple[float, float]]:
-    """[scores] (16, f) in `circle`, shape [..., N] -> [E] (40, 16), [sum E], its range. 3 rounds.
+    """[scores] (16, f) in `circle`, shape [..., N] -> [E] (40, 16), [sum E], its range. 3 rounds, or 4.
 
     E = exp(scores - M - width) where M is the row's maximum up to one bucket: max - width < M <= max + width.
-    `digits`: E is precise to 2^-16, 2^-12 or 2^-10, for 8, 7 or 6 bytes an entry from the dealer (10: on 38 bits).
+    `dealt`: the exponential's type, NARROW or PRECISE (E on 38 bits).
+    `by_bits`: "is it used?" by IsZero, an eighth of the bytes for one more round; None: where that saves SAVED bytes.
     `causal`: of [..., N, N] only the entries with column <= row count; the others are never computed, E is 0 there.
 
     1. Bucket ids by truncate-reduce (stochastic: the id or the id plus one); open; one-hot; sum over the row.
-    2. Suffix sums count the scores at or above a bucket; open; "is it used?" by table; their sum is M's id,
-       which scales onto the scores' circle without a conversion (buckets * width = T). Only buckets that a real
-       score within its bound can have are asked: every row has one, so those below are used, those above are not.
-    3. Open scores - M - width, which is negative; windowed exponential: 0 for what lies more than 16 below.
+    2. Suffix sums count the scores at or above a bucket, up to the highest that no score below 0 comes round to; open;
+       "is it used?" by table or bits. Every row has a score of 0, and none above its bound, so only the buckets
+       between are asked; how many are used is M's id, which scales onto the scores' circle without a conversion
+       (buckets * width = T).
+    3. Open scores - M - width, which is negative; windowed exponential: 0 for what lies more than 32 below.
     """
     n = scores.shape[-1]
-    lifted = b.affine(scores, 1, circle.offset, scores.frac, bound=circle.bound)
-    # 1
-    counts = _histogram(b, lifted, circle, causal)
-    # 2
-    shift = _minus_maximum(b, counts, circle)
+    negative = b.affine(
+        scores, 1, -circle.width, scores.frac, bound=0.0
+    )  # on a circle no bound says what belongs there
+    if circle.asked:
+        counts = _histogram(b, scores, circle, causal)  # 1
+        negative = b.add(negative, _minus_maximum(b, counts, circle, by_bits), bound=0.0)  # 2
     # 3
-    negative = b.add(lifted, shift, bound=0.0)  # masked scores fill the circle: no bound says where a value belongs
     (opened,) = b.open(b.triangle(negative) if causal else negative)
-    e = _exponential(b, opened, EXPONENTIALS[digits])
+    e = _exponential(b, opened, circle, dealt)
     if causal:
         e = b.untriangle(e, n)
     least, most = ROUNDED
-    return e, b.sum(e, -1), (least * LEAST[circle.log_width], most * n)
+    return e, b.sum(e, -1), (least * LEAST, most * n)
 
 
-def _histogram(b: Builder, lifted: Wire, circle: ScoreType, causal: bool) -> Wire:
-    """[scores - the lowest] -> [how many scores of its row each bucket holds], [..., 2^id_bits]. One round."""
-    n, buckets = lifted.shape[-1], 1 << circle.id_bits
-    ids = b.truncate(lifted, lifted.frac + circle.log_width, circle.id_bits, bound=0.0)
+def _histogram(b: Builder, scores: Wire, circle: ScoreType, causal: bool) -> Wire:
+    """[scores] -> [how many of its row are in bucket 1, 2, ... `counted`], [..., counted]. One round."""
+    n, buckets = scores.shape[-1], 1 << circle.id_bits
+    ids = b.truncate(scores, scores.frac + LOG_WIDTH, circle.id_bits, bound=0.0)
     (opened,) = b.open(b.triangle(ids) if causal else ids)
     ring = max(COUNT_RING, n.bit_length())
     one_hot = OneHot(opened.shape, circle.id_bits, ring)
     (hot,) = b.emit(one_hot, [opened], [(ring, 0, (*opened.shape, buckets), 0.0)])
+    hot = b.view(hot, slices=((len(hot.shape) - 1, 1, circle.counted + 1),))
     if causal:
         hot = b.untriangle(hot, n, rest=1)
-    return b.view(b.sum(hot, -2), shape=(*lifted.shape[:-1], buckets))
+    return b.view(b.sum(hot, -2), shape=(*scores.shape[:-1], circle.counted))
 
 
-def _minus_maximum(b: Builder, counts: Wire, circle: ScoreType) -> Wire:
-    """A row's histogram -> [-(M + width)] on the scores' circle, [..., 1]. One round."""
+def _minus_maximum(b: Builder, counts: Wire, circle: ScoreType, by_bits: bool | None) -> Wire:
+    """A row's histogram -> [-M] on the scores' circle, [..., 1]. One round, by bits two."""
     (suffix,) = b.emit(SuffixSum(counts.ring), [counts], [(counts.ring, 0, counts.shape, 0.0)])
-    lowest = math.floor((circle.offset - circle.bound) / circle.width)  # ids of real scores
-    highest = math.floor((circle.offset + circle.bound) / circle.width) + 1
-    asked = (len(counts.shape) - 1, lowest + 1, min(highest + 1, 1 << circle.id_bits))
-    (suffix,) = b.open(b.view(suffix, slices=(asked,)))
+    (suffix,) = b.open(b.view(suffix, slices=((len(counts.shape) - 1, 0, circle.asked),)))
     ring = next(bits for bits in ID_RINGS if bits >= circle.id_bits)
-    is_used = Lookup(suffix.shape, suffix.ring, ring, tuple(int(i > 0) for i in range(1 << suffix.ring)))
-    (used,) = b.emit(is_used, [suffix], [(ring, 0, suffix.shape, 0.0)])
-    above_lowest = b.sum(used, -1)
-    # M = (lowest + above_lowest) width; ids times 2^(16 - id_bits) go from Z_2^id_bits onto Z_2^16
+    table = Lookup(suffix.shape, suffix.ring, ring, tuple(int(i > 0) for i in range(1 << suffix.ring)))
+    bits = IsZero(suffix.shape, suffix.ring)
+    if by_bits is None:
+        by_bits = table.cost().dealer - bits.cost().dealer > SAVED
+    # M = used width; ids times 2^(16 - id_bits) go from Z_2^id_bits onto Z_2^16
     bucket = 1 << (SCORE_RING - circle.id_bits)
-    onto_circle = Affine(SCORE_RING, -bucket, -bucket * (lowest + 1))
-    return b.emit(onto_circle, [above_lowest], [(SCORE_RING, circle.frac, above_lowest.shape, 0.0)])[0]
+    if by_bits:
+        (bit,) = b.emit(bits, [suffix], [(1, 0, suffix.shape, 1.0)])
+        unused = b.sum(b2a(b, bit, ring), -1, bound=0.0)
+        count, onto_circle = unused, Affine(SCORE_RING, bucket, -bucket * circle.asked)
+    else:
+        (used,) = b.emit(table, [suffix], [(ring, 0, suffix.shape, 0.0)])
+        count, onto_circle = b.sum(used, -1), Affine(SCORE_RING, -bucket, 0)
+    return b.emit(onto_circle, [count], [(SCORE_RING, circle.frac, count.shape, 0.0)])[0]
 
 
-def _exponential(b: Builder, x: Wire, dealt: ExponentialType) -> Wire:
+def _exponential(b: Builder, x: Wire, circle: ScoreType, dealt: ExponentialType) -> Wire:
     """Opened x < 0 -> [exp x] with 16 fraction bits. No round."""
-    step = x.frac + LOG_UNIT
+    step = x.frac + circle.log_unit
     op = Exponential(x.shape, SCORE_RING, x.frac, step, *WINDOW, dealt.ring, dealt.public_frac, dealt.dealt_frac)
     (e,) = b.emit(op, [x], [(dealt.ring, dealt.public_frac + dealt.dealt_frac, x.shape, ROUNDED[1])])
     return truncate_to(b, e, NUMERATOR.frac, NUMERATOR.ring)
@@ -170,16 +204,16 @@ def reciprocal_of_sum(
 ) -> tuple[Wire, list[Wire]]:
     """[sum E] within `limits` -> [1 / sum E] on (32, f), one number a row; and the wires `alongside`, opened.
 
-    By `inverse_power` with a second Newton step on tables of 2^7 entries. `fewer_rounds` pays for rounds with dealer
-    bytes, as is right for few rows: tables of 2^index_bits entries in the place of the second step, three rounds less.
+    By `inverse_power` with a second Newton step on SUM_TABLES. `fewer_rounds` pays for rounds with dealer bytes, as is
+    right for few rows: tables of 2^index_bits entries in the place of the second step, three rounds less.
     """
     lo, hi = limits
     # as many bits for the smallest sum as for the smallest reciprocal: both together fit the ring
     digits = min(SUM_DIGITS, (SUM_RING - ceil_log2(hi / lo)) // 2)
     v = b.truncate(total, max(0, total.frac - (digits - floor_log2(lo))), SUM_RING)
+    tables = Tables(index_bits, octaves=5, fan_in=3, ring=48) if fewer_rounds else SUM_TABLES
     frac = min(SUM_RING - v.frac, digits + ceil_log2(hi))
-    if not fewer_rounds:
-        return inverse_power(b, v, lo, hi, root=False, frac=frac, second_step=True, alongside=alongside)
-    tables = Tables(index_bits, octaves=5, fan_in=3, ring=48)
     frac = min(frac, tables.ring // 2 - 1 - ceil_log2(2 / lo))  # the largest square fits the ring
-    return inverse_power(b, v, lo, hi, root=False, frac=frac, tables=tables, alongside=alongside)
+    return inverse_power(
+        b, v, lo, hi, root=False, frac=frac, tables=tables, second_step=not fewer_rounds, alongside=alongside
+    )

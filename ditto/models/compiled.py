@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from ditto.engine.parts import cut
 from ditto.engine.plan import Plan
 from ditto.engine.program import Program, Wire
 from ditto.errors import BadDescription, DittoError, VersionMismatch
@@ -19,7 +20,7 @@ def program_for(description: str, plan: Plan, stage: int = 0) -> Program:
     """The program of a model for one plan and stage. Raises BadDescription for a description that compiles to none."""
     found = parse(description)
     try:
-        return architecture_of(found.architecture).compile(found, plan, stage)
+        return cut(architecture_of(found.architecture).compile(found, plan, stage), plan.hold)
     except DittoError:
         raise
     except Exception as error:  # the sizes and ranges are anybody's: of whatever class, it is the description's fault

@@ -81,11 +81,21 @@ class Neurons(_Public):
     bound: Bound
 
 
+class ScoreRange(_Public):
+    """Attention scores: the largest size. Less the score of a text's first token: the largest, how far the least lies
+    below 0, and how far a row's least lies below its largest; padding as a key does not count."""
+
+    size: Bound
+    above: Bound
+    below: Bound
+    spread: Bound
+
+
 class LayerRanges(_Public):
     """Largest |x| in one block, and its two LayerNorms in the order in which they come."""
 
     qkv: Bound
-    scores: Bound
+    scores: ScoreRange
     context: Bound
     attention: Bound  # what the projection after it adds to the residual stream
     activation: Bound

@@ -9,7 +9,7 @@ import torch
 from ditto.errors import UsageError
 from ditto.models.architecture import Tensors
 from ditto.models.checkpoint import Checkpoint
-from ditto.models.description import Description, Dimensions, LayerRanges, Neurons
+from ditto.models.description import Description, Dimensions, LayerRanges, Neurons, ScoreRange
 from ditto.models.importer import describe, encode_weights, fitted
 from ditto.models.registry import architecture_of, generates
 from ditto.models.tokenizer import Batch
@@ -26,7 +26,9 @@ DIMENSIONS = {  # what goes with a class
     "BertModel": {"vocabulary": 30522, "positions": 512, "token_types": 2, "epsilon": 1e-12},
     "GPT2LMHeadModel": {"vocabulary": 50257, "positions": 1024, "epsilon": 1e-5, "activation": "tanh gelu"},
 }
-LEAST_SCORES, LEAST_GELU = 25.0, 12.0  # as seen on pretrained checkpoints, so that the cost is a real model's
+# as seen on pretrained checkpoints, so that the cost is a real model's
+LEAST_SCORES = ScoreRange(size=25.0, above=25.0, below=31.0, spread=35.0)
+LEAST_GELU = 12.0
 
 
 def random_model(
@@ -69,9 +71,12 @@ def scaled_model(
 def _widened(layer: LayerRanges, inner: int) -> LayerRanges:
     activation = max(layer.activation, LEAST_GELU)
     neurons = (Neurons(count=inner, bound=activation),)
-    return layer.model_copy(
-        update={"scores": max(layer.scores, LEAST_SCORES), "activation": activation, "neurons": neurons}
-    )
+    scores = _widest(layer.scores, LEAST_SCORES)
+    return layer.model_copy(update={"scores": scores, "activation": activation, "neurons": neurons})
+
+
+def _widest(a: ScoreRange, b: ScoreRange) -> ScoreRange:
+    return ScoreRange(**{name: max(x, getattr(b, name)) for name, x in a.model_dump().items()})
 
 
 def _as_wide(layer: LayerRanges, real: LayerRanges, inner: int) -> LayerRanges:
@@ -89,7 +94,10 @@ def _as_wide(layer: LayerRanges, real: LayerRanges, inner: int) -> LayerRanges:
         }
         for name in ("norm1", "norm2")
     }
-    return LayerRanges.model_validate(own | bounds | norms | {"neurons": _scaled(real.neurons, inner)})
+    scores = _widest(layer.scores, real.scores)
+    return LayerRanges.model_validate(
+        own | bounds | norms | {"scores": scores, "neurons": _scaled(real.neurons, inner)}
+    )
 
 
 def _scaled(neurons: Sequence[Neurons], inner: int) -> tuple[Neurons, ...]:

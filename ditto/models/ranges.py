@@ -12,15 +12,17 @@ from collections.abc import Callable
 import torch
 
 from ditto.functions.fit import Fits
+from ditto.functions.layernorm import deviation_scale
 from ditto.functions.smooth import Zone
-from ditto.models.description import Description, LayerRanges, Neurons, NormRange, round_down, round_up
-from ditto.presets.style import Norm, Style
+from ditto.models.description import Description, LayerRanges, Neurons, NormRange, ScoreRange, round_down, round_up
+from ditto.presets.style import AttentionBounds, Norm, Scores, Style
 
 Tensor = torch.Tensor
 Observe = Callable[[int, str, Tensor], None]  # layer, name, values: what a plaintext forward shows of itself
 
 ACTIVATION_MARGIN, SCORE_MARGIN, VARIANCE_MARGIN, GELU_MARGIN, LOGITS_MARGIN = 1.5, 1.5, 2.0, 1.25, 2.0
 LEAST_GELU, LEAST_LOGITS = 2.0, 1.0
+HIDDEN_SCORE = -1e9  # of what a query does not attend to, in plaintext
 # Bounds of single neurons come in coarse classes, and each class has a multiple of GRANULE neurons: a description says
 # little of a neuron. The narrowest is wide enough for a neuron that calibration hardly saw at work.
 CLASSES = (6.0, 7.0, 8.0, 9.0, 10.0, 12.0, 14.0, 16.0, 20.0, 24.0, 32.0, 40.0, 48.0, 64.0, 96.0, 128.0, 192.0, 256.0)
@@ -54,7 +56,7 @@ def largest(x: Tensor) -> float:
 class Seen:
     """Maxima of |x|, and least and largest row variances, by (layer, name): an `Observe`.
 
-    What enters a LayerNorm ("….in") counts centred, too.
+    What enters a LayerNorm ("….in") counts centred, too. "masked scores" count less that of the first key.
     """
 
     def __init__(self) -> None:
@@ -62,8 +64,12 @@ class Seen:
         self._variance: dict[tuple[int, str], tuple[float, float]] = {}
         self._neurons: dict[int, torch.Tensor] = {}
         self._tokens: dict[int, int] = {}
+        self._scores: dict[int, tuple[float, float, float]] = {}
 
     def __call__(self, layer: int, name: str, x: Tensor) -> None:
+        if name == "masked scores":
+            self._see_scores(layer, x)
+            return
         key = (layer, name)
         enters_norm = name.endswith(".in")
         now = largest(x) if enters_norm else float(x.abs().max())
@@ -85,7 +91,7 @@ class Seen:
         """One block; its LayerNorms by the names under which they were observed."""
         return LayerRanges(
             qkv=self.bound(i, "qkv"),
-            scores=self.bound(i, "scores", SCORE_MARGIN),
+            scores=self._score_range(i),
             context=self.bound(i, "context"),
             attention=self.bound(i, "attention"),
             activation=self.bound(i, "activation", GELU_MARGIN, LEAST_GELU),
@@ -94,6 +100,19 @@ class Seen:
             norm1=self.norm(i, norm1),
             norm2=self.norm(i, norm2),
         )
+
+    def _see_scores(self, layer: int, x: Tensor) -> None:
+        hidden, shifted = x <= HIDDEN_SCORE / 2, x - x[..., :1]
+        most = shifted.masked_fill(hidden, -torch.inf).amax(-1)
+        least = shifted.masked_fill(hidden, torch.inf).amin(-1)
+        now = float(most.max()), -float(least.min()), float((most - least).max())
+        before = self._scores.get(layer, (0.0, 0.0, 0.0))
+        self._scores[layer] = max(before[0], now[0]), max(before[1], now[1]), max(before[2], now[2])
+
+    def _score_range(self, i: int) -> ScoreRange:
+        above, below, spread = (round_up(x * SCORE_MARGIN) for x in self._scores[i])
+        size = self.bound(i, "scores", SCORE_MARGIN)
+        return ScoreRange(size=size, above=above, below=below, spread=spread)
 
     def order(self, i: int) -> torch.Tensor:
         """The neurons of a block's feed-forward network, narrowest first."""
@@ -151,6 +170,22 @@ def neuron_scales(style: Style, description: Description, layer: int) -> torch.T
     return torch.cat([torch.full((zone.columns,), zone.fit.scale) for zone in zones])
 
 
-def norm_of(name: str, found: NormRange, epsilon: float, after: NormRange | None = None) -> Norm:
+def scores_of(layer: LayerRanges) -> Scores:
+    """A layer's scores as a style takes them."""
+    return Scores(**layer.scores.model_dump())
+
+
+def attention_of(layer: LayerRanges) -> AttentionBounds:
+    """Likewise all that bounds its attention."""
+    return AttentionBounds(layer.qkv, scores_of(layer), layer.context)
+
+
+def norm_of(name: str, found: NormRange, epsilon: float, after: NormRange | None = None, whole: bool = False) -> Norm:
     """A LayerNorm as a style takes it. `after`: the one that reads the residual sum that its result goes into."""
-    return Norm(name, found.variance, found.output, epsilon, after.input if after else 0.0)
+    return Norm(name, found.variance, found.output, epsilon, after.input if after else 0.0, whole)
+
+
+def folded(gamma: Tensor, beta: Tensor, w: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """A projection with a LayerNorm's gamma and beta folded into it, for standardised rows by a style that is folded:
+    W' = diag(s gamma) W with s = deviation_scale(H), b' = beta W + b."""
+    return deviation_scale(len(gamma)) * gamma[:, None] * w, beta @ w + bias

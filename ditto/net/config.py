@@ -70,6 +70,7 @@ class Limits(_Strict):
     max_batch: int = Field(default=512, ge=1)  # texts of a job
     max_tokens: int = Field(default=65_536, ge=1)  # of a job: all texts, what is generated included
     max_job_mb: int = Field(default=4096, ge=1)  # what a job holds at once beside the weights, as estimated
+    hold_mb: int = Field(default=256, ge=1, le=65_536)  # correlations that a party holds at once; alike everywhere
     max_models: int = Field(default=256, ge=1)  # of one identity
     max_sharings: int = Field(default=10_000, ge=1)  # that one identity ever puts: a party remembers each for good
     max_uploads: int = Field(default=16, ge=1)  # under way, of one identity and one kind

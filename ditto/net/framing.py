@@ -7,8 +7,9 @@ frames of a large message, TLS and TCP/IP come on top (benchmarks/wire_bytes.py 
 
 from __future__ import annotations
 
+from ditto.net.bulk import Data, Dealt, Frame
 from ditto.transcript import DIGEST, digest
-from ditto.wire import dealer_pb2, party_pb2
+from ditto.wire import party_pb2
 
 PREFIX = 5 + 9
 
@@ -18,24 +19,24 @@ def field_size(value: int, length: int = 0) -> int:
     return 1 + (value.bit_length() + 6) // 7 + length if value else 0
 
 
-def around_frame(frame: party_pb2.Frame, offset: int, size: int) -> int:
+def around_frame(frame: party_pb2.Frame | Frame, offset: int, size: int) -> int:
     """Framing of one piece of `size` bytes at `offset`; the other fields are those of `frame`."""
     texts = (len(text.encode()) for text in (frame.job, frame.label, frame.abort))
     fields = sum(field_size(n, n) for n in texts) + field_size(size) + field_size(DIGEST, DIGEST)
     return fields + sum(field_size(n) for n in (frame.sequence, offset, frame.total)) + PREFIX
 
 
-def around_dealt(reply: dealer_pb2.CorrelationsReply) -> int:
+def around_dealt(reply: Dealt) -> int:
     """Framing of one message of the dealer; the seed counts as framing."""
     around = sum(field_size(len(part)) for part in (reply.seed, reply.data)) + len(reply.seed) + PREFIX
     return around + field_size(DIGEST, DIGEST)
 
 
-def frame_digest(frame: party_pb2.Frame, offset: int, data: bytes | memoryview) -> bytes:
+def frame_digest(frame: party_pb2.Frame | Frame, offset: int, data: Data) -> bytes:
     """Of one piece at `offset`: over its data and every other field."""
     return digest(repr((frame.job, frame.sequence, frame.label, offset, frame.total, frame.abort)), data)
 
 
-def dealt_digest(place: int, seed: bytes, data: bytes | memoryview) -> bytes:
+def dealt_digest(place: int, seed: bytes, data: Data) -> bytes:
     """Of the dealer's message number `place` in its stream."""
     return digest(f"{place} {seed.hex()}", data)

@@ -17,10 +17,11 @@ from ditto.wire import dealer_pb2, party_pb2
 def plan_of(message: dealer_pb2.Plan) -> Plan:
     """Raises UsageError for sizes beyond anything that runs."""
     plan = Plan(
-        message.batch, message.seq, message.tokens, message.argmax, message.narrow_from, message.every, message.guard
-    )
-    if not (1 <= plan.batch <= 4096 and 1 <= plan.seq <= 65536 and 1 <= plan.tokens <= 65536):
-        raise UsageError("batch, sequence length or number of tokens out of range")
+        message.batch, message.seq, message.tokens, message.argmax, message.narrow_from, message.every, message.guard,
+        message.hold_mb,
+    )  # fmt: skip
+    if not (1 <= plan.batch <= 4096 and 1 <= plan.seq <= 65536 and 1 <= plan.tokens <= 65536 and plan.hold_mb):
+        raise UsageError("batch, sequence length, number of tokens or hold_mb out of range")
     return plan
 
 

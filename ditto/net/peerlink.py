@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import grpc
 import structlog
@@ -27,6 +28,7 @@ from ditto.errors import (
     PeerLost,
     VersionMismatch,
 )
+from ditto.net.bulk import Data, Frame
 from ditto.net.emulation import Link, Network
 from ditto.net.framing import around_frame, frame_digest
 from ditto.net.metrics import LinkMetrics
@@ -35,20 +37,20 @@ from ditto.transcript import DIGEST, Transcript
 from ditto.wire import party_pb2, party_pb2_grpc
 
 log = structlog.get_logger()
-Frame = party_pb2.Frame
+Head = party_pb2.Frame  # of a frame: all but its data
 MAX_PAYLOAD = 1 << 31
 MAX_EARLY = 64  # jobs that the peer may have begun before this party opened them
 # Payloads wait as they are, with the time at which they were queued and the digests of their pieces; a frame is built
 # from its slice only when gRPC asks for it.
-Queue = queue.SimpleQueue[tuple[float, party_pb2.Frame, bytes, bytes] | None]
+Queue = queue.SimpleQueue[tuple[float, Head, Data, bytes] | None]
 
 
 @dataclass
 class _Mailbox:
     """What the peer sent for one job: whole messages by round, and the pieces of the one under way."""
 
-    messages: dict[int, tuple[str, bytes, bytes]] = field(default_factory=dict)  # label, data, digests
-    pieces: list[bytes] = field(default_factory=list)
+    messages: dict[int, tuple[str, Data, bytes]] = field(default_factory=dict)  # label, data, digests
+    pieces: list[Data] = field(default_factory=list)
     digests: bytes = b""
     received: int = 0  # of the message under way
     round: int = 0  # whose message that is
@@ -58,35 +60,33 @@ class _Mailbox:
     opened: bool = False
 
 
-def _offsets(payload: bytes | memoryview) -> range:
+def _offsets(payload: Data) -> range:
     return range(0, len(payload) or 1, CHUNK)
 
 
-def _digests(frame: party_pb2.Frame, payload: bytes | memoryview) -> bytes:
+def _digests(frame: Head, payload: Data) -> bytes:
     """Of a message's pieces, one after another."""
     whole = memoryview(payload)
     return b"".join(frame_digest(frame, at, whole[at : at + CHUNK]) for at in _offsets(payload))
 
 
-def message_digests(job: str, sequence: int, label: str, payload: bytes | memoryview) -> bytes:
+def message_digests(job: str, sequence: int, label: str, payload: Data) -> bytes:
     """What a transcript has of a message on the link, sent or received."""
-    return _digests(Frame(job=job, sequence=sequence, label=label, total=len(payload)), payload)
+    return _digests(Head(job=job, sequence=sequence, label=label, total=len(payload)), payload)
 
 
-def _frames(out: Queue, link: Link, metrics: LinkMetrics) -> Iterator[party_pb2.Frame]:
+def _frames(out: Queue, link: Link, metrics: LinkMetrics) -> Iterator[Frame]:
     """What the stream sends: each payload cut into chunks of 1 MB, each chunk when it would arrive over `link`."""
     for queued, frame, payload, digests in iter(out.get, None):
+        whole = memoryview(payload)
         for number, offset in enumerate(_offsets(payload)):
-            piece, data = frame, payload
-            if len(payload) > CHUNK:
-                data = payload[offset : offset + CHUNK]
-                piece = Frame(offset=offset)
-                piece.MergeFrom(frame)
+            data = whole[offset : offset + CHUNK]
+            head = Head(offset=offset, digest=digests[number * DIGEST : (number + 1) * DIGEST])
+            head.MergeFrom(frame)
             around = around_frame(frame, offset, len(data))
             metrics.sent(len(data), around)
-            piece.data, piece.digest = data, digests[number * DIGEST : (number + 1) * DIGEST]
             link.hold(queued, len(data) + around)
-            yield piece
+            yield Frame(head, data)
 
 
 class PeerLink:
@@ -118,7 +118,7 @@ class PeerLink:
 
     # The stream ---------------------------------------------------------------------------------
 
-    def serve(self, frames: Iterator[party_pb2.Frame], context: grpc.ServicerContext) -> Iterator[party_pb2.Frame]:
+    def serve(self, frames: Iterator[Frame], context: grpc.ServicerContext) -> Iterator[Frame]:
         """Party 0's end: the handler of PeerLink.Exchange. A new stream replaces an older one."""
         out: Queue = queue.SimpleQueue()
         self._attach(out)
@@ -139,7 +139,7 @@ class PeerLink:
 
     def _dial_once(self, stub: party_pb2_grpc.PeerLinkStub) -> None:
         out: Queue = queue.SimpleQueue()
-        call = stub.Exchange(_frames(out, Link(self.network), self.metrics))
+        call: Any = stub.Exchange(cast(Any, _frames(out, Link(self.network), self.metrics)))  # as net.seal encodes them
         try:
             call.initial_metadata()  # arrives when the peer serves the stream; raises nothing, ends on failure
             if call.is_active():
@@ -149,7 +149,7 @@ class PeerLink:
             out.put(None)
             call.cancel()
 
-    def _pump(self, frames: Iterator[party_pb2.Frame], out: Queue) -> None:
+    def _pump(self, frames: Iterator[Frame], out: Queue) -> None:
         trouble: DittoError | None = None
         try:
             for frame in frames:
@@ -195,7 +195,7 @@ class PeerLink:
 
     # Frames -------------------------------------------------------------------------------------
 
-    def _receive(self, frame: party_pb2.Frame, out: Queue) -> None:
+    def _receive(self, frame: Frame, out: Queue) -> None:
         size = len(frame.data)
         around = around_frame(frame, frame.offset, size)
         self.metrics.received(size, around)
@@ -238,23 +238,25 @@ class PeerLink:
             box.payload += size
             box.framing += around
             if box.received >= frame.total:
-                whole = box.pieces[0] if len(box.pieces) == 1 else b"".join(box.pieces)
+                whole = box.pieces[0] if len(box.pieces) == 1 else memoryview(bytearray().join(box.pieces))
                 box.messages[frame.sequence] = (frame.label, whole, box.digests)
                 box.pieces, box.digests, box.received, box.round = [], b"", 0, box.round + 1
                 self.changed.notify_all()
 
-    def send(self, job: str, sequence: int, label: str, payload: bytes) -> tuple[int, bytes]:
-        """Queue the frames of one message; returns the bytes that framing adds, and the digests of its pieces."""
+    def send(self, job: str, sequence: int, label: str, payload: Data) -> tuple[int, bytes]:
+        """Queue the frames of one message; returns the bytes that framing adds, and the digests of its pieces.
+
+        They are read from `payload` as they go out: it stays as it is."""
         out, total = self._out, len(payload)
         if out is None:
             raise PeerLost(f"{self.peer} was lost during the job", peer=self.peer)
-        frame = Frame(job=job, sequence=sequence, label=label, total=total)
+        frame = Head(job=job, sequence=sequence, label=label, total=total)
         extra = sum(around_frame(frame, at, min(CHUNK, total - at)) for at in _offsets(payload))
         queued, digests = time.monotonic(), _digests(frame, payload)
         out.put((queued, frame, payload, digests))
         return extra, digests
 
-    def receive(self, box: _Mailbox, sequence: int, label: str, until: float | None = None) -> tuple[str, bytes, bytes]:
+    def receive(self, box: _Mailbox, sequence: int, label: str, until: float | None = None) -> tuple[str, Data, bytes]:
         """The message of a round, when it is there whole: its label, its data, the digests of its pieces. `label` is
         what is awaited, `until` how long (time.monotonic)."""
         deadline = until or time.monotonic() + self.message_timeout
@@ -296,7 +298,7 @@ class PeerLink:
             out = self._out
             self.changed.notify_all()
         if reason and out is not None:
-            frame = Frame(job=job, abort=reason)
+            frame = Head(job=job, abort=reason)
             out.put((time.monotonic(), frame, b"", _digests(frame, b"")))
 
 
@@ -319,7 +321,7 @@ class LinkChannel:
     def framing_received(self) -> int:
         return self._box.framing
 
-    def exchange(self, label: str, payload: bytes) -> bytes:
+    def exchange(self, label: str, payload: Data) -> Data:
         """Send `payload`, return the peer's payload of the same round. Both must use the same label."""
         if self._box.error is not None:
             raise self._box.error

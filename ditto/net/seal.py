@@ -2,7 +2,8 @@
 
 TLS sees to that between its two ends. Behind them (a relay that terminates TLS, memory, a library) a flipped bit of a
 client's share would be another question, and one of a job's name other correlations, without an error anywhere. Frames
-between the parties and the dealer's messages have digests over their place in the stream, too (ditto.net.framing).
+between the parties and the dealer's messages have digests over their place in the stream, too (ditto.net.framing), and
+are encoded without a copy in between (ditto.net.bulk).
 Against accidents, not against malice: the key is public (ditto.transcript).
 
 1. The sender appends to the encoded message one more field of protobuf: number 15, which no message has, of 16 bytes,
@@ -16,16 +17,19 @@ from collections.abc import Callable
 from typing import Any
 
 import grpc
+from google.protobuf.message import Message
 
 from ditto.errors import IntegrityError
+from ditto.net import bulk
 from ditto.transcript import DIGEST, digest
+from ditto.wire import dealer_pb2, party_pb2
 
 FIELD = bytes([15 << 3 | 2, DIGEST])
 SEALED = len(FIELD) + DIGEST  # bytes more
-_OWN = {  # (method, direction): these carry digests themselves
-    ("/ditto.v1.PeerLink/Exchange", "request"),
-    ("/ditto.v1.PeerLink/Exchange", "reply"),
-    ("/ditto.v1.Dealer/Correlations", "reply"),
+_OWN: dict[tuple[str, str], type[Message]] = {  # (method, direction): these carry digests themselves, and much data
+    ("/ditto.v1.PeerLink/Exchange", "request"): party_pb2.Frame,
+    ("/ditto.v1.PeerLink/Exchange", "reply"): party_pb2.Frame,
+    ("/ditto.v1.Dealer/Correlations", "reply"): dealer_pb2.CorrelationsReply,
 }
 _HEALTH = "/grpc.health.v1.Health/"  # others speak it, too
 Coder = Callable[[Any], Any] | None  # what gRPC calls a serializer, and a deserializer; None for bytes
@@ -47,7 +51,9 @@ def unseal(head: str, data: bytes) -> bytes:
 
 def sealing(method: str, way: str, encode: Coder) -> Coder:
     """What encodes messages of a method ("request" or "reply"), with the seal."""
-    if (method, way) in _OWN or method.startswith(_HEALTH):
+    if (method, way) in _OWN:
+        return bulk.encode
+    if method.startswith(_HEALTH):
         return encode
     head = f"{method} {way}"
     return lambda message: seal(head, encode(message) if encode else message)
@@ -55,7 +61,9 @@ def sealing(method: str, way: str, encode: Coder) -> Coder:
 
 def unsealing(method: str, way: str, decode: Coder) -> Coder:
     """What decodes them. gRPC ends a call whose message it cannot decode, on either side, with a status of its own."""
-    if (method, way) in _OWN or method.startswith(_HEALTH):
+    if (method, way) in _OWN:
+        return bulk.decoder(_OWN[method, way])
+    if method.startswith(_HEALTH):
         return decode
     head = f"{method} {way}"
 

@@ -1,6 +1,6 @@
 """Operations: one file, one operation (or one family), what is opened and dealt for it, and its faces."""
 
-from ditto.ops.base import REGISTRY, Cost, Masked, Op
+from ditto.ops.base import REGISTRY, BitRounds, Cost, Masked, Op
 from ditto.ops.causal import CausalMask, Join, Triangle, Untriangle
 from ditto.ops.compare import Compare
 from ditto.ops.extend import Extend
@@ -14,13 +14,14 @@ from ditto.ops.product import Product, Product3, Square
 from ditto.ops.rank import AddStarts, Differences, IsZero, Losses, Windows
 from ditto.ops.separable import Exponential, Harmonic
 from ditto.ops.table import Combine, Lookup, OneHot
+from ditto.ops.together import Begin, Together
 from ditto.ops.truncate import TruncateReduce
-from ditto.ops.wide import WideProduct, WideSquare
+from ditto.ops.wide import SumOfSquares, WideProduct, WideSquare
 
 __all__ = [
-    "Add", "AddStarts", "Affine", "Combine", "Compare", "Cost", "Differences", "Exponential", "Extend", "B2A",
-    "CausalMask", "Guard", "Harmonic", "IsZero", "Join", "Lookup", "Losses", "Masked", "Matmul", "MatmulWeight",
-    "OneHot", "Op", "Open", "Product", "Product3", "REGISTRY", "Random", "RelativePositions", "Mux", "Square",
-    "SuffixSum", "Sum", "Triangle", "TruncateReduce", "Untriangle", "View", "WeightShare", "WideProduct", "WideSquare",
-    "Windows",
+    "Add", "AddStarts", "Affine", "Begin", "BitRounds", "Combine", "Compare", "Cost", "Differences", "Exponential",
+    "Extend", "B2A", "CausalMask", "Guard", "Harmonic", "IsZero", "Join", "Lookup", "Losses", "Masked", "Matmul",
+    "MatmulWeight", "OneHot", "Op", "Open", "Product", "Product3", "REGISTRY", "Random", "RelativePositions", "Mux",
+    "Square", "SuffixSum", "Sum", "SumOfSquares", "Together", "Triangle", "TruncateReduce", "Untriangle", "View",
+    "WeightShare", "WideProduct", "WideSquare", "Windows",
 ]  # fmt: skip

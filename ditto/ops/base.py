@@ -9,15 +9,17 @@ socket, a process or a file: a `Party` or `Dealer` context hands out masks, deal
 from __future__ import annotations
 
 import math
+from collections.abc import Generator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, final
+from typing import Any, Protocol, TypeVar, final
 
 import torch
 
-from ditto.ring import wire_bytes
+from ditto.ring import carrier, wire_bytes
 
 Tensor = torch.Tensor
+Result = TypeVar("Result")
 Shape = tuple[int, ...]
 
 
@@ -51,6 +53,7 @@ def shared_bits(*shape: int) -> Shared:
 
 
 Types = dict[str, Shared]
+Rounds = Generator[Tensor, Tensor, Result]  # yields this party's packed bits of each round, takes the opened ones
 Correlations = dict[str, Tensor]
 
 
@@ -92,6 +95,11 @@ class Party(Protocol):
 
     def open_bits(self, words: Tensor) -> Tensor:
         """One round on packed bits: send, receive, return the exclusive or."""
+
+    def open_both(
+        self, shares: list[Tensor], bits: list[int], words: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """`open` and, for each of `words`, `open_bits`: in one round."""
 
     def draw(self) -> bytes:
         """Return a fresh 16-byte seed from the operating system, this party's own."""
@@ -180,10 +188,49 @@ class Op:
         """This party's shares of the masks of the output wires, known before the online phase."""
         return self.output_masks(*masks, *(k[name] for name in self._masks))
 
+    @cached_property
+    def held(self) -> int:
+        """Bytes that a party holds between its offline and its online part: masks and dealt shares, in carriers."""
+        kinds = (*self._masks.values(), *self._dealt.values())
+        return sum(math.prod(of.shape) * carrier(of.bits).itemsize for of in kinds)
+
     @final
     def cost(self) -> Cost:
-        online = sum(of.nbytes for of in self._masks.values())
-        return Cost(len(self.opens()), online, sum(of.nbytes for of in self._dealt.values()))
+        opens = self.opens()
+        online = sum(of.nbytes for opened in opens for of in opened.values())
+        return Cost(len(opens), online, sum(of.nbytes for of in self._dealt.values()))
+
+
+class BitRounds(Op):
+    """An operation that opens packed bits in rounds of its own, one tensor each: other operations may share them."""
+
+    def rounds(self, party: int, k: Correlations, *x: Any) -> Rounds[tuple[Any, ...]]:
+        """`online`, whoever carries what it opens."""
+        raise NotImplementedError
+
+    @final
+    def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
+        running = Running(self.rounds(p.party, k, *x))
+        outputs: tuple[Any, ...] = ()
+        for _ in self.opens():
+            outputs = running.take(p.open_bits(running.words))
+        return outputs
+
+
+class Running:
+    """A `BitRounds` operation between two rounds: what it sends in the next one."""
+
+    def __init__(self, rounds: Rounds[tuple[Any, ...]]) -> None:
+        self._rounds, self.words = rounds, next(rounds)
+
+    def take(self, opened: Tensor) -> tuple[Any, ...]:
+        """Itself, before its next round, or after the last one its outputs."""
+        try:
+            self.words = self._rounds.send(opened)
+        except StopIteration as end:
+            outputs: tuple[Any, ...] = end.value
+            return outputs
+        return (self,)
 
 
 class Rearrangement(Op):

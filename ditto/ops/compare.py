@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ditto.ops.base import Correlations, Op, Party, Shape, Tensor, Types, register, shared_bits
+from ditto.ops.base import BitRounds, Correlations, Rounds, Shape, Tensor, Types, register, shared_bits
 from ditto.ring.bits import planes, unplane, words
 
 CHUNK = 1 << 14  # words of a plane at a time: what lies between the bits and the groups' results stays in cache
@@ -62,10 +62,10 @@ def _compare_groups(monomials: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
     return _less(high, alone) ^ _equal(high, less), _equal(high, equal)  # 2
 
 
-def _leaves(p: Party, monomials: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+def _leaves(party: int, monomials: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
     """`_compare_groups` from this party's shares of `_monomials`, some groups at a time."""
     groups, _, count = monomials.shape
-    one = monomials.new_full((groups, 1, count), -1 if p.party == 0 else 0)
+    one = monomials.new_full((groups, 1, count), -1 if party == 0 else 0)
     whole = torch.cat([one, monomials], 1).view(groups, 4, 4, 1, count)
     step = max(1, CHUNK // a[0, 0].numel())
     parts = [_compare_groups(whole[g : g + step], a[g : g + step]) for g in range(0, groups, step)]
@@ -73,7 +73,7 @@ def _leaves(p: Party, monomials: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(less), torch.cat(equal)
 
 
-def _join(p: Party, less: Tensor, equal: Tensor, mask: Tensor, dealt: Tensor) -> tuple[Tensor, Tensor]:
+def _join(party: int, less: Tensor, equal: Tensor, mask: Tensor, dealt: Tensor) -> Rounds[tuple[Tensor, Tensor]]:
     """One level: pairs (low, high) of neighbours; an odd one stays. The lowest `equal` is never needed.
 
     1. Open equal_h, less_l and, but for the lowest pair, equal_l under the mask: one round.
@@ -81,12 +81,12 @@ def _join(p: Party, less: Tensor, equal: Tensor, mask: Tensor, dealt: Tensor) ->
     """
     n = len(less) // 2
     high, low = slice(1, 2 * n, 2), slice(0, 2 * n, 2)
-    opened = p.open_bits(torch.cat([equal[high], less[low], equal[low][1:]]) ^ mask)  # 1
+    opened = yield torch.cat([equal[high], less[low], equal[low][1:]]) ^ mask  # 1
     a, b, c = opened[:n], opened[n : 2 * n], opened[2 * n :]  # public: equal_h, less_l, equal_l, each masked
     ra, rb, rc = mask[:n], mask[n : 2 * n], mask[2 * n :]
     joined_less = less[high] ^ a & rb ^ b & ra ^ dealt[:n]  # 2
     joined_equal = a[1:] & rc ^ c & ra[1:] ^ dealt[n:]
-    if p.party == 0:
+    if party == 0:
         joined_less, joined_equal = joined_less ^ a & b, joined_equal ^ a[1:] & c
     joined_equal = torch.cat([equal[:1], joined_equal])  # a place holder for the lowest
     return torch.cat([joined_less, less[2 * n :]]), torch.cat([joined_equal, equal[2 * n :]])
@@ -94,7 +94,7 @@ def _join(p: Party, less: Tensor, equal: Tensor, mask: Tensor, dealt: Tensor) ->
 
 @register
 @dataclass(frozen=True)
-class Compare(Op):
+class Compare(BitRounds):
     """Opened x in Z_2^l, public thresholds t_j -> opened bits [x < t_j], signed, for |x - t_j| < 2^(l-1).
 
     x - t = m' - r with m' = m - t, so msb(x - t) = msb(m') + msb(r) + [m'_low < r_low] mod 2.
@@ -160,11 +160,11 @@ class Compare(Op):
     def dealer_masks(self, *masks: Any) -> tuple[Tensor | None, ...]:
         return (torch.stack([unplane(plane, self.shape) for plane in masks[-1]]),)
 
-    def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
+    def rounds(self, party: int, k: Correlations, *x: Any) -> Rounds[tuple[Any, ...]]:
         m = torch.stack([planes(x[0].value - t, self.bits) for t in self.thresholds], 1)
-        less, equal = _leaves(p, k["monomials"], ~_by_fours(m[:-1]))  # 2
+        less, equal = _leaves(party, k["monomials"], ~_by_fours(m[:-1]))  # 2
         for i in range(len(self._levels)):  # 3
-            less, equal = _join(p, less, equal, k[f"level {i}"], k[f"products {i}"])
-        bit = less[0] ^ k["msb"] ^ (m[-1] if p.party == 0 else 0)
-        c = p.open_bits(bit ^ k["s"])  # 4
+            less, equal = yield from _join(party, less, equal, k[f"level {i}"], k[f"products {i}"])
+        bit = less[0] ^ k["msb"] ^ (m[-1] if party == 0 else 0)
+        c = yield bit ^ k["s"]  # 4
         return (torch.stack([unplane(plane, self.shape) for plane in c]),)

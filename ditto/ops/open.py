@@ -14,7 +14,7 @@ class Open(Op):
     """[x] -> public m = x + r mod 2^l, where the dealer knows r and nobody else does.
 
     1. Each party expands its share [r]_i from its seed (no dealer bytes).
-    2. Each sends [x]_i + [r]_i; both add up. One round, ceil(l/8) bytes an element each way.
+    2. Each sends [x]_i + [r]_i; both add up. One round, l/8 bytes an element each way.
     All wires of one Open share the round. Exact. Reveals only m, which is uniform. (Beaver 1991.)
     """
 

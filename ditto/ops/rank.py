@@ -10,10 +10,12 @@ from typing import Any
 import torch
 
 from ditto.ops.base import (
+    BitRounds,
     Correlations,
     Op,
     Party,
     Rearrangement,
+    Rounds,
     Shape,
     Tensor,
     Types,
@@ -96,7 +98,7 @@ class Losses(Op):
 
 @register
 @dataclass(frozen=True)
-class IsZero(Op):
+class IsZero(BitRounds):
     """Opened x = m - r in Z_2^n, few bits -> the opened bit [x = 0]. One round. Exact.
 
     1. The dealer shares the one-hot vector of r in bits, <e_r>: 2^n bits an element, packed by planes.
@@ -135,10 +137,11 @@ class IsZero(Op):
     def dealer_masks(self, *masks: Any) -> tuple[Tensor | None, ...]:
         return (unplane(masks[-1], self.shape),)
 
-    def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
+    def rounds(self, party: int, k: Correlations, *x: Any) -> Rounds[tuple[Any, ...]]:
         at, place = self._at(x[0].value)
         bit = planes(k["hot"].reshape(-1)[at] >> place, 1)[0]  # 2
-        return (unplane(p.open_bits(bit ^ k["s"]), self.shape),)  # 3
+        c = yield bit ^ k["s"]  # 3
+        return (unplane(c, self.shape),)
 
 
 @register

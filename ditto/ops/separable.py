@@ -20,23 +20,27 @@ CHUNK = 1 << 13  # elements at a time: the rank-wide temporaries stay in cache
 # the same at both parties, whatever their processors: from `ditto.ring.exact`, by sums and products of two terms.
 
 
-def _waves(n: int, count: int) -> tuple[Tensor, Tensor]:
-    """cos and sin of w_k x, k = 1 to `count`, for every x in Z_2^n: [2^n, count] each."""
+Pairs = tuple[tuple[int, float, float], ...]  # k, a_k, b_k
+
+
+def _waves(n: int, frequencies: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """cos and sin of w_k x for every x in Z_2^n and every k of H frequencies: [2^n, H] each."""
     cos, sin = circle(n)
-    at = torch.outer(torch.arange(1 << n), torch.arange(1, count + 1)) & ((1 << n) - 1)
+    at = torch.outer(torch.arange(1 << n), torch.tensor(frequencies)) & ((1 << n) - 1)
     return cos[at], sin[at]
 
 
 @lru_cache(maxsize=64)
-def _public_waves(n: int, cos: tuple[float, ...], sin: tuple[float, ...], frac: int, bits: int) -> Tensor:
-    c, s = _waves(n, len(cos))
+def _public_waves(n: int, terms: Pairs, frac: int, bits: int) -> Tensor:
+    frequencies, cos, sin = zip(*terms, strict=True)
+    c, s = _waves(n, frequencies)
     a, b = (torch.tensor(v, dtype=torch.float64) for v in (cos, sin))
     return encode(torch.cat([a * c + b * s, a * s - b * c], dim=1), bits, frac)
 
 
 @lru_cache(maxsize=64)
-def _private_waves(n: int, count: int, frac: int, bits: int) -> Tensor:
-    return encode(torch.cat(_waves(n, count), dim=1), bits, frac)
+def _private_waves(n: int, frequencies: tuple[int, ...], frac: int, bits: int) -> Tensor:
+    return encode(torch.cat(_waves(n, frequencies), dim=1), bits, frac)
 
 
 @lru_cache(maxsize=64)
@@ -53,7 +57,8 @@ class Harmonic(Op):
     1. The dealer shares cos(w_k r), sin(w_k r) on Z_2^l with fv fraction bits.
     2. [g] = sum_k u_k(m) [cos w_k r] + t_k(m) [sin w_k r], with u, t public, fu fraction bits; result fu + fv.
     No round beyond the opening (docs/protocol.md; harmonics as in Zheng et al. 2023 for sine). Where a half is
-    absent from the function (even: b = 0), both cos and sin of the mask are still needed.
+    absent from the function (even: b = 0), both cos and sin of the mask are still needed. A frequency with
+    a_k = b_k = 0 is left out and costs nothing: H counts the others.
     """
 
     shape: Shape
@@ -65,15 +70,25 @@ class Harmonic(Op):
     cos: tuple[float, ...]
     sin: tuple[float, ...]
 
+    @cached_property
+    def terms(self) -> Pairs:
+        """(k, a_k, b_k) of the frequencies that the function has; the first where it has none."""
+        found = [(k, a, b) for k, (a, b) in enumerate(zip(self.cos, self.sin, strict=True), 1) if a or b]
+        return tuple(found) or ((1, 0.0, 0.0),)
+
+    @property
+    def _frequencies(self) -> tuple[int, ...]:
+        return tuple(k for k, _, _ in self.terms)
+
     @property
     def _public(self) -> Tensor:
         """u(m): [2^n, 2H] ring integers with fu fraction bits."""
-        return _public_waves(self.n, self.cos, self.sin, self.fu, self.bits)
+        return _public_waves(self.n, self.terms, self.fu, self.bits)
 
     @property
     def _private(self) -> Tensor:
         """v(r): [2^n, 2H] ring integers with fv fraction bits."""
-        return _private_waves(self.n, len(self.cos), self.fv, self.bits)
+        return _private_waves(self.n, self._frequencies, self.fv, self.bits)
 
     @property
     def _constant(self) -> int:
@@ -82,15 +97,15 @@ class Harmonic(Op):
     @cached_property
     def table(self) -> Tensor:
         """g on Z_2^n, exact to half a unit: int64 [2^n]."""
-        c, s = _waves(self.n, len(self.cos))
-        a, b = (torch.tensor(v, dtype=torch.float64) for v in (self.cos, self.sin))
+        c, s = _waves(self.n, self._frequencies)
+        a, b = (torch.tensor([term[i] for term in self.terms], dtype=torch.float64) for i in (1, 2))
         return torch.floor((c @ a + s @ b + self.c0) * 2.0 ** (self.fu + self.fv) + 0.5).to(torch.int64)
 
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         return (signed(self.table[unsigned(x[0], self.n)], self.bits),)
 
     def dealt(self) -> Types:
-        return {"v": Shared((math.prod(self.shape), 2 * len(self.cos)), self.bits)}
+        return {"v": Shared((math.prod(self.shape), 2 * len(self.terms)), self.bits)}
 
     def correlate(self, *masks: Tensor) -> Correlations:
         return {"v": self._private[unsigned(masks[0], self.n).reshape(-1)]}  # 1
@@ -106,9 +121,9 @@ class Harmonic(Op):
 
     def ulp(self) -> float:
         """Each u is off by half a 2^-fu, each v by half a 2^-fv, |v| <= 1."""
-        size_u = sum(abs(a) + abs(b) for a, b in zip(self.cos, self.sin, strict=True)) * 2
+        size_u = sum(abs(a) + abs(b) for _, a, b in self.terms) * 2
         half_v, half_u = 2.0 ** (self.fu - 1), 2.0 ** (self.fv - 1)
-        return size_u * half_v + 2 * len(self.cos) * half_u + len(self.cos) + 2
+        return size_u * half_v + 2 * len(self.terms) * half_u + len(self.terms) + 2
 
 
 @register

@@ -78,6 +78,45 @@ class WideSquare(Op):
 
 @register
 @dataclass(frozen=True)
+class SumOfSquares(Op):
+    """Opened x [..., H] on Z_2^n, |x| < 2^(n-2) -> [sum x^2] over the last dimension, [..., 1] on Z_2^out, out > n.
+
+    No round beyond the opening of n bits. Exact. `WideSquare`, with r^2 summed up by the dealer:
+    1. The dealer shares r on Z_2^out, w and w r on out - n bits, and sum r^2, one number a row, on Z_2^out.
+    2. [sum x^2] = sum (P^2 - 2 P [r]) + [sum r^2] + sum (2 K (P [w] - [w r]) + K^2 [w]).
+    """
+
+    shape: Shape
+    bits: int
+    out: int
+
+    def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
+        y = _exact(x[0], self.bits, self.out)
+        return (signed((y * y).sum(-1, keepdim=True), self.out),)
+
+    def dealt(self) -> Types:
+        rest = Shared(self.shape, self.out - self.bits)
+        sums = Shared((*self.shape[:-1], 1), self.out)
+        return {"r": Shared(self.shape, self.out), "rr": sums, "w": rest, "wr": rest}
+
+    def correlate(self, *masks: Tensor) -> Correlations:
+        r, w = _private(masks[0], self.bits, self.out)
+        return {"r": r, "rr": (r * r).sum(-1, keepdim=True, dtype=r.dtype), "w": w, "wr": w * r}  # 1
+
+    def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
+        r, rr, w, wr = (cast(k[name], self.out) for name in ("r", "rr", "w", "wr"))
+        P, K = _public(x[0], self.bits, self.out)  # K without its power of two
+        y = (2 * K * (P * w - wr)) << self.bits  # 2
+        if p.party == 0:
+            y += P * P
+        y -= 2 * P * r
+        if 2 * self.bits < self.out:
+            y += (K * w) << (2 * self.bits)
+        return (y.sum(-1, keepdim=True, dtype=y.dtype) + rr,)
+
+
+@register
+@dataclass(frozen=True)
 class WideProduct(Op):
     """Opened x on Z_2^n, y on Z_2^k -> [x y] on Z_2^out; n, k <= out, with broadcasting. Exact.
 

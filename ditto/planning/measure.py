@@ -15,7 +15,7 @@ from ditto.models import compile_stage, encode_inputs, random_batch
 from ditto.models.architecture import Tensors
 from ditto.models.checkpoint import Checkpoint
 from ditto.models.description import Description, Dimensions
-from ditto.models.random import random_weights, scaled_model
+from ditto.models.random import SHAPES, random_weights, scaled_model
 from ditto.models.tokenizer import Batch
 from ditto.net.emulation import network
 from ditto.planning.forecast import Demand, demands, forecast, whole
@@ -42,9 +42,10 @@ class Shape(NamedTuple):
     tokens: int
 
 
-TIMED = (Shape("BertModel", 256, 32), Shape("BertModel", 256, 128), Shape("BertModel", 768, 64))
-ASKED = (Shape("BertModel", 256, 16), Shape("BertModel", 256, 128), Shape("BertModel", 768, 128))
-GENERATING = Shape("GPT2LMHeadModel", 256, 32)
+READS, WRITES = (SHAPES[name][0] for name in ("bert-tiny", "gpt2-tiny"))  # classes
+TIMED = (Shape(READS, 256, 32), Shape(READS, 256, 128), Shape(READS, 768, 64))
+ASKED = (Shape(READS, 256, 16), Shape(READS, 256, 128), Shape(READS, 768, 128))
+GENERATING = Shape(WRITES, 256, 32)
 
 
 def _checkpoint(shape: Shape, layers: int = 1) -> Checkpoint:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from ditto.engine.plan import Plan
+from ditto.engine.program import PART
 from ditto.errors import RangeError
 from ditto.functions.fit import Fits, Fitting
 from ditto.models.description import Description
@@ -44,8 +45,8 @@ class Part:
 
 
 PARTS = (
-    Part("softmax", {"reciprocal": (0, 9, 11), "exponential": (16, 12)}),
-    Part("layernorm", {"deviation": ("joined tables", "one table")}),
+    Part("softmax", {"reciprocal": (0, 9, 11), "exponential": ("precise", "narrow"), "used": ("bits", "table")}),
+    Part("layernorm", {"deviation": ("one guess", "joined guesses", "one table")}),
     Part("gelu", {"activation": ("by neuron", "as one")}),
 )
 
@@ -79,7 +80,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Planned:
-    """Choices by layer, and what the job asks for with them and without."""
+    """Choices by layer, and what the job asks for with them and without, by layer or part of one."""
 
     rows: list[Row]
     choices: tuple[Choices, ...]
@@ -112,8 +113,9 @@ class _Compiler:
         self._description, self._job, self._machine = description, job, machine
         self._fits: Fits = Fitting(description.functions)
 
-    def layers(self, choices: tuple[Choices, ...]) -> list[tuple[str, dict[str, Demand]]]:
-        """Of a job by layer: name, and demands by operation. Later tokens cost what the middle one of them does."""
+    def parts(self, choices: tuple[Choices, ...]) -> list[tuple[str, dict[str, Demand]]]:
+        """Of a job by what is prepared and run at once: name, and demands by operation. Later tokens cost what the
+        middle one of them does."""
         found = self._description.model_copy(update={"choices": choices})
         stages = [0] + [max(1, self._job.stages // 2)] * (self._job.stages - 1)
         by_stage = {}
@@ -121,6 +123,17 @@ class _Compiler:
             program = architecture_of(found.architecture).compile(found, self._job, stage, self._fits)
             by_stage[stage] = list(zip(program.layers, demands(program, self._machine), strict=True))
         return [row for stage in stages for row in by_stage[stage]]
+
+    def layers(self, choices: tuple[Choices, ...]) -> list[tuple[str, dict[str, Demand]]]:
+        """The same by layer, parts together: how many a layer has is for each choice another number."""
+        found: list[tuple[str, dict[str, Demand]]] = []
+        for part, operations in self.parts(choices):
+            name, _, number = part.partition(PART)
+            if not number:
+                found.append((name, {}))
+            for label, demand in operations.items():
+                found[-1][1][label] = found[-1][1].get(label, Demand()) + demand
+        return found
 
 
 def errors(description: Description, layer: int, part: Part) -> dict[Choices, float]:
@@ -132,12 +145,14 @@ def errors(description: Description, layer: int, part: Part) -> dict[Choices, fl
         try:
             match part.label:
                 case "softmax":
-                    found[choices] = softmax_error(preset, choices, d, ranges, causal)
+                    alike = choices.model_copy(update={"used": None})  # both say the same
+                    error = softmax_error(preset, alike, d, ranges, causal)
                 case "layernorm":
                     norms = (ranges.norm1, ranges.norm2)
-                    found[choices] = max(layernorm_error(preset, choices, d, norm, causal) for norm in norms)
+                    error = max(layernorm_error(preset, choices, d, norm, causal) for norm in norms)
                 case _:
-                    found[choices] = activation_error(preset, choices, d, ranges)
+                    error = activation_error(preset, choices, d, ranges)
+            found[choices] = float(f"{error:.2g}")  # further digits are chance
         except RangeError:
             if choices == DEFAULT:
                 raise
@@ -194,10 +209,12 @@ def plan(
         row.seconds = [_seconds(row, i, changes, layers, machine, network) for i in range(len(row.options))]
     # 4
     chosen = tuple(_together(row.options[row.taken].choices for row in rows if row.layer == i) for i in range(count))
-    taken = [whole(operations) for _, operations in compiler.layers(chosen)]
-    ends = (total(forecast(demand, machine, network)) for demand in (own, taken))
+    before, after = (
+        [whole(operations) for _, operations in compiler.parts(choices)] for choices in ((DEFAULT,) * count, chosen)
+    )
+    ends = (total(forecast(demand, machine, network)) for demand in (before, after))
     rows.sort(key=lambda row: row.layer)
-    return Planned(rows, chosen, own, taken, *ends)
+    return Planned(rows, chosen, before, after, *ends)
 
 
 def _counts(demand: Demand) -> tuple[int, int, int]:

@@ -19,7 +19,7 @@ from ditto.engine.program import Builder
 from ditto.functions.fit import Fitting
 from ditto.functions.layernorm import RESIDUAL, deviation_scale
 from ditto.models.description import Dimensions, LayerRanges, NormRange
-from ditto.models.ranges import ACTIVATION_MARGIN, GELU_MARGIN, SCORE_MARGIN, VARIANCE_MARGIN
+from ditto.models.ranges import ACTIVATION_MARGIN, GELU_MARGIN, SCORE_MARGIN, VARIANCE_MARGIN, attention_of
 from ditto.ops import Masked, Op, TruncateReduce
 from ditto.planning.work import ring_of
 from ditto.presets import preset_of
@@ -49,12 +49,19 @@ def _random(*shape: int) -> Tensor:
 def softmax_error(preset: str, choices: Choices, d: Dimensions, ranges: LayerRanges, causal: bool) -> float:
     """Of the context, from queries, keys and values of one layer."""
     size = d.hidden // d.heads
-    width = HEADS * size
-    spread = math.sqrt(ranges.scores / SCORE_MARGIN / SIGMAS) / size**0.25
-    x = _random(ROWS, width) * min(spread, ranges.qkv / ACTIVATION_MARGIN / SIGMAS)
-    x = (x * EXACT).round() / EXACT  # what the scores' inputs lose is no choice's fault
-    # queries, keys and values of a head are columns of three different ones
+    width, bounds = HEADS * size, attention_of(ranges)
+    sigma, first = _scores(bounds)
+    most = ranges.qkv / ACTIVATION_MARGIN
+    x = _random(ROWS, width) * min(math.sqrt(sigma) / size**0.25, most / SIGMAS)
+    # queries, keys and values of a head are columns of three different ones; the first column of each head is the
+    # first key's own, which scores more than others (or less) by what the ranges say
     turned = [torch.eye(width, dtype=torch.float64).roll(part * size, 1) for part in range(3)]
+    turned[0][:, ::size] = 0
+    x[:, ::size] = 0
+    x[0, ::size] = math.copysign(min(math.sqrt(abs(first)), most), first)
+    bias = torch.zeros(3 * width, dtype=torch.float64)
+    bias[:width:size] = min(math.sqrt(abs(first)), most)
+    x, bias = ((y * EXACT).round() / EXACT for y in (x, bias))  # what the scores' inputs lose is no choice's fault
     weight = torch.cat(turned, 1)
     b = Builder()
     b.layer("probe")
@@ -62,15 +69,25 @@ def softmax_error(preset: str, choices: Choices, d: Dimensions, ranges: LayerRan
     read = b.input("x", WIDE, 12, (ROWS, width), ranges.qkv)
     residual = b.input("residual", RESIDUAL.ring, RESIDUAL.frac, (ROWS, width), 1.0)
     chosen = preset_of(preset).style.chosen(choices)
-    heads = chosen.heads(b, read, "qkv", HEADS, 1, ranges.qkv, stage)
-    bounds = AttentionBounds(ranges.qkv, ranges.scores, max(ranges.context, ranges.qkv))
+    (opened,) = b.open(read)
+    heads = chosen.heads(b, opened, "qkv", HEADS, 1, bounds, stage)
+    bounds = bounds._replace(context=max(ranges.context, ranges.qkv))
     b.output("context", chosen.attend(b, heads, bounds, residual, stage))
-    got = _run(b, {"x": x, "residual": torch.zeros_like(x)}, {"qkv.weight": weight, "qkv.bias": torch.zeros(3 * width)})
-    q, k, v = ((x @ m).reshape(ROWS, HEADS, size).transpose(0, 1) for m in turned)
+    got = _run(b, {"x": x, "residual": torch.zeros_like(x)}, {"qkv.weight": weight, "qkv.bias": bias})
+    read_off = (x @ weight + bias).chunk(3, 1)
+    q, k, v = (part.reshape(ROWS, HEADS, size).transpose(0, 1) for part in read_off)
     scores = q @ k.transpose(1, 2)
     if causal:
         scores = scores.masked_fill(torch.ones(ROWS, ROWS, dtype=torch.bool).triu(1), -math.inf)
     return relative(got, (scores.softmax(-1) @ v).transpose(0, 1).reshape(ROWS, width))
+
+
+def _scores(bounds: AttentionBounds) -> tuple[float, float]:
+    """Of made-up scores the standard deviation, and the mean of those of the first key: less that of the first key
+    (which is random, too) they fill what the ranges say."""
+    above, below, spread = (x / SCORE_MARGIN for x in bounds.scores[1:])
+    reach = min((above + below) / 2, spread / 2, bounds.scores.size / SCORE_MARGIN)
+    return reach / SIGMAS / math.sqrt(2), (below - above) / 2
 
 
 @lru_cache(maxsize=KEPT)
@@ -85,7 +102,7 @@ def layernorm_error(preset: str, choices: Choices, d: Dimensions, ranges: NormRa
     bound = max(float(x.abs().max()), ranges.input)
     frac = min(RESIDUAL.frac, RESIDUAL.ring - 2 - math.ceil(math.log2(bound)))
     read = b.input("x", RESIDUAL.ring, frac, (ROWS, d.hidden), bound)
-    norm = Norm("norm", ranges.variance, max(ranges.output, SIGMAS * 2), d.epsilon)
+    norm = Norm("norm", ranges.variance, max(ranges.output, SIGMAS * 2), d.epsilon, whole=True)
     scale = deviation_scale(d.hidden)
     weights = {"norm.gamma": torch.full((d.hidden,), scale), "norm.beta": torch.zeros(d.hidden)}
     chosen = preset_of(preset).style.chosen(choices)

@@ -41,7 +41,7 @@ class _Echo:
         self.framing_sent = 0
         self.transcript = Transcript()
 
-    def exchange(self, label: str, payload: bytes) -> bytes:
+    def exchange(self, label: str, payload: bytes | memoryview) -> bytes | memoryview:
         return payload
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from ditto.engine.program import Builder, Wire
@@ -13,15 +12,36 @@ from ditto.errors import RangeError, UsageError
 from ditto.functions import ScoreType, gelu, layernorm, linear, softmax_numerator, tanh
 from ditto.functions.fit import Fits
 from ditto.functions.fixed import FixedPoint, minus, multiply
-from ditto.functions.gelu import ROOM, gelu_zones, tanh_gelu
-from ditto.functions.layernorm import RESIDUAL, RESULT, standardise
+from ditto.functions.gelu import GeluType, gelu_zones
+from ditto.functions.layernorm import (
+    FEWEST_BYTES,
+    FEWEST_ROUNDS,
+    RESIDUAL,
+    RESULT,
+    Root,
+    layernorm_residual,
+    standardise,
+)
 from ditto.functions.linear import fraction_bits
 from ditto.functions.relu import relu
 from ditto.functions.smooth import Zone
-from ditto.functions.softmax import reciprocal_of_sum
+from ditto.functions.softmax import NARROW as NARROW_EXPONENTIAL
+from ditto.functions.softmax import PRECISE, ROUNDED, ExponentialType, reciprocal_of_sum
 from ditto.ops import Matmul
 from ditto.presets.choices import DEFAULT, Choices
-from ditto.presets.style import AttentionBounds, Heads, Norm, Normed, Stage, Stream, masked, merge_heads, split_heads
+from ditto.presets.style import (
+    ENCODER,
+    AttentionBounds,
+    Heads,
+    Norm,
+    Normed,
+    Scores,
+    Stage,
+    Stream,
+    masked,
+    merge_heads,
+    split_heads,
+)
 from ditto.ring.exact import ceil_log2, floor_log2
 from ditto.ring.fixedpoint import encode
 
@@ -29,39 +49,55 @@ HIDDEN = RESULT  # of a LayerNorm: what linear layers read
 TABLE = FixedPoint(16, 12)  # embeddings; fewer fraction bits where the values need the room
 NARROW = 16  # ring bits of a wire on its way to an extension
 SCORES = 16  # of scores, as steps on their circle
-QUERIES = 32  # of opened queries and keys, whose product has 2 f fraction bits
+QUERIES = 24  # of opened queries and keys: a score needs only its value on the circle
 FOLDED, FOLDED_QKV = 32, 48  # of what a LayerNorm gives to its projection; 48 spare the heads an extension
 CUT = 8  # bits of the ring that the truncation before an addition to the residual stream takes
 STREAMS = (FixedPoint(24, 12), FixedPoint(32, 16))  # of a stream: the largest number of fraction bits in each ring
 RESOLVED = 6  # bits below the least deviation that a stream's fraction resolves
 TANH_FRAC = 12
+ROOTS = {"one table": FEWEST_ROUNDS, "one guess": Root(), "joined guesses": FEWEST_BYTES}
+EXPONENTIALS = {"precise": PRECISE, "narrow": NARROW_EXPONENTIAL}
 
 
 @dataclass(frozen=True)
 class Attention:
     """Types of the attention after its scores.
 
-    `values`: ring of values and context; `digits`: of the exponentials; `inverse`: fraction bits of 1 / sum, at most;
+    `values`: ring of values and context; `exponential`: its type; `inverse`: fraction bits of 1 / sum, at most;
     `product`: ring of the context times 1 / sum (0: what its result needs); `index_bits`: of the tables for 1 / sum
-    that spare rounds (0: fewer bytes instead).
+    that spare rounds (0: fewer bytes instead); `by_bits`: how the maximum's buckets are asked (None: by what it saves).
     """
 
-    values: int
-    digits: int
-    inverse: int
+    values: int = 36
+    exponential: ExponentialType = PRECISE
+    inverse: int = 64
     product: int = 0
     index_bits: int = 0
+    by_bits: bool | None = None
 
     @classmethod
     def of(cls, stage: Stage) -> Attention:
         if not stage.causal:
-            return cls(values=40, digits=16, inverse=64, product=64)
-        causal = cls(values=36, digits=12, inverse=16, index_bits=9 if stage.later else 0)
-        return replace(causal, digits=10, index_bits=8) if stage.narrow else causal
+            return cls()
+        causal = cls(inverse=16, index_bits=9 if stage.later else 0)
+        return replace(causal, exponential=NARROW_EXPONENTIAL, index_bits=8) if stage.narrow else causal
 
     def chosen(self, choices: Choices) -> Attention:
-        digits, bits = choices.exponential, choices.reciprocal
-        return replace(self, digits=digits or self.digits, index_bits=self.index_bits if bits is None else bits)
+        return replace(
+            self,
+            exponential=EXPONENTIALS[choices.exponential] if choices.exponential else self.exponential,
+            index_bits=self.index_bits if choices.reciprocal is None else choices.reciprocal,
+            by_bits=choices.used == "bits" if choices.used else self.by_bits,
+        )
+
+
+def score_type(scores: Scores, stage: Stage) -> ScoreType:
+    """Padding's keys are 0 in an encoder and kept from a prompt by causality; later tokens meet them as they are."""
+    return ScoreType.of(scores.above, scores.below, scores.spread, lowered=stage.later)
+
+
+def gelu_type(stage: Stage) -> GeluType:
+    return GeluType(ring=16, result=12, frac=6) if stage.narrow else GeluType()
 
 
 @dataclass(frozen=True)
@@ -83,6 +119,16 @@ class OneOpening:
     def chosen(self, choices: Choices) -> OneOpening:
         return replace(self, choices=choices)
 
+    @property
+    def root(self) -> Root:
+        """Of LayerNorms that follow a sum."""
+        return ROOTS[self.choices.deviation or "one guess"]
+
+    @property
+    def stream_root(self) -> Root:
+        """Of those that read a stream."""
+        return ROOTS[self.choices.deviation or "one table"]
+
     def table(self, bound: float, stream: Stream | None = None) -> FixedPoint:
         """A stream's: the smallest ring whose fraction bits resolve the least deviation to 2^-RESOLVED."""
         if stream is None:
@@ -99,88 +145,109 @@ class OneOpening:
         return x
 
     def project_embeddings(self, b: Builder, x: Wire, name: str, columns: int, bound: float) -> Normed:
-        y = self.linear(b, x, name, columns + 1, bound)
+        y = self.read(b, x, name, columns + 1, bound)
         mean = b.view(y, slices=((1, columns, columns + 1),))
         y = b.view(y, slices=((1, 0, columns),))
         cut = y.frac - RESIDUAL.frac
         residual = b.add(b.truncate(y, cut, RESIDUAL.ring), minus(b, b.truncate(mean, cut, RESIDUAL.ring)))
         (narrow,) = b.open(b.truncate(y, y.frac - fraction_bits(bound, NARROW, HIDDEN.frac), NARROW))
-        return Normed(b.extend(narrow, HIDDEN.ring), residual)
+        (out,) = b.open(b.extend(narrow, HIDDEN.ring))
+        return Normed(out, residual)
 
-    def masks(self, b: Builder, scores: list[float], batch: int, n: int) -> list[Wire]:
-        """The same padding on the circle of each score type in use."""
-        circles = [ScoreType.of(bound) for bound in scores]
-        wires = {c: b.input(f"mask.{c.frac}", SCORES, c.frac, (batch, 1, 1, n), 0.0) for c in dict.fromkeys(circles)}
-        return [wires[c] for c in circles]
+    def masks(self, b: Builder, scores: list[Scores], batch: int, n: int) -> list[Wire]:
+        """One for all layers: 1 for a token, 0 for padding; keys are multiplied with it, masks are linear in it."""
+        return [b.input("keep", QUERIES, 0, (batch, 1, 1, n), 1.0)] * len(scores)
 
-    def encode_masks(self, scores: list[float], padding: Tensor) -> dict[str, Tensor]:
-        """Masked scores go round the circle: the representative in [-T/2, T/2)."""
-        out = {}
-        for circle in dict.fromkeys(ScoreType.of(bound) for bound in scores):
-            period = float(1 << circle.log_range)
-            on_circle = torch.remainder(padding.double() * circle.mask + period / 2, period) - period / 2
-            out[f"mask.{circle.frac}"] = encode(on_circle[:, None, None, :], SCORES, circle.frac)
-        return out
+    def encode_masks(self, scores: list[Scores], padding: Tensor) -> dict[str, Tensor]:
+        return {"keep": encode(1 - padding[:, None, None, :], QUERIES, 0)}
 
-    def bias(self, scores: float) -> FixedPoint:
-        return FixedPoint(SCORES, ScoreType.of(scores).frac)
+    def bias(self, scores: Scores) -> FixedPoint:
+        return FixedPoint(SCORES, score_type(scores, ENCODER).frac)
 
     def linear(self, b: Builder, x: Wire, name: str, columns: int, bound: float) -> Wire:
         (opened,) = b.open(x)
         return linear(b, opened, name, columns, bound)
 
-    def norm(self, b: Builder, x: Wire, norm: Norm) -> Normed:
-        return Normed(
-            *layernorm(b, x, norm.name, norm.variance, norm.epsilon, norm.bound, norm.residual, self.choices.deviation)
-        )
+    def read(self, b: Builder, x: Wire, name: str, columns: int, bound: float) -> Wire:
+        """`Normed.out` is open."""
+        return linear(b, x, name, columns, bound)
+
+    def norm(self, b: Builder, x: Wire, norm: Norm, mean: Wire | None = None) -> Normed:
+        """The standardised rows are opened once, for the projections that read them and for the residual."""
+        (z,) = b.open(standardise(b, x, norm.variance, norm.epsilon, HIDDEN.ring, self.root, mean))
+        if norm.whole:
+            result = layernorm(b, z, norm.name, norm.bound)
+            return Normed(result, result)
+        if not norm.residual:
+            return Normed(z, z)
+        return Normed(z, *layernorm_residual(b, z, norm.name, norm.bound, norm.residual))
 
     def norm_linear(self, b: Builder, x: Wire, norm: Norm, name: str, columns: int, bound: float) -> Wire:
         with b.label("layernorm"):
-            z = standardise(b, x, norm.variance, norm.epsilon, FOLDED, self.choices.deviation)
+            z = standardise(b, x, norm.variance, norm.epsilon, FOLDED, self.stream_root)
         return self.linear(b, z, name, columns, bound)
 
     def heads(
-        self, b: Builder, x: Wire, name: str, count: int, batch: int, bound: float, stage: Stage, *,
+        self, b: Builder, x: Wire, name: str, count: int, batch: int, bounds: AttentionBounds, stage: Stage, *,
         norm: Norm | None = None, mask: Wire | None = None,
     ) -> Heads:  # fmt: skip
-        """After a folded LayerNorm the projection's ring lets a truncation give what the products need; else its
-        result is opened on 16 bits, once, and extended to each of them."""
+        """1. Keys less the text's first: that changes all scores of a row alike, and makes its first one 0.
+        2. After a folded LayerNorm the projection's ring lets a truncation give what the products need.
+        3. Else its result is opened on 16 bits, once, and extended to each of them; a mask that there is makes keys
+           0 in the same step."""
         width = x.shape[1]
-        frac = fraction_bits(bound, NARROW, HIDDEN.frac)
-        rings = QUERIES, QUERIES, Attention.of(stage).values
         if norm is not None:
             with b.label("layernorm"):
-                x = standardise(b, x, norm.variance, norm.epsilon, FOLDED_QKV, self.choices.deviation)
-        qkv = self.linear(b, x, name, 3 * width, bound)
-        if norm is not None:
-            parts = [split_heads(b, qkv, i, count, batch) for i in range(3)]
-            parts = [b.truncate(part, part.frac - frac, ring) for part, ring in zip(parts, rings, strict=True)]
-        else:
-            (qkv,) = b.open(b.truncate(qkv, qkv.frac - frac, NARROW))
-            parts = [b.extend(split_heads(b, qkv, i, count, batch), ring) for i, ring in enumerate(rings)]
-        q, k, v = b.open(*parts)
-        return Heads(q, k, v)
+                (x,) = b.open(standardise(b, x, norm.variance, norm.epsilon, FOLDED_QKV, self.stream_root))
+        qkv = self.read(b, x, name, 3 * width, bounds.qkv)
+        q, k, v = (split_heads(b, qkv, i, count, batch) for i in range(3))
+        zero = self._first(b, k, name, stage)
+        k = b.add(k, minus(b, zero))  # 1
+        kept = zero if stage.causal else None
+        widest = score_type(bounds.scores, replace(stage, later=stage.causal))  # one type of keys for all stages
+        digits = min(HIDDEN.frac, (QUERIES - widest.log_range) // 2)
+        rings = QUERIES, QUERIES, Attention.of(stage).values
+        fracs = [fraction_bits(part.bound, NARROW, most) for part, most in ((q, digits), (k, digits), (v, HIDDEN.frac))]
+        if norm is not None:  # 2
+            cut = [b.truncate(y, y.frac - f, ring) for y, f, ring in zip((q, k, v), fracs, rings, strict=True)]
+            return Heads(*b.open(*cut))._replace(first=kept)
+        # 3
+        cut = [b.truncate(y, y.frac - f, NARROW) for y, f in zip((q, k, v), fracs, strict=True)]
+        q, k, v, *keep = b.open(*cut, *([] if mask is None else [mask]))
+        k = multiply(b, k, keep[0], QUERIES, bound=k.bound) if keep else b.extend(k, QUERIES)
+        return Heads(*b.open(b.extend(q, QUERIES), k, b.extend(v, rings[2])))._replace(first=kept)
+
+    def _first(self, b: Builder, k: Wire, name: str, stage: Stage) -> Wire:
+        """The first key of each text [B, heads, d, 1]: of these, or from an earlier stage."""
+        if stage.later:
+            return b.carry(f"{name}.first", k.ring, k.frac, (*k.shape[:3], 1), k.bound)
+        return b.view(k, slices=((3, 0, 1),))
 
     def attend(
         self, b: Builder, heads: Heads, bounds: AttentionBounds, residual: Wire, stage: Stage, *,
         mask: Wire | None = None, bias: Wire | None = None,
     ) -> Wire:  # fmt: skip
-        """1. Scores, cut onto their circle; mask and bias.  2. Exponentials, and 1 / sum by row.
+        """1. Scores, cut onto their circle; bias (less that of the first key) and mask.
+        2. Exponentials, and 1 / sum by row.
         3. Exponentials times values; both opened; their product.  All types by `Attention`."""
-        q, k, v, _ = heads
-        types, circle = Attention.of(stage).chosen(self.choices), ScoreType.of(bounds.scores)
+        q, k, v, *_ = heads
+        types, circle = Attention.of(stage).chosen(self.choices), score_type(bounds.scores, stage)
         with b.label("scores"):  # 1
             op = Matmul(q.shape, k.shape, QUERIES)
-            (s,) = b.emit(op, [q, k], [(QUERIES, q.frac + k.frac, op.shape, circle.bound)])
+            (s,) = b.emit(op, [q, k], [(QUERIES, q.frac + k.frac, op.shape, 0.0)])
             if s.frac < circle.frac:
                 s = b.affine(s, 1, 0, circle.frac)
             s = b.truncate(s, s.frac - circle.frac, SCORES)
-            for added in (bias, mask):
-                s = s if added is None else masked(b, s, added)
+            if bias is not None:
+                s = b.add(s, bias, minus(b, b.view(bias, slices=((2, 0, 1),))))
+            if mask is not None:  # 0 for a token
+                added = b.affine(b.add(mask, ring=SCORES, bound=0.0), -circle.mask, circle.mask, circle.frac, bound=0.0)
+                s = masked(b, s, added)
         with b.label("softmax"):  # 2
             causal = stage.causal and q.shape[2] > 1
-            e, total, limits = softmax_numerator(b, s, circle, causal=causal, digits=types.digits)
-            most = limits[1] * bounds.qkv
+            most = ROUNDED[1] * k.shape[3] * bounds.qkv
+            dealt = types.exponential.holding(2 + CUT + ceil_log2(most))  # E, cut below, must fill the values' ring
+            e, total, limits = softmax_numerator(b, s, circle, causal, dealt, types.by_bits)
             # fraction bits of E that the context has room for: CUT of them are truncated, then it extends
             room = types.values - 2 - CUT - ceil_log2(most)
             if room < e.frac:
@@ -204,21 +271,18 @@ class OneOpening:
         self, b: Builder, function: str, h: Wire, bound: float, residual: Wire | None, fits: Fits, stage: Stage,
         zones: Sequence[Zone] = (),
     ) -> Wire:  # fmt: skip
-        """On (24, 12) whatever the function, its result cut to 16 bits, which an opening extends; columns too wide for
-        that, if any, are cut to what their fraction bits leave of 24."""
+        """On (24, 12) whatever the function, its result on few bits, which an opening extends."""
         x = b.truncate(h, h.ring - RESIDUAL.ring)
         match function:
-            case "gelu":
-                cut = _cut_zones(b, gelu(b, x, bound, fits, zones), zones)
-            case "tanh gelu":
-                cut = [tanh_gelu(b, x, bound, fits, NARROW if stage.narrow else RESIDUAL.ring, zones)]
+            case "gelu" | "tanh gelu":
+                narrow = gelu(b, function, x, bound, fits, gelu_type(stage), zones)
             case "tanh":
-                cut = [_cut(b, tanh(b, x, bound, fits), TANH_FRAC)]
+                narrow = [_cut(b, tanh(b, x, bound, fits), TANH_FRAC)]
             case "relu":
-                cut = [_cut(b, relu(b, x), HIDDEN.frac)]
+                narrow = [_cut(b, relu(b, x), HIDDEN.frac)]
             case _:
                 raise UsageError(f"preset ditto has no {function}: take one that was made for it")
-        wide = [b.extend(y, HIDDEN.ring if residual is None else residual.ring + CUT) for y in b.open(*cut)]
+        wide = [b.extend(y, HIDDEN.ring if residual is None else residual.ring + CUT) for y in b.open(*narrow)]
         return b.join(*wide, dim=1) if len(wide) > 1 else wide[0]
 
     def residual(self, b: Builder, x: Wire, y: Wire, bound: float) -> Wire:
@@ -230,19 +294,3 @@ class OneOpening:
 def _cut(b: Builder, y: Wire, most: int) -> Wire:
     """On 16 bits, with `most` fraction bits or what its bound leaves."""
     return b.truncate(y, y.frac - fraction_bits(y.bound, NARROW, most), NARROW)
-
-
-def _cut_zones(b: Builder, y: Wire, zones: Sequence[Zone]) -> list[Wire]:
-    """[rows, columns] with the fraction bits of what linear layers read: its first columns on 16 bits, and the rest,
-    from the first zone on that is too wide for those, on what the fraction bits leave."""
-    fitting, columns, bound = True, 0, 0.0
-    for zone in zones:
-        limit = zone.bound + ROOM
-        fitting = fitting and fraction_bits(limit, NARROW, HIDDEN.frac) == HIDDEN.frac
-        if fitting:
-            columns, bound = columns + zone.columns, max(bound, limit)
-    if columns in (0, y.shape[1]):
-        return [_cut(b, y, HIDDEN.frac)]
-    first = b.retype(b.view(y, slices=((1, 0, columns),)), bound=bound)
-    rest = b.view(y, slices=((1, columns, y.shape[1]),))
-    return [_cut(b, first, HIDDEN.frac), b.truncate(rest, y.frac - HIDDEN.frac, y.ring - y.frac + HIDDEN.frac)]

@@ -21,7 +21,18 @@ from ditto.functions.smooth import Zone
 from ditto.functions.softmax_published import exact_softmax, quad_softmax
 from ditto.ops import CausalMask, Matmul
 from ditto.presets.choices import Choices
-from ditto.presets.style import AttentionBounds, Heads, Norm, Normed, Stage, Stream, masked, merge_heads, split_heads
+from ditto.presets.style import (
+    AttentionBounds,
+    Heads,
+    Norm,
+    Normed,
+    Scores,
+    Stage,
+    Stream,
+    masked,
+    merge_heads,
+    split_heads,
+)
 from ditto.ring.fixedpoint import encode
 
 TABLE_RING = 24
@@ -87,20 +98,20 @@ class Recipe:
         y = convert(b, self.linear(b, x, name, columns, bound), self.linear_type)
         return Normed(y, y)
 
-    def masks(self, b: Builder, scores: list[float], batch: int, n: int) -> list[Wire]:
+    def masks(self, b: Builder, scores: list[Scores], batch: int, n: int) -> list[Wire]:
         """Added to the scores; for 2Quad, ones for what counts in the sum and zeros for padding."""
         if self.squares:
             return [b.input("keep", self.linear_type.ring, 0, (batch, 1, n, 1), 1.0)] * len(scores)
-        bound = -padding_score(max(scores))
+        bound = -padding_score(max(layer.size for layer in scores))
         return [b.input("mask", self._narrow, self.linear_type.frac, (batch, 1, 1, n), bound)] * len(scores)
 
-    def encode_masks(self, scores: list[float], padding: Tensor) -> dict[str, Tensor]:
+    def encode_masks(self, scores: list[Scores], padding: Tensor) -> dict[str, Tensor]:
         if self.squares:
             return {"keep": encode(1 - padding[:, None, :, None], self.linear_type.ring, 0)}
-        added = padding[:, None, None, :] * padding_score(max(scores))
+        added = padding[:, None, None, :] * padding_score(max(layer.size for layer in scores))
         return {"mask": encode(added, self._narrow, self.linear_type.frac)}
 
-    def bias(self, scores: float) -> FixedPoint:
+    def bias(self, scores: Scores) -> FixedPoint:
         return FixedPoint(self._narrow, self.linear_type.frac)
 
     def linear(self, b: Builder, x: Wire, name: str, columns: int, bound: float) -> Wire:
@@ -109,7 +120,10 @@ class Recipe:
         frac = self.linear_type.frac
         return truncate_to(b, linear(b, opened, name, columns, bound, frac), frac)
 
-    def norm(self, b: Builder, x: Wire, norm: Norm) -> Normed:
+    def read(self, b: Builder, x: Wire, name: str, columns: int, bound: float) -> Wire:
+        return self.linear(b, x, name, columns, bound)
+
+    def norm(self, b: Builder, x: Wire, norm: Norm, mean: Wire | None = None) -> Normed:
         y = recipe_layernorm(
             b, x, norm.name, norm.variance, norm.epsilon, norm.bound, self.precise, self.linear_type,
             lambda b, v, lo, hi: self.rsqrt(b, v, lo, hi, self.precise),
@@ -118,19 +132,19 @@ class Recipe:
 
     def norm_linear(self, b: Builder, x: Wire, norm: Norm, name: str, columns: int, bound: float) -> Wire:
         with b.label("layernorm"):
-            z, _ = self.norm(b, x, norm)
+            z = self.norm(b, x, norm).out
         return self.linear(b, z, name, columns, bound)
 
     def heads(
-        self, b: Builder, x: Wire, name: str, count: int, batch: int, bound: float, stage: Stage, *,
+        self, b: Builder, x: Wire, name: str, count: int, batch: int, bounds: AttentionBounds, stage: Stage, *,
         norm: Norm | None = None, mask: Wire | None = None,
     ) -> Heads:  # fmt: skip
         """One opening of the projection, one of what it extends to; 2Quad takes padding out of the values."""
         width, ring = x.shape[1], self.linear_type.ring
         if norm is None:
-            qkv = self.linear(b, x, name, 3 * width, bound)
+            qkv = self.linear(b, x, name, 3 * width, bounds.qkv)
         else:
-            qkv = self.norm_linear(b, x, norm, name, 3 * width, bound)
+            qkv = self.norm_linear(b, x, norm, name, 3 * width, bounds.qkv)
         keep = None
         if self.squares and mask is not None:
             qkv, keep = b.open(qkv, mask)
@@ -145,14 +159,14 @@ class Recipe:
         self, b: Builder, heads: Heads, bounds: AttentionBounds, residual: Wire, stage: Stage, *,
         mask: Wire | None = None, bias: Wire | None = None,
     ) -> Wire:  # fmt: skip
-        q, k, v, keep = heads
+        q, k, v, keep = heads[:4]
         if self.squares and (stage.causal or keep is None):
             raise UsageError("this preset's softmax has no causal form; take another for text generation")
         with b.label("scores"):
-            s = truncate_to(b, self._matmul(b, q, k, bounds.scores), self.linear_type.frac)
+            s = truncate_to(b, self._matmul(b, q, k, bounds.scores.size), self.linear_type.frac)
         with b.label("softmax"):
             if stage.causal and q.shape[2] > 1:
-                future = padding_score(bounds.scores)
+                future = padding_score(bounds.scores.size)
                 op = CausalMask(q.shape[2], s.ring, round(math.ldexp(future, s.frac)))
                 (s,) = b.emit(op, [s], [(s.ring, s.frac, s.shape, s.bound - future)])
             for added in (bias, None if self.squares else mask):

@@ -37,13 +37,14 @@ ENCODER = Stage()
 @dataclass(frozen=True)
 class Norm:
     """A LayerNorm with secret gamma and beta: its name, its variance's range, the bound of its result, and of the
-    residual sum that the result goes into."""
+    residual sum that the result goes into (0: into none). `whole`: its result is an output of the program."""
 
     name: str
     variance: Variances
     bound: float
     epsilon: float
     residual: float = 0.0
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,29 +55,49 @@ class Stream:
     least_variance: float
 
 
+class Scores(NamedTuple):
+    """Bounds of a layer's scores: `size` of |scores|. The others are of scores less that of the first key: the largest,
+    how far the least lies below 0, and how far a row's least lies below its largest."""
+
+    size: float
+    above: float
+    below: float
+    spread: float
+
+
 class Heads(NamedTuple):
     """Opened queries [B, heads, n, d] (scaled by 1/sqrt(d) in the weights), keys [B, heads, d, N], values
-    [B, heads, N, d]; `keep`: what an attention without a maximum counts, where a style needs it."""
+    [B, heads, N, d]; `keep`: what an attention without a maximum counts, where a style needs it; `first`: the text's
+    first key, where a style needs it for later tokens."""
 
     q: Wire
     k: Wire
     v: Wire
     keep: Wire | None = None
+    first: Wire | None = None
 
 
 class AttentionBounds(NamedTuple):
-    """Largest |x| of queries, keys and values; of scores; of the context."""
+    """Largest |x| of queries, keys and values; bounds of scores; largest |x| of the context."""
 
     qkv: float
-    scores: float
+    scores: Scores
     context: float
 
 
 class Normed(NamedTuple):
-    """A LayerNorm's result as the next projection and as the next residual sum take it."""
+    """A LayerNorm's result as the next projections (or the program's output) and as the next residual sum take it.
+
+    `mean`: of each row of the residual, where a style takes it off in the next LayerNorm.
+    """
 
     out: Wire
     residual: Wire
+    mean: Wire | None = None
+
+    @property
+    def wires(self) -> list[Wire]:
+        return [wire for wire in self if wire is not None]
 
 
 class Style(Protocol):
@@ -88,7 +109,7 @@ class Style(Protocol):
 
     @property
     def folded(self) -> bool:
-        """Are gamma and beta part of the projection after a LayerNorm that nothing else reads?"""
+        """Are gamma and beta part of the projections that read a LayerNorm?"""
 
     @property
     def quad(self) -> bool:
@@ -116,21 +137,24 @@ class Style(Protocol):
         """A projection of the embeddings in the place of a LayerNorm's result: the first block reads it, and the
         first residual sum. A centred style has one column more, the mean of the others."""
 
-    def masks(self, b: Builder, scores: list[float], batch: int, n: int) -> list[Wire]:
+    def masks(self, b: Builder, scores: list[Scores], batch: int, n: int) -> list[Wire]:
         """Inputs that keep padding out of the attention, one for each layer (one wire may serve all); `scores` are
         the layers' bounds."""
 
-    def encode_masks(self, scores: list[float], padding: Tensor) -> dict[str, Tensor]:
+    def encode_masks(self, scores: list[Scores], padding: Tensor) -> dict[str, Tensor]:
         """Those inputs as ring integers; padding [batch, n] is 1 where there is no token."""
 
-    def bias(self, scores: float) -> FixedPoint:
+    def bias(self, scores: Scores) -> FixedPoint:
         """The type of what is added to the scores of a layer."""
 
     def linear(self, b: Builder, x: Wire, name: str, columns: int, bound: float) -> Wire:
         """A linear layer with secret weights."""
 
-    def norm(self, b: Builder, x: Wire, norm: Norm) -> Normed:
-        """A LayerNorm whose result a projection and the residual sum read."""
+    def norm(self, b: Builder, x: Wire, norm: Norm, mean: Wire | None = None) -> Normed:
+        """A LayerNorm whose result projections and the residual sum read; `mean` by row of what its input sums up."""
+
+    def read(self, b: Builder, x: Wire, name: str, columns: int, bound: float) -> Wire:
+        """A linear layer of a LayerNorm's result, `Normed.out`."""
 
     def norm_linear(self, b: Builder, x: Wire, norm: Norm, name: str, columns: int, bound: float) -> Wire:
         """A LayerNorm and the projection after it, which alone reads it."""
@@ -142,13 +166,14 @@ class Style(Protocol):
         name: str,
         count: int,
         batch: int,
-        bound: float,
+        bounds: AttentionBounds,
         stage: Stage,
         *,
         norm: Norm | None = None,
         mask: Wire | None = None,
     ) -> Heads:
-        """Queries, keys and values of x, or of its LayerNorm, in `count` heads."""
+        """Queries, keys and values of `Normed.out`, or of x after the LayerNorm `norm`, in `count` heads. Whoever
+        generates text keeps `Heads.first`, if any, for later stages as `name`.first."""
 
     def attend(
         self,
@@ -163,8 +188,8 @@ class Style(Protocol):
     ) -> Wire:
         """Context [rows, H] of all queries, ready for the projection into the residual stream.
 
-        Mask and bias, if any, are added to the scores of the first keys. Several queries attend causally where the
-        stage says so, a single one to every key.
+        The mask, if any, keeps padding out of the first keys; a bias is added to the scores. Several queries attend
+        causally where the stage says so, a single one to every key.
         """
 
     def zones(self, function: str, neurons: Sequence[tuple[int, float]], fits: Fits) -> list[Zone]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 
+import numpy as np
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -13,6 +14,9 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from ditto.ring import carrier
 
 SEED_BYTES = 16
+BLOCK = 1 << 20  # bytes of a stream at a time
+ROOM = 15  # bytes that `update_into` asks for behind what it writes: a block of AES less one
+_ZEROS = memoryview(bytes(BLOCK))  # what is encrypted: one page for all streams, which stays in the cache
 
 
 def new_seed() -> bytes:
@@ -39,10 +43,13 @@ class Prg:
 
     def ring(self, shape: tuple[int, ...], bits: int) -> torch.Tensor:
         """Return uniform elements of Z_2^bits (carrier bits above l are pseudo-random too)."""
-        dtype = carrier(bits)
-        size = math.prod(shape) * dtype.itemsize
+        dtype, n = carrier(bits), math.prod(shape)
+        size = n * dtype.itemsize
         if size == 0:
             return torch.zeros(shape, dtype=dtype)
-        data = bytearray(size + 15)  # update_into asks for block_size - 1 bytes of room
-        self._stream.update_into(bytes(size), data)
-        return torch.frombuffer(data, dtype=torch.uint8, count=size).view(dtype).reshape(shape)
+        data = np.empty(size + ROOM, dtype=np.uint8)  # all of it but the room is written below
+        whole = data.data
+        for at in range(0, size, BLOCK):
+            end = min(at + BLOCK, size)
+            self._stream.update_into(_ZEROS[: end - at], whole[at : end + ROOM])
+        return torch.frombuffer(data, dtype=dtype, count=n).reshape(shape)

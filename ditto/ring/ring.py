@@ -1,4 +1,4 @@
-"""Tensors over Z_2^l: carriers, representatives, and exact wire packing.
+"""Tensors over Z_2^l: carriers and representatives.
 
 A ring tensor is a torch integer tensor whose *low l bits* are the value; higher bits of the carrier may
 hold anything (every ring operation except a right shift ignores them). `unsigned` and `signed` give the
@@ -7,9 +7,6 @@ canonical representatives. The carrier is the smallest of int8, int16, int32, in
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
 import torch
 
 Tensor = torch.Tensor
@@ -17,12 +14,9 @@ Tensor = torch.Tensor
 __all__ = [
     "carrier",
     "cast",
-    "pack",
     "shift_right",
     "signed",
-    "unpack",
     "unsigned",
-    "wire_bytes",
 ]
 
 
@@ -40,10 +34,6 @@ def carrier(bits: int) -> torch.dtype:
 def cast(x: Tensor, bits: int) -> Tensor:
     """Reduce integers of any carrier into the carrier of Z_2^bits (low bits kept)."""
     return x.to(carrier(bits))
-
-
-def _width(x: Tensor) -> int:
-    return x.element_size() * 8
 
 
 def unsigned(x: Tensor, bits: int) -> Tensor:
@@ -67,44 +57,3 @@ def shift_right(x: Tensor, t: int, bits: int) -> Tensor:
     if keep <= 0:
         return torch.zeros_like(x)
     return (x >> t) & ((1 << keep) - 1)
-
-
-def wire_bytes(bits: int, n: int) -> int:
-    """Bytes that n elements of Z_2^bits take on the wire: ceil(bits / 8) each."""
-    return -(-bits // 8) * n
-
-
-def pack(x: Tensor, bits: int) -> bytes:
-    """Pack to exactly ceil(bits / 8) little-endian bytes an element; spare bits are cleared."""
-    size = -(-bits // 8)
-    x = x.to(carrier(bits)).contiguous()
-    if bits % 8 and bits < 64:
-        x = x & ((1 << bits) - 1)
-    whole = x.reshape(-1).numpy()
-    width, n = x.element_size(), whole.size
-    if width == size or n == 0:
-        return whole.tobytes()
-    # Carriers written `size` bytes apart, in order: each covers the spare bytes of the one before it. Several times
-    # faster than picking bytes.
-    out = np.empty(n * size + width, dtype=np.uint8)
-    np.ndarray((n,), dtype=whole.dtype, buffer=out.data, strides=(size,))[...] = whole
-    return out[: n * size].tobytes()
-
-
-def unpack(data: bytes | bytearray | memoryview, bits: int, shape: tuple[int, ...]) -> Tensor:
-    """Inverse of `pack`, but for bits above a ring's own. Raises ValueError when the length does not fit the shape."""
-    n = math.prod(shape)
-    size = -(-bits // 8)
-    if len(data) != n * size:
-        raise ValueError(f"{len(data)} bytes for shape {tuple(shape)} over {bits} bits: expected {n * size}")
-    dtype = carrier(bits)
-    width = dtype.itemsize
-    if n == 0 or width == size:
-        return torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape) if n else torch.zeros(shape, dtype=dtype)
-    # Carriers read `size` bytes apart: each takes spare bytes from the next one. The last ones would read past the end.
-    out = np.empty(n, dtype=f"<i{width}")
-    most = max(n - width, 0)
-    out[:most] = np.ndarray((most,), dtype=out.dtype, buffer=data, strides=(size,))
-    rest = bytes(data[most * size :]) + bytes(width)
-    out[most:] = np.ndarray((n - most,), dtype=out.dtype, buffer=rest, strides=(size,))
-    return torch.from_numpy(out).reshape(shape)

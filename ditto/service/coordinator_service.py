@@ -66,7 +66,9 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         client = str(caller(context))
         model = self._models.get(request.model, client)
         self._view.check(model, client)
-        return _message(model)
+        found = _message(model)
+        found.hold_mb = self._config.hold_mb
+        return found
 
     def ListModels(
         self, request: control_pb2.ListModelsRequest, context: grpc.ServicerContext

@@ -11,6 +11,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import grpc
 import structlog
@@ -24,6 +25,7 @@ from ditto.engine.weights import DealerWeights, keeps_whole
 from ditto.errors import BadShare, ClusterError, DittoError, ReplayedJob, ReuseError, UnknownModel, UsageError
 from ditto.models.compiled import generates, program_for
 from ditto.names import ID, NAME, PARTIES, check_id, check_name
+from ditto.net.bulk import Data, Dealt
 from ditto.net.config import DealerConfig
 from ditto.net.emulation import Link
 from ditto.net.framing import around_dealt, dealt_digest
@@ -38,6 +40,7 @@ from ditto.service.stored import Owner, StoredEntry, load_entry, readable_entrie
 from ditto.wire import dealer_pb2, dealer_pb2_grpc
 
 log = structlog.get_logger()
+Head = dealer_pb2.CorrelationsReply  # of one: all but its data
 _PARTIES = frozenset(PARTIES)
 ROLES: Roles = dict.fromkeys(("ModelSeed", "ForgetModel", "Correlations"), _PARTIES) | {
     "Inventory": frozenset({"coordinator"})
@@ -67,9 +70,9 @@ class _Feed:
 
     def __init__(self, limit: int) -> None:
         self.changed = threading.Condition()
-        self._chunks: deque[tuple[float, bytes]] = deque()
+        self._chunks: deque[tuple[float, Data]] = deque()
         self._held, self._limit = 0, limit
-        self._small: list[bytes] = []
+        self._small: list[Data] = []
         self._small_bytes = 0
         self.ended = False
         self.error: DittoError | None = None
@@ -80,7 +83,7 @@ class _Feed:
         """Bytes dealt and not sent yet."""
         return self._held + self._small_bytes
 
-    def add(self, data: bytes, other: _Feed) -> None:
+    def add(self, data: Data, other: _Feed) -> None:
         """Queue `data` in chunks of about 1 MB, waiting while full. What `other` still gathers goes out first:
         its party may need it before this one makes room."""
         if len(data) < CHUNK:
@@ -93,7 +96,7 @@ class _Feed:
         self.flush()
         view = memoryview(data)
         for start in range(0, len(data), CHUNK):
-            self._put(bytes(view[start : start + CHUNK]), other)
+            self._put(view[start : start + CHUNK], other)
 
     def flush(self, wait_with: _Feed | None = None) -> None:
         if self._small:
@@ -101,7 +104,7 @@ class _Feed:
             self._small, self._small_bytes = [], 0
             self._put(whole, wait_with)
 
-    def _put(self, chunk: bytes, wait_with: _Feed | None) -> None:
+    def _put(self, chunk: Data, wait_with: _Feed | None) -> None:
         with self.changed:
             full = self._held >= self._limit and wait_with is not None
         if full and wait_with is not None:
@@ -124,7 +127,7 @@ class _Feed:
             self.ended = True
             self.changed.notify_all()
 
-    def drain(self) -> Iterator[tuple[float, bytes]]:
+    def drain(self) -> Iterator[tuple[float, Data]]:
         """The chunks in order, each with the time (time.monotonic) at which it was queued."""
         while True:
             with self.changed:
@@ -333,9 +336,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
             log.info("model forgotten", share=short(request.share_id))
         return dealer_pb2.ForgetModelReply()
 
-    def Correlations(
-        self, request: dealer_pb2.CorrelationsRequest, context: grpc.ServicerContext
-    ) -> Iterator[dealer_pb2.CorrelationsReply]:
+    def Correlations(self, request: dealer_pb2.CorrelationsRequest, context: grpc.ServicerContext) -> Iterator[Any]:
         party = PARTIES.index(caller(context).role)
         job = self._join(request, party)
 
@@ -351,14 +352,16 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
         if not context.add_callback(left):
             left()
         link, seed = self._links[party], job.seeds[party]
-        reply, queued = dealer_pb2.CorrelationsReply(seed=seed, digest=dealt_digest(0, seed, b"")), time.monotonic()
-        link.hold(queued, around_dealt(reply))
-        self.metrics.dealt(party, 0, around_dealt(reply))
+        reply, queued = Dealt(Head(seed=seed, digest=dealt_digest(0, seed, b""))), time.monotonic()
+        around = around_dealt(reply)
+        link.hold(queued, around)
+        self.metrics.dealt(party, 0, around)
         yield reply
         for place, (queued, chunk) in enumerate(job.feeds[party].drain(), 1):
-            reply = dealer_pb2.CorrelationsReply(data=chunk, digest=dealt_digest(place, b"", chunk))
-            link.hold(link.sendable(queued), len(chunk) + around_dealt(reply))
-            self.metrics.dealt(party, len(chunk), around_dealt(reply))
+            reply = Dealt(Head(digest=dealt_digest(place, b"", chunk)), chunk)
+            around = around_dealt(reply)
+            link.hold(link.sendable(queued), len(chunk) + around)
+            self.metrics.dealt(party, len(chunk), around)
             yield reply
         with self._lock:
             job.finished.add(party)

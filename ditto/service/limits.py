@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import NamedTuple
 
+from ditto.engine.memory import Peak, peak_of
 from ditto.engine.program import Program, Wire
 from ditto.errors import LimitExceeded
 from ditto.models import Plan
@@ -21,8 +21,6 @@ from ditto.ring import carrier
 
 MB = 1 << 20
 NARROWEST = 2  # bytes of an element of the narrowest table, of an opened score: what no preset goes below
-PRODUCT, DEALING = 5, 4  # see `peak_of`
-ON_THEIR_WAY = 64 * MB  # of correlations at most, by default
 
 
 def _hold(field: str, limit: float, found: float, what: str, peer: str) -> None:
@@ -74,7 +72,7 @@ def admit_job(description: str, plan: Plan, fingerprint: str, limits: Limits, pe
     """The first stage's program of a job that this server has room for: `agreed_program`, after the checks.
     Raises LimitExceeded, and what `agreed_program` raises.
 
-    1. Texts and tokens of the plan.
+    1. Texts and tokens of the plan; parts as large as this server's configuration has them.
     2. A closed form of the largest tensors: one-hot inputs, scores, inner activations.
     3. An estimate of a server's peak memory, from the compiled programs.
     """
@@ -82,6 +80,9 @@ def admit_job(description: str, plan: Plan, fingerprint: str, limits: Limits, pe
     _hold("max_batch", limits.max_batch, plan.batch, f"a job of {plan.batch:,} texts", peer)
     tokens = plan.batch * (plan.seq + plan.stages - 1)
     _hold("max_tokens", limits.max_tokens, tokens, f"a job of {tokens:,} tokens in all", peer)
+    if plan.hold_mb != limits.hold_mb:
+        asked, own = f"a job in parts of {plan.hold_mb:,} MB", f"{limits.hold_mb:,} (hold_mb, alike everywhere)"
+        raise LimitExceeded(f"{peer}: {asked}; its own are of {own}", peer=peer)
     # 2
     least = NARROWEST * largest_tensor(parse(description), plan)
     _hold_mb("max_job_mb", limits.max_job_mb, least, "a job that holds at least", peer)
@@ -103,47 +104,11 @@ def largest_tensor(description: Description, plan: Plan) -> int:
     return max(onehot, plan.batch * d.heads * plan.seq * (plan.seq + 1) // 2, rows * d.inner)
 
 
-class Peak(NamedTuple):
-    """Bytes that a job is estimated to hold at once, beside the model's weights."""
-
-    party: int
-    dealer: int
-
-
 @lru_cache(maxsize=64)
 def _peak(description: str, plan: Plan) -> Peak:
-    """Of all stages: the last one reads the longest cache."""
-    peaks = [peak_of(program_for(description, plan, stage)) for stage in {0, plan.stages - 1}]
+    """Of all stages: the last one reads the longest cache. A later stage is prepared whole before it runs."""
+    peaks = [peak_of(program_for(description, plan, stage), at_once=stage > 0) for stage in {0, plan.stages - 1}]
     return Peak(max(p.party for p in peaks), max(p.dealer for p in peaks))
-
-
-def peak_of(program: Program) -> Peak:
-    """An estimate of the most memory that one program's run takes at a party and at the dealer.
-
-    A party has a whole layer prepared: what is dealt, and of what is opened the value and the mask; a product holds its
-    operand PRODUCT times more, wider and in digits. The dealer keeps the masks of a layer and makes one operation's
-    correlations at a time, DEALING times: masks, values, shares, packed bytes. Both hold what crosses layers (inputs,
-    the cache that stages leave to each other) and what is on its way between them.
-
-    Beside what was measured (bert-tiny, 256 to 2,048 tokens in texts of 16 to 256; bert-base, 256 tokens) it is 0.9 to
-    2.2 times as large.
-    """
-    layers = range(len(program.layers))
-    opened, dealt, widest = ([0 for _ in layers] for _ in range(3))
-    largest = 0
-    for step in program.steps:
-        masks = [_nbytes(of.shape, of.bits) for opening in step.op.opens() for of in opening.values()]
-        pieces = sum(_nbytes(of.shape, of.bits) for of in step.op.dealt().values())
-        opened[step.layer] += sum(masks)
-        dealt[step.layer] += pieces
-        widest[step.layer] = max(widest[step.layer], *masks, 0)
-        largest = max(largest, sum(masks) + pieces)
-    inputs = sum(_nbytes(wire.shape, wire.ring) for wire in program.inputs.values())
-    kept = sum(_nbytes(w.shape, w.ring) for wires in (program.carried, program.kept) for w in wires.values())
-    queued = min(sum(dealt), ON_THEIR_WAY)
-    party = max(2 * opened[i] + dealt[i] + PRODUCT * widest[i] for i in layers) + inputs + 2 * kept + queued
-    dealer = max(opened) + DEALING * largest + kept + queued
-    return Peak(party, dealer)
 
 
 def _nbytes(shape: Shape, bits: int) -> int:

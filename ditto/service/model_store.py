@@ -28,6 +28,7 @@ from ditto.names import ID, PARTIES, check_id, check_name
 from ditto.net.config import Limits
 from ditto.net.transport import short
 from ditto.ring import carrier
+from ditto.ring.malloc import give_back
 from ditto.service.assembly import hashed, receive
 from ditto.service.limits import admit_model
 from ditto.service.share_ids import ShareIds
@@ -307,6 +308,8 @@ class ModelStore:
                 raise UnknownModel("the sharing was removed while it was activated", peer=self._role)
             self._write(current.model_copy(update={"active": True}))
         self._forget_share(entry.share_id)
+        kept.clear()
+        give_back()
         self.weights(entry.share_id)
 
     def _forget_share(self, share_id: str) -> None:
@@ -324,6 +327,7 @@ class ModelStore:
     def _load(self, entry: Entry) -> PartyWeights:
         weights = load_weights(self._root / entry.share_id, entry, self._party)
         weights.warm(few=generates(entry.description))
+        give_back()  # each matrix was several while it was prepared
         return weights
 
     def marks(self, share_id: str) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import grpc
 import structlog
@@ -44,9 +45,7 @@ class LinkService(party_pb2_grpc.PeerLinkServicer):
     def __init__(self, link: PeerLink) -> None:
         self._link = link
 
-    def Exchange(
-        self, request_iterator: Iterator[party_pb2.Frame], context: grpc.ServicerContext
-    ) -> Iterator[party_pb2.Frame]:
+    def Exchange(self, request_iterator: Any, context: grpc.ServicerContext) -> Iterator[Any]:
         return self._link.serve(request_iterator, context)
 
 

@@ -29,7 +29,7 @@ from ditto.service.stored import PIECE, Owner, StoredEntry, load_stream, save_st
 
 log = structlog.get_logger()
 DIRECTORY = "recordings"
-FORMAT = 1
+FORMAT = 2
 AHEAD = 16  # pieces that wait to be written
 
 

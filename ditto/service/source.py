@@ -5,10 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
+from typing import cast
 
 import grpc
+import numpy as np
 
 from ditto.errors import ClusterError, DittoError, IntegrityError, PeerLost
+from ditto.net.bulk import Dealt
 from ditto.net.framing import around_dealt, dealt_digest
 from ditto.net.metrics import PartyMetrics
 from ditto.net.transport import from_rpc_error
@@ -44,7 +48,7 @@ class DealerSource:
 
     def _read(self) -> None:
         try:
-            for place, reply in enumerate(self._call):
+            for place, reply in enumerate(cast(Iterator[Dealt], self._call)):
                 if reply.digest != dealt_digest(place, reply.seed, reply.data):
                     self._fail(IntegrityError(f"correlations, piece {place}: not what the dealer sent", peer="dealer"))
                     self._call.cancel()
@@ -52,11 +56,11 @@ class DealerSource:
                 with self._changed:
                     if self._seed is None:
                         self._seed = reply.seed
-                    data, around = reply.data, around_dealt(reply)
+                    data, around = memoryview(reply.data), around_dealt(reply)
                     self.framing += around
                     self._metrics.dealt(len(data), around)
                     if data:
-                        self._chunks.append(memoryview(data))
+                        self._chunks.append(data)
                         self._held += len(data)
                         self.received += len(data)
                     self._changed.notify_all()
@@ -87,11 +91,11 @@ class DealerSource:
             return self._seed
 
     def take(self, nbytes: int) -> memoryview:
-        """The next `nbytes` bytes; waits for them."""
+        """The next `nbytes` bytes, as they arrived or in memory of their own; waits for them."""
         with self._changed:
             if nbytes and self._chunks and len(self._chunks[0]) >= nbytes:
                 return self._cut(nbytes)
-            whole = bytearray(nbytes)
+            whole = np.empty(nbytes, dtype=np.uint8).data
             filled = 0
             while filled < nbytes:
                 if not self._chunks:
@@ -99,7 +103,7 @@ class DealerSource:
                 piece = self._cut(min(len(self._chunks[0]), nbytes - filled))
                 whole[filled : filled + len(piece)] = piece
                 filled += len(piece)
-            return memoryview(whole)
+            return whole
 
     def _wait(self) -> None:
         left = self._timeout if self.until is None else max(0.0, self.until - time.monotonic())

@@ -28,11 +28,14 @@ class Model(_message.Message):
     SHARE_ID_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
+    HOLD_MB_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     share_id: _builtins.str
     description: _builtins.str
     owner: _builtins.str
     """in replies: the identity that registered it"""
+    hold_mb: _builtins.int
+    """in replies of GetModel: for the plan of a job"""
     def __init__(
         self,
         *,
@@ -40,10 +43,11 @@ class Model(_message.Message):
         share_id: _builtins.str = ...,
         description: _builtins.str = ...,
         owner: _builtins.str = ...,
+        hold_mb: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "model", b"model", "owner", b"owner", "share_id", b"share_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "hold_mb", b"hold_mb", "model", b"model", "owner", b"owner", "share_id", b"share_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -34,6 +34,7 @@ class Plan(_message.Message):
     NARROW_FROM_FIELD_NUMBER: _builtins.int
     EVERY_FIELD_NUMBER: _builtins.int
     GUARD_FIELD_NUMBER: _builtins.int
+    HOLD_MB_FIELD_NUMBER: _builtins.int
     batch: _builtins.int
     """texts"""
     seq: _builtins.int
@@ -48,6 +49,8 @@ class Plan(_message.Message):
     """logits at every position of the texts, not at the last alone"""
     guard: _builtins.bool
     """the answer says which layers had values outside their calibrated ranges"""
+    hold_mb: _builtins.int
+    """MB of correlations that a party holds at once, as every server has it configured"""
     def __init__(
         self,
         *,
@@ -58,10 +61,11 @@ class Plan(_message.Message):
         narrow_from: _builtins.int = ...,
         every: _builtins.bool = ...,
         guard: _builtins.bool = ...,
+        hold_mb: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["argmax", b"argmax", "batch", b"batch", "every", b"every", "guard", b"guard", "narrow_from", b"narrow_from", "seq", b"seq", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["argmax", b"argmax", "batch", b"batch", "every", b"every", "guard", b"guard", "hold_mb", b"hold_mb", "narrow_from", b"narrow_from", "seq", b"seq", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

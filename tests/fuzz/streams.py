@@ -8,6 +8,7 @@ from google.protobuf.message import DecodeError, Message
 from ditto.client.report import Report
 from ditto.engine.ledger import Ledger
 from ditto.errors import BY_CODE, DittoError
+from ditto.net.bulk import decoder
 from ditto.net.framing import dealt_digest
 from ditto.net.messages import ledger_to_message
 from ditto.net.metrics import PartyMetrics
@@ -21,6 +22,7 @@ from fuzz.target import Finding, Target
 from fuzz.world import JOB, SHARE, WORDS
 
 SIZES = (3, 8, 5)
+_decode = decoder(dealer_pb2.CorrelationsReply)
 _METRICS = PartyMetrics()
 
 
@@ -46,7 +48,7 @@ def _dealt() -> list[Message]:
 def _dealt_to(given: bytes) -> None:
     """A party takes a seed and as many bytes as were dealt: it has those, or an error."""
     try:
-        replies = [dealer_pb2.CorrelationsReply.FromString(part) for part in unpack(given)]
+        replies = [_decode(part) for part in unpack(given)]
     except DecodeError:
         return
     stub = type("Stub", (), {"Correlations": lambda *_: Stream(replies)})()

@@ -19,7 +19,7 @@ from ditto.models.encoder.heads import SPAN, EveryToken, Head, Hidden
 from ditto.models.encoder.names import Names
 from ditto.models.encoder.program import compile_encoder
 from ditto.models.encoder.weights import arranged, encoder_weights
-from ditto.models.ranges import Seen, centre, largest, silent
+from ditto.models.ranges import Seen, centre, largest, scores_of, silent
 from ditto.models.tokenizer import Batch, Tokenizer
 from ditto.presets import preset_of
 from ditto.ring import carrier
@@ -100,7 +100,7 @@ class Encoder:
         return compile_encoder(self.head, description, plan, fits or description.fits)
 
     def weights(self, description: Description, t: Tensors) -> Tensors:
-        return encoder_weights(description, t)
+        return encoder_weights(description, t, self.head.first)
 
     # The client ------------------------------------------------------------------------------------
 
@@ -109,7 +109,7 @@ class Encoder:
     ) -> Tensors:
         """One-hot rows (or looked-up embeddings) and the padding mask. Raises UsageError without the public tables."""
         style, d = preset_of(description.preset).style, description.dimensions
-        inputs = style.encode_masks([layer.scores for layer in description.ranges.layers], 1 - batch.mask)
+        inputs = style.encode_masks([scores_of(layer) for layer in description.ranges.layers], 1 - batch.mask)
         ids, types = batch.ids.reshape(-1), token_types(batch, d).reshape(-1)
         if int(ids.min()) < 0 or int(ids.max()) >= d.vocabulary:
             raise UsageError(f"token ids below {d.vocabulary} expected: is this the model's tokenizer?")

@@ -9,13 +9,12 @@ import torch.nn.functional as F
 
 from ditto.models.architecture import Tensors
 from ditto.models.description import Dimensions
-from ditto.models.ranges import Observe, silent, tapped_norm
+from ditto.models.ranges import HIDDEN_SCORE, Observe, silent, tapped_norm
 from ditto.models.tokenizer import Batch
 from ditto.ops.positions import buckets
 
 Tensor = torch.Tensor
 EMBEDDINGS = -1  # stands for the embeddings' layer in what is observed
-HIDDEN_SCORE = -1e9
 
 
 def token_types(batch: Batch, d: Dimensions) -> Tensor:
@@ -50,7 +49,9 @@ def forward(t: Tensors, d: Dimensions, batch: Batch, observe: Observe = silent) 
             observe(i, "qkv", y)
         scores = q @ k.transpose(-1, -2) + bias
         observe(i, "scores", scores)
-        context = ((scores + added).softmax(-1) @ v).transpose(1, 2).reshape(size, n, -1)
+        scores = scores + added
+        observe(i, "masked scores", scores)
+        context = (scores.softmax(-1) @ v).transpose(1, 2).reshape(size, n, -1)
         observe(i, "context", context)
         y = dense(context, f"{at}.out")
         observe(i, "attention", y)

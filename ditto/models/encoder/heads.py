@@ -35,6 +35,14 @@ class Head(Protocol):
     @property
     def answer(self) -> Answer: ...
 
+    @property
+    def whole(self) -> bool:
+        """Does it read the hidden states as they are, not by a projection?"""
+
+    @property
+    def first(self) -> str:
+        """Its module that reads the hidden states, if any."""
+
     def labels(self, config: Config) -> tuple[str, ...]: ...
 
     def names(self) -> dict[str, str]:
@@ -49,7 +57,7 @@ class Head(Protocol):
         """Its part of `Ranges`."""
 
     def compile(self, b: Builder, x: Wire, style: Style, d: Dimensions, ranges: Ranges, fits: Fits, batch: int) -> None:
-        """Its steps on hidden states [rows, H], and the program's output."""
+        """Its steps on hidden states [rows, H], as the last LayerNorm left them, and the program's output."""
 
     def answers(self, values: torch.Tensor, batch: Batch) -> list[Any]:
         """One answer a text from the output's values."""
@@ -60,6 +68,8 @@ class Hidden:
     """The hidden states; the client takes their mean over a text's tokens."""
 
     answer = Answer.vector
+    whole = True
+    first = ""
 
     def labels(self, config: Config) -> tuple[str, ...]:
         return ()
@@ -94,6 +104,8 @@ class Pooled:
     out: str
     function: str = "tanh"
     answer = Answer.labels
+    whole = False
+    first = "pooler"
 
     def labels(self, config: Config) -> tuple[str, ...]:
         return labels(config)
@@ -124,7 +136,7 @@ class Pooled:
         with b.label("pooler"):
             cube = b.view(x, shape=(batch, x.shape[0] // batch, d.hidden))
             first = b.view(cube, slices=((1, 0, 1),), shape=(batch, d.hidden))
-            y = style.linear(b, first, "pooler", d.hidden, wide)
+            y = style.read(b, first, "pooler", d.hidden, wide)
             y = style.activation(b, self.function, y, wide, None, fits, ENCODER)
         with b.label("classifier"):
             b.output("logits", style.linear(b, y, "classifier", len(d.labels), most))
@@ -140,6 +152,8 @@ class EveryToken:
 
     out: str
     outputs: tuple[str, ...] = ()
+    whole = False
+    first = "classifier"
 
     @property
     def answer(self) -> Answer:
@@ -166,7 +180,7 @@ class EveryToken:
         most = required(ranges.logits, "ranges.logits")
         b.layer("head")
         with b.label("classifier"):
-            b.output("logits", style.linear(b, x, "classifier", len(d.labels), most))
+            b.output("logits", style.read(b, x, "classifier", len(d.labels), most))
 
     def answers(self, values: torch.Tensor, batch: Batch) -> list[Any]:
         """Logits of the tokens that are the text's."""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from ditto.engine.parts import check_count, in_blocks, rows
 from ditto.engine.plan import Plan
 from ditto.engine.program import Builder, Program, Wire
+from ditto.engine.schedule import scheduled
 from ditto.errors import UsageError
 from ditto.functions.fit import Fits
 from ditto.models.description import Description, NormRange, required
 from ditto.models.encoder.heads import Head
-from ditto.models.ranges import activation_of, norm_of
+from ditto.models.ranges import activation_of, attention_of, norm_of, scores_of
 from ditto.ops import MatmulWeight
 from ditto.ops.positions import RelativePositions
 from ditto.presets import preset_of
-from ditto.presets.style import ENCODER, AttentionBounds, Normed, Style
+from ditto.presets.style import ENCODER, Normed, Style
 
 
 def compile_encoder(head: Head, description: Description, plan: Plan, fits: Fits) -> Program:
@@ -21,51 +25,61 @@ def compile_encoder(head: Head, description: Description, plan: Plan, fits: Fits
     Raises UsageError for a plan that the model does not take.
     """
     d, ranges = description.dimensions, description.ranges
-    if plan != Plan(plan.batch, plan.seq, guard=plan.guard):
+    if plan != Plan(plan.batch, plan.seq, guard=plan.guard, hold_mb=plan.hold_mb):
         raise UsageError(f"{description.architecture} generates no text")
     if not 1 <= plan.seq <= d.positions or plan.batch < 1:
         raise UsageError(f"batch {plan.batch}, length {plan.seq}: this model takes 1 to {d.positions} tokens")
     style = preset_of(description.preset).style
     b = Builder(plan.guard)
     x = _embeddings(b, description, style, plan)
-    scores = [layer.scores for layer in ranges.layers]
+    scores = [scores_of(layer) for layer in ranges.layers]
     masks = style.masks(b, scores, plan.batch, plan.seq)
     biases = _biases(b, description, style, plan.seq)
     for i in range(d.layers):
         b.layer(f"layer {i}")
-        x = _block(b, x, masks[i], biases[i], description, i, style, plan.batch, fits)
+        x = _block(b, x, masks[i], biases[i], description, i, style, plan, fits, head.whole)
+        check_count(len(b.program.layers) * d.layers // (i + 2))  # before the other layers are compiled
     head.compile(b, x.out, style, d, ranges, fits, plan.batch)
-    return b.finish()
+    return scheduled(b.finish())
 
 
 def _embeddings(b: Builder, description: Description, style: Style, plan: Plan) -> Normed:
     d, ranges = description.dimensions, description.ranges
-    rows, bound = plan.batch * plan.seq, ranges.embeddings
+    count, bound = plan.batch * plan.seq, ranges.embeddings
     table = style.table(bound)
     b.layer("embeddings")
     with b.label("embeddings"):
         if description.embeddings == "public":
-            x = b.input("embeddings", table.ring, table.frac, (rows, d.embedding), bound)
+            x = b.input("embeddings", table.ring, table.frac, (count, d.embedding), bound)
         else:
             # one-hot of the word and of the token type side by side, against the two tables stacked
             entries = d.vocabulary + d.token_types
-            onehot = b.input("onehot", table.ring, 0, (rows, entries), 1.0)
+            onehot = b.input("onehot", table.ring, 0, (count, entries), 1.0)
             weight = b.weight("embeddings", table.ring, table.frac, (entries, d.embedding), "matrix")
-            (opened,) = b.open(onehot)
-            op = MatmulWeight(rows, entries, d.embedding, table.ring)
-            (x,) = b.emit(op, [opened, weight], [(table.ring, table.frac, (rows, d.embedding), bound)])
+
+            def looked_up(b: Builder, first: int, last: int) -> list[Wire]:
+                (opened,) = b.open(rows(b, onehot, 0, first, last))
+                op = MatmulWeight(last - first, entries, d.embedding, table.ring)
+                return b.emit(op, [opened, weight], [(table.ring, table.frac, (last - first, d.embedding), bound)])
+
+            (x,) = in_blocks(b, plan.hold, count, looked_up)
         positions = b.weight("positions", table.ring, table.frac, (d.positions, d.embedding), "share")
         cube = b.view(x, shape=(plan.batch, plan.seq, d.embedding))
         x = b.add(cube, b.view(positions, slices=((0, 0, plan.seq),)), bound=bound)
-    with b.label("layernorm"):
-        x = b.view(x, shape=(rows, d.embedding))
-        found = required(ranges.embedding_norm, "ranges.embedding_norm")
-        normed = style.norm(b, x, norm_of("embeddings.norm", found, d.epsilon, ranges.layers[0].norm1))
-    if d.embedding == d.hidden:
-        return normed
-    bound = required(ranges.embedding_projection, "ranges.embedding_projection")
-    with b.label("projection"):
-        return style.project_embeddings(b, normed.out, "embeddings.projection", d.hidden, bound)
+        x = b.view(x, shape=(count, d.embedding))
+
+    def normed(b: Builder, first: int, last: int) -> Sequence[Wire]:
+        with b.label("layernorm"):
+            found = required(ranges.embedding_norm, "ranges.embedding_norm")
+            after = ranges.layers[0].norm1 if d.embedding == d.hidden else None
+            y = style.norm(b, rows(b, x, 0, first, last), norm_of("embeddings.norm", found, d.epsilon, after))
+        if d.embedding == d.hidden:
+            return y.wires
+        bound = required(ranges.embedding_projection, "ranges.embedding_projection")
+        with b.label("projection"):
+            return style.project_embeddings(b, y.out, "embeddings.projection", d.hidden, bound).wires
+
+    return Normed(*in_blocks(b, plan.hold, count, normed))
 
 
 def _biases(b: Builder, description: Description, style: Style, n: int) -> list[Wire | None]:
@@ -73,7 +87,7 @@ def _biases(b: Builder, description: Description, style: Style, n: int) -> list[
     d = description.dimensions
     if not d.relative_buckets:
         return [None] * d.layers
-    types = [style.bias(layer.scores) for layer in description.ranges.layers]
+    types = [style.bias(scores_of(layer)) for layer in description.ranges.layers]
     wires = {}
     with b.label("relative positions"):
         for fxp in dict.fromkeys(types):
@@ -92,31 +106,67 @@ def _block(
     description: Description,
     i: int,
     style: Style,
-    batch: int,
+    plan: Plan,
     fits: Fits,
+    whole: bool,
 ) -> Normed:
-    """Attention and feed-forward network, each added to what it read and normalized."""
+    """Attention and feed-forward network, each added to what it read and normalized. `whole`: for the last block, does
+    the model give what its LayerNorm does?"""
     d, ranges, name = description.dimensions, description.ranges.layers[i], f"layer.{i}"
     style = style.chosen(description.choices_of(i))
+    context = _attention(b, x, mask, bias, description, i, style, plan)
+    zones, wide = activation_of(style, description, i, fits)
+    after = description.ranges.layers[i + 1].norm1 if i + 1 < d.layers else None
 
-    def add_and_norm(x: Normed, y: Wire, at: str, found: NormRange, after: NormRange | None) -> Normed:
+    def add_and_norm(b: Builder, x: Normed, y: Wire, at: str, found: NormRange, after: NormRange | None) -> Normed:
         with b.label("layernorm"):
             total = style.residual(b, x.residual, y, found.input)
-            return style.norm(b, total, norm_of(f"{name}.{at}", found, d.epsilon, after))
+            norm = norm_of(f"{name}.{at}", found, d.epsilon, after, whole and after is None)
+            return style.norm(b, total, norm, x.mean)
 
-    with b.label("qkv"):
-        heads = style.heads(b, x.out, f"{name}.qkv", d.heads, batch, ranges.qkv, ENCODER, mask=mask)
-    bounds = AttentionBounds(ranges.qkv, ranges.scores, ranges.context)
-    context = style.attend(b, heads, bounds, x.residual, ENCODER, mask=mask, bias=bias)
-    with b.label("attention out"):
-        y = style.linear(b, context, f"{name}.out", d.hidden, ranges.attention)
-    x = add_and_norm(x, y, "norm1", ranges.norm1, ranges.norm2)
-    zones, wide = activation_of(style, description, i, fits)
-    with b.label("ffn in"):
-        h = style.linear(b, x.out, f"{name}.ffn1", d.inner, wide)
-    with b.label("gelu"):
-        h = style.activation(b, d.activation, h, wide, x.residual, fits, ENCODER, zones)
-    with b.label("ffn out"):
-        y = style.linear(b, h, f"{name}.ffn2", d.hidden, ranges.ffn)
-    after = description.ranges.layers[i + 1].norm1 if i + 1 < d.layers else None
-    return add_and_norm(x, y, "norm2", ranges.norm2, after)
+    def of_tokens(b: Builder, first: int, last: int) -> Sequence[Wire]:
+        before = Normed(*(rows(b, wire, 0, first, last) for wire in x.wires))
+        with b.label("attention out"):
+            y = style.linear(b, rows(b, context, 0, first, last), f"{name}.out", d.hidden, ranges.attention)
+        z = add_and_norm(b, before, y, "norm1", ranges.norm1, ranges.norm2)
+        with b.label("ffn in"):
+            h = style.read(b, z.out, f"{name}.ffn1", d.inner, wide)
+        with b.label("gelu"):
+            h = style.activation(b, d.activation, h, wide, z.residual, fits, ENCODER, zones)
+        with b.label("ffn out"):
+            y = style.linear(b, h, f"{name}.ffn2", d.hidden, ranges.ffn)
+        return add_and_norm(b, z, y, "norm2", ranges.norm2, after).wires
+
+    return Normed(*in_blocks(b, plan.hold, plan.batch * plan.seq, of_tokens))
+
+
+def _attention(
+    b: Builder,
+    x: Normed,
+    mask: Wire,
+    bias: Wire | None,
+    description: Description,
+    i: int,
+    style: Style,
+    plan: Plan,
+) -> Wire:
+    """Context [rows, H]: in blocks of texts where a layer is large, and of queries where a text is."""
+    d, ranges = description.dimensions, description.ranges.layers[i]
+    bounds = attention_of(ranges)
+
+    def of_texts(b: Builder, first: int, last: int) -> Sequence[Wire]:
+        some, padding = rows(b, x.out, 0, first * plan.seq, last * plan.seq), rows(b, mask, 0, first, last)
+        with b.label("qkv"):
+            name = f"layer.{i}.qkv"
+            heads = style.heads(b, some, name, d.heads, last - first, bounds, ENCODER, mask=padding)
+
+        def of_queries(b: Builder, start: int, end: int) -> list[Wire]:
+            asked = heads._replace(q=rows(b, heads.q, 2, start, end))
+            added = None if bias is None else rows(b, bias, 1, start, end)
+            return [style.attend(b, asked, bounds, x.residual, ENCODER, mask=padding, bias=added)]
+
+        # a block of several texts is small enough as it is
+        return in_blocks(b, plan.hold, plan.seq, of_queries) if last - first == 1 else of_queries(b, 0, plan.seq)
+
+    (context,) = in_blocks(b, plan.hold, plan.batch, of_texts)
+    return context

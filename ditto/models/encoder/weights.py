@@ -9,7 +9,7 @@ import torch
 from ditto.functions.layernorm import deviation_scale
 from ditto.models.architecture import Tensors
 from ditto.models.description import Description
-from ditto.models.ranges import centre, neuron_scales
+from ditto.models.ranges import centre, folded, neuron_scales, scores_of
 from ditto.presets import preset_of
 
 
@@ -24,11 +24,11 @@ def arranged(t: Tensors, orders: list[torch.Tensor]) -> Tensors:
     return t
 
 
-def encoder_weights(description: Description, t: Tensors) -> Tensors:
+def encoder_weights(description: Description, t: Tensors, first: str) -> Tensors:
     """Real weights by the program's names, matrices [inputs, outputs]: Q scaled by 1/sqrt(d), gamma by its constant.
 
     Where the preset asks for it, what is added up before a LayerNorm is centred: tables by row, weights and biases
-    over the output features.
+    over the output features; and what reads one has its gamma and beta in it: the module `first` of a head, too.
     """
     d, style = description.dimensions, preset_of(description.preset).style
     into_norm = centre if style.centred else lambda x: x
@@ -38,7 +38,14 @@ def encoder_weights(description: Description, t: Tensors) -> Tensors:
         real[f"{ours}.weight"], real[f"{ours}.bias"] = weight, bias
 
     def norm(name: str, width: int) -> None:
-        real[f"{name}.gamma"], real[f"{name}.beta"] = t[f"{name}.weight"] * deviation_scale(width), t[f"{name}.bias"]
+        gamma, beta = t[f"{name}.weight"] * deviation_scale(width), t[f"{name}.bias"]
+        real[f"{name}.gamma"], real[f"{name}.beta"] = gamma, beta
+        linear(f"{name}.mean", gamma[:, None] / width, beta.mean()[None])
+
+    def after(norm: str, ours: str, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        if style.folded:
+            weight, bias = folded(t[f"{norm}.weight"], t[f"{norm}.bias"], weight, bias)
+        linear(ours, weight, bias)
 
     tables = [t["embeddings.word.weight"]] + ([t["embeddings.type.weight"]] if d.token_types else [])
     real["embeddings"] = into_norm(torch.cat(tables))
@@ -48,23 +55,31 @@ def encoder_weights(description: Description, t: Tensors) -> Tensors:
         w, bias = t["embeddings.projection.weight"].t(), t["embeddings.projection.bias"]
         if style.centred:  # one column more, the mean of the others
             w, bias = (torch.cat([x, x.mean(-1, keepdim=True)], -1) for x in (w, bias))
-        linear("embeddings.projection", w, bias)
+        after("embeddings.norm", "embeddings.projection", w, bias)
     if d.relative_buckets:
         for layer in description.ranges.layers:
-            real[f"relative.{style.bias(layer.scores).frac}"] = t["relative.weight"].t()
+            real[f"relative.{style.bias(scores_of(layer)).frac}"] = t["relative.weight"].t()
     shrink = 1 / math.sqrt(d.hidden // d.heads)
+    before = "embeddings.norm" if d.embedding == d.hidden else ""  # what a block reads
     for i in range(d.layers):
         at = f"layer.{i}"
         q, k, v = ((t[f"{at}.{p}.weight"].t(), t[f"{at}.{p}.bias"]) for p in ("query", "key", "value"))
-        linear(f"{at}.qkv", torch.cat([q[0] * shrink, k[0], v[0]], 1), torch.cat([q[1] * shrink, k[1], v[1]]))
+        qkv = torch.cat([q[0] * shrink, k[0], v[0]], 1), torch.cat([q[1] * shrink, k[1], v[1]])
+        if before:
+            after(before, f"{at}.qkv", *qkv)
+        else:
+            linear(f"{at}.qkv", *qkv)
         scale = neuron_scales(style, description, i)
         linear(f"{at}.out", into_norm(t[f"{at}.out.weight"].t()), into_norm(t[f"{at}.out.bias"]))
-        linear(f"{at}.ffn1", t[f"{at}.ffn1.weight"].t() * scale, t[f"{at}.ffn1.bias"] * scale)
+        after(f"{at}.norm1", f"{at}.ffn1", t[f"{at}.ffn1.weight"].t() * scale, t[f"{at}.ffn1.bias"] * scale)
         ffn2 = into_norm(t[f"{at}.ffn2.weight"].t()) / scale[:, None]
         linear(f"{at}.ffn2", ffn2, into_norm(t[f"{at}.ffn2.bias"]))
         norm(f"{at}.norm1", d.hidden)
         norm(f"{at}.norm2", d.hidden)
+        before = f"{at}.norm2"
     for part in ("pooler", "classifier"):
-        if f"{part}.weight" in t:
+        if f"{part}.weight" in t and part == first:
+            after(before, part, t[f"{part}.weight"].t(), t[f"{part}.bias"])
+        elif f"{part}.weight" in t:
             linear(part, t[f"{part}.weight"].t(), t[f"{part}.bias"])
     return real

@@ -18,7 +18,7 @@ from ditto.models.description import Description, Dimensions, Ranges, round_up
 from ditto.models.gpt2.floats import continue_texts, forward, logits
 from ditto.models.gpt2.program import compile_gpt2
 from ditto.models.gpt2.weights import arranged, gpt2_weights, shapes
-from ditto.models.ranges import LOGITS_MARGIN, Seen, largest
+from ditto.models.ranges import LOGITS_MARGIN, Seen, largest, scores_of
 from ditto.models.tokenizer import Prompts, Tokenizer
 from ditto.presets import preset_of
 from ditto.ring import carrier
@@ -112,7 +112,7 @@ class GPT2:
             raise UsageError(f"lengths {lengths} of {size} prompts in {n} columns")
         count = torch.tensor(lengths)
         padding = (torch.arange(n)[None, :] >= count[:, None]).long()
-        scores = [layer.scores for layer in description.ranges.layers]
+        scores = [scores_of(layer) for layer in description.ranges.layers]
         inputs = preset_of(description.preset).style.encode_masks(scores, padding)
         inputs["onehot"] = _onehot(description, program, batch.ids.reshape(-1), torch.arange(n).repeat(size))
         if "last" in program.inputs:

@@ -9,7 +9,7 @@ import torch
 from ditto.functions.layernorm import deviation_scale
 from ditto.models.architecture import Shapes, Tensors
 from ditto.models.description import Description, Dimensions
-from ditto.models.ranges import centre, neuron_scales
+from ditto.models.ranges import centre, folded, neuron_scales
 from ditto.presets import preset_of
 
 Tensor = torch.Tensor
@@ -49,15 +49,14 @@ def gpt2_weights(description: Description, t: Tensors) -> Tensors:
     stream without its mean over the features.
     """
     d, style = description.dimensions, preset_of(description.preset).style
-    scale = deviation_scale(d.hidden)
     real: Tensors = {"embeddings": torch.cat([t["wte.weight"], t["wpe.weight"]])}
 
     def after_norm(name: str, norm: str, theirs: str, w: Tensor, bias: Tensor) -> None:
         gamma, beta = t[f"{theirs}.weight"], t[f"{theirs}.bias"]
         if style.folded:
-            w, bias = scale * gamma[:, None] * w, beta @ w + bias
+            w, bias = folded(gamma, beta, w, bias)
         else:
-            real[f"{norm}.gamma"], real[f"{norm}.beta"] = gamma * scale, beta
+            real[f"{norm}.gamma"], real[f"{norm}.beta"] = gamma * deviation_scale(d.hidden), beta
         real[f"{name}.weight"], real[f"{name}.bias"] = w, bias
 
     def into_stream(name: str, w: Tensor, bias: Tensor) -> None:

@@ -1,0 +1,79 @@
+"""What a job will hold at a party and at the dealer, read from its program before it runs."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from ditto.engine.program import Program, Step
+from ditto.ops import Open
+from ditto.ops.base import Rearrangement
+from ditto.ring import carrier
+
+TAKING = 2  # times a dealt piece: its bytes, and the same again while they are unpacked
+WORKING = 2  # times a step's results: what it packs, receives, converts and multiplies on the way
+DEALING = 6  # times what a step deals: masks' integers, values, a share, the difference, its bytes
+ON_THEIR_WAY = 64 << 20  # of correlations, by default: 32 MB for each party at the dealer, and 32 MB at a party
+
+
+class Peak(NamedTuple):
+    """Bytes that a job is estimated to hold at once, beside the model's weights."""
+
+    party: int
+    dealer: int
+
+
+def peak_of(program: Program, at_once: bool = False) -> Peak:
+    """An estimate of the most memory that one program's run takes.
+
+    A party, part after part: 1. Offline it holds the part's correlations, and TAKING times the largest dealt piece.
+    2. Online it holds at each step what the steps from there on need of the correlations, and WORKING times the step's
+    results.  3. All along the wires that a later step reads (an opened one twice: masked value and mask), what goes to
+    other stages, and what is on its way from the dealer. With `at_once` all parts are prepared before the first runs.
+
+    The dealer: the masks of opened wires that a later step reads, DEALING times what a step takes, and what is queued.
+    """
+    opened = _opened(program)
+    freed = program.frees([*program.outputs.values(), *program.kept.values()])
+    sizes = program.sizes | {w.name: _nbytes(w.shape, w.ring) for w in (program.inputs | program.carried).values()}
+    live = sum(sizes[w.name] for w in program.inputs.values())
+    live += sum(2 * sizes[w.name] for w in program.carried.values())
+    masks = sum(sizes[w.name] for w in program.carried.values())
+    party = dealer = queued = 0
+    parts: list[list[tuple[Step, list[str]]]] = [[] for _ in range(1 if at_once else len(program.layers))]
+    for step, names in zip(program.steps, freed, strict=True):
+        parts[0 if at_once else step.layer].append((step, names))
+    for part in parts:
+        pieces = [[_nbytes(of.shape, of.bits) for of in step.op.dealt().values()] for step, _ in part]
+        queued += sum(map(sum, pieces))
+        left = sum(step.op.held for step, _ in part)
+        # 1
+        party = max(party, live + left + TAKING * max((size for some in pieces for size in some), default=0))
+        for step, names in part:
+            # 2
+            size = sum(sizes.get(name, 0) for name in step.outputs)
+            results = sum(sizes.get(name, 0) * (1 + (name in opened)) for name in step.outputs)
+            party = max(party, live + left + results + WORKING * size)
+            dealer = max(dealer, masks + DEALING * step.op.held)
+            live += results
+            masks += results - size
+            left -= step.op.held
+            # 3
+            for name in names:
+                live -= sizes.get(name, 0) * (1 + (name in opened))
+                masks -= sizes.get(name, 0) * (name in opened)
+    return Peak(party + min(queued, ON_THEIR_WAY) // 2, dealer + min(queued, ON_THEIR_WAY))
+
+
+def _opened(program: Program) -> set[str]:
+    """Names of the wires that are opened: by an opening, or views of such."""
+    found = set(program.carried)
+    for step in program.steps:
+        if isinstance(step.op, Open) or (isinstance(step.op, Rearrangement) and found.issuperset(step.inputs)):
+            found.update(step.outputs)
+    return found
+
+
+def _nbytes(shape: tuple[int, ...], bits: int) -> int:
+    """As a server holds it: each element in its carrier."""
+    return math.prod(shape) * carrier(bits).itemsize
