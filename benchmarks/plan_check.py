@@ -1,6 +1,7 @@
 """Predicted and measured seconds of shapes on networks, interleaved; ratios of the two.
 
-    python benchmarks/plan_check.py [--networks loopback,lan,wan] [--repeat 5] [--machine FILE] [--out FILE.json]
+    python benchmarks/plan_check.py [--networks loopback,lan,wan] [--shapes small,minilm] [--repeat 5]
+        [--machine FILE] [--out FILE.json]
 
 Shapes: two layers of 256 with 64 tokens, and all-MiniLM-L6-v2's with 128, random weights with that model's ranges. The
 machine is measured first unless a profile is given; keep it quiet for all of it. Every job of a network runs before
@@ -55,13 +56,14 @@ def inputs_of(description: Description, batch: Batch, program: Program) -> Tenso
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", default="loopback,lan,wan")
+    parser.add_argument("--shapes", default=",".join(SHAPES))
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--machine", type=Path)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     machine = machines.read(args.machine) if args.machine else measure(lambda text: None)
     networks = [network(name) for name in args.networks.split(",")]
-    models = {name: model_of(name) for name in SHAPES}
+    models = {name: model_of(name) for name in args.shapes.split(",")}
     took: dict[tuple[str, str], list[dict[str, Any]]] = {}
     with contextlib.ExitStack() as stack:
         clients: dict[str, Client] = {}
