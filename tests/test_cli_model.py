@@ -173,6 +173,26 @@ def test_public_embeddings(shared: str, checkpoint: Path) -> None:
     assert answer["max_abs_error"] < 0.05
 
 
+def test_choices_are_fixed_at_import(shared: str, checkpoint: Path, tmp_path: Path) -> None:
+    """The servers compile what the planner chose: the rounds and bytes that it printed are those of the job."""
+    machine = tmp_path / "machine.json"
+    machine.write_text('{"cores": 2, "rates": {"Open/8": {"deal": RATE, "prepare": RATE, "online": RATE}}}'.replace(
+        "RATE", '{"step": 2e-6, "unit": 1e-9}'))  # fmt: skip
+    how = ["--network", "wan", "--seq", "16", "--machine", str(machine), "--tolerance", "0.05"]
+    texts = str(checkpoint / "texts.txt")
+    run("model", "import", str(checkpoint), "--calibrate", texts, "--name", "chosen", *how)
+    plan = run("plan", "--model", "chosen", *how)[0]
+    assert plan["imported"] == plan["choices"] != [{}], "something was better than what the preset does"
+    again = run("plan", "--model", str(checkpoint), "--calibrate", texts, *how)[0]
+    assert again["choices"] == plan["choices"]
+    run("model", "share", "chosen")
+    answer = run("infer", "--model", "chosen", "--text", "the dog sat .", "--no-range-check", "--check")[0]
+    assert answer["online"]["rounds"] == plan["planned"]["rounds"] < plan["own"]["rounds"]
+    assert answer["online"]["bytes_sent"] == [plan["planned"]["bytes_sent"]] * 2
+    assert sum(answer["offline"]["bytes_to_party"]) == plan["planned"]["bytes_from_dealer"]
+    assert answer["max_abs_error"] < 0.05
+
+
 @pytest.mark.parametrize(("damage", "code"), [("tensor", 13), ("config", 13), ("architecture", 14), ("preset", 2)])
 def test_bad_checkpoints(
     checkpoint: Path, tmp_path: Path, damage: str, code: int, monkeypatch: pytest.MonkeyPatch

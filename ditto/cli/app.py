@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 import ditto
-from ditto.cli import audit, bench, certs, cluster, demo, finetune, generate, infer, keys, model
+from ditto.cli import audit, bench, certs, cluster, demo, finetune, generate, infer, keys, model, plan
 from ditto.cli.common import ErrorGroup, exit_codes_help
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command("infer")(infer.infer)
 app.command("generate")(generate.generate)
 app.command("finetune")(finetune.finetune)
 app.command("demo")(demo.demo)
+app.command("plan")(plan.plan)
 app.command("audit")(audit.audit)
 app.add_typer(bench.app, name="bench")
 

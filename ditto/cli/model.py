@@ -1,5 +1,6 @@
 """`ditto model`: import a checkpoint, share its weights between the parties, grant, remove, list."""
 
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,9 +10,11 @@ from rich.table import Table
 
 from ditto.cli import store
 from ditto.cli.common import ConfigFile, Json, connect, emit, note, one_line, out
+from ditto.cli.plan import For, MachineFile, Tolerance, check_objective, chooser, machine_at
 from ditto.cli.texts import read_file, read_lines
 from ditto.errors import DittoError, UsageError
 from ditto.names import check_name
+from ditto.net.emulation import network as profile
 
 if TYPE_CHECKING:
     from ditto.models import Description
@@ -43,9 +46,18 @@ def import_(
     embeddings: Annotated[
         Embeddings, typer.Option(help="Is the word-embedding table a secret, or looked up by the client?")
     ] = Embeddings.secret,
+    network: Annotated[
+        str | None, typer.Option(help="Choose what the preset leaves open for this network, as `ditto plan` does.")
+    ] = None,
+    objective: For = "latency",
+    tolerance: Tolerance = None,
+    seq: Annotated[int, typer.Option(min=2, max=512, help="With --network: tokens of a usual request.")] = 128,
+    machine: MachineFile = None,
     json: Json = False,
 ) -> None:
     """Calibrate and quantize a checkpoint; nothing leaves this machine yet."""
+    check_objective(objective)
+    emulated = profile(network) if network else None
     known = check_name(name or dir.resolve().name)
     if not calibrate.is_file():
         raise UsageError(f"{calibrate}: no such calibration file")
@@ -64,7 +76,11 @@ def import_(
         note(f"preset {preset} replaces functions: its answers mean something only for a model trained with them")
     if not json:
         note(f"{dir}: {checkpoint.class_name}; calibrating on {len(texts)} texts")
-    description, weights = import_model(checkpoint, known, texts, preset=preset, embeddings=embeddings.value)
+    say: Callable[[str], None] = (lambda text: None) if json else note
+    choose = None
+    if emulated:
+        choose = chooser(emulated, objective, tolerance, machine_at(machine, False, say), seq, say)
+    description, weights = import_model(checkpoint, known, texts, preset, embeddings.value, choose)
     model = store.save(description, weights, dir)
     summary = _row(description) | {"embeddings": description.embeddings, "dir": str(model.dir)}
     if json:

@@ -17,6 +17,8 @@ from ditto.ops import (
     Extend,
     Guard,
     Join,
+    Matmul,
+    MatmulWeight,
     Op,
     Open,
     Product,
@@ -63,13 +65,17 @@ class Wire:
 
 @dataclass(frozen=True)
 class Step:
-    """One operation at its place: layer id, operation label for the ledger, names of the wires."""
+    """One operation at its place: layer id, operation label for the ledger, names of the wires.
+
+    `touched`: bytes of its inputs and outputs in carriers, for who predicts seconds; no part of what is agreed on.
+    """
 
     op: Op
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     layer: int
     label: str
+    touched: int = field(default=0, repr=False, compare=False)
 
 
 @dataclass
@@ -271,9 +277,12 @@ class Builder:
         for wire in wires:
             self.fits(wire, 1)
             self.program.sizes[wire.name] = math.prod(wire.shape) * carrier(wire.ring).itemsize
+        if isinstance(op, Matmul | MatmulWeight) and any(wire.ring < op.bits for wire in inputs):
+            raise RangeError(f"{self.place}: a product on {op.bits} bits of what is opened on fewer")
         layer = len(self.program.layers) - 1
         names = tuple(w.name for w in inputs), tuple(w.name for w in wires)
-        self.program.steps.append(Step(op, *names, layer, self._label))
+        touched = sum(math.prod(w.shape) * carrier(w.ring).itemsize for w in (*inputs, *wires))
+        self.program.steps.append(Step(op, *names, layer, self._label, touched))
         return wires
 
     def fits(self, wire: Wire, headroom: int) -> None:

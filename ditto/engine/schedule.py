@@ -6,8 +6,9 @@ runs it on the same program and gets the same one.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from typing import NamedTuple
 from ditto.engine.program import Program, Step, Wire
 from ditto.ops import Begin, BitRounds, Open, Together
 from ditto.ops.base import Shape, packed_bytes
+from ditto.ring import carrier
 
 Unit = Callable[[Step], Hashable]
 
@@ -54,7 +56,8 @@ def _needed(program: Program) -> list[Step]:
             continue
         if isinstance(step.op, Open) and len(found) < len(step.outputs):
             inputs, outputs = (tuple(names[i] for i in found) for names in (step.inputs, step.outputs))
-            step = replace(step, op=Open(tuple(step.op.wires[i] for i in found)), inputs=inputs, outputs=outputs)
+            wires = tuple(step.op.wires[i] for i in found)
+            step = replace(step, op=Open(wires), inputs=inputs, outputs=outputs, touched=_touched(wires))
         wanted.update(step.inputs)
         steps.append(step)
     return steps[::-1]
@@ -159,7 +162,13 @@ def _shared(openings: list[_Opening], rounds: list[_Round], layer: int) -> Step:
     outputs = (*(opening.opened for opening in openings), *(r.wire(r.number + 1) for r in rounds))
     parts: list[_Opening | _Round] = [*openings, *rounds]
     largest = max(parts, key=lambda part: part.sends)
-    return Step(op, inputs, outputs, layer, largest.label)
+    touched = _touched(wires) + sum(r.step.touched for r in rounds)
+    return Step(op, inputs, outputs, layer, largest.label, touched)
+
+
+def _touched(wires: Iterable[tuple[Shape, int]]) -> int:
+    """Bytes in carriers, before and after their opening."""
+    return sum(2 * math.prod(shape) * carrier(ring).itemsize for shape, ring in wires)
 
 
 def _renamed(wires: dict[str, Wire], same: dict[str, str]) -> dict[str, Wire]:

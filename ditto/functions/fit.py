@@ -68,12 +68,20 @@ class Fits:
 
 
 class Fitting(Fits):
-    """Makes what is asked for and is not there yet: at import only, since another processor rounds otherwise."""
+    """Makes what is asked for and is not there yet: at import only, since another processor rounds otherwise.
+
+    Holds what was asked for; of `known` fits, those.
+    """
+
+    def __init__(self, known: Iterable[Fit] = ()) -> None:
+        super().__init__()
+        self._known = Fits(known)
 
     def find(self, smooth: Smooth, bound: float, tolerance: float, free: bool = False) -> Fit:
         key = smooth.name, bound, tolerance, free
         if key not in self._found:
-            self._found[key] = (choose_free if free else choose)(smooth, bound, tolerance)
+            made = self._known._found.get(key)
+            self._found[key] = made or (choose_free if free else choose)(smooth, bound, tolerance)
         return self._found[key]
 
 

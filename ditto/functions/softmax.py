@@ -7,7 +7,7 @@ least that.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ditto.engine.program import Builder, Wire
 from ditto.errors import RangeError
@@ -43,6 +43,12 @@ class ExponentialType:
     ring: int
     public_frac: int
     dealt_frac: int
+
+    def holding(self, bits: int) -> ExponentialType:
+        """The same with at least so many bits before the point, as far as the public factor has fraction bits to give.
+
+        They are worth little: the dealt factor, which their rounding is multiplied with, is at most e^-unit."""
+        return replace(self, public_frac=max(0, min(self.public_frac, self.ring - self.dealt_frac - bits)))
 
 
 PRECISE = ExponentialType(64, 6, 36)

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ditto.errors import BadDescription, VersionMismatch
 from ditto.functions.fit import Fit, Fits
+from ditto.presets.choices import DEFAULT, Choices
 
 FORMAT: Literal[5] = 5  # of descriptions and of encoded weights
 LONGEST = 4 << 20  # characters of a description
@@ -127,6 +128,7 @@ class Description(_Public):
     dimensions: Dimensions
     ranges: Ranges
     functions: Annotated[tuple[Fit, ...], Field(max_length=4_096, strict=False)] = ()
+    choices: Annotated[tuple[Choices, ...], Field(max_length=512, strict=False)] = ()  # by layer, or the preset's own
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -135,7 +137,12 @@ class Description(_Public):
         for layer in self.ranges.layers:
             if layer.neurons and sum(group.count for group in layer.neurons) != self.dimensions.inner:
                 raise ValueError(f"neurons: {self.dimensions.inner} expected in all")
+        if self.choices and len(self.choices) != self.dimensions.layers:
+            raise ValueError(f"choices of {len(self.choices)} layers for {self.dimensions.layers}")
         return self
+
+    def choices_of(self, layer: int) -> Choices:
+        return self.choices[layer] if self.choices else DEFAULT
 
     @property
     def fits(self) -> Fits:

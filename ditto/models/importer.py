@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal, cast
 
@@ -17,15 +17,22 @@ from ditto.models.description import Description, explain
 from ditto.models.registry import architecture_of
 from ditto.models.tokenizer import Text
 from ditto.presets import preset_of
+from ditto.presets.choices import Choices
 from ditto.ring.fixedpoint import encode
 
 SMALLEST = 16  # tokens: enough to compile every step, fit every function and name every weight
 
 
 def import_model(
-    checkpoint: Checkpoint, name: str, texts: Sequence[Text], preset: str = "ditto", embeddings: str = "secret"
+    checkpoint: Checkpoint,
+    name: str,
+    texts: Sequence[Text],
+    preset: str = "ditto",
+    embeddings: str = "secret",
+    choose: Callable[[Description], tuple[Choices, ...]] | None = None,
 ) -> tuple[Description, Tensors]:
-    """Calibrate on texts (or pairs) and encode the weights: (description, ring integers by the program's names)."""
+    """Calibrate on texts (or pairs) and encode the weights: (description, ring integers by the program's names).
+    `choose` decides what the preset leaves open, by the calibrated description."""
     texts = [text for text in texts if not isinstance(text, str) or text.strip()]
     if not texts:
         raise UsageError("calibration needs at least one line of text")
@@ -34,6 +41,8 @@ def import_model(
         raise BadCheckpoint(f"a tokenizer of {tokenizer.size:,} ids, a model of {words:,} embeddings: another model's?")
     batches = checkpoint.architecture.batches(tokenizer, texts, checkpoint.dimensions)
     description, arranged = describe(checkpoint, name, batches, preset, embeddings)
+    if choose is not None:
+        description = with_choices(description, choose(description))
     return description, encode_weights(description, arranged.tensors)
 
 
@@ -70,8 +79,8 @@ def describe(
 
 
 def fitted(draft: Description) -> Description:
-    """The description with the coefficients of every function that its programs ask for."""
-    fits = Fitting()
+    """The description with the coefficients of every function that its programs ask for; those it has are kept."""
+    fits = Fitting(draft.functions)
     _smallest(draft, fits)
     return draft.model_copy(update={"functions": fits.all()})
 
@@ -79,6 +88,11 @@ def fitted(draft: Description) -> Description:
 def with_preset(description: Description, preset: str) -> Description:
     """The same model for another preset: weights, in the same order, are encoded anew, ranges stay."""
     return fitted(description.model_copy(update={"preset": preset_of(preset).name, "functions": ()}))
+
+
+def with_choices(description: Description, choices: tuple[Choices, ...]) -> Description:
+    """The same model with one set of choices for each layer: weights, in the same order, are encoded anew."""
+    return fitted(description.model_copy(update={"choices": choices}))
 
 
 def _smallest(description: Description, fits: Fitting | None = None) -> Any:

@@ -44,11 +44,19 @@ def random_model(
     Ranges are at least those of `real`, a trained model's layers, spread over this one's; without them scores reach
     LEAST_SCORES and all neurons LEAST_GELU. The weights are no secret, so torch's generator serves. Raises UsageError.
     """
-    checkpoint = random_checkpoint(shape, layers, seed)
+    return scaled_model(random_checkpoint(shape, layers, seed), shape, seq, preset, seed, real)
+
+
+def scaled_model(
+    checkpoint: Checkpoint, name: str, seq: int, preset: str = "ditto", seed: int = 0, real: Sequence[LayerRanges] = ()
+) -> tuple[Description, Tensors, Checkpoint]:
+    """The same of random weights at hand."""
     longest = checkpoint.dimensions.positions
     if not 1 <= seq <= longest:
         raise UsageError(f"length {seq}: 1 to {longest}")
-    found, checkpoint = describe(checkpoint, shape, [random_batch(1, seq, seed)], preset)
+    batch = random_batch(1, seq, seed)
+    batch = Batch(batch.ids % checkpoint.dimensions.vocabulary, batch.types, batch.mask)
+    found, checkpoint = describe(checkpoint, name, [batch], preset)
     inner, many = checkpoint.dimensions.inner, len(found.ranges.layers)
     wide = [
         _as_wide(layer, real[i * len(real) // many], inner) if real else _widened(layer, inner)
@@ -108,6 +116,11 @@ def random_checkpoint(shape: str, layers: int | None = None, seed: int = 0) -> C
     d = Dimensions(
         **DIMENSIONS[name], layers=layers or count, hidden=hidden, heads=heads, inner=inner, embedding=hidden
     )  # type: ignore[arg-type]
+    return random_weights(name, d, seed)
+
+
+def random_weights(name: str, d: Dimensions, seed: int = 0) -> Checkpoint:
+    """Of a class and its sizes."""
     generator = torch.Generator().manual_seed(seed)
     tensors: Tensors = {}
     for key, size in architecture_of(name).shapes(d).items():

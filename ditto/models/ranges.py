@@ -148,7 +148,9 @@ class Seen:
 
 
 def zones_of(style: Style, description: Description, layer: int, fits: Fits) -> list[Zone]:
-    """How a style computes the activation of a block: by the ranges of its neurons, or (none) by one range for all."""
+    """How a style, its choices for this block made, computes the activation there: by the ranges of its neurons, or
+    (none) by one range for all."""
+    style = style.chosen(description.choices_of(layer))
     neurons = [(group.count, group.bound) for group in description.ranges.layers[layer].neurons]
     return style.zones(description.dimensions.activation, neurons, fits)
 

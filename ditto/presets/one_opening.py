@@ -13,13 +13,22 @@ from ditto.functions import ScoreType, gelu, layernorm, linear, softmax_numerato
 from ditto.functions.fit import Fits
 from ditto.functions.fixed import FixedPoint, minus, multiply
 from ditto.functions.gelu import GeluType, gelu_zones
-from ditto.functions.layernorm import FEWEST_ROUNDS, RESIDUAL, RESULT, Root, layernorm_residual, standardise
+from ditto.functions.layernorm import (
+    FEWEST_BYTES,
+    FEWEST_ROUNDS,
+    RESIDUAL,
+    RESULT,
+    Root,
+    layernorm_residual,
+    standardise,
+)
 from ditto.functions.linear import fraction_bits
 from ditto.functions.relu import relu
 from ditto.functions.smooth import Zone
 from ditto.functions.softmax import NARROW as NARROW_EXPONENTIAL
-from ditto.functions.softmax import PRECISE, ExponentialType, reciprocal_of_sum
+from ditto.functions.softmax import PRECISE, ROUNDED, ExponentialType, reciprocal_of_sum
 from ditto.ops import Matmul
+from ditto.presets.choices import DEFAULT, Choices
 from ditto.presets.style import (
     ENCODER,
     AttentionBounds,
@@ -46,6 +55,8 @@ CUT = 8  # bits of the ring that the truncation before an addition to the residu
 STREAMS = (FixedPoint(24, 12), FixedPoint(32, 16))  # of a stream: the largest number of fraction bits in each ring
 RESOLVED = 6  # bits below the least deviation that a stream's fraction resolves
 TANH_FRAC = 12
+ROOTS = {"one table": FEWEST_ROUNDS, "one guess": Root(), "joined guesses": FEWEST_BYTES}
+EXPONENTIALS = {"precise": PRECISE, "narrow": NARROW_EXPONENTIAL}
 
 
 @dataclass(frozen=True)
@@ -53,23 +64,31 @@ class Attention:
     """Types of the attention after its scores.
 
     `values`: ring of values and context; `exponential`: its type; `inverse`: fraction bits of 1 / sum, at most;
-    `product`: ring of the context times 1 / sum (0: what its result needs); `index_bits`: of the table for 1 / sum;
-    `by_bits`: how the maximum's buckets are asked (None: by what it saves).
+    `product`: ring of the context times 1 / sum (0: what its result needs); `index_bits`: of the tables for 1 / sum
+    that spare rounds (0: fewer bytes instead); `by_bits`: how the maximum's buckets are asked (None: by what it saves).
     """
 
     values: int = 36
     exponential: ExponentialType = PRECISE
     inverse: int = 64
     product: int = 0
-    index_bits: int = 9
+    index_bits: int = 0
     by_bits: bool | None = None
 
     @classmethod
     def of(cls, stage: Stage) -> Attention:
         if not stage.causal:
             return cls()
-        causal = cls(inverse=16)
+        causal = cls(inverse=16, index_bits=9 if stage.later else 0)
         return replace(causal, exponential=NARROW_EXPONENTIAL, index_bits=8) if stage.narrow else causal
+
+    def chosen(self, choices: Choices) -> Attention:
+        return replace(
+            self,
+            exponential=EXPONENTIALS[choices.exponential] if choices.exponential else self.exponential,
+            index_bits=self.index_bits if choices.reciprocal is None else choices.reciprocal,
+            by_bits=choices.used == "bits" if choices.used else self.by_bits,
+        )
 
 
 def score_type(scores: Scores, stage: Stage) -> ScoreType:
@@ -81,6 +100,7 @@ def gelu_type(stage: Stage) -> GeluType:
     return GeluType(ring=16, result=12, frac=6) if stage.narrow else GeluType()
 
 
+@dataclass(frozen=True)
 class OneOpening:
     """Scores on a circle of 2^16 steps, activations on (32, 8), residual sums on (24, 12); see docs/protocol.md.
 
@@ -93,7 +113,21 @@ class OneOpening:
     folded = True
     quad = False
     narrows = True
-    root, stream_root = Root(), FEWEST_ROUNDS  # of LayerNorms that follow a sum, and of those that read a stream
+    open = True
+    choices: Choices = DEFAULT
+
+    def chosen(self, choices: Choices) -> OneOpening:
+        return replace(self, choices=choices)
+
+    @property
+    def root(self) -> Root:
+        """Of LayerNorms that follow a sum."""
+        return ROOTS[self.choices.deviation or "one guess"]
+
+    @property
+    def stream_root(self) -> Root:
+        """Of those that read a stream."""
+        return ROOTS[self.choices.deviation or "one table"]
 
     def table(self, bound: float, stream: Stream | None = None) -> FixedPoint:
         """A stream's: the smallest ring whose fraction bits resolve the least deviation to 2^-RESOLVED."""
@@ -197,7 +231,7 @@ class OneOpening:
         2. Exponentials, and 1 / sum by row.
         3. Exponentials times values; both opened; their product.  All types by `Attention`."""
         q, k, v, *_ = heads
-        types, circle = Attention.of(stage), score_type(bounds.scores, stage)
+        types, circle = Attention.of(stage).chosen(self.choices), score_type(bounds.scores, stage)
         with b.label("scores"):  # 1
             op = Matmul(q.shape, k.shape, QUERIES)
             (s,) = b.emit(op, [q, k], [(QUERIES, q.frac + k.frac, op.shape, 0.0)])
@@ -211,13 +245,14 @@ class OneOpening:
                 s = masked(b, s, added)
         with b.label("softmax"):  # 2
             causal = stage.causal and q.shape[2] > 1
-            e, total, limits = softmax_numerator(b, s, circle, causal, types.exponential, types.by_bits)
-            most = limits[1] * bounds.qkv
+            most = ROUNDED[1] * k.shape[3] * bounds.qkv
+            dealt = types.exponential.holding(2 + CUT + ceil_log2(most))  # E, cut below, must fill the values' ring
+            e, total, limits = softmax_numerator(b, s, circle, causal, dealt, types.by_bits)
             # fraction bits of E that the context has room for: CUT of them are truncated, then it extends
             room = types.values - 2 - CUT - ceil_log2(most)
             if room < e.frac:
                 e = b.truncate(e, e.frac - room, e.ring - e.frac + room)
-            inverse, (e_open,) = reciprocal_of_sum(b, total, limits, (e,), stage.later, types.index_bits)
+            inverse, (e_open,) = reciprocal_of_sum(b, total, limits, (e,), types.index_bits > 0, types.index_bits)
             if inverse.frac > types.inverse:
                 cut = inverse.frac - types.inverse
                 inverse = b.truncate(inverse, cut, inverse.ring - cut)
@@ -230,7 +265,7 @@ class OneOpening:
             return merge_heads(b, b.truncate(context, cut, ring))
 
     def zones(self, function: str, neurons: Sequence[tuple[int, float]], fits: Fits) -> list[Zone]:
-        return gelu_zones(function, neurons, fits)
+        return [] if self.choices.activation == "as one" else gelu_zones(function, neurons, fits)
 
     def activation(
         self, b: Builder, function: str, h: Wire, bound: float, residual: Wire | None, fits: Fits, stage: Stage,

@@ -20,6 +20,7 @@ from ditto.functions.relu import relu
 from ditto.functions.smooth import Zone
 from ditto.functions.softmax_published import exact_softmax, quad_softmax
 from ditto.ops import CausalMask, Matmul
+from ditto.presets.choices import Choices
 from ditto.presets.style import (
     AttentionBounds,
     Heads,
@@ -65,10 +66,15 @@ class Recipe:
     centred = False
     folded = False
     narrows = False
+    open = False
 
     @property
     def quad(self) -> bool:
         return self.gelu is quad_gelu
+
+    def chosen(self, choices: Choices) -> Recipe:
+        """Itself: a publication decides everything."""
+        return self
 
     @property
     def _narrow(self) -> int:

@@ -16,6 +16,7 @@ from ditto.engine.program import Builder, Wire
 from ditto.functions.fit import Fits
 from ditto.functions.fixed import FixedPoint
 from ditto.functions.smooth import Zone
+from ditto.presets.choices import Choices
 
 Variances = tuple[float, float]  # the least and the largest
 
@@ -117,6 +118,13 @@ class Style(Protocol):
     @property
     def narrows(self) -> bool:
         """Has it narrower types for later tokens?"""
+
+    @property
+    def open(self) -> bool:
+        """Does it leave anything to choose?"""
+
+    def chosen(self, choices: Choices) -> Style:
+        """This style with what it leaves open decided; itself where it leaves nothing open."""
 
     def table(self, bound: float, stream: Stream | None = None) -> FixedPoint:
         """The type of embedding tables whose rows' sum is at most `bound`. A LayerNorm follows, or they are the

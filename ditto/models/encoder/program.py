@@ -113,6 +113,7 @@ def _block(
     """Attention and feed-forward network, each added to what it read and normalized. `whole`: for the last block, does
     the model give what its LayerNorm does?"""
     d, ranges, name = description.dimensions, description.ranges.layers[i], f"layer.{i}"
+    style = style.chosen(description.choices_of(i))
     context = _attention(b, x, mask, bias, description, i, style, plan)
     zones, wide = activation_of(style, description, i, fits)
     after = description.ranges.layers[i + 1].norm1 if i + 1 < d.layers else None

@@ -124,6 +124,7 @@ def _block(
 ) -> Wire:
     """Attention and feed-forward network, each on the stream's LayerNorm and added to the stream."""
     d, ranges, name = description.dimensions, description.ranges.layers[i], f"layer.{i}"
+    style = style.chosen(description.choices_of(i))
     per_text = x.shape[0] // plan.batch
     bounds = attention_of(ranges)
 

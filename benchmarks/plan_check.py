@@ -1,0 +1,101 @@
+"""Predicted and measured seconds of shapes on networks, interleaved; ratios of the two.
+
+    python benchmarks/plan_check.py [--networks loopback,lan,wan] [--shapes small,minilm] [--repeat 5]
+        [--machine FILE] [--out FILE.json]
+
+Shapes: two layers of 256 with 64 tokens, and all-MiniLM-L6-v2's with 128, random weights with that model's ranges. The
+machine is measured first unless a profile is given; keep it quiet for all of it. Every job of a network runs before
+the next round begins, so that whatever else happens falls on all of them. Medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ditto.client.client import Client
+from ditto.client.local_cluster import embedded
+from ditto.engine.program import Program
+from ditto.files import read_json
+from ditto.models import Description, Plan, compile_stage, encode_inputs, random_batch
+from ditto.models.architecture import Tensors
+from ditto.models.description import Dimensions, layer_ranges
+from ditto.models.random import random_weights, scaled_model
+from ditto.models.tokenizer import Batch
+from ditto.net.emulation import network
+from ditto.planning import machine as machines
+from ditto.planning.forecast import demands, forecast, total, whole
+from ditto.planning.measure import measure
+
+RANGES = Path(__file__).parent / "ranges" / "all-minilm-l6-v2.json"
+SHAPES = {"small": (2, 256, 4, 1024, 64), "minilm": (6, 384, 12, 1536, 128)}  # layers, hidden, heads, inner, tokens
+PHASES = ("online", "offline")
+
+
+def model_of(name: str) -> tuple[Description, Tensors, Batch]:
+    layers, hidden, heads, inner, tokens = SHAPES[name]
+    d = Dimensions(
+        hidden=hidden, layers=layers, heads=heads, inner=inner, vocabulary=30_522, positions=512, token_types=2,
+        embedding=hidden, epsilon=1e-12,
+    )  # fmt: skip
+    checkpoint = random_weights("BertModel", d)
+    description, weights, _ = scaled_model(checkpoint, name, tokens, real=layer_ranges(read_json(RANGES)))
+    return description, weights, random_batch(1, tokens)
+
+
+def inputs_of(description: Description, batch: Batch, program: Program) -> Tensors:
+    return encode_inputs(description, program, batch)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", default="loopback,lan,wan")
+    parser.add_argument("--shapes", default=",".join(SHAPES))
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--machine", type=Path)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    machine = machines.read(args.machine) if args.machine else measure(lambda text: None)
+    networks = [network(name) for name in args.networks.split(",")]
+    models = {name: model_of(name) for name in args.shapes.split(",")}
+    took: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    with contextlib.ExitStack() as stack:
+        clients: dict[str, Client] = {}
+        for net in networks:  # idle servers wait without taking the processor
+            cluster = stack.enter_context(embedded(network=net))
+            clients[net.name] = stack.enter_context(Client(cluster.client_config()))
+            for description, weights, _ in models.values():
+                clients[net.name].share_model(description, weights)
+        for i in range(args.repeat + 1):
+            for net in networks:
+                for name, (description, _, batch) in models.items():
+                    ask = partial(inputs_of, description, batch)
+                    report = clients[net.name].infer(name, ask, 1, batch.shape[1]).report
+                    if i:  # the first warms up
+                        took.setdefault((net.name, name), []).append(report)
+    rows = []
+    for net in networks:
+        for name, (description, _, batch) in models.items():
+            layers = [whole(parts) for parts in demands(compile_stage(description, Plan(1, batch.shape[1])), machine)]
+            got = total(forecast(layers, machine, net))
+            reports = took[net.name, name]
+            medians = {p: statistics.median(float(r[p]["seconds"]) for r in reports) for p in PHASES}
+            predicted = {"online": got.online, "offline": got.offline}
+            both = sum(predicted.values()) / sum(medians.values())
+            rows.append({"network": net.name, "model": name, "measured": medians, "predicted": predicted})
+            ratios = "  ".join(
+                f"{p} {predicted[p]:6.2f} / {medians[p]:6.2f} = {predicted[p] / medians[p]:.2f}" for p in PHASES
+            )
+            sys.stdout.write(f"{net.name:9} {name:7} predicted / measured: {ratios}  both {both:.2f}\n")
+    if args.out:
+        args.out.write_text(json.dumps({"machine": machine.model_dump(), "rows": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

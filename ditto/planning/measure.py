@@ -1,0 +1,151 @@
+"""Measure a machine for predictions: operations in this process alone, then three small jobs on five processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from ditto.client.client import Client
+from ditto.client.local_cluster import embedded
+from ditto.engine.plan import Plan
+from ditto.engine.program import Program
+from ditto.models import compile_stage, encode_inputs, random_batch
+from ditto.models.architecture import Tensors
+from ditto.models.checkpoint import Checkpoint
+from ditto.models.description import Description, Dimensions
+from ditto.models.random import SHAPES, random_weights, scaled_model
+from ditto.models.tokenizer import Batch
+from ditto.net.emulation import network
+from ditto.planning.forecast import Demand, demands, forecast, whole
+from ditto.planning.machine import Machine, rates_of, with_processes
+from ditto.planning.stopwatch import Sample, stopwatch
+from ditto.ring.malloc import tune_memory
+
+PROGRAMS = 2  # times that each is timed
+JOBS = 3  # of each model, the quickest counts
+START = {"round": 3e-4, "sent": 1e-9, "dealt": 1e-9, "phase": 2e-3}
+FACTORS = (0.25, 0.5, 0.8, 0.95, 1.05, 1.25, 2.0, 4.0)
+SWEEPS = 60
+FLOOR = 0.005  # seconds of a layer below which errors count as of this much
+VOCABULARY = 2_048  # a word is a row like any other, and weights take time to make
+
+Say = Callable[[str], None]
+
+
+class Shape(NamedTuple):
+    """One layer of a model to measure with, and the tokens that it takes."""
+
+    architecture: str
+    hidden: int
+    tokens: int
+
+
+READS, WRITES = (SHAPES[name][0] for name in ("bert-tiny", "gpt2-tiny"))  # classes
+TIMED = (Shape(READS, 256, 32), Shape(READS, 256, 128), Shape(READS, 768, 64))
+ASKED = (Shape(READS, 256, 16), Shape(READS, 256, 128), Shape(READS, 768, 128))
+GENERATING = Shape(WRITES, 256, 32)
+
+
+def _checkpoint(shape: Shape, layers: int = 1) -> Checkpoint:
+    generates = shape.architecture == GENERATING.architecture
+    d = Dimensions(
+        hidden=shape.hidden, layers=layers, heads=shape.hidden // 64, inner=4 * shape.hidden, vocabulary=VOCABULARY,
+        positions=512, token_types=0 if generates else 2, embedding=shape.hidden, epsilon=1e-5,
+        activation="tanh gelu" if generates else "gelu",
+    )  # fmt: skip
+    return random_weights(shape.architecture, d)
+
+
+def measure(say: Say) -> Machine:
+    """About a minute, on all cores: what else runs is measured, too."""
+    tune_memory()
+    machine = Machine(cores=os.cpu_count() or 1, rates=rates_of(_samples(say)))
+    reports = _jobs(say)
+    return with_processes(machine, fit_processes(machine, reports))
+
+
+def _samples(say: Say) -> list[Sample]:
+    samples: list[Sample] = []
+    for shape in (*TIMED, GENERATING):
+        say(f"timing operations: {shape.architecture}, {shape.hidden} wide, {shape.tokens} tokens")
+        description, *_ = scaled_model(_checkpoint(shape), "timing", shape.tokens)
+        program = compile_stage(description, Plan(1, shape.tokens))
+        samples += _quickest([stopwatch(program) for _ in range(PROGRAMS)])
+    return samples
+
+
+def _quickest(runs: Sequence[list[Sample]]) -> list[Sample]:
+    """Of several runs of one program, by kind and role."""
+    return [
+        same[0]._replace(seconds={role: min(s.seconds[role] for s in same) for role in same[0].seconds})
+        for same in zip(*runs, strict=True)
+    ]
+
+
+def _words(tokens: int) -> Batch:
+    batch = random_batch(1, tokens)
+    return Batch(batch.ids % VOCABULARY, batch.types, batch.mask)
+
+
+def _inputs(description: Description, batch: Batch, program: Program) -> Tensors:
+    return encode_inputs(description, program, batch)
+
+
+class Asked(NamedTuple):
+    """A job that was run: its layers' demands, and what its report says."""
+
+    layers: list[Demand]
+    report: dict[str, Any]
+
+
+def _jobs(say: Say) -> Callable[[Machine], list[Asked]]:
+    """On loopback, the quickest of JOBS of each model."""
+    runs: list[tuple[Description, Shape, dict[str, Any]]] = []
+    with embedded(network=network("loopback")) as cluster, Client(cluster.client_config()) as client:
+        for number, shape in enumerate(ASKED):
+            say(f"timing jobs: {shape.hidden} wide, {shape.tokens} tokens")
+            description, weights, _ = scaled_model(_checkpoint(shape, 2), f"timing-{number}", shape.tokens)
+            client.share_model(description, weights)
+            inputs = partial(_inputs, description, _words(shape.tokens))
+            answers = [client.infer(description.name, inputs, 1, shape.tokens) for _ in range(JOBS + 1)]
+            reports = [answer.report for answer in answers[1:]]  # the first warms up
+            runs.append((description, shape, min(reports, key=lambda r: float(r["online"]["seconds"]))))
+
+    def asked(machine: Machine) -> list[Asked]:
+        return [
+            Asked([whole(p) for p in demands(compile_stage(d, Plan(1, shape.tokens)), machine)], report)
+            for d, shape, report in runs
+        ]
+
+    return asked
+
+
+def fit_processes(machine: Machine, asked: Callable[[Machine], list[Asked]]) -> Mapping[str, float]:
+    """What the processes add, so that forecasts come nearest to the reports' layers: squared relative errors, by a
+    search over one constant at a time."""
+    jobs, loopback = asked(machine), network("loopback")
+
+    def error(constants: Mapping[str, float]) -> float:
+        tried = with_processes(machine, constants)
+        left = 0.0
+        for job in jobs:
+            for row, got in zip(job.report["layers"], forecast(job.layers, tried, loopback), strict=True):
+                for phase, predicted in (("online", got.online), ("offline", got.offline)):
+                    took = float(row[phase]["seconds"])
+                    left += ((predicted - took) / max(took, FLOOR)) ** 2
+        return left
+
+    best = dict(START)
+    least = error(best)
+    for _ in range(SWEEPS):
+        before = least
+        for name in best:
+            for factor in FACTORS:
+                tried = best | {name: best[name] * factor}
+                if (found := error(tried)) < least:
+                    best, least = tried, found
+        if least > before * (1 - 1e-4):
+            break
+    return best
