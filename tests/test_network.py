@@ -27,6 +27,7 @@ from ditto.net.emulation import _STALL, _STALL_ROUND_TRIPS, Link, Network, netwo
 from ditto.net.peerlink import LinkChannel, PeerLink
 from ditto.net.seal import sealing, unsealing
 from ditto.service.party_service import LinkService
+from ditto.wire.party_pb2 import Frame
 
 MB = 1_000_000
 EXCHANGE = "/ditto.v1.PeerLink/Exchange"
@@ -156,13 +157,18 @@ def pair(profile: Network) -> Iterator[tuple[LinkChannel, LinkChannel]]:
     ends = [PeerLink(f"party{i}", f"party{1 - i}", network=profile, message_timeout=30) for i in (0, 1)]
     server = grpc.server(futures.ThreadPoolExecutor(4))
     handler = grpc.stream_stream_rpc_method_handler(
-        LinkService(ends[0]).Exchange, unsealing(EXCHANGE, "request", None), sealing(EXCHANGE, "reply", None)
+        LinkService(ends[0]).Exchange,
+        unsealing(EXCHANGE, "request", Frame.FromString),
+        sealing(EXCHANGE, "reply", Frame.SerializeToString),
     )
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("ditto.v1.PeerLink", {"Exchange": handler}),))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        coders = sealing(EXCHANGE, "request", None), unsealing(EXCHANGE, "reply", None)
+        coders = (
+            sealing(EXCHANGE, "request", Frame.SerializeToString),
+            unsealing(EXCHANGE, "reply", Frame.FromString),
+        )
         ends[1].dial(cast(Any, SimpleNamespace(Exchange=channel.stream_stream(EXCHANGE, *coders))))
         try:
             channels = ends[1].open("job"), ends[0].open("job")

@@ -68,11 +68,11 @@ class Handlers:
 
     def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
         for name, handler in handlers.items():
-            path = f"/{service}/{name}"
+            path, encode, decode = f"/{service}/{name}", handler.response_serializer, handler.request_deserializer
             if name in ("Exchange", "Correlations"):  # encoded in a way of their own, where there is no seal
-                handler = handler._replace(response_serializer=sealing(path, "reply", None))
+                handler = handler._replace(response_serializer=sealing(path, "reply", encode))
             if name == "Exchange":
-                handler = handler._replace(request_deserializer=unsealing(path, "request", None))
+                handler = handler._replace(request_deserializer=unsealing(path, "request", decode))
             self.found[path] = handler
 
     def stream(self, path: str, request: Any, pem: bytes) -> Stream:
