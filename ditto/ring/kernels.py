@@ -84,8 +84,8 @@ def _accumulator(bits: int) -> torch.dtype:
 def kernel_of(size: int) -> str:
     """The fastest kernel that is exact on this machine, for rings of a carrier class: 16, 32 or 64.
 
-    Kernels are timed once in a process, on a product of 64 x 768 by 768 x 256, since some lose on smaller ones what
-    they win on a layer's. Those that this build of torch lacks, or that saturate (int8 without VNNI on some processors), are
+    Kernels are timed once in a process, on a product of 64 x 768 by 768 x 256: some lose on smaller ones what they win
+    on a layer's. Those that this build of torch lacks, or that saturate (int8 without VNNI on some processors), are
     passed over.
     """
     generator = torch.Generator().manual_seed(0)  # operands of a timing: no secret
