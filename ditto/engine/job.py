@@ -156,33 +156,28 @@ class _PartyContext:
         return theirs
 
     def open_bits(self, words: Tensor) -> Tensor:
-        shape = tuple(words.shape)
-        return unpack(self._exchange(packed(words, 64), f"bits {_type(shape, 64)}"), 64, shape).bitwise_xor_(words)
+        return self._open([], [], [words])[1][0]
 
     def open(self, shares: list[Tensor], bits: list[int]) -> list[Tensor]:
-        mine = [packed(x, b) for x, b in zip(shares, bits, strict=True)]
-        types = "+".join(_type(tuple(x.shape), b) for x, b in zip(shares, bits, strict=True))
-        theirs = self._exchange(mine[0] if len(mine) == 1 else b"".join(mine), types)
-        opened, start = [], 0
-        for x, b, raw in zip(shares, bits, mine, strict=True):
-            opened.append(unpack(theirs[start : start + len(raw)], b, tuple(x.shape)).add_(x))
-            start += len(raw)
-        return opened
+        return self._open(shares, bits, [])[0]
 
     def open_both(
         self, shares: list[Tensor], bits: list[int], words: list[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
+        return self._open(shares, bits, words)
+
+    def _open(self, shares: list[Tensor], bits: list[int], words: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         sent = [*zip(shares, bits, strict=True), *((w, 64) for w in words)]
+        mine = [packed(x, b) for x, b in sent]
         types = [_type(tuple(x.shape), b) for x, b in sent]
         types[len(shares) :] = [f"bits {name}" for name in types[len(shares) :]]
-        mine = [packed(x, b) for x, b in sent]
-        theirs = self._exchange(b"".join(mine), "+".join(types))
+        theirs = self._exchange(mine[0] if len(mine) == 1 else b"".join(mine), "+".join(types))
         rest, start = [], 0
         for (x, b), raw in zip(sent, mine, strict=True):
             rest.append(unpack(theirs[start : start + len(raw)], b, tuple(x.shape)))
             start += len(raw)
-        opened = [x + y for x, y in zip(shares, rest, strict=False)]
-        return opened, [x ^ y for x, y in zip(words, rest[len(shares) :], strict=True)]
+        opened = [y.add_(x) for x, y in zip(shares, rest, strict=False)]
+        return opened, [y.bitwise_xor_(w) for w, y in zip(words, rest[len(shares) :], strict=True)]
 
 
 def _type(shape: tuple[int, ...], bits: int) -> str:
