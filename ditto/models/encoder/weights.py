@@ -43,7 +43,7 @@ def encoder_weights(description: Description, t: Tensors, first: str) -> Tensors
         linear(f"{name}.mean", gamma[:, None] / width, beta.mean()[None])
 
     def after(norm: str, ours: str, weight: torch.Tensor, bias: torch.Tensor) -> None:
-        if style.folded:
+        if norm and style.folded:
             weight, bias = folded(t[f"{norm}.weight"], t[f"{norm}.bias"], weight, bias)
         linear(ours, weight, bias)
 
@@ -65,10 +65,7 @@ def encoder_weights(description: Description, t: Tensors, first: str) -> Tensors
         at = f"layer.{i}"
         q, k, v = ((t[f"{at}.{p}.weight"].t(), t[f"{at}.{p}.bias"]) for p in ("query", "key", "value"))
         qkv = torch.cat([q[0] * shrink, k[0], v[0]], 1), torch.cat([q[1] * shrink, k[1], v[1]])
-        if before:
-            after(before, f"{at}.qkv", *qkv)
-        else:
-            linear(f"{at}.qkv", *qkv)
+        after(before, f"{at}.qkv", *qkv)
         scale = neuron_scales(style, description, i)
         linear(f"{at}.out", into_norm(t[f"{at}.out.weight"].t()), into_norm(t[f"{at}.out.bias"]))
         after(f"{at}.norm1", f"{at}.ffn1", t[f"{at}.ffn1.weight"].t() * scale, t[f"{at}.ffn1.bias"] * scale)
@@ -78,8 +75,6 @@ def encoder_weights(description: Description, t: Tensors, first: str) -> Tensors
         norm(f"{at}.norm2", d.hidden)
         before = f"{at}.norm2"
     for part in ("pooler", "classifier"):
-        if f"{part}.weight" in t and part == first:
-            after(before, part, t[f"{part}.weight"].t(), t[f"{part}.bias"])
-        elif f"{part}.weight" in t:
-            linear(part, t[f"{part}.weight"].t(), t[f"{part}.bias"])
+        if f"{part}.weight" in t:
+            after(before if part == first else "", part, t[f"{part}.weight"].t(), t[f"{part}.bias"])
     return real
