@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 from ditto.engine.program import Program, Step
 from ditto.ops import Open
 from ditto.ops.base import Rearrangement
-from ditto.ring import carrier
+from ditto.ring import carrier_bytes
 
 TAKING = 2  # times a dealt piece: its bytes, and the same again while they are unpacked
 WORKING = 2  # times a step's results: what it packs, receives, converts and multiplies on the way
@@ -35,7 +34,9 @@ def peak_of(program: Program, at_once: bool = False) -> Peak:
     """
     opened = _opened(program)
     freed = program.frees([*program.outputs.values(), *program.kept.values()])
-    sizes = program.sizes | {w.name: _nbytes(w.shape, w.ring) for w in (program.inputs | program.carried).values()}
+    sizes = program.sizes | {
+        w.name: carrier_bytes(w.shape, w.ring) for w in (program.inputs | program.carried).values()
+    }
     live = sum(sizes[w.name] for w in program.inputs.values())
     live += sum(2 * sizes[w.name] for w in program.carried.values())
     masks = sum(sizes[w.name] for w in program.carried.values())
@@ -44,7 +45,7 @@ def peak_of(program: Program, at_once: bool = False) -> Peak:
     for step, names in zip(program.steps, freed, strict=True):
         parts[0 if at_once else step.layer].append((step, names))
     for part in parts:
-        pieces = [[_nbytes(of.shape, of.bits) for of in step.op.dealt().values()] for step, _ in part]
+        pieces = [[carrier_bytes(of.shape, of.bits) for of in step.op.dealt().values()] for step, _ in part]
         queued += sum(map(sum, pieces))
         left = sum(step.op.held for step, _ in part)
         # 1
@@ -72,8 +73,3 @@ def _opened(program: Program) -> set[str]:
         if isinstance(step.op, Open) or (isinstance(step.op, Rearrangement) and found.issuperset(step.inputs)):
             found.update(step.outputs)
     return found
-
-
-def _nbytes(shape: tuple[int, ...], bits: int) -> int:
-    """As a server holds it: each element in its carrier."""
-    return math.prod(shape) * carrier(bits).itemsize

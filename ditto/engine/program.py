@@ -33,7 +33,7 @@ from ditto.ops import (
 from ditto.ops.base import Shape, packed_bytes
 from ditto.ops.guard import KEY, PARTS
 from ditto.ops.product import broadcast
-from ditto.ring import carrier
+from ditto.ring import carrier_bytes
 
 PART = ", part "  # between a layer's name and the number of a part of it, from the second on
 GUARD = "guard"  # the output that says, layer by layer, whether values left their zones
@@ -276,12 +276,12 @@ class Builder:
             wires.append(Wire(f"w{self._count}", ring, frac, tuple(shape), bound))
         for wire in wires:
             self.fits(wire, 1)
-            self.program.sizes[wire.name] = math.prod(wire.shape) * carrier(wire.ring).itemsize
+            self.program.sizes[wire.name] = carrier_bytes(wire.shape, wire.ring)
         if isinstance(op, Matmul | MatmulWeight) and any(wire.ring < op.bits for wire in inputs):
             raise RangeError(f"{self.place}: a product on {op.bits} bits of what is opened on fewer")
         layer = len(self.program.layers) - 1
         names = tuple(w.name for w in inputs), tuple(w.name for w in wires)
-        touched = sum(math.prod(w.shape) * carrier(w.ring).itemsize for w in (*inputs, *wires))
+        touched = sum(carrier_bytes(w.shape, w.ring) for w in (*inputs, *wires))
         self.program.steps.append(Step(op, *names, layer, self._label, touched))
         return wires
 

@@ -6,7 +6,6 @@ runs it on the same program and gets the same one.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ from typing import NamedTuple
 from ditto.engine.program import Program, Step, Wire
 from ditto.ops import Begin, BitRounds, Open, Together
 from ditto.ops.base import Shape, packed_bytes
-from ditto.ring import carrier
+from ditto.ring import carrier_bytes
 
 Unit = Callable[[Step], Hashable]
 
@@ -168,7 +167,7 @@ def _shared(openings: list[_Opening], rounds: list[_Round], layer: int) -> Step:
 
 def _touched(wires: Iterable[tuple[Shape, int]]) -> int:
     """Bytes in carriers, before and after their opening."""
-    return sum(2 * math.prod(shape) * carrier(ring).itemsize for shape, ring in wires)
+    return sum(2 * carrier_bytes(shape, ring) for shape, ring in wires)
 
 
 def _renamed(wires: dict[str, Wire], same: dict[str, str]) -> dict[str, Wire]:

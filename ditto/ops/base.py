@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar, final
 
 import torch
 
-from ditto.ring import carrier, wire_bytes
+from ditto.ring import carrier_bytes, wire_bytes
 
 Tensor = torch.Tensor
 Result = TypeVar("Result")
@@ -192,7 +192,7 @@ class Op:
     def held(self) -> int:
         """Bytes that a party holds between its offline and its online part: masks and dealt shares, in carriers."""
         kinds = (*self._masks.values(), *self._dealt.values())
-        return sum(math.prod(of.shape) * carrier(of.bits).itemsize for of in kinds)
+        return sum(carrier_bytes(of.shape, of.bits) for of in kinds)
 
     @final
     def cost(self) -> Cost:

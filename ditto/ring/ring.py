@@ -7,12 +7,15 @@ canonical representatives. The carrier is the smallest of int8, int16, int32, in
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 Tensor = torch.Tensor
 
 __all__ = [
     "carrier",
+    "carrier_bytes",
     "cast",
     "shift_right",
     "signed",
@@ -29,6 +32,11 @@ def carrier(bits: int) -> torch.dtype:
     if bits <= 16:
         return torch.int16
     return torch.int32 if bits <= 32 else torch.int64
+
+
+def carrier_bytes(shape: tuple[int, ...], bits: int) -> int:
+    """Bytes of a tensor over Z_2^bits in memory: each element in its carrier."""
+    return math.prod(shape) * carrier(bits).itemsize
 
 
 def cast(x: Tensor, bits: int) -> Tensor:

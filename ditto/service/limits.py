@@ -16,8 +16,7 @@ from ditto.models import Plan
 from ditto.models.compiled import agreed_program, program_for, weights_of
 from ditto.models.description import Description, Dimensions, parse
 from ditto.net.config import Limits
-from ditto.ops.base import Shape
-from ditto.ring import carrier
+from ditto.ring import carrier_bytes
 
 MB = 1 << 20
 NARROWEST = 2  # bytes of an element of the narrowest table, of an opened score: what no preset goes below
@@ -52,7 +51,7 @@ def admit_model(description: str, limits: Limits, peer: str) -> dict[str, Wire]:
     _hold_mb("max_model_mb", limits.max_model_mb, NARROWEST * weights_in(d), f"{what} at least", peer)
     # 3
     wires = weights_of(description)
-    size = sum(_nbytes(wire.shape, wire.ring) for wire in wires.values())
+    size = sum(carrier_bytes(wire.shape, wire.ring) for wire in wires.values())
     _hold_mb("max_model_mb", limits.max_model_mb, size, what, peer)
     return wires
 
@@ -109,8 +108,3 @@ def _peak(description: str, plan: Plan) -> Peak:
     """Of all stages: the last one reads the longest cache. A later stage is prepared whole before it runs."""
     peaks = [peak_of(program_for(description, plan, stage), at_once=stage > 0) for stage in {0, plan.stages - 1}]
     return Peak(max(p.party for p in peaks), max(p.dealer for p in peaks))
-
-
-def _nbytes(shape: Shape, bits: int) -> int:
-    """As a server holds it: each element in its carrier."""
-    return math.prod(shape) * carrier(bits).itemsize

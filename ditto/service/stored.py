@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from io import BufferedReader
@@ -24,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ditto import files
 from ditto.engine.program import Wire
 from ditto.errors import BadShare, ConfigError, DamagedFile
-from ditto.ring import carrier
+from ditto.ring import carrier, carrier_bytes
 from ditto.ring.prg import SEED_BYTES
 from ditto.service.storage import START, VARIABLE, Altered, Records, Storage
 
@@ -161,7 +160,7 @@ def load_tensors(path: Path, wires: dict[str, Wire], owner: Owner) -> Iterator[t
     with owner.reading(path), path.open("rb") as file:
         records = _read_header(path, file, wires, owner)
         for name, wire in wires.items():
-            raw, context = np.empty(_nbytes(wire), np.uint8), _context(path, wire, name, owner)
+            raw, context = np.empty(carrier_bytes(wire.shape, wire.ring), np.uint8), _context(path, wire, name, owner)
             for first, last in _pieces(wire):
                 try:
                     piece = records.unseal(file.read(last - first + tag), context)
@@ -171,13 +170,9 @@ def load_tensors(path: Path, wires: dict[str, Wire], owner: Owner) -> Iterator[t
             yield name, torch.from_numpy(raw).view(carrier(wire.ring)).reshape(wire.shape)
 
 
-def _nbytes(wire: Wire) -> int:
-    return math.prod(wire.shape) * carrier(wire.ring).itemsize
-
-
 def _pieces(wire: Wire) -> list[tuple[int, int]]:
     """Where each of a tensor's records begins and ends; there is at least one."""
-    nbytes = _nbytes(wire)
+    nbytes = carrier_bytes(wire.shape, wire.ring)
     return [(first, min(first + _RECORD, nbytes)) for first in range(0, max(nbytes, 1), _RECORD)]
 
 
@@ -224,7 +219,7 @@ def _read_header(path: Path, file: BufferedReader, wires: dict[str, Wire], owner
         if found[name] != expected[name]:
             raise owner.damaged(path, f"{name} is stored as {found[name]}; expected {expected[name]}")
     for name, wire in wires.items():
-        begin += _nbytes(wire) + storage.tag * len(_pieces(wire))
+        begin += carrier_bytes(wire.shape, wire.ring) + storage.tag * len(_pieces(wire))
         if begin > size:
             raise owner.damaged(path, f"{name} is cut short")
     if begin != size:
