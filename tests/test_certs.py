@@ -135,6 +135,21 @@ def test_no_certificate_outlives_its_authority(certs: Path, tmp_path: Path) -> N
     assert certificate.not_valid_after_utc == load_certificate(certs / "ca.pem").not_valid_after_utc
 
 
+def test_an_authority_that_has_expired_or_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(making, "AUTHORITY_LIFETIME", dt.timedelta(minutes=-1))
+    with pytest.raises(CertificateError, match="expired"):
+        making.init_authority(tmp_path)
+    monkeypatch.undo()
+    making.init_authority(tmp_path)
+    root = load_certificate(tmp_path / "ca.pem")
+    damaged = bytearray(root.public_bytes(serialization.Encoding.DER))
+    damaged[damaged.index(b"ditto authority")] ^= 1
+    path = tmp_path / "ca.pem"
+    path.write_bytes(x509.load_der_x509_certificate(bytes(damaged)).public_bytes(serialization.Encoding.PEM))
+    with pytest.raises(CertificateError, match="damaged"):
+        Authority(tmp_path)
+
+
 @pytest.mark.parametrize(
     "host", ["dealer", "Dealer", "dealer.", "*", "*.example", "a b", "", "x..y", "ditto://dealer", "a/b"]
 )

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -196,9 +196,12 @@ class Authority:
         if self._key.public_key() != self._root.public_key():
             raise CertificateError(f"{dir / 'ca.key'} is not the key of ca.pem")
         try:
+            self._root.verify_directly_issued_by(self._root)
             self._id = self._root.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-        except UNREADABLE:
-            raise CertificateError(f"{dir / 'ca.pem'} is no authority of `ditto certs`") from None
+        except (*UNREADABLE, InvalidSignature, TypeError):
+            raise CertificateError(f"{dir / 'ca.pem'} is no authority of `ditto certs`, or damaged") from None
+        if self._root.not_valid_after_utc < dt.datetime.now(dt.UTC):
+            raise CertificateError(f"{dir / 'ca.pem'} expired on {self._root.not_valid_after_utc.date()}")
 
     def sign(self, wanted: Wanted, out: Path, lifetime: dt.timedelta = LIFETIME) -> x509.Certificate:
         """Write a certificate for what was read from a request; never longer valid than the authority itself."""
