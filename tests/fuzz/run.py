@@ -16,7 +16,6 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-BATCH = 10_000  # inputs of one process of hypothesis, which remembers what it tried
 AGAIN = 5  # findings of a target after which it is left
 
 
@@ -49,11 +48,8 @@ def has_atheris() -> bool:
 def campaign(name: str, engine: str, inputs: int, seconds: float, corpus: Path) -> Report:
     report, number = Report(name, engine), 0
     while report.inputs < inputs and report.seconds < seconds and report.findings < AGAIN:
-        wanted = inputs - report.inputs
-        if engine == "hypothesis":
-            wanted = min(wanted, BATCH)
         number += 1
-        _once(report, wanted, number, seconds - report.seconds, corpus)
+        _once(report, inputs - report.inputs, number, seconds - report.seconds, corpus)
     return report
 
 
