@@ -93,7 +93,8 @@ class Sketch(BitRounds):
         return top
 
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
-        ids = torch.from_numpy(self._top(x[1]))
+        half = (1 << (self.bits - self.n)) >> 1
+        ids = torch.from_numpy(self._top(x[1] + half))
         if self.causal:
             ids = self._squared(ids, self._columns)
         rows = [((ids >= t) & (ids <= self.counted)).any(-1) for t in range(1, self.asked + 1)]

@@ -65,7 +65,7 @@ class OneHot(Op):
     1. The dealer shares the one-hot of the mask, e_r.
     2. x = j exactly where r = m - j: [e_x]_j = [e_r]_(m - j). No round beyond the opening.
     `dropped`: x has so many low bits more, without which m and r are read. The entry is that of floor(x / 2^dropped),
-    or the next one, since they may carry.
+    or the next one, since they may carry; in `plain` the nearer one.
     """
 
     shape: Shape
@@ -80,7 +80,7 @@ class OneHot(Op):
         return float(self.dropped > 0)
 
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
-        hot = torch.nn.functional.one_hot(self._index(x[0]), 1 << self.n)
+        hot = torch.nn.functional.one_hot(self._index(x[0] + ((1 << self.dropped) >> 1)), 1 << self.n)
         return (signed(hot, self.bits),)
 
     def dealt(self) -> Types:
