@@ -34,11 +34,13 @@ from ditto.ops import (
     Harmonic,
     IsZero,
     Join,
+    LessRow,
     Lookup,
     Losses,
     Matmul,
     MatmulWeight,
     Mux,
+    NonZero,
     OneHot,
     Op,
     Open,
@@ -46,6 +48,7 @@ from ditto.ops import (
     Product3,
     Random,
     RelativePositions,
+    Sketch,
     Square,
     SuffixSum,
     Sum,
@@ -71,7 +74,8 @@ class Case:
     """An operation on input types (ring, shape, limit on |x| in units); `opened` says whether they are opened first.
 
     The bit that `Mux` and `B2A` read is the sign of their first input; `B2A` makes `Compare` and `IsZero`
-    readable. `Guard` reads an opened `Random`, and is what makes one readable.
+    readable. `Guard` and `Sketch` read an opened `Random`, `Guard` is what makes one readable. `NonZero` reads a
+    `Sketch`, and with `Lookup` makes it readable.
     """
 
     op: Op
@@ -153,6 +157,27 @@ CASES = [
     Case(Lookup(S, 11, 40, tuple((i * i * 7919) % 2**39 for i in range(2048))), [(11, S, full(11))], 40, S),
     Case(OneHot(S, 6, 8), [(6, S, full(6))], 8, (*S, 64)),
     Case(OneHot(S, 3, 64), [(3, S, full(3))], 64, (*S, 8)),
+    Case(OneHot(S, 5, 7, 11), [(16, S, full(16))], 7, (*S, 32)),
+    *(
+        Case(Sketch(shape, b, n, asked, counted, 14, 1, causal), [(b, shape, full(b))], 5, (*rows, asked))
+        for shape, b, n, asked, counted, causal, rows in (
+            (S, 5, 5, 12, 13, False, (5,)),
+            (S, 16, 5, 12, 13, False, (5,)),
+            (S, 3, 3, 7, 7, False, (5,)),
+            ((3, 40, 70), 8, 8, 66, 67, False, (3, 40)),
+            ((2, 15), 6, 6, 20, 21, True, (2, 5)),
+            ((3, 171), 9, 9, 100, 101, True, (3, 18)),
+        )
+    ),
+    Case(NonZero((5, 12, 15), 4), [(5, S, full(5))], 5, (5, 12)),
+    *(
+        case
+        for opened in (False, True)
+        for case in (
+            Case(LessRow(16, 11), [(16, S, full(16)), (5, (5, 1), full(5))], 16, S, opened),
+            Case(LessRow(16, 10, 5), [(16, (2, 15), full(16)), (6, (2, 5, 1), full(6))], 16, (2, 15), opened),
+        )
+    ),
     *(
         Case(Compare(shape, b, (0, -5, 77, 1 << (b - 3))), [(b, shape, 2 ** (b - 2))], 64, (4, *shape))
         for b, shape in ((8, S), (12, S), (24, S), (32, (3, 100)), (40, S), (46, (2, 64)), (64, S))
@@ -212,12 +237,23 @@ def build(case: Case) -> Program:
         (key,) = b.open(*b.emit(Random(KEY), [], [(64, 0, (KEY,), 0.0)]))
         op = case.op if isinstance(case.op, Guard) else Guard(wires[0].shape, wires[0].ring, -20, 20, 0)
         (y,) = b.emit(op, [key, *wires], [(case.ring, 0, case.shape, 0.0)])
+    elif isinstance(case.op, (Sketch, NonZero)):
+        y = is_used(b, wires[0], case)
     else:
         (y,) = b.emit(case.op, wires, [(case.ring, 0, case.shape, 0.0)])
     if isinstance(case.op, (Compare, IsZero)):
         (y,) = b.emit(B2A(case.shape, case.ring), [y], [(case.ring, 0, case.shape, 0.0)])
     b.output("y", y)
     return b.program
+
+
+def is_used(b: Builder, x: Wire, case: Case) -> Wire:
+    """The bits that a `Sketch` stands for: is any id of the row in [t, counted]?"""
+    op = case.op if isinstance(case.op, Sketch) else Sketch(x.shape, x.ring, x.ring, 12, 13, case.op.shape[-1], 0)
+    (words,) = b.emit(op, [b.key(), x], [(3, 0, op.out, 0.0)])
+    (count,) = b.open(*b.emit(NonZero(op.out, 4), [words], [(4, 0, case.shape, 0.0)]))
+    table = Lookup(case.shape, 4, case.ring, tuple(int(i > 0) for i in range(16)))
+    return b.emit(table, [count], [(case.ring, 0, case.shape, 0.0)])[0]
 
 
 def samples(case: Case, seed: int) -> dict[str, torch.Tensor]:

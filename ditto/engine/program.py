@@ -198,6 +198,12 @@ class Builder:
     def _random(self, count: int) -> Wire:
         return self.emit(Random(count), [], [(64, 0, (count,), 0.0)])[0]
 
+    def key(self) -> Wire:
+        """A key that both parties know and nobody else: an opened Random, one for the program."""
+        if self._key is None:
+            (self._key,) = self.open(self._random(KEY))
+        return self._key
+
     def _close_layer(self) -> None:
         words, self._words = self._words, []
         if words:
@@ -227,10 +233,8 @@ class Builder:
         if not self.guards:
             return
         with self.label("range guard"):
-            if self._key is None:
-                (self._key,) = self.open(self._random(KEY))
             op = Guard(opened.shape, bits, low, high, self._guarded)
-            self._words += self.emit(op, [self._key, opened], [(64, 0, (1,), 0.0)])
+            self._words += self.emit(op, [self.key(), opened], [(64, 0, (1,), 0.0)])
         self._guarded += 1
 
     @contextmanager

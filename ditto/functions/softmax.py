@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 from ditto.engine.program import Builder, Wire
 from ditto.errors import RangeError
-from ditto.functions.fixed import FixedPoint, b2a, truncate_to
+from ditto.functions.fixed import FixedPoint, truncate_to
 from ditto.functions.inverse import Tables, inverse_power
-from ditto.ops import Affine, Exponential, IsZero, Lookup, OneHot, SuffixSum
+from ditto.ops import Exponential, LessRow, Lookup, NonZero, OneHot, Sketch, SuffixSum
 from ditto.ring.exact import ceil_log2, floor_log2
 
 SCORE_RING = 16  # scores lie on a circle of 2^16 steps
@@ -21,8 +21,8 @@ LOG_RANGES = range(6, 11)  # of the score types, narrowest first
 LOG_WIDTH = 1  # of a bucket
 LOG_UNIT = 4  # of the exponential's table step
 GAP = 16  # masked scores lie so far below the lowest possible maximum
-COUNT_RING = 8  # of a histogram, or what the length of a row needs
-ID_RINGS = (8, 16)  # of the maximum's bucket: the smallest that holds an id
+DIGITS = 14  # of 3 bits: a used bucket looks unused with a chance of 2^-42
+DIGIT_COUNT = 4  # bits that hold DIGITS
 WINDOW = (-1, -1)  # table steps of the exponential from the lowest to the highest: 0 for what lies below one step
 LEAST = 0.01831563888873418  # exp(-2 width): what a row's largest score gives
 ROUNDED = (0.9, 1.1)  # E and its sum lie between these multiples of what they would be without rounding
@@ -121,29 +121,34 @@ def softmax_numerator(
     dealt: ExponentialType = PRECISE,
     by_bits: bool | None = None,
 ) -> tuple[Wire, Wire, tuple[float, float]]:
-    """[scores] (16, f) in `circle`, shape [..., N] -> [E] (40, 16), [sum E], its range. 3 rounds, or 4.
+    """[scores] (16, f) in `circle`, shape [..., N] -> [E] (40, 16), [sum E], its range. 4 rounds, or 3.
 
     E = exp(scores - M - width) where M is the row's maximum up to one bucket: max - width < M <= max + width.
     `dealt`: the exponential's type, NARROW or PRECISE (E on 38 bits).
-    `by_bits`: "is it used?" by IsZero, an eighth of the bytes for one more round; None: where that saves SAVED bytes.
+    `by_bits`: which buckets are used from parities, a fourth of the bytes for one more round; None: where that saves
+    SAVED bytes. A row's M is one bucket too low then with a chance of at most 2^-42 for each bucket asked.
     `causal`: of [..., N, N] only the entries with column <= row count; the others are never computed, E is 0 there.
 
-    1. Bucket ids by truncate-reduce (stochastic: the id or the id plus one); open; one-hot; sum over the row.
-    2. Suffix sums count the scores at or above a bucket, up to the highest that no score below 0 comes round to; open;
-       "is it used?" by table or bits. Every row has a score of 0, and none above its bound, so only the buckets
-       between are asked; how many are used is M's id, which scales onto the scores' circle without a conversion
-       (buckets * width = T).
-    3. Open scores - M - width, which is negative; windowed exponential: 0 for what lies more than 32 below.
+    1. Open the scores. The top bits of m and of r give bucket ids: the id, or the id plus one where the others carry.
+    2. "Is any score of the row at or above this bucket, up to the highest that none below 0 comes round to?" in
+       shares, by counts (one round) or by parities (two). Every row has a score of 0, that of the first key, and none
+       above its bound, so only the buckets between are asked; how many are used is M's id.
+    3. Open M, on the bits of an id, which scale onto the scores' circle without a conversion (buckets * width = T).
+    4. scores - M - width, which is negative, is a difference of what is open; windowed exponential: 0 for what lies
+       more than 32 below.
     """
     n = scores.shape[-1]
-    negative = b.affine(
-        scores, 1, -circle.width, scores.frac, bound=0.0
-    )  # on a circle no bound says what belongs there
-    if circle.asked:
-        counts = _histogram(b, scores, circle, causal)  # 1
-        negative = b.add(negative, _minus_maximum(b, counts, circle, by_bits), bound=0.0)  # 2
-    # 3
-    (opened,) = b.open(b.triangle(negative) if causal else negative)
+    asked = circle.asked if n > 1 else 0  # a first key has no other's to exceed
+    if not asked:
+        # on a circle no bound says what belongs there
+        scores = b.affine(scores, 1, -circle.width, scores.frac, bound=0.0)
+    (opened,) = b.open(b.triangle(scores) if causal else scores)  # 1
+    if asked:
+        find = _by_parities if _saves(opened, n, circle, causal, by_bits) else _by_counts
+        used = b.sum(find(b, opened, n, circle, causal), -1)  # 2
+        (top,) = b.open(b.affine(used, 1, 1.0, 0, bound=0.0))  # 3
+        less = LessRow(SCORE_RING, SCORE_RING - circle.id_bits, n if causal else 0)
+        (opened,) = b.emit(less, [opened, top], [(SCORE_RING, opened.frac, opened.shape, 0.0)])  # 4
     e = _exponential(b, opened, circle, dealt)
     if causal:
         e = b.untriangle(e, n)
@@ -151,39 +156,63 @@ def softmax_numerator(
     return e, b.sum(e, -1), (least * LEAST, most * n)
 
 
-def _histogram(b: Builder, scores: Wire, circle: ScoreType, causal: bool) -> Wire:
-    """[scores] -> [how many of its row are in bucket 1, 2, ... `counted`], [..., counted]. One round."""
-    n, buckets = scores.shape[-1], 1 << circle.id_bits
-    ids = b.truncate(scores, scores.frac + LOG_WIDTH, circle.id_bits, bound=0.0)
-    (opened,) = b.open(b.triangle(ids) if causal else ids)
-    ring = max(COUNT_RING, n.bit_length())
-    one_hot = OneHot(opened.shape, circle.id_bits, ring)
-    (hot,) = b.emit(one_hot, [opened], [(ring, 0, (*opened.shape, buckets), 0.0)])
-    hot = b.view(hot, slices=((len(hot.shape) - 1, 1, circle.counted + 1),))
+def _saves(opened: Wire, n: int, circle: ScoreType, causal: bool, by_bits: bool | None) -> bool:
+    """By parities? If nothing is said, where that saves SAVED bytes."""
+    if by_bits is not None:
+        return by_bits
+    dealt = []
+    for find in (_by_counts, _by_parities):
+        trial = Builder()
+        trial.layer("trial")
+        find(trial, opened, n, circle, causal)
+        dealt.append(trial.program.cost().dealer)
+    return dealt[0] - dealt[1] > SAVED
+
+
+def _by_counts(b: Builder, opened: Wire, n: int, circle: ScoreType, causal: bool) -> Wire:
+    """Opened scores -> [is any of its row in bucket t or above?] on the bits of an id, [..., asked]. One round.
+
+    1. One-hot vectors of the ids, summed over the row but for its first score, whose bucket nobody asks for.
+    2. Suffix sums; open; a table. A row of n keys has at most n - 1 to count, which sets the ring.
+    """
+    if not causal:
+        opened = b.view(opened, slices=((len(opened.shape) - 1, 1, n),))
+    # 1
+    ring, rows = (n - 1).bit_length(), len(opened.shape) - 1
+    one_hot = OneHot(opened.shape, circle.id_bits, ring, SCORE_RING - circle.id_bits)
+    (hot,) = b.emit(one_hot, [opened], [(ring, 0, (*opened.shape, 1 << circle.id_bits), 0.0)])
+    hot = b.view(hot, slices=((rows + 1, 1, circle.counted + 1),))
     if causal:
         hot = b.untriangle(hot, n, rest=1)
-    return b.view(b.sum(hot, -2), shape=(*scores.shape[:-1], circle.counted))
+        rows += 1
+        hot = b.view(hot, slices=((rows, 1, n),))
+    counts = b.view(b.sum(hot, rows), shape=(*hot.shape[:rows], circle.counted))
+    # 2
+    (suffix,) = b.emit(SuffixSum(ring), [counts], [(ring, 0, counts.shape, 0.0)])
+    (suffix,) = b.open(b.view(suffix, slices=((rows, 0, circle.asked),)))
+    return _positive(b, suffix, circle)
 
 
-def _minus_maximum(b: Builder, counts: Wire, circle: ScoreType, by_bits: bool | None) -> Wire:
-    """A row's histogram -> [-M] on the scores' circle, [..., 1]. One round, by bits two."""
-    (suffix,) = b.emit(SuffixSum(counts.ring), [counts], [(counts.ring, 0, counts.shape, 0.0)])
-    (suffix,) = b.open(b.view(suffix, slices=((len(counts.shape) - 1, 0, circle.asked),)))
-    ring = next(bits for bits in ID_RINGS if bits >= circle.id_bits)
-    table = Lookup(suffix.shape, suffix.ring, ring, tuple(int(i > 0) for i in range(1 << suffix.ring)))
-    bits = IsZero(suffix.shape, suffix.ring)
-    if by_bits is None:
-        by_bits = table.cost().dealer - bits.cost().dealer > SAVED
-    # M = used width; ids times 2^(16 - id_bits) go from Z_2^id_bits onto Z_2^16
-    bucket = 1 << (SCORE_RING - circle.id_bits)
-    if by_bits:
-        (bit,) = b.emit(bits, [suffix], [(1, 0, suffix.shape, 1.0)])
-        unused = b.sum(b2a(b, bit, ring), -1, bound=0.0)
-        count, onto_circle = unused, Affine(SCORE_RING, bucket, -bucket * circle.asked)
-    else:
-        (used,) = b.emit(table, [suffix], [(ring, 0, suffix.shape, 0.0)])
-        count, onto_circle = b.sum(used, -1), Affine(SCORE_RING, -bucket, 0)
-    return b.emit(onto_circle, [count], [(SCORE_RING, circle.frac, count.shape, 0.0)])[0]
+def _by_parities(b: Builder, opened: Wire, n: int, circle: ScoreType, causal: bool) -> Wire:
+    """The same but for a chance of 2^-42 of each bucket in use. Two rounds.
+
+    1. A word for every bucket, 0 where it is not used, else a random one (`Sketch`), of DIGITS digits of 3 bits.
+    2. How many of its digits are not 0; open; a table.
+    """
+    # 1
+    place = len(b.program.steps)
+    op = Sketch(opened.shape, SCORE_RING, circle.id_bits, circle.asked, circle.counted, DIGITS, place, causal)
+    (words,) = b.emit(op, [b.key(), opened], [(3, 0, op.out, 0.0)])
+    # 2
+    count = NonZero(op.out, DIGIT_COUNT)
+    (count_of_digits,) = b.emit(count, [words], [(DIGIT_COUNT, 0, op.out[:-1], 0.0)])
+    return _positive(b, b.open(count_of_digits)[0], circle)
+
+
+def _positive(b: Builder, counts: Wire, circle: ScoreType) -> Wire:
+    """Opened counts -> [are they positive?] on the bits of an id. No round."""
+    table = Lookup(counts.shape, counts.ring, circle.id_bits, tuple(int(i > 0) for i in range(1 << counts.ring)))
+    return b.emit(table, [counts], [(circle.id_bits, 0, counts.shape, 0.0)])[0]
 
 
 def _exponential(b: Builder, x: Wire, circle: ScoreType, dealt: ExponentialType) -> Wire:

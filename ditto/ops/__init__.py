@@ -13,6 +13,7 @@ from ditto.ops.positions import RelativePositions
 from ditto.ops.product import Product, Product3, Square
 from ditto.ops.rank import AddStarts, Differences, IsZero, Losses, Windows
 from ditto.ops.separable import Exponential, Harmonic
+from ditto.ops.sketch import LessRow, NonZero, Sketch
 from ditto.ops.table import Combine, Lookup, OneHot
 from ditto.ops.together import Begin, Together
 from ditto.ops.truncate import TruncateReduce
@@ -20,8 +21,9 @@ from ditto.ops.wide import SumOfSquares, WideProduct, WideSquare
 
 __all__ = [
     "Add", "AddStarts", "Affine", "Begin", "BitRounds", "Combine", "Compare", "Cost", "Differences", "Exponential",
-    "Extend", "B2A", "CausalMask", "Guard", "Harmonic", "IsZero", "Join", "Lookup", "Losses", "Masked", "Matmul",
-    "MatmulWeight", "OneHot", "Op", "Open", "Product", "Product3", "REGISTRY", "Random", "RelativePositions", "Mux",
+    "Extend", "B2A", "CausalMask", "Guard", "Harmonic", "IsZero", "Join", "LessRow", "Lookup", "Losses", "Masked",
+    "Matmul", "MatmulWeight", "NonZero", "OneHot", "Op", "Open", "Product", "Product3", "REGISTRY", "Random",
+    "RelativePositions", "Mux", "Sketch",
     "Square", "SuffixSum", "Sum", "SumOfSquares", "Together", "Triangle", "TruncateReduce", "Untriangle", "View",
     "WeightShare", "WideProduct", "WideSquare", "Windows",
 ]  # fmt: skip

@@ -64,27 +64,36 @@ class OneHot(Op):
 
     1. The dealer shares the one-hot of the mask, e_r.
     2. x = j exactly where r = m - j: [e_x]_j = [e_r]_(m - j). No round beyond the opening.
+    `dropped`: x has so many low bits more, without which m and r are read. The entry is that of floor(x / 2^dropped),
+    or the next one, since they may carry; in `plain` the nearer one.
     """
 
     shape: Shape
     n: int
     bits: int
+    dropped: int = 0
+
+    def _index(self, x: Tensor) -> Tensor:
+        return unsigned(x >> self.dropped, self.n)
+
+    def ulp(self) -> float:
+        return float(self.dropped > 0)
 
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
-        hot = torch.nn.functional.one_hot(unsigned(x[0], self.n), 1 << self.n)
+        hot = torch.nn.functional.one_hot(self._index(x[0] + ((1 << self.dropped) >> 1)), 1 << self.n)
         return (signed(hot, self.bits),)
 
     def dealt(self) -> Types:
         return {"hot": Shared((math.prod(self.shape), 1 << self.n), self.bits)}
 
     def correlate(self, *masks: Tensor) -> Correlations:
-        r = unsigned(masks[0], self.n).reshape(-1, 1)
+        r = self._index(masks[0]).reshape(-1, 1)
         hot = torch.zeros((len(r), 1 << self.n), dtype=carrier(self.bits))
         return {"hot": hot.scatter_(1, r, 1)}
 
     def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
         hot, count = k["hot"], 1 << self.n
-        m = unsigned(x[0].value, self.n).reshape(-1)
+        m = self._index(x[0].value).reshape(-1)
         y = torch.empty_like(hot)
         step = max(1, CHUNK // count)
         for start in range(0, len(m), step):

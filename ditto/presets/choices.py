@@ -17,8 +17,8 @@ class Choices(BaseModel):
     `reciprocal`: of softmax's 1 / sum. 0: tables of 2^7 entries and two Newton steps, to about 2^-12. Else tables of so
     many index bits n for five octaves each and one step: three rounds fewer, to 2^(2 (5 - n)).
     `exponential`: of softmax, from 8 dealt bytes an entry or from 7 (`ditto.functions.softmax.ExponentialType`).
-    `used`: how softmax's histogram is asked which buckets have a score above them: by tables, or by bits, with an
-    eighth of the bytes and one more round.
+    `used`: how softmax finds which buckets have a score above them: by counts and tables, or by parities of bits, with
+    a fourth of the bytes and one more round.
     `deviation`: of LayerNorm's 1 / sqrt(v) (`ditto.functions.layernorm.Root`). By one table of up to 2^14 entries,
     where the range has at most 8 octaves; or by a Newton step from one first guess, one more round, or from joined
     ones, two more.
