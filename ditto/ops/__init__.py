@@ -16,12 +16,12 @@ from ditto.ops.separable import Exponential, Harmonic
 from ditto.ops.table import Combine, Lookup, OneHot
 from ditto.ops.together import Begin, Together
 from ditto.ops.truncate import TruncateReduce
-from ditto.ops.wide import SumOfSquares, WideProduct, WideSquare
+from ditto.ops.wide import SumOfSquares, Widen, WideProduct, WideSquare
 
 __all__ = [
     "Add", "AddStarts", "Affine", "Begin", "BitRounds", "Combine", "Compare", "Cost", "Differences", "Exponential",
     "Extend", "B2A", "CausalMask", "Guard", "Harmonic", "IsZero", "Join", "Lookup", "Losses", "Masked", "Matmul",
     "MatmulWeight", "OneHot", "Op", "Open", "Product", "Product3", "REGISTRY", "Random", "RelativePositions", "Mux",
     "Square", "SuffixSum", "Sum", "SumOfSquares", "Together", "Triangle", "TruncateReduce", "Untriangle", "View",
-    "WeightShare", "WideProduct", "WideSquare", "Windows",
+    "WeightShare", "Widen", "WideProduct", "WideSquare", "Windows",
 ]  # fmt: skip
