@@ -57,6 +57,7 @@ from ditto.ops import (
     TruncateReduce,
     Untriangle,
     View,
+    Widen,
     WideProduct,
     WideSquare,
     Windows,
@@ -75,7 +76,7 @@ class Case:
 
     The bit that `Mux` and `B2A` read is the sign of their first input; `B2A` makes `Compare` and `IsZero`
     readable. `Guard` and `Sketch` read an opened `Random`, `Guard` is what makes one readable. `NonZero` reads a
-    `Sketch`, and with `Lookup` makes it readable.
+    `Sketch`, and with `Lookup` makes it readable. `SumOfSquares` makes `Widen` readable.
     """
 
     op: Op
@@ -193,6 +194,16 @@ CASES = [
         Case(SumOfSquares(S, b, o), [(b, S, 2 ** (b - 2))], o, (5, 1))
         for b, o in ((24, 32), (24, 64), (46, 64), (24, 40), (16, 64), (36, 64))
     ),
+    *(Case(Widen(S, b, o), [(b, S, 2 ** (b - 2))], o, (5, 1)) for b, o in ((24, 40), (16, 64), (36, 64), (46, 64))),
+    *(
+        Case(
+            WideProduct((shape, (5, 1)), (a, b), o, True),
+            [(a, shape, 2 ** (a - 2)), (b, (5, 1), 2 ** (b - 2))],
+            o,
+            shape,
+        )
+        for shape, a, b, o in ((S, 46, 46, 64), (S, 24, 28, 48), ((1, 5, 7000), 16, 64, 64))
+    ),
     *(
         Case(WideProduct((S, (5, 1)), (a, b), o), [(a, S, 2 ** (a - 2)), (b, (5, 1), 2 ** (b - 2))], o, S)
         for a, b, o in ((46, 46, 64), (46, 64, 64), (64, 46, 64), (24, 32, 64), (24, 24, 32), (16, 8, 64))
@@ -233,12 +244,19 @@ def build(case: Case) -> Program:
         sign = Compare(wires[0].shape, wires[0].ring, (0,))
         (bit,) = b.emit(sign, wires[:1], [(1, 0, sign.out, 0.0)])
         wires[0] = b.view(bit, shape=sign.out[1:])
+    if isinstance(case.op, SumOfSquares) or (isinstance(case.op, WideProduct) and case.op.widened):
+        ring = case.op.out + (0 if case.op.out == 64 else 8)  # what is dealt for a larger product serves a smaller one
+        (x, *_), wide = wires, Widen(wires[0].shape, wires[0].ring, ring)
+        wires[0] = b.emit(wide, [x], [(x.ring, 0, x.shape, 0.0)])[0]
     if isinstance(case.op, (Guard, Random)):
         (key,) = b.open(*b.emit(Random(KEY), [], [(64, 0, (KEY,), 0.0)]))
         op = case.op if isinstance(case.op, Guard) else Guard(wires[0].shape, wires[0].ring, -20, 20, 0)
         (y,) = b.emit(op, [key, *wires], [(case.ring, 0, case.shape, 0.0)])
     elif isinstance(case.op, (Sketch, NonZero)):
         y = is_used(b, wires[0], case)
+    elif isinstance(case.op, Widen):
+        wide = b.emit(case.op, wires, [(wires[0].ring, 0, wires[0].shape, 0.0)])
+        (y,) = b.emit(SumOfSquares(wires[0].shape, wires[0].ring, case.op.out), wide, [(case.ring, 0, case.shape, 0.0)])
     else:
         (y,) = b.emit(case.op, wires, [(case.ring, 0, case.shape, 0.0)])
     if isinstance(case.op, (Compare, IsZero)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ditto.engine.program import Program, Step
-from ditto.ops import Open
+from ditto.ops import Open, Widen
 from ditto.ops.base import Rearrangement
 from ditto.ring import carrier_bytes
 
@@ -67,9 +67,9 @@ def peak_of(program: Program, at_once: bool = False) -> Peak:
 
 
 def _opened(program: Program) -> set[str]:
-    """Names of the wires that are opened: by an opening, or views of such."""
+    """Names of the wires that are opened: by an opening, or such with more shares of their masks, or views of such."""
     found = set(program.carried)
     for step in program.steps:
-        if isinstance(step.op, Open) or (isinstance(step.op, Rearrangement) and found.issuperset(step.inputs)):
+        if isinstance(step.op, Open | Widen) or (isinstance(step.op, Rearrangement) and found.issuperset(step.inputs)):
             found.update(step.outputs)
     return found

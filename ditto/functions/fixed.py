@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 from ditto.engine.program import Builder, Wire
-from ditto.ops import B2A, Compare, Mux, SumOfSquares, WideProduct, WideSquare
+from ditto.ops import B2A, Compare, Mux, SumOfSquares, Widen, WideProduct, WideSquare
 from ditto.ops.product import broadcast
 
 
@@ -54,19 +54,27 @@ def square(b: Builder, x: Wire, ring: int, bound: float | None = None) -> Wire:
     return b.emit(WideSquare(x.shape, x.ring, ring), [x], [(ring, 2 * x.frac, x.shape, limit)])[0]
 
 
-def sum_of_squares(b: Builder, x: Wire, ring: int, bound: float) -> Wire:
-    """Opened x [rows, H] on fewer than `ring` bits -> [sum x^2 by row] on `ring`, [rows, 1]. No round."""
+def widen(b: Builder, x: Wire, ring: int) -> Wire:
+    """Opened x on fewer than `ring` bits, as products on up to `ring` share what extends it. No round."""
     b.fits(x, 2)
+    op = Widen(x.shape, x.ring, ring)
+    (wide,) = b.emit(op, [x], [(x.ring, x.frac, x.shape, x.bound)])
+    b.program.sizes[wide.name] += op.held // 2  # of an opened wire they count twice
+    return wide
+
+
+def sum_of_squares(b: Builder, x: Wire, ring: int, bound: float) -> Wire:
+    """x [rows, H] by `widen` -> [sum x^2 by row] on `ring`, [rows, 1]. No round."""
     return b.emit(SumOfSquares(x.shape, x.ring, ring), [x], [(ring, 2 * x.frac, (x.shape[0], 1), bound)])[0]
 
 
-def multiply(b: Builder, x: Wire, y: Wire, ring: int, bound: float | None = None) -> Wire:
-    """Opened x, y on at most `ring` bits -> [x y] on `ring`, with broadcasting. No round."""
+def multiply(b: Builder, x: Wire, y: Wire, ring: int, bound: float | None = None, widened: bool = False) -> Wire:
+    """Opened x, y on at most `ring` bits -> [x y] on `ring`, with broadcasting. No round. `widened`: x by `widen`."""
     for wire in (x, y):
         if wire.ring < ring:
             b.fits(wire, 2)
     shape = broadcast(x.shape, y.shape)
-    op = WideProduct((x.shape, y.shape), (x.ring, y.ring), ring)
+    op = WideProduct((x.shape, y.shape), (x.ring, y.ring), ring, widened)
     return b.emit(op, [x, y], [(ring, x.frac + y.frac, shape, x.bound * y.bound if bound is None else bound)])[0]
 
 

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 from ditto.engine.program import Builder, Wire
-from ditto.functions.fixed import FixedPoint, minus, multiply, square, sum_of_squares, truncate_to
+from ditto.functions.fixed import FixedPoint, minus, multiply, square, sum_of_squares, truncate_to, widen
 from ditto.functions.inverse import Tables, inverse_power, table_shifts
 from ditto.functions.linear import fraction_bits, linear
 from ditto.ops import Lookup
@@ -79,16 +79,19 @@ def deviation_scale(width: int) -> float:
     return math.sqrt(variance_scale(width))
 
 
+def _square_ring(c: Wire, limits: tuple[float, float]) -> int:
+    need = 2 * c.frac + ceil_log2(limits[1] * c.shape[1]) + 2  # v is extended
+    return next(ring for ring in SQUARE_RINGS if ring >= need)
+
+
 def _scaled_variance(b: Builder, c: Wire, mean: Wire | None, limits: tuple[float, float], eps: float) -> Wire:
-    """Opened c -> [v] = [(sum c^2 - H mean^2) / 2^k + eps H / 2^k], k = log2 H rounded, on the ring that it needs.
+    """c by `widen` -> [v] = [(sum c^2 - H mean^2) / 2^k + eps H / 2^k], k = log2 H rounded, on the ring that it needs.
 
     No round. What the two terms exceed the ring by vanishes in their difference. mean: of each row, opened; None
     where it is 0.
     """
     width = c.shape[1]
-    scale, limit = variance_scale(width), limits[1] * width
-    need = 2 * c.frac + ceil_log2(limit) + 2  # v is extended
-    ring = next(ring for ring in SQUARE_RINGS if ring >= need)
+    scale, limit, ring = variance_scale(width), limits[1] * width, _square_ring(c, limits)
     total = sum_of_squares(b, c, ring, limit)
     if mean is not None:
         more = 2 * (mean.frac - c.frac)
@@ -161,7 +164,7 @@ def standardise(
 
     s = deviation_scale(H). Without `mean` it is 0. 3 to 5 rounds, see `Root`. gamma and beta belong to what follows.
     limits: range of var, from calibration. Error: that of y, relative, and at most 2 ulp.
-    1. Open x, and mean beside it.
+    1. Open x, and mean beside it; what extends x is dealt once for both products.
     2. v = (sum x^2 - H mean^2) / 2^k, k = log2 H rounded: local. y = 1/sqrt(v) by `inverse_deviation_by_table` or
        `inverse_deviation`.
     3. Open y; its products with x and mean extend all three; truncate.
@@ -169,18 +172,20 @@ def standardise(
     """
     # 1
     c, *means = b.open(x, *(() if mean is None else (mean,)))
+    lo, hi = (limit * variance_scale(c.shape[1]) for limit in limits)
+    digits = max(DEVIATION.frac, OPENED_DIGITS + -(-ceil_log2(hi) // 2))  # fraction bits that leave the smallest y some
+    most_wide = next(r for r in STANDARDISED_RINGS if r >= ring + c.frac + digits - RESULT.frac)
+    c = widen(b, c, max(most_wide, _square_ring(c, limits)))
     # 2
     v = _scaled_variance(b, c, means[0] if means else None, limits, eps)
-    lo, hi = (limit * variance_scale(c.shape[1]) for limit in limits)
     by_table = ceil_log2(limits[1] / limits[0]) <= root.direct
     y = inverse_deviation_by_table(b, v, lo, hi) if by_table else inverse_deviation(b, v, lo, hi, root.single)
     # 3
-    least = OPENED_DIGITS + -(-ceil_log2(hi) // 2)  # fraction bits that leave the smallest y so many
-    (y,) = b.open(truncate_to(b, y, min(y.frac, max(DEVIATION.frac, least))))
+    (y,) = b.open(truncate_to(b, y, min(y.frac, digits)))
     frac = c.frac + y.frac
     wide = next(r for r in STANDARDISED_RINGS if r >= ring + frac - RESULT.frac)
     most = math.sqrt(2.0 * c.shape[1])  # |c| <= sqrt(H var), var at most twice v
-    z = multiply(b, c, y, wide, bound=most)
+    z = multiply(b, c, y, wide, bound=most, widened=True)
     for mean in means:
         more = mean.frac - c.frac
         shift = b.truncate(multiply(b, mean, y, wide + more, bound=most), more, wide)

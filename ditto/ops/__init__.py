@@ -17,7 +17,7 @@ from ditto.ops.sketch import LessRow, NonZero, Sketch
 from ditto.ops.table import Combine, Lookup, OneHot
 from ditto.ops.together import Begin, Together
 from ditto.ops.truncate import TruncateReduce
-from ditto.ops.wide import SumOfSquares, WideProduct, WideSquare
+from ditto.ops.wide import SumOfSquares, Widen, WideProduct, WideSquare
 
 __all__ = [
     "Add", "AddStarts", "Affine", "Begin", "BitRounds", "Combine", "Compare", "Cost", "Differences", "Exponential",
@@ -25,5 +25,5 @@ __all__ = [
     "Matmul", "MatmulWeight", "NonZero", "OneHot", "Op", "Open", "Product", "Product3", "REGISTRY", "Random",
     "RelativePositions", "Mux", "Sketch",
     "Square", "SuffixSum", "Sum", "SumOfSquares", "Together", "Triangle", "TruncateReduce", "Untriangle", "View",
-    "WeightShare", "WideProduct", "WideSquare", "Windows",
+    "WeightShare", "Widen", "WideProduct", "WideSquare", "Windows",
 ]  # fmt: skip

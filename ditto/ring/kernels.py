@@ -17,13 +17,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ditto.ring.ring import carrier
+from ditto.ring.ring import carrier, cast
 
 Tensor = torch.Tensor
-FEW = 4  # rows up to which a product is a matter of reading the matrix once, which whole integers serve best
+FEW = 4  # rows or columns up to which a product is a matter of reading once, which whole integers serve best
 SPARSE = 100  # elements for each that is not zero, from which a plain product picks rows
 LONG = 4096  # of K at a time in integers: torch does not block for the cache, and a vocabulary took three times as long
 COLUMNS = 1024  # of a result in float64 digits at a time
+CACHED = 1 << 16  # numbers to take apart at a time
 
 
 def split_digits(x: Tensor, bits: int, base: int) -> list[Tensor]:
@@ -42,6 +43,23 @@ def split_digits(x: Tensor, bits: int, base: int) -> list[Tensor]:
     return digits
 
 
+def byte_digits(x: Tensor, bits: int) -> Tensor:
+    """`split_digits` in base 256 of x [M, K] in the carrier of `bits`, side by side: int8 [M, ceil(bits/8) K].
+
+    x + 128 (1 + 256 + 256^2 + ...) has x's digits plus 128 for its bytes; exclusive or with 128 takes 128 off a byte.
+    """
+    numbers, (rows, k), count = x.numpy(), x.shape, -(-bits // 8)
+    out = np.empty((rows, count * k), dtype=np.int8)
+    halves = np.frombuffer(b"\x80" * x.element_size(), dtype=numbers.dtype)
+    step = max(1, CACHED // max(1, k))
+    for at in range(0, rows, step):
+        raised = (numbers[at : at + step] + halves) ^ halves
+        for digit in range(count):
+            place = out[at : at + step, digit * k : (digit + 1) * k]
+            np.right_shift(raised, 8 * digit, out=place, casting="unsafe")
+    return torch.from_numpy(out)
+
+
 @dataclass(frozen=True)
 class Digits:
     """How a kernel takes numbers apart: `count` digits of `base` bits in `dtype`; sums of `longest` terms are exact.
@@ -54,6 +72,12 @@ class Digits:
     dtype: torch.dtype
     longest: int
     columns: int
+
+    def side_by_side(self, x: Tensor, bits: int) -> Tensor:
+        """The digits of x [M, K], least significant first: [M, count K] in `dtype`."""
+        if self.dtype == torch.int8:
+            return byte_digits(cast(x, bits), bits)
+        return torch.cat(split_digits(x, bits, self.base), 1).to(self.dtype)
 
     def product(self, x: Tensor, w: Tensor) -> Tensor:
         """x w of digits in `dtype`, as integers: int32 of int8, else int64."""
@@ -84,9 +108,9 @@ def _accumulator(bits: int) -> torch.dtype:
 def kernel_of(size: int) -> str:
     """The fastest kernel that is exact on this machine, for rings of a carrier class: 16, 32 or 64.
 
-    Kernels are timed once in a process, on a product of 64 x 768 by 768 x 256: some lose on smaller ones what they win
-    on a layer's. Those that this build of torch lacks, or that saturate (int8 without VNNI on some processors), are
-    passed over.
+    Kernels are timed once in a process, by the processor's time, on a product of 64 x 768 by 768 x 256: some lose on
+    smaller ones what they win on a layer's. Those that this build of torch lacks, or that saturate (int8 without VNNI
+    on some processors), are passed over.
     """
     generator = torch.Generator().manual_seed(0)  # operands of a timing: no secret
     x, w = (torch.randint(-(2**62), 2**62, shape, generator=generator) for shape in ((64, 768), (768, 256)))
@@ -97,17 +121,17 @@ def kernel_of(size: int) -> str:
     want = torch.matmul(x, w) << (64 - size)
     best, best_seconds = "integer", float("inf")
     for name in ("integer", "float64", "int8"):
-        matrix = RingMatrix(w, size, name)
+        matrix, left = RingMatrix(w, size, name), cast(x, size)
         try:
-            if not torch.equal(matrix.product(x).to(torch.int64) << (64 - size), want):
+            if not torch.equal(matrix.product(left).to(torch.int64) << (64 - size), want):
                 continue
         except RuntimeError:  # not built for this processor
             continue
         seconds = []
-        for _ in range(3):
-            start = time.perf_counter()
-            matrix.product(x)
-            seconds.append(time.perf_counter() - start)
+        for _ in range(5):
+            start = time.thread_time()
+            matrix.product(left)
+            seconds.append(time.thread_time() - start)
         if min(seconds) < best_seconds:
             best, best_seconds = name, min(seconds)
     return best
@@ -121,8 +145,9 @@ class RingMatrix:
     """
 
     def __init__(self, w: Tensor, bits: int, kernel: str | None = None) -> None:
-        self.bits, self.kernel = bits, kernel or kernel_of(carrier_class(bits))
         self.rows, self.columns = w.shape
+        few = self.columns <= FEW  # then taking x apart takes longer than the product
+        self.bits, self.kernel = bits, kernel or ("integer" if few else kernel_of(carrier_class(bits)))
         self._whole: Tensor | None = None
         self._blocks: list[Tensor] = []
         if self.kernel == "integer":
@@ -182,17 +207,17 @@ class RingMatrix:
             for k in range(LONG, self.rows, LONG):
                 out += x[:, k : k + LONG] @ whole[k : k + LONG]
             return out
-        digits, dtype = self._digits, _accumulator(self.bits)
-        out = torch.zeros((x.shape[0], self.columns), dtype=dtype)
+        digits = self._digits
+        out = torch.zeros((x.shape[0], self.columns), dtype=_accumulator(self.bits))
         for at, packed in enumerate(self._blocks):
             rows, start = packed.shape[0] // digits.count, at * digits.longest
-            left = torch.cat(split_digits(x[:, start : start + rows], self.bits, digits.base), 1).to(digits.dtype)
+            left = digits.side_by_side(x[:, start : start + rows], self.bits)
             for column in range(0, self.columns, digits.columns):
                 columns = slice(column, column + digits.columns)
                 right, total = packed[:, columns].to(digits.dtype), out[:, columns]
                 for s in range(digits.count):
                     part = digits.product(left[:, : (s + 1) * rows], right[(digits.count - 1 - s) * rows :])
-                    total += part.to(dtype) << (digits.base * s)
+                    total.add_(part, alpha=1 << (digits.base * s))
         return out
 
 
