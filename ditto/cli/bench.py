@@ -27,6 +27,7 @@ app = typer.Typer(help="Measurements.", no_args_is_help=True)
 
 class Shape(StrEnum):
     tiny = "bert-tiny"
+    minilm = "minilm"
     base = "bert-base"
     large = "bert-large"
     gpt2_tiny = "gpt2-tiny"
