@@ -1,11 +1,11 @@
 """Predicted and measured seconds of shapes on networks, interleaved; ratios of the two.
 
-    python benchmarks/plan_check.py [--networks loopback,lan,wan] [--shapes small,minilm] [--repeat 5]
+    python benchmarks/plan_check.py [--networks loopback,lan,wan] [--shapes small,minilm] [--repeat 3] [--layers]
         [--machine FILE] [--out FILE.json]
 
 Shapes: two layers of 256 with 64 tokens, and all-MiniLM-L6-v2's with 128, random weights with that model's ranges. The
 machine is measured first unless a profile is given; keep it quiet for all of it. Every job of a network runs before
-the next round begins, so that whatever else happens falls on all of them. Medians.
+the next round begins, so that whatever else happens falls on all of them. Medians. With --layers a line for each layer.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import contextlib
 import json
 import statistics
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from ditto.models.random import random_weights, scaled_model
 from ditto.models.tokenizer import Batch
 from ditto.net.emulation import network
 from ditto.planning import machine as machines
-from ditto.planning.forecast import demands, forecast, total, whole
+from ditto.planning.forecast import Forecast, demands, forecast, total, whole
 from ditto.planning.measure import measure
 
 RANGES = Path(__file__).parent / "ranges" / "all-minilm-l6-v2.json"
@@ -53,12 +54,27 @@ def inputs_of(description: Description, batch: Batch, program: Program) -> Tenso
     return encode_inputs(description, program, batch)
 
 
+def _seconds(got: Forecast) -> dict[str, float]:
+    return {phase: getattr(got, phase) for phase in PHASES}
+
+
+def _medians(reports: Sequence[dict[str, Any]]) -> dict[str, float]:
+    return {phase: statistics.median(float(r[phase]["seconds"]) for r in reports) for phase in PHASES}
+
+
+def _ratios(predicted: dict[str, float], measured: dict[str, float]) -> str:
+    pairs = {p: (predicted[p], measured[p]) for p in PHASES}
+    pairs["both"] = sum(predicted.values()), sum(measured.values())
+    return "  ".join(f"{p} {a:6.3f} / {b:6.3f} = {a / b:.2f}" for p, (a, b) in pairs.items())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", default="loopback,lan,wan")
     parser.add_argument("--shapes", default=",".join(SHAPES))
-    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--machine", type=Path)
+    parser.add_argument("--layers", action="store_true")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     machine = machines.read(args.machine) if args.machine else measure(lambda text: None)
@@ -83,16 +99,14 @@ def main() -> None:
     for net in networks:
         for name, (description, _, batch) in models.items():
             layers = [whole(parts) for parts in demands(compile_stage(description, Plan(1, batch.shape[1])), machine)]
-            got = total(forecast(layers, machine, net))
+            each = forecast(layers, machine, net)
             reports = took[net.name, name]
-            medians = {p: statistics.median(float(r[p]["seconds"]) for r in reports) for p in PHASES}
-            predicted = {"online": got.online, "offline": got.offline}
-            both = sum(predicted.values()) / sum(medians.values())
+            medians, predicted = _medians(reports), _seconds(total(each))
             rows.append({"network": net.name, "model": name, "measured": medians, "predicted": predicted})
-            ratios = "  ".join(
-                f"{p} {predicted[p]:6.2f} / {medians[p]:6.2f} = {predicted[p] / medians[p]:.2f}" for p in PHASES
-            )
-            sys.stdout.write(f"{net.name:9} {name:7} predicted / measured: {ratios}  both {both:.2f}\n")
+            sys.stdout.write(f"{net.name:9} {name:7} predicted / measured: {_ratios(predicted, medians)}\n")
+            for i, got in enumerate(each) if args.layers else ():
+                parts = [report["layers"][i] for report in reports]
+                sys.stdout.write(f"    {parts[0]['name']:12} {_ratios(_seconds(got), _medians(parts))}\n")
     if args.out:
         args.out.write_text(json.dumps({"machine": machine.model_dump(), "rows": rows}, indent=1))
 

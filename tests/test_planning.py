@@ -25,8 +25,10 @@ from ditto.models.registry import architecture_of
 from ditto.models.tokenizer import Batch
 from ditto.net.emulation import Network, network
 from ditto.planning import machine as machines
+from ditto.planning import measure as measuring
 from ditto.planning.forecast import Demand, demands, forecast, total, whole
-from ditto.planning.machine import Machine, Rate, rates_of
+from ditto.planning.machine import Machine, Rate, rates_of, with_processes
+from ditto.planning.measure import Asked, Shape, fit_processes
 from ditto.planning.planner import PARTS, Objective, Part, plan, value
 from ditto.planning.probes import softmax_error
 from ditto.planning.stopwatch import ROLES, Sample, stopwatch
@@ -102,11 +104,36 @@ def test_what_is_ahead_is_bounded() -> None:
 
 
 def test_processors_are_shared() -> None:
-    """One core does the work of both parties and of the dealer, one after the other."""
+    """One core does the work of both parties and of the dealer, one after the other; with three, the parties only wait
+    for the first layer's correlations."""
     demand, loopback = Demand(deal=3.0, prepare=1.0, online=2.0), network("loopback")
     one, many = (Machine(cores=cores, rates={"x/1": {}}) for cores in (1, 3))
     assert [(f.offline, f.online) for f in forecast([demand], one, loopback)] == [(5.0, 4.0)]
-    assert [(f.offline, f.online) for f in forecast([demand], many, loopback)] == [(3.0, 2.0)]
+    assert [(f.offline, f.online) for f in forecast([demand], many, loopback)] == [(4.0, 2.0)]
+
+
+def test_the_dealer_works_while_the_parties_do() -> None:
+    """Two cores. While layer 0 is online, 3 s of dealing are done beside 2 x 6 s of the parties: 7.5 s on two cores.
+    What is not dealt by then slows both down when they prepare, and all processors are busy to the end."""
+    loopback = network("loopback")
+    machine = Machine(cores=2, rates={"x/1": {}}, phase=0.25, start=0.5)
+    got = forecast([Demand(online=6.0), Demand(dealt=1000, deal=3.0, prepare=2.0)], machine, loopback)
+    assert [f.offline for f in got] == [0.75, 2.25]
+    assert [f.online for f in got] == [7.75, 0.25]
+    got = forecast([Demand(online=6.0), Demand(dealt=1000, deal=10.0, prepare=2.0)], machine, loopback)
+    assert got[0].online == pytest.approx(6 * 1.5 + 0.25)
+    assert got[1].offline == pytest.approx((2 * 2 + 4) / 2 + 0.25)
+
+
+def test_constants_are_found_again() -> None:
+    """From what layers would take by known ones: forecasts by those that were found are as good."""
+    known = {"round": 2e-4, "sent": 4e-9, "dealt": 6e-9, "phase": 3e-3, "start": 4e-2}
+    jobs = [[Demand(6, n, 5 * n, 0.01, 0.01, 0.02), Demand(28, n, 50 * n, 0.04, 0.02, 0.04)] for n in (10**5, 10**6)]
+    took = [forecast(layers, with_processes(MACHINE, known), network("loopback")) for layers in jobs]
+    found = fit_processes(MACHINE, lambda _: [Asked(*job) for job in zip(jobs, took, strict=True)])
+    for layers, were in zip(jobs, took, strict=True):
+        for got, was in zip(forecast(layers, with_processes(MACHINE, found), network("loopback")), were, strict=True):
+            assert (got.online, got.offline) == pytest.approx((was.online, was.offline), rel=0.05, abs=1e-3)
 
 
 def test_rates_are_found_again() -> None:
@@ -134,7 +161,7 @@ def test_every_step_is_timed(model: tuple[Description, Any, Batch]) -> None:
 def test_a_profile_is_kept(tmp_path: Path) -> None:
     machines.write(tmp_path / "m.json", MACHINE)
     assert machines.read(tmp_path / "m.json") == MACHINE
-    for text in ("{", "[]", '{"format": 1}', MACHINE.model_dump_json().replace('"format":1', '"format":9')):
+    for text in ("{", "[]", '{"format": 1}', MACHINE.model_dump_json().replace('"format":2', '"format":9')):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(ConfigError):
             machines.read(tmp_path / "bad.json")
@@ -269,3 +296,27 @@ def test_the_command(model: tuple[Description, Any, Batch], tmp_path: Path) -> N
     for wrong in (["--network", "nowhere"], ["--for", "beauty"], ["--tokens", "3"]):
         assert CliRunner().invoke(app, [*args, *wrong]).exit_code in (2, 22)
     assert CliRunner().invoke(app, ["plan", "--model", "nobody"]).exit_code == 12
+
+
+def test_the_command_measures(
+    model: tuple[Description, Any, Batch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--measure` on five processes: a profile that has every kind of operation of what it timed, and is kept; without
+    the option it is read. Shapes of one head; what it takes says nothing of a machine."""
+    for name, shapes in (("TIMED", 1), ("ASKED", 2)):
+        tiny = tuple(Shape(measuring.READS, 64, 8 * (i + 1)) for i in range(shapes))
+        monkeypatch.setattr(measuring, name, tiny)
+    monkeypatch.setattr(measuring, "GENERATING", Shape(measuring.WRITES, 64, 8))
+    for name, value_ in (("PROGRAMS", 1), ("JOBS", 1), ("VOCABULARY", 64)):
+        monkeypatch.setattr(measuring, name, value_)
+    (tmp_path / "d.json").write_text(model[0].text())
+    args = ["plan", "--model", str(tmp_path / "d.json"), "--machine", str(tmp_path / "m.json"), "--seq", str(SEQ)]
+    assert CliRunner().invoke(app, args).exit_code != 0  # no such profile, and not asked to measure one
+    result = CliRunner().invoke(app, [*args, "--measure", "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    kept = machines.read(tmp_path / "m.json")
+    assert kept.rates.keys() > {"Open/8", "MatmulWeight/4"} and kept.round > 0
+    again = json.loads(CliRunner().invoke(app, [*args, "--json"]).stdout)
+    assert again == found
+    assert machines.read(tmp_path / "m.json") == kept

@@ -128,21 +128,28 @@ def test_table_of_medians_and_ratios() -> None:
 
 
 def test_bench_presets_writes_table_json_and_plots(tmp_path: Path) -> None:
-    command = ["bench", "presets", "--models", "bert-tiny", "--layers", "1", "--seq", "8", "--repeat", "1"]
-    command += ["--network", "loopback", "--presets", "ditto,puma", "--out", str(tmp_path)]
+    command = ["bench", "presets", "--models", "bert-tiny", "--layers", "1", "--seq", "8", "--repeat", "2,1"]
+    command += ["--network", "loopback,lan", "--presets", "ditto,puma", "--out", str(tmp_path)]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     document = json.loads((tmp_path / "results.json").read_text())
-    assert [row["preset"] for row in document["rows"]] == ["ditto", "puma"]
+    assert [row["preset"] for row in document["rows"]] == ["ditto", "puma"] * 2
+    assert [len(row["online_runs"]) for row in document["rows"]] == [2, 2, 1, 1]
     for row in document["rows"]:
         for key in ("rounds", "bytes_sent", "bytes_from_dealer"):
             assert row[key] > 0
         assert sum(op["rounds"] for op in row["operations"]) == row["rounds"]
-    assert "`puma`" in (tmp_path / "results.md").read_text()
+    first, _, *lines = (tmp_path / "results.md").read_text().splitlines()
+    puma = document["rows"][1::2]
+    seconds = [f"{row[f'{phase}_seconds']:.2f}" for row in puma for phase in ("online", "offline")]
+    assert first == "## bert-tiny, 1 layers, 8 tokens"
+    assert lines[3].startswith(f"| `puma` | {' | '.join(seconds)} | {puma[0]['rounds']} |")
     assert (tmp_path / "bert-tiny-1-8-loopback.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("bad", [["--models", "bert-huge"], ["--seq", "x"], ["--presets", "none"], ["--seq", "1"]])
+@pytest.mark.parametrize(
+    "bad", [["--models", "bert-huge"], ["--seq", "x"], ["--presets", "none"], ["--seq", "1"], ["--repeat", "1,2"]]
+)
 def test_bench_presets_refuses_what_it_does_not_know(tmp_path: Path, bad: list[str]) -> None:
     result = CliRunner().invoke(app, ["bench", "presets", "--out", str(tmp_path / "out"), *bad])
     assert result.exit_code == 2

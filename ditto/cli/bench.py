@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ditto.cli import generate as generated
-from ditto.cli.bench_presets import presets
+from ditto.cli.bench_presets import presets, read_ranges
 from ditto.cli.common import Json, ReportFile, TraceFile, emit, note, out
 from ditto.cli.report import CostFiles, print_costs
 from ditto.cli.run import Run, Watcher, document, run_batch, watching
@@ -19,7 +19,6 @@ from ditto.report.pieces import size
 if TYPE_CHECKING:
     from ditto.client.client import Client
     from ditto.models import Description
-    from ditto.models.description import LayerRanges
     from ditto.models.tokenizer import Batch
 
 app = typer.Typer(help="Measurements.", no_args_is_help=True)
@@ -27,6 +26,7 @@ app = typer.Typer(help="Measurements.", no_args_is_help=True)
 
 class Shape(StrEnum):
     tiny = "bert-tiny"
+    minilm = "minilm"
     base = "bert-base"
     large = "bert-large"
     gpt2_tiny = "gpt2-tiny"
@@ -70,7 +70,7 @@ def model(
         raise UsageError("--check compares sentence vectors and classes; for text there is `ditto generate --check`")
     say = (lambda text: None) if json else note
     say(f"{model.value}: random weights and their calibration")
-    real = _read_ranges(ranges) if ranges else ()
+    real = read_ranges(ranges) if ranges else ()
     description, weights, checkpoint = random_model(model.value, layers, seq, preset, real=real)
     sentences = random_batch(batch, seq)  # the first is the one that the model was calibrated on
     runs: list[Run] = []
@@ -102,16 +102,6 @@ def model(
     else:
         _show(summary, memory)
     files.write(summary, emulated)
-
-
-def _read_ranges(path: Path) -> "tuple[LayerRanges, ...]":
-    from ditto.files import read_json
-    from ditto.models.description import layer_ranges
-
-    try:
-        return layer_ranges(read_json(path))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: {error}") from None
 
 
 def _generate(

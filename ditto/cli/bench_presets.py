@@ -4,7 +4,7 @@ import json
 import os
 import platform
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 from pydantic import BaseModel, ConfigDict, TypeAdapter, model_validator
@@ -19,9 +19,22 @@ from ditto.net.emulation import Network
 from ditto.net.emulation import network as profile
 from ditto.report.presets import markdown, plot, row_of
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ditto.models.description import LayerRanges
+
 
 def _list(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    """Raises UsageError."""
+    try:
+        return [int(n) for n in _list(text)]
+    except ValueError:
+        raise UsageError(f"{option} {text!r}: numbers separated by commas") from None
 
 
 def machine() -> dict[str, Any]:
@@ -64,6 +77,16 @@ def read_peers(path: Path) -> list[dict[str, Any]]:
     return [row.model_dump(exclude_unset=True) for row in rows]
 
 
+def read_ranges(path: Path) -> "tuple[LayerRanges, ...]":
+    """Raises UsageError."""
+    from ditto.models.description import layer_ranges
+
+    try:
+        return layer_ranges(files.read_json(path))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
 def presets(
     models: Annotated[str, typer.Option(help="Shapes, separated by commas.")] = "bert-base",
     seq: Annotated[str, typer.Option(help="Tokens, separated by commas.")] = "128",
@@ -75,7 +98,12 @@ def presets(
         "results"
     ),
     layers: Annotated[int | None, typer.Option(min=1, help="Layers; default: the shape's.")] = None,
-    repeat: Annotated[int, typer.Option(min=1, help="Runs of each preset; medians are reported.")] = 3,
+    repeat: Annotated[
+        str, typer.Option(help="Runs of each preset, or one number for each network; medians are reported.")
+    ] = "3",
+    ranges: Annotated[
+        Path | None, typer.Option(help="A trained model's ranges; not every recipe holds any model's.")
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of each server.")] = 1,
     peers: Annotated[Path | None, typer.Option(help="Rows of benchmarks/peers/run.py to show beside.")] = None,
 ) -> None:
@@ -85,23 +113,25 @@ def presets(
 
     names = [preset_of(name).name for name in _list(select)] or list(PRESETS)
     shapes, networks = _list(models), [profile(name) for name in _list(network)]
-    try:
-        lengths = [int(n) for n in _list(seq)]
-    except ValueError:
-        raise UsageError(f"--seq {seq!r}: numbers separated by commas") from None
+    lengths, repeats = _numbers("--seq", seq), _numbers("--repeat", repeat)
+    if len(repeats) == 1:
+        repeats *= len(networks)
+    if len(repeats) != len(networks) or min(repeats) < 1:
+        raise UsageError(f"--repeat {repeat!r}: one number, or one for each of {len(networks)} networks")
     unknown = [shape for shape in shapes if shape not in SHAPES]
     if unknown or not shapes or not networks or not lengths or not all(2 <= n <= 512 for n in lengths):
         wrong = f"shape {unknown[0]!r}: one of {', '.join(SHAPES)}" if unknown else "lengths are 2 to 512 tokens"
         raise UsageError(wrong)
-    rows_of_peers = read_peers(peers) if peers else []
+    rows_of_peers, real = read_peers(peers) if peers else [], read_ranges(ranges) if ranges else ()
     files.make_directory(out_dir)
     document: dict[str, Any] = {
-        "version": ditto.__version__, "machine": machine(), "threads": threads, "repeat": repeat,
+        "version": ditto.__version__, "machine": machine(), "threads": threads, "repeat": repeats,
+        "ranges": ranges.stem if ranges else None,
         "networks": [n.model_dump() for n in networks], "rows": [], "peers": rows_of_peers,
     }  # fmt: skip
-    for emulated in networks:
+    for emulated, times in zip(networks, repeats, strict=True):
         for shape in shapes:
-            document["rows"] += _measure(shape, layers, lengths, emulated, names, repeat, threads)
+            document["rows"] += _measure(shape, layers, lengths, emulated, names, times, threads, real)
             # written after every group, so that a long measurement that is cut short keeps what it has
             files.write(out_dir / "results.json", json.dumps(document, indent=1) + "\n")
             files.write(out_dir / "results.md", markdown(document["rows"], rows_of_peers) + "\n")
@@ -111,7 +141,14 @@ def presets(
 
 
 def _measure(
-    shape: str, layers: int | None, lengths: list[int], emulated: Network, names: list[str], repeat: int, threads: int
+    shape: str,
+    layers: int | None,
+    lengths: list[int],
+    emulated: Network,
+    names: list[str],
+    repeat: int,
+    threads: int,
+    real: "Sequence[LayerRanges]" = (),
 ) -> list[dict[str, Any]]:
     """All presets of one shape on one cluster; the order of presets turns with every repetition."""
     from ditto.client.client import Client
@@ -122,7 +159,7 @@ def _measure(
         descriptions = {}
         for name in names:
             note(f"{emulated.name}, {shape}: sharing the weights of {name}")
-            found, weights, _ = random_model(shape, layers, max(lengths), name)
+            found, weights, _ = random_model(shape, layers, max(lengths), name, real=real)
             descriptions[name] = found.model_copy(update={"name": f"{shape}-{name}"})
             client.share_model(descriptions[name], weights)
             del weights

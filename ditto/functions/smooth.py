@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
+
 from ditto.engine.program import Builder, Wire
 from ditto.errors import RangeError
 from ditto.functions.fit import Fit
@@ -24,6 +26,18 @@ class Zone(NamedTuple):
     def bound(self) -> float:
         """Of the scaled values."""
         return self.fit.scale * self.fit.bound
+
+
+def column_scales(zones: Sequence[Zone], columns: int) -> torch.Tensor:
+    """What each column carries of its zone's scale: [columns], ones without zones."""
+    if not zones:
+        return torch.ones(columns)
+    return torch.cat([torch.full((zone.columns,), zone.fit.scale) for zone in zones])
+
+
+def widest(zones: Sequence[Zone], otherwise: float) -> float:
+    """The bound of all columns, their scales included; without zones what else is known."""
+    return max((zone.bound for zone in zones), default=otherwise)
 
 
 class Part(NamedTuple):

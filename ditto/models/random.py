@@ -16,6 +16,7 @@ from ditto.models.tokenizer import Batch
 
 SHAPES = {  # class, layers, hidden, heads, inner
     "bert-tiny": ("BertModel", 2, 128, 2, 512),
+    "minilm": ("BertModel", 6, 384, 12, 1536),
     "bert-base": ("BertModel", 12, 768, 12, 3072),
     "bert-large": ("BertModel", 24, 1024, 16, 4096),
     "gpt2-tiny": ("GPT2LMHeadModel", 2, 128, 2, 512),
@@ -51,6 +52,14 @@ def scaled_model(
     checkpoint: Checkpoint, name: str, seq: int, preset: str = "ditto", seed: int = 0, real: Sequence[LayerRanges] = ()
 ) -> tuple[Description, Tensors, Checkpoint]:
     """The same of random weights at hand."""
+    description, checkpoint = scaled_description(checkpoint, name, seq, preset, seed, real)
+    return description, encode_weights(description, checkpoint.tensors), checkpoint
+
+
+def scaled_description(
+    checkpoint: Checkpoint, name: str, seq: int, preset: str = "ditto", seed: int = 0, real: Sequence[LayerRanges] = ()
+) -> tuple[Description, Checkpoint]:
+    """The same without the encoded weights, which counting needs not."""
     longest = checkpoint.dimensions.positions
     if not 1 <= seq <= longest:
         raise UsageError(f"length {seq}: 1 to {longest}")
@@ -65,7 +74,7 @@ def scaled_model(
     description = fitted(
         found.model_copy(update={"ranges": found.ranges.model_copy(update={"layers": tuple(wide)}), "functions": ()})
     )
-    return description, encode_weights(description, checkpoint.tensors), checkpoint
+    return description, checkpoint
 
 
 def _widened(layer: LayerRanges, inner: int) -> LayerRanges:

@@ -13,7 +13,7 @@ import torch
 
 from ditto.functions.fit import Fits
 from ditto.functions.layernorm import deviation_scale
-from ditto.functions.smooth import Zone
+from ditto.functions.smooth import Zone, column_scales, widest
 from ditto.models.description import Description, LayerRanges, Neurons, NormRange, ScoreRange, round_down, round_up
 from ditto.presets.style import AttentionBounds, Norm, Scores, Style
 
@@ -158,16 +158,13 @@ def zones_of(style: Style, description: Description, layer: int, fits: Fits) -> 
 def activation_of(style: Style, description: Description, layer: int, fits: Fits) -> tuple[list[Zone], float]:
     """The same, and the bound of what the activation reads, its columns' scales included."""
     zones = zones_of(style, description, layer, fits)
-    return zones, max((zone.bound for zone in zones), default=description.ranges.layers[layer].activation)
+    return zones, widest(zones, description.ranges.layers[layer].activation)
 
 
 def neuron_scales(style: Style, description: Description, layer: int) -> torch.Tensor:
     """What the weights before the activation of a block are multiplied with, neuron by neuron, and those after it
     divided by: [inner]."""
-    zones = zones_of(style, description, layer, description.fits)
-    if not zones:
-        return torch.ones(description.dimensions.inner)
-    return torch.cat([torch.full((zone.columns,), zone.fit.scale) for zone in zones])
+    return column_scales(zones_of(style, description, layer, description.fits), description.dimensions.inner)
 
 
 def scores_of(layer: LayerRanges) -> Scores:

@@ -1,24 +1,26 @@
 """Seconds of a program on a machine and a network, from its static cost alone.
 
-Layer by layer the parties prepare (offline) and then run (online); the dealer works ahead of them. For a layer with
-R rounds, S bytes sent by each party, d bytes dealt to each, processor seconds D (dealer), P and C (a party, offline and
-online; `ditto.planning.machine`):
+Layer by layer the parties prepare (offline) and then run (online); the dealer works all the time, ahead of them. For a
+layer with R rounds, S bytes sent by each party, d bytes dealt to each, processor seconds D (dealer), P and C (a party,
+offline and online; `ditto.planning.machine`):
 
-    online  = phase + R (round + rtt / 2) + S (sent + 8 / bandwidth) + C'
-    offline = phase + max(P', (1 - a) max(D', 8 d / bandwidth), (2 P' + (1 - a) D') / cores)
+- A party waits R rtt / 2 + S 8 / bandwidth online, and is busy C + R round + S sent. A round is one way (rtt / 2),
+  since both parties send at once, as in `ditto.report.cost_model`. Offline it is busy P' = P + d dealt; dealing takes
+  D' = D + 2 d dealt: what taking and sending the correlations costs besides.
+- While the parties wait, the dealer has a processor; while they are busy, all three share `cores` alike, until the
+  buffers are full or all is dealt: so long a party is at min(1, cores / 3) of its speed, then at min(1, cores / 2).
+- What is dealt follows the link to a party at its bandwidth, as far as the party's buffer lets it.
+- Offline a party works on what is there while the rest is dealt and arrives; of the first layer it has nothing
+  (the largest step of embeddings is dealt as a whole, and small pieces are gathered), so there it begins when all has
+  arrived.
+- Each phase of a layer takes `phase` more, the first one `start` besides: the stream's beginning.
 
-- P' = P + d dealt, D' = D + 2 d dealt: what taking and sending the correlations costs besides.
-- a is the part of the layer's correlations that came while the layer before was online: what that time and the buffers
-  allow, and none for the first.
-- C' = max(C, (2 C + a D' of the next layer) / cores less the time in which the processors wait for the network): both
-  parties and the dealer share them.
-- A round is one way (rtt / 2), since both parties send at once, as in `ditto.report.cost_model`.
-
-Not predicted: client and coordinator, the job's start, other load, lost packets.
+Not predicted: client and coordinator, the job's start before that, other load, lost packets.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -90,36 +92,81 @@ def whole(parts: dict[str, Demand]) -> Demand:
 
 
 def forecast(layers: Sequence[Demand], machine: Machine, network: Network) -> list[Forecast]:
-    """Of each layer, in the formulas above."""
+    """Of each layer, by the rules above."""
     found = []
-    taken = 0.0  # of this layer's correlations: the part that is there already
-    for here, after in zip(layers, [*layers[1:], None], strict=True):
-        dealing = _dealing(here, machine)
-        arriving = (1 - taken) * max(dealing, transfer_seconds(here.dealt // 2, network))
-        taking = here.prepare + here.dealt / 2 * machine.dealt
-        shared = (2 * taking + (1 - taken) * dealing) / machine.cores
-        offline = machine.phase + max(taking, arriving, shared)
-        waiting = latency_seconds(here.rounds, network) + transfer_seconds(here.sent, network)
-        busy = here.online + here.rounds * machine.round + here.sent * machine.sent
-        taken, beside = 0.0, 0.0
-        if after is not None:
-            taken = _ahead(after, machine, network, waiting + busy)
-            beside = taken * _dealing(after, machine)
-        contended = (2 * busy + beside) / machine.cores - waiting
-        found.append(Forecast(machine.phase + waiting + max(busy, contended), offline))
+    stream = _Stream(layers, machine, network)
+    for i, layer in enumerate(layers):
+        offline = stream.take(i, layer.prepare + layer.dealt / 2 * machine.dealt)
+        waiting = latency_seconds(layer.rounds, network) + transfer_seconds(layer.sent, network)
+        online = stream.work(waiting, layer.online + layer.rounds * machine.round + layer.sent * machine.sent)
+        found.append(Forecast(machine.phase + online, machine.phase + offline + (0.0 if i else machine.start)))
     return found
 
 
-def _dealing(layer: Demand, machine: Machine) -> float:
-    return layer.deal + layer.dealt * machine.dealt
+class _Stream:
+    """What is dealt and what has arrived, as a fluid: bytes for each party."""
 
+    def __init__(self, layers: Sequence[Demand], machine: Machine, network: Network) -> None:
+        self._ends = list(itertools.accumulate(layer.dealt / 2 for layer in layers))
+        self._left = [layer.deal + layer.dealt * machine.dealt for layer in layers]  # seconds of dealing
+        self._byte = transfer_seconds(1_000_000, network) / 1e6
+        self._alone, self._shared = (min(1.0, machine.cores / busy) for busy in (2, 3))
+        self._cores = machine.cores
+        self._layer = 0  # that is being dealt
+        self._dealt = self._arrived = self._taken = 0.0
 
-def _ahead(layer: Demand, machine: Machine, network: Network, seconds: float) -> float:
-    """Which part of a layer's correlations arrives in so many seconds in which nobody takes any."""
-    link, dealer = transfer_seconds(layer.dealt // 2, network), _dealing(layer, machine)
-    held = AHEAD if link > dealer else AHEAD + FEED
-    slowest = max(link, dealer)
-    return min(1.0, 2 * held / max(1, layer.dealt), seconds / slowest if slowest else 1.0)
+    def work(self, waiting: float, busy: float) -> float:
+        """Seconds in which the parties are busy and wait for each other so long."""
+        able = waiting + busy
+        part = self._deal(able) / able if able else 0.0
+        seconds = waiting + busy * (part / self._shared + (1 - part) / self._alone)
+        self._arrive(seconds)
+        return seconds
+
+    def take(self, layer: int, busy: float) -> float:
+        """Seconds that the parties need to have a layer's correlations and to prepare them."""
+        end, self._taken = self._ends[layer], self._ends[layer]
+        dealing = sum(self._left[self._layer : layer + 1])
+        if layer == 0:
+            return self._fetch(end, dealing) + self.work(0.0, busy)
+        if dealing > busy:
+            seconds = max(dealing, (2 * busy + dealing) / self._cores)
+            self._deal(dealing)
+            self._arrive(seconds)
+        else:
+            seconds = self.work(0.0, busy)
+        return seconds + self._fetch(end, sum(self._left[self._layer : layer + 1]))
+
+    def _fetch(self, end: float, dealing: float) -> float:
+        """Until all of a layer is there, parties idle."""
+        seconds = max(dealing, (end - self._arrived) * self._byte)
+        self._deal(seconds)
+        self._arrive(seconds)
+        return seconds
+
+    def _deal(self, seconds: float) -> float:
+        """Deal for so long, or until the buffers are full; returns for how long. A layer's bytes come evenly."""
+        spent, full = 0.0, self._reach(seconds) + FEED
+        while self._layer < len(self._ends):
+            left, rest = self._left[self._layer], self._ends[self._layer] - self._dealt
+            share = (full - self._dealt) / rest if rest > 0 else 1.0
+            share = max(0.0, min(share, (seconds - spent) / left if left > 0 else 1.0))
+            if share < 1.0:
+                self._dealt += share * rest
+                self._left[self._layer] -= share * left
+                return spent + share * left
+            spent += left
+            self._dealt, self._left[self._layer] = self._ends[self._layer], 0.0
+            self._layer += 1
+        return spent
+
+    def _arrive(self, seconds: float) -> None:
+        self._arrived = max(self._arrived, min(self._dealt, self._reach(seconds)))
+
+    def _reach(self, seconds: float) -> float:
+        """How far the link and the party's buffer let bytes arrive."""
+        buffered = self._taken + AHEAD
+        return min(buffered, self._arrived + seconds / self._byte) if self._byte else buffered
 
 
 def total(layers: Sequence[Forecast]) -> Forecast:

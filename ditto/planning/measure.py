@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from statistics import median
 from typing import Any, NamedTuple
 
 from ditto.client.client import Client
@@ -18,17 +20,17 @@ from ditto.models.description import Description, Dimensions
 from ditto.models.random import SHAPES, random_weights, scaled_model
 from ditto.models.tokenizer import Batch
 from ditto.net.emulation import network
-from ditto.planning.forecast import Demand, demands, forecast, whole
+from ditto.planning.forecast import Demand, Forecast, demands, forecast, whole
 from ditto.planning.machine import Machine, rates_of, with_processes
 from ditto.planning.stopwatch import Sample, stopwatch
 from ditto.ring.malloc import tune_memory
 
 PROGRAMS = 2  # times that each is timed
-JOBS = 3  # of each model, the quickest counts
-START = {"round": 3e-4, "sent": 1e-9, "dealt": 1e-9, "phase": 2e-3}
+JOBS = 5  # of each model; medians count
+START = {"round": 3e-4, "sent": 1e-9, "dealt": 1e-9, "phase": 2e-3, "start": 1e-2}
 FACTORS = (0.25, 0.5, 0.8, 0.95, 1.05, 1.25, 2.0, 4.0)
 SWEEPS = 60
-FLOOR = 0.005  # seconds of a layer below which errors count as of this much
+FLOOR = 0.005  # seconds that are added to both sides of a ratio: shorter phases of a layer say little
 VOCABULARY = 2_048  # a word is a row like any other, and weights take time to make
 
 Say = Callable[[str], None]
@@ -94,15 +96,15 @@ def _inputs(description: Description, batch: Batch, program: Program) -> Tensors
 
 
 class Asked(NamedTuple):
-    """A job that was run: its layers' demands, and what its report says."""
+    """A job that was run: its layers' demands, and what they took."""
 
     layers: list[Demand]
-    report: dict[str, Any]
+    took: list[Forecast]
 
 
 def _jobs(say: Say) -> Callable[[Machine], list[Asked]]:
-    """On loopback, the quickest of JOBS of each model."""
-    runs: list[tuple[Description, Shape, dict[str, Any]]] = []
+    """On loopback, medians of JOBS of each model."""
+    runs: list[tuple[Description, Shape, list[Forecast]]] = []
     with embedded(network=network("loopback")) as cluster, Client(cluster.client_config()) as client:
         for number, shape in enumerate(ASKED):
             say(f"timing jobs: {shape.hidden} wide, {shape.tokens} tokens")
@@ -110,31 +112,35 @@ def _jobs(say: Say) -> Callable[[Machine], list[Asked]]:
             client.share_model(description, weights)
             inputs = partial(_inputs, description, _words(shape.tokens))
             answers = [client.infer(description.name, inputs, 1, shape.tokens) for _ in range(JOBS + 1)]
-            reports = [answer.report for answer in answers[1:]]  # the first warms up
-            runs.append((description, shape, min(reports, key=lambda r: float(r["online"]["seconds"]))))
+            runs.append((description, shape, _medians([answer.report for answer in answers[1:]])))  # the first warms up
 
     def asked(machine: Machine) -> list[Asked]:
         return [
-            Asked([whole(p) for p in demands(compile_stage(d, Plan(1, shape.tokens)), machine)], report)
-            for d, shape, report in runs
+            Asked([whole(p) for p in demands(compile_stage(d, Plan(1, shape.tokens)), machine)], took)
+            for d, shape, took in runs
         ]
 
     return asked
 
 
+def _medians(reports: Sequence[dict[str, Any]]) -> list[Forecast]:
+    """By layer and phase."""
+    rows = zip(*(report["layers"] for report in reports), strict=True)
+    return [Forecast(*(median(float(r[p]["seconds"]) for r in row) for p in ("online", "offline"))) for row in rows]
+
+
 def fit_processes(machine: Machine, asked: Callable[[Machine], list[Asked]]) -> Mapping[str, float]:
-    """What the processes add, so that forecasts come nearest to the reports' layers: squared relative errors, by a
-    search over one constant at a time."""
+    """What the processes add, so that forecasts come nearest to what the layers took: squared logarithms of their
+    ratios, since relative errors would rather have forecasts too low; by a search over one constant at a time."""
     jobs, loopback = asked(machine), network("loopback")
 
     def error(constants: Mapping[str, float]) -> float:
         tried = with_processes(machine, constants)
         left = 0.0
         for job in jobs:
-            for row, got in zip(job.report["layers"], forecast(job.layers, tried, loopback), strict=True):
-                for phase, predicted in (("online", got.online), ("offline", got.offline)):
-                    took = float(row[phase]["seconds"])
-                    left += ((predicted - took) / max(took, FLOOR)) ** 2
+            for took, got in zip(job.took, forecast(job.layers, tried, loopback), strict=True):
+                for was, predicted in ((took.online, got.online), (took.offline, got.offline)):
+                    left += math.log((predicted + FLOOR) / (was + FLOOR)) ** 2
         return left
 
     best = dict(START)

@@ -18,6 +18,7 @@ from ditto.engine.plain import plain_weights
 from ditto.engine.program import Builder
 from ditto.functions.fit import Fitting
 from ditto.functions.layernorm import RESIDUAL, deviation_scale
+from ditto.functions.smooth import column_scales, widest
 from ditto.models.description import Dimensions, LayerRanges, NormRange
 from ditto.models.ranges import ACTIVATION_MARGIN, GELU_MARGIN, SCORE_MARGIN, VARIANCE_MARGIN, attention_of
 from ditto.ops import Masked, Op, TruncateReduce
@@ -124,10 +125,8 @@ def activation_error(preset: str, choices: Choices, d: Dimensions, ranges: Layer
     zones = chosen.zones(d.activation, groups, fits) if ranges.neurons else []
     reach = torch.cat([torch.full((count,), bound / GELU_MARGIN / SIGMAS) for count, bound in groups]).double()
     x = _random(ROWS, len(reach)) * reach
-    scales = torch.ones(len(reach))
-    if zones:
-        scales = torch.cat([torch.full((zone.columns,), zone.fit.scale) for zone in zones]).double()
-    wide = max((zone.bound for zone in zones), default=ranges.activation)
+    scales = column_scales(zones, len(reach)).double()
+    wide = widest(zones, ranges.activation)
     b = Builder()
     b.layer("probe")
     read = b.input("x", WIDE, CUT, x.shape, wide)

@@ -14,6 +14,8 @@ Row = dict[str, Any]
 # Ditto (arXiv 2405.05525), abstract: its speedup over each, from the least to the most over its models and networks
 SPEEDUPS = {"mpcformer": (3.14, 4.40), "puma": (1.44, 2.35)}
 
+PHASES = ("online", "offline")
+
 
 def row_of(setting: Row, reports: list[Row]) -> Row:
     """One row from the reports of several runs: medians of the seconds; rounds and bytes are the same in all."""
@@ -63,7 +65,7 @@ def ratio(rows: list[Row], slow: str, fast: str, key: str) -> float | None:
 
 def markdown(rows: list[Row], peers: list[Row]) -> str:
     """Tables for people, one for each group, with the ratios that the paper claims below each."""
-    parts = []
+    parts = together(rows) if len(groups(rows)) > 1 else []
     for (model, layers, seq, network), group in groups(rows).items():
         parts += [f"## {model}, {layers} layers, {seq} tokens, {network}", ""]
         parts += ["| preset | online s | offline s | rounds | MB sent by each party | MB from the dealer |"]
@@ -77,6 +79,34 @@ def markdown(rows: list[Row], peers: list[Row]) -> str:
         parts += [_peer(p) for p in alike if network == "loopback" and "error" not in p]
         parts += ["", *_ratios(group), ""]
     return "\n".join(parts)
+
+
+def together(rows: list[Row]) -> list[str]:
+    """A table for each (model, layers, sequence), all networks side by side: seconds of both phases, then counts,
+    which no network changes."""
+    lines = []
+    for key in dict.fromkeys((r["model"], r["layers"], r["seq"]) for r in rows):
+        group = [r for r in rows if (r["model"], r["layers"], r["seq"]) == key]
+        networks = list(dict.fromkeys(r["network"] for r in group))
+        heads = ["preset", *(f"{phase} s, {n}" for n in networks for phase in PHASES)]
+        heads += ["rounds", "MB sent by each party", "MB from the dealer"]
+        lines += [f"## {key[0]}, {key[1]} layers, {key[2]} tokens", "", _line(heads), "|---" * len(heads) + "|"]
+        for preset in dict.fromkeys(r["preset"] for r in group):
+            found = {r["network"]: r for r in group if r["preset"] == preset}
+            first = next(iter(found.values()))
+            seconds = [f"{found[n][f'{p}_seconds']:.2f}" if n in found else "" for n in networks for p in PHASES]
+            counts = [
+                str(first["rounds"]),
+                f"{first['bytes_sent'] / 1e6:.1f}",
+                f"{first['bytes_from_dealer'] / 1e6:.0f}",
+            ]
+            lines.append(_line([f"`{preset}`", *seconds, *counts]))
+        lines.append("")
+    return lines
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _peer(p: Row) -> str:
