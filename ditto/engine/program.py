@@ -219,6 +219,11 @@ class Builder:
         for k in range(bits, min(bits + LEVELS, opened.ring + 1)):
             self._guard(opened, k, least, most)
 
+    def watch_narrow(self, opened: Wire, bound: float) -> None:
+        """Watch |x| <= bound on the smallest ring from which x would extend, of an opened wire on a larger one."""
+        limit = math.floor(math.ldexp(bound, opened.frac)) + 1
+        self._guard(opened, min(limit.bit_length() + 2, opened.ring), -limit, limit)
+
     def _watch_ring(self, opened: Wire) -> None:
         """Watch an opened wire as far as its ring and its bound go.
 

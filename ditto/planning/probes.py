@@ -33,6 +33,7 @@ Tensor = torch.Tensor
 ROWS, HEADS, COLUMNS = 64, 4, 96
 SIGMAS = 4.0  # what a calibration's maximum is of a normal distribution, about
 WIDE, CUT = 32, 20  # of a projection on its way to an activation
+WIDEST, READ = 48, 8  # of what a causal attention's projection reads (else WIDE), with so many fraction bits
 EXACT = 1 << 6  # parts of a unit that any type here holds
 MASKS = 1 << 62
 KEPT = 256  # errors: layers repeat, and so do requests
@@ -67,14 +68,16 @@ def softmax_error(preset: str, choices: Choices, d: Dimensions, ranges: LayerRan
     b = Builder()
     b.layer("probe")
     stage = Stage(causal=causal)
-    read = b.input("x", WIDE, 12, (ROWS, width), ranges.qkv)
+    read = b.input("x", WIDEST if causal else WIDE, READ, (ROWS, width), ranges.qkv)
     residual = b.input("residual", RESIDUAL.ring, RESIDUAL.frac, (ROWS, width), 1.0)
     chosen = preset_of(preset).style.chosen(choices)
     (opened,) = b.open(read)
+    scales = (1.0, 1.0) if causal else chosen.scales(bounds.scores, 1)
+    scale = torch.tensor([*scales, 1.0], dtype=torch.float64).repeat_interleave(width)
     heads = chosen.heads(b, opened, "qkv", HEADS, 1, bounds, stage)
     bounds = bounds._replace(context=max(ranges.context, ranges.qkv))
     b.output("context", chosen.attend(b, heads, bounds, residual, stage))
-    got = _run(b, {"x": x, "residual": torch.zeros_like(x)}, {"qkv.weight": weight, "qkv.bias": bias})
+    got = _run(b, {"x": x, "residual": torch.zeros_like(x)}, {"qkv.weight": weight * scale, "qkv.bias": bias * scale})
     read_off = (x @ weight + bias).chunk(3, 1)
     q, k, v = (part.reshape(ROWS, HEADS, size).transpose(0, 1) for part in read_off)
     scores = q @ k.transpose(1, 2)

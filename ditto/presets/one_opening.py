@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -50,6 +51,8 @@ TABLE = FixedPoint(16, 12)  # embeddings; fewer fraction bits where the values n
 NARROW = 16  # ring bits of a wire on its way to an extension
 SCORES = 16  # of scores, as steps on their circle
 QUERIES = 24  # of opened queries and keys: a score needs only its value on the circle
+ENCODED = FixedPoint(20, 8)  # of an encoder's, which are scaled to it: what truncation leaves of HIDDEN's projections
+KEEP = 16  # of the vector of real tokens: what embeddings, their positions and scores are on
 FOLDED, FOLDED_QKV = 32, 48  # of what a LayerNorm gives to its projection; 48 spare the heads an extension
 CUT = 8  # bits of the ring that the truncation before an addition to the residual stream takes
 STREAMS = (FixedPoint(24, 12), FixedPoint(32, 16))  # of a stream: the largest number of fraction bits in each ring
@@ -92,8 +95,14 @@ class Attention:
 
 
 def score_type(scores: Scores, stage: Stage) -> ScoreType:
-    """Padding's keys are 0 in an encoder and kept from a prompt by causality; later tokens meet them as they are."""
+    """Padding's keys are the first one in an encoder and kept from a prompt by causality; later tokens meet them as
+    they are."""
     return ScoreType.of(scores.above, scores.below, scores.spread, lowered=stage.later)
+
+
+def _excess(circle: ScoreType) -> int:
+    """log2 of what an encoder's scores are multiplied with, so that ENCODED's ring ends where their circle does."""
+    return ENCODED.ring - 2 * ENCODED.frac - circle.log_range
 
 
 def gelu_type(stage: Stage) -> GeluType:
@@ -111,6 +120,7 @@ class OneOpening:
 
     centred = True
     folded = True
+    repeats = True
     quad = False
     narrows = True
     open = True
@@ -155,14 +165,19 @@ class OneOpening:
         return Normed(out, residual)
 
     def masks(self, b: Builder, scores: list[Scores], batch: int, n: int) -> list[Wire]:
-        """One for all layers: 1 for a token, 0 for padding; keys are multiplied with it, masks are linear in it."""
-        return [b.input("keep", QUERIES, 0, (batch, 1, 1, n), 1.0)] * len(scores)
+        """One for all layers: 1 for a token, 0 for padding; masks are linear in it."""
+        return [b.input("keep", KEEP, 0, (batch, 1, 1, n), 1.0)] * len(scores)
 
     def encode_masks(self, scores: list[Scores], padding: Tensor) -> dict[str, Tensor]:
-        return {"keep": encode(1 - padding[:, None, None, :], QUERIES, 0)}
+        return {"keep": encode(1 - padding[:, None, None, :], KEEP, 0)}
 
     def bias(self, scores: Scores) -> FixedPoint:
         return FixedPoint(SCORES, score_type(scores, ENCODER).frac)
+
+    def scales(self, scores: Scores, size: int) -> tuple[float, float]:
+        """Alike, such that on ENCODED's ring a score goes once round where its circle does."""
+        scale = math.sqrt(math.ldexp(1 / math.sqrt(size), _excess(score_type(scores, ENCODER))))
+        return scale, scale
 
     def linear(self, b: Builder, x: Wire, name: str, columns: int, bound: float) -> Wire:
         (opened,) = b.open(x)
@@ -193,29 +208,36 @@ class OneOpening:
     ) -> Heads:  # fmt: skip
         """1. Keys less the text's first: that changes all scores of a row alike, and makes its first one 0.
         2. After a folded LayerNorm the projection's ring lets a truncation give what the products need.
-        3. Else its result is opened on 16 bits, once, and extended to each of them; a mask that there is makes keys
-           0 in the same step."""
+        3. An encoder's queries and keys are scaled to what its truncation leaves; values alone are opened on 16 bits
+           and extended. What leaves its range does not wrap there, but is watched as if it did."""
         width = x.shape[1]
         if norm is not None:
             with b.label("layernorm"):
                 (x,) = b.open(standardise(b, x, norm.variance, norm.epsilon, FOLDED_QKV, self.stream_root))
-        qkv = self.read(b, x, name, 3 * width, bounds.qkv)
+        size, root = width // count, self.scales(bounds.scores, 1)[0]
+        most = 1.0 if stage.causal else max(1.0, root * size**0.25)
+        qkv = self.read(b, x, name, 3 * width, bounds.qkv * most)
         q, k, v = (split_heads(b, qkv, i, count, batch) for i in range(3))
         zero = self._first(b, k, name, stage)
         k = b.add(k, minus(b, zero))  # 1
-        kept = zero if stage.causal else None
-        widest = score_type(bounds.scores, replace(stage, later=stage.causal))  # one type of keys for all stages
-        digits = min(HIDDEN.frac, (QUERIES - widest.log_range) // 2)
-        rings = QUERIES, QUERIES, Attention.of(stage).values
-        fracs = [fraction_bits(part.bound, NARROW, most) for part, most in ((q, digits), (k, digits), (v, HIDDEN.frac))]
-        if norm is not None:  # 2
-            cut = [b.truncate(y, y.frac - f, ring) for y, f, ring in zip((q, k, v), fracs, rings, strict=True)]
-            return Heads(*b.open(*cut))._replace(first=kept)
+        v = b.retype(v, bound=bounds.qkv)
+        ring = Attention.of(stage).values
+        if stage.causal:  # 2
+            widest = score_type(bounds.scores, replace(stage, later=True))  # one type of keys for all stages
+            digits = min(HIDDEN.frac, (QUERIES - widest.log_range) // 2)
+            types = (q, digits, QUERIES), (k, digits, QUERIES), (v, HIDDEN.frac, ring)
+            fracs = [fraction_bits(part.bound, NARROW, most) for part, most, _ in types]
+            cut = [b.truncate(y, y.frac - f, ring) for (y, _, ring), f in zip(types, fracs, strict=True)]
+            return Heads(*b.open(*cut))._replace(first=zero)
         # 3
-        cut = [b.truncate(y, y.frac - f, NARROW) for y, f in zip((q, k, v), fracs, strict=True)]
-        q, k, v, *keep = b.open(*cut, *([] if mask is None else [mask]))
-        k = multiply(b, k, keep[0], QUERIES, bound=k.bound) if keep else b.extend(k, QUERIES)
-        return Heads(*b.open(b.extend(q, QUERIES), k, b.extend(v, rings[2])))._replace(first=kept)
+        narrow = b.truncate(v, v.frac - fraction_bits(v.bound, NARROW, HIDDEN.frac), NARROW)
+        cut = [b.truncate(y, y.frac - ENCODED.frac, ENCODED.ring, bound=0.0) for y in (q, k)]
+        q, k, narrow = b.open(*cut, narrow)
+        (v,) = b.open(b.extend(narrow, ring))
+        reach = root * bounds.qkv
+        for y, largest in ((q, reach * size**0.25), (k, 2 * reach / size**0.25)):  # less another
+            b.watch_narrow(y, largest)
+        return Heads(q, b.retype(k, frac=k.frac + _excess(score_type(bounds.scores, stage))), v)
 
     def _first(self, b: Builder, k: Wire, name: str, stage: Stage) -> Wire:
         """The first key of each text [B, heads, d, 1]: of these, or from an earlier stage."""
@@ -227,19 +249,19 @@ class OneOpening:
         self, b: Builder, heads: Heads, bounds: AttentionBounds, residual: Wire, stage: Stage, *,
         mask: Wire | None = None, bias: Wire | None = None,
     ) -> Wire:  # fmt: skip
-        """1. Scores, cut onto their circle; bias (less that of the first key) and mask.
+        """1. Scores, cut onto their circle; bias and mask.
         2. Exponentials, and 1 / sum by row.
         3. Exponentials times values; both opened; their product.  All types by `Attention`."""
         q, k, v, *_ = heads
         types, circle = Attention.of(stage).chosen(self.choices), score_type(bounds.scores, stage)
         with b.label("scores"):  # 1
-            op = Matmul(q.shape, k.shape, QUERIES)
-            (s,) = b.emit(op, [q, k], [(QUERIES, q.frac + k.frac, op.shape, 0.0)])
+            op = Matmul(q.shape, k.shape, q.ring)
+            (s,) = b.emit(op, [q, k], [(q.ring, q.frac + k.frac, op.shape, 0.0)])
             if s.frac < circle.frac:
                 s = b.affine(s, 1, 0, circle.frac)
             s = b.truncate(s, s.frac - circle.frac, SCORES)
             if bias is not None:
-                s = b.add(s, bias, minus(b, b.view(bias, slices=((2, 0, 1),))))
+                s = b.add(s, bias)
             if mask is not None:  # 0 for a token
                 added = b.affine(b.add(mask, ring=SCORES, bound=0.0), -circle.mask, circle.mask, circle.frac, bound=0.0)
                 s = masked(b, s, added)

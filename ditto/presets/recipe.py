@@ -65,6 +65,7 @@ class Recipe:
     squares: bool = False
     centred = False
     folded = False
+    repeats = False
     narrows = False
     open = False
 
@@ -113,6 +114,9 @@ class Recipe:
 
     def bias(self, scores: Scores) -> FixedPoint:
         return FixedPoint(self._narrow, self.linear_type.frac)
+
+    def scales(self, scores: Scores, size: int) -> tuple[float, float]:
+        return 1 / math.sqrt(size), 1.0
 
     def linear(self, b: Builder, x: Wire, name: str, columns: int, bound: float) -> Wire:
         """Narrow: on the ring that the truncation leaves."""

@@ -66,7 +66,7 @@ class Scores(NamedTuple):
 
 
 class Heads(NamedTuple):
-    """Opened queries [B, heads, n, d] (scaled by 1/sqrt(d) in the weights), keys [B, heads, d, N], values
+    """Opened queries [B, heads, n, d], keys [B, heads, d, N] (scaled in the weights), values
     [B, heads, N, d]; `keep`: what an attention without a maximum counts, where a style needs it; `first`: the text's
     first key, where a style needs it for later tokens."""
 
@@ -112,6 +112,10 @@ class Style(Protocol):
         """Are gamma and beta part of the projections that read a LayerNorm?"""
 
     @property
+    def repeats(self) -> bool:
+        """Is an encoder's padding computed as its text's first token is?"""
+
+    @property
     def quad(self) -> bool:
         """Does it compute Quad in the place of GELU?"""
 
@@ -146,6 +150,9 @@ class Style(Protocol):
 
     def bias(self, scores: Scores) -> FixedPoint:
         """The type of what is added to the scores of a layer."""
+
+    def scales(self, scores: Scores, size: int) -> tuple[float, float]:
+        """What an encoder's weights of queries and of keys are multiplied with; `size`: of a head."""
 
     def linear(self, b: Builder, x: Wire, name: str, columns: int, bound: float) -> Wire:
         """A linear layer with secret weights."""
@@ -188,7 +195,8 @@ class Style(Protocol):
     ) -> Wire:
         """Context [rows, H] of all queries, ready for the projection into the residual stream.
 
-        The mask, if any, keeps padding out of the first keys; a bias is added to the scores. Several queries attend
+        The mask, if any, keeps padding out of the first keys; a bias [1 or B, heads, n, N]
+        is added to the scores. Several queries attend
         causally where the stage says so, a single one to every key.
         """
 

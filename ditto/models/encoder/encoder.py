@@ -110,7 +110,10 @@ class Encoder:
         """One-hot rows (or looked-up embeddings) and the padding mask. Raises UsageError without the public tables."""
         style, d = preset_of(description.preset).style, description.dimensions
         inputs = style.encode_masks([scores_of(layer) for layer in description.ranges.layers], 1 - batch.mask)
-        ids, types = batch.ids.reshape(-1), token_types(batch, d).reshape(-1)
+        ids, types = batch.ids, token_types(batch, d)
+        if style.repeats:
+            ids, types = (torch.where(batch.mask.bool(), x, x[:, :1]) for x in (ids, types))
+        ids, types = ids.reshape(-1), types.reshape(-1)
         if int(ids.min()) < 0 or int(ids.max()) >= d.vocabulary:
             raise UsageError(f"token ids below {d.vocabulary} expected: is this the model's tokenizer?")
         if description.embeddings == "public":

@@ -10,6 +10,7 @@ from ditto.engine.program import Builder, Program, Wire
 from ditto.engine.schedule import scheduled
 from ditto.errors import UsageError
 from ditto.functions.fit import Fits
+from ditto.functions.fixed import minus
 from ditto.models.description import Description, NormRange, required
 from ditto.models.encoder.heads import Head
 from ditto.models.ranges import activation_of, attention_of, norm_of, scores_of
@@ -31,10 +32,12 @@ def compile_encoder(head: Head, description: Description, plan: Plan, fits: Fits
         raise UsageError(f"batch {plan.batch}, length {plan.seq}: this model takes 1 to {d.positions} tokens")
     style = preset_of(description.preset).style
     b = Builder(plan.guard)
-    x = _embeddings(b, description, style, plan)
     scores = [scores_of(layer) for layer in ranges.layers]
     masks = style.masks(b, scores, plan.batch, plan.seq)
-    biases = _biases(b, description, style, plan.seq)
+    b.layer("embeddings")
+    kept = _kept(b, masks[0]) if style.repeats else None
+    x = _embeddings(b, description, style, plan, kept)
+    biases = _biases(b, description, style, plan, kept)
     for i in range(d.layers):
         b.layer(f"layer {i}")
         x = _block(b, x, masks[i], biases[i], description, i, style, plan, fits, head.whole)
@@ -43,11 +46,18 @@ def compile_encoder(head: Head, description: Description, plan: Plan, fits: Fits
     return scheduled(b.finish())
 
 
-def _embeddings(b: Builder, description: Description, style: Style, plan: Plan) -> Normed:
+def _kept(b: Builder, mask: Wire) -> Wire:
+    """A mask [B, 1, 1, n] of ones and zeros, opened as [B, n, 1]: padding is computed as the text's first token is."""
+    batch, n = mask.shape[0], mask.shape[-1]
+    with b.label("embeddings"):
+        (opened,) = b.open(mask)
+        return b.view(opened, shape=(batch, n, 1))
+
+
+def _embeddings(b: Builder, description: Description, style: Style, plan: Plan, kept: Wire | None) -> Normed:
     d, ranges = description.dimensions, description.ranges
     count, bound = plan.batch * plan.seq, ranges.embeddings
     table = style.table(bound)
-    b.layer("embeddings")
     with b.label("embeddings"):
         if description.embeddings == "public":
             x = b.input("embeddings", table.ring, table.frac, (count, d.embedding), bound)
@@ -63,9 +73,13 @@ def _embeddings(b: Builder, description: Description, style: Style, plan: Plan) 
                 return b.emit(op, [opened, weight], [(table.ring, table.frac, (last - first, d.embedding), bound)])
 
             (x,) = in_blocks(b, plan.hold, count, looked_up)
-        positions = b.weight("positions", table.ring, table.frac, (d.positions, d.embedding), "share")
-        cube = b.view(x, shape=(plan.batch, plan.seq, d.embedding))
-        x = b.add(cube, b.view(positions, slices=((0, 0, plan.seq),)), bound=bound)
+        held = "masked" if kept else "share"
+        positions = b.weight("positions", table.ring, table.frac, (d.positions, d.embedding), held)
+        added = [b.view(positions, slices=((0, 0, plan.seq),))]
+        if kept:  # less the first position, which all have
+            first = b.weight("positions.first", table.ring, table.frac, (d.embedding,), "share")
+            added = [b.product(kept, added[0], bound=bound), first]
+        x = b.add(b.view(x, shape=(plan.batch, plan.seq, d.embedding)), *added, bound=bound)
         x = b.view(x, shape=(count, d.embedding))
 
     def normed(b: Builder, first: int, last: int) -> Sequence[Wire]:
@@ -82,9 +96,9 @@ def _embeddings(b: Builder, description: Description, style: Style, plan: Plan) 
     return Normed(*in_blocks(b, plan.hold, count, normed))
 
 
-def _biases(b: Builder, description: Description, style: Style, n: int) -> list[Wire | None]:
-    """The bias of relative positions [heads, n, n] in the type of each layer's scores, one table for each type."""
-    d = description.dimensions
+def _biases(b: Builder, description: Description, style: Style, plan: Plan, kept: Wire | None) -> list[Wire | None]:
+    """The bias of relative positions [1 or B, heads, n, n] in the type of each layer's scores, one for each type."""
+    d, n = description.dimensions, plan.seq
     if not d.relative_buckets:
         return [None] * d.layers
     types = [style.bias(scores_of(layer)) for layer in description.ranges.layers]
@@ -94,8 +108,25 @@ def _biases(b: Builder, description: Description, style: Style, n: int) -> list[
             shape = (d.heads, d.relative_buckets)
             table = b.weight(f"relative.{fxp.frac}", fxp.ring, fxp.frac, shape, "share")
             op = RelativePositions(n, d.relative_buckets, d.relative_distance)
-            (wires[fxp],) = b.emit(op, [table], [(fxp.ring, fxp.frac, (d.heads, n, n), 0.0)])
+            (bias,) = b.emit(op, [table], [(fxp.ring, fxp.frac, (d.heads, n, n), 0.0)])
+            bias = b.view(bias, shape=(1, d.heads, n, n))
+            wires[fxp] = _as_first(b, bias, kept, plan) if kept else bias
     return [wires[fxp] for fxp in types]
+
+
+def _as_first(b: Builder, bias: Wire, kept: Wire, plan: Plan) -> Wire:
+    """[bias] [1, heads, n, n] less that of the first key -> [B, heads, n, n]: 0 for keys of padding, for its queries
+    that of the first query."""
+    bias = b.add(bias, minus(b, b.view(bias, slices=((3, 0, 1),))))
+    first = b.view(bias, slices=((2, 0, 1),))
+    first, rest = b.open(first, b.add(bias, minus(b, first)))
+
+    def of_texts(b: Builder, start: int, end: int) -> list[Wire]:
+        some = rows(b, kept, 0, start, end)
+        queries, keys = (b.view(some, shape=(end - start, 1, *shape)) for shape in ((plan.seq, 1), (1, plan.seq)))
+        return [b.add(b.product(keys, first), b.product3(queries, keys, rest, bound=0.0))]
+
+    return in_blocks(b, plan.hold, plan.batch, of_texts)[0]
 
 
 def _block(
@@ -160,9 +191,11 @@ def _attention(
             name = f"layer.{i}.qkv"
             heads = style.heads(b, some, name, d.heads, last - first, bounds, ENCODER, mask=padding)
 
+        near = bias if bias is None or bias.shape[0] == 1 else rows(b, bias, 0, first, last)
+
         def of_queries(b: Builder, start: int, end: int) -> list[Wire]:
             asked = heads._replace(q=rows(b, heads.q, 2, start, end))
-            added = None if bias is None else rows(b, bias, 1, start, end)
+            added = None if near is None else rows(b, near, 2, start, end)
             return [style.attend(b, asked, bounds, x.residual, ENCODER, mask=padding, bias=added)]
 
         # a block of several texts is small enough as it is

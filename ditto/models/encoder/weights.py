@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from ditto.functions.layernorm import deviation_scale
@@ -25,7 +23,8 @@ def arranged(t: Tensors, orders: list[torch.Tensor]) -> Tensors:
 
 
 def encoder_weights(description: Description, t: Tensors, first: str) -> Tensors:
-    """Real weights by the program's names, matrices [inputs, outputs]: Q scaled by 1/sqrt(d), gamma by its constant.
+    """Real weights by the program's names, matrices [inputs, outputs]: Q and K scaled by the preset, gamma by its
+    constant.
 
     Where the preset asks for it, what is added up before a LayerNorm is centred: tables by row, weights and biases
     over the output features; and what reads one has its gamma and beta in it: the module `first` of a head, too.
@@ -50,6 +49,9 @@ def encoder_weights(description: Description, t: Tensors, first: str) -> Tensors
     tables = [t["embeddings.word.weight"]] + ([t["embeddings.type.weight"]] if d.token_types else [])
     real["embeddings"] = into_norm(torch.cat(tables))
     real["positions"] = into_norm(t["embeddings.position.weight"])
+    if style.repeats:
+        real["positions.first"] = real["positions"][0]
+        real["positions"] = real["positions"] - real["positions.first"]
     norm("embeddings.norm", d.embedding)
     if d.embedding != d.hidden:
         w, bias = t["embeddings.projection.weight"].t(), t["embeddings.projection.bias"]
@@ -59,12 +61,12 @@ def encoder_weights(description: Description, t: Tensors, first: str) -> Tensors
     if d.relative_buckets:
         for layer in description.ranges.layers:
             real[f"relative.{style.bias(scores_of(layer)).frac}"] = t["relative.weight"].t()
-    shrink = 1 / math.sqrt(d.hidden // d.heads)
     before = "embeddings.norm" if d.embedding == d.hidden else ""  # what a block reads
     for i in range(d.layers):
         at = f"layer.{i}"
         q, k, v = ((t[f"{at}.{p}.weight"].t(), t[f"{at}.{p}.bias"]) for p in ("query", "key", "value"))
-        qkv = torch.cat([q[0] * shrink, k[0], v[0]], 1), torch.cat([q[1] * shrink, k[1], v[1]])
+        by_q, by_k = style.scales(scores_of(description.ranges.layers[i]), d.hidden // d.heads)
+        qkv = torch.cat([q[0] * by_q, k[0] * by_k, v[0]], 1), torch.cat([q[1] * by_q, k[1] * by_k, v[1]])
         after(before, f"{at}.qkv", *qkv)
         scale = neuron_scales(style, description, i)
         linear(f"{at}.out", into_norm(t[f"{at}.out.weight"].t()), into_norm(t[f"{at}.out.bias"]))
