@@ -29,7 +29,17 @@ from ditto.functions.layernorm import (
     nearest_log2,
     standardise,
 )
-from ditto.functions.softmax import LEAST, NARROW, PRECISE, ExponentialType, reciprocal_of_sum
+from ditto.functions.softmax import (
+    LEAST,
+    LN2,
+    LOG2_E,
+    MARGIN,
+    NARROW,
+    PRECISE,
+    ExponentialType,
+    reciprocal_of_sum,
+)
+from ditto.models.ranges import SCORE_MARGIN
 from ditto.ops import Harmonic
 from ditto.ring.fixedpoint import decode, encode
 
@@ -197,6 +207,38 @@ def test_softmax_numerator_and_masking(above: float, below: float, spread: float
     assert e.sum(-1).min() > 0.9 * torch.tensor(-2 * circle.width).exp()
 
 
+@pytest.mark.parametrize("lowered", [False, True], ids=["zero", "lowered"])
+@pytest.mark.parametrize(("above", "below"), [(0.5, 3.0), (7.2, 23.0), (10.9, 15.0)])
+def test_softmax_numerator_without_a_maximum(above: float, below: float, lowered: bool) -> None:
+    circle, n = ScoreType.without_maximum(above, below, lowered), 32
+    generator = torch.Generator().manual_seed(3)
+    x = -torch.rand((1, 200, n), generator=generator, dtype=torch.float64) * (below - 0.01)
+    x[..., 1] = torch.linspace(-below, above, 200)  # the largest of a row, from below 0 to the bound
+    x[..., 0] = 0.0
+    want = x.clone()
+    want[:, :, 20:] = -float("inf")
+    x[:, :, 20:] = circle.mask + (x[:, :, 20:] if lowered else 0.0)
+    seen = []
+
+    def function(b: Builder, w: Wire) -> Wire:
+        dealt = PRECISE.resolving(circle.octaves).holding(16)
+        e, total, limits = softmax_numerator(b, w, circle, dealt=dealt)
+        seen.append((total.frac, limits))
+        return e
+
+    e, run = evaluate(on_circle(x, circle), 16, circle.frac, 0.0, function)
+    assert run.ledgers[0].total("online").rounds == 1
+    ((frac, (least, most)),) = seen
+    assert frac >= circle.octaves + 10  # digits of a row whose largest score is 0
+    total = e.sum(-1)
+    assert total.min() > least and total.max() < most
+    assert e[:, :, 20:].abs().max() < 2.0**-circle.octaves * 1e-4
+    # p (1 - p) times: two steps of the circle, 2^-9 each, the public factor's rounding, 2^-5 at 4 bits; and the
+    # dealt factor's, 2^-7 of a row whose largest score is 0
+    worst = 0.25 * (2.0**-8 + 2.0**-5) + 2.0**-7
+    assert (e / total[..., None] - want.softmax(-1)).abs().max() < worst
+
+
 @pytest.mark.parametrize("high", [False, True])
 def test_scores_beyond_their_range_show_in_the_sum(high: bool) -> None:
     """By y above where the exponential ends, from above or round the circle from below, a score is e^y, beyond what a
@@ -312,6 +354,8 @@ def test_bounds_that_do_not_fit_are_refused() -> None:
 
 def test_integers_and_literals_stand_for_logarithms_and_exponentials() -> None:
     assert all(nearest_log2(width) == round(math.log2(width)) for width in range(1, 65537))
+    assert math.isclose(LN2, math.log(2), rel_tol=1e-15) and math.isclose(LOG2_E, 1 / math.log(2), rel_tol=1e-15)
+    assert math.isclose(1 / SCORE_MARGIN, 1 - 1 / MARGIN, rel_tol=1e-15)
     assert math.isclose(LEAST, math.exp(-2 * ScoreType.of(*RANGES[0]).width), rel_tol=1e-15)
 
 

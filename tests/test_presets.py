@@ -29,6 +29,9 @@ from ditto.models import (
 )
 from ditto.models.importer import with_preset
 from ditto.presets import PRESETS, preset_of
+from ditto.presets.choices import Choices
+from ditto.presets.one_opening import OneOpening
+from ditto.presets.style import ENCODER, AttentionBounds, Scores, Stage
 from ditto.report.presets import markdown, ratio, row_of
 
 EXACT = ("ditto", "ditto-icml24-exact", "puma")  # the rest change functions: a model has to be distilled for them
@@ -43,6 +46,24 @@ def test_catalogue() -> None:
     assert {n for n, p in PRESETS.items() if not p.distilled} == set(EXACT)
     with pytest.raises(UsageError, match="ditto-icml24"):
         preset_of("sirnn")
+
+
+def test_softmax_goes_without_a_maximum_where_types_have_room() -> None:
+    """In an encoder up to 11 above the first score; on a cache of 36 bits less; unless a description says otherwise."""
+
+    def asked(above: float, stage: Stage = ENCODER, keys: int = 128, **chosen: str) -> int:
+        style = OneOpening().chosen(Choices.model_validate(chosen))
+        bounds = AttentionBounds(8.0, Scores(30.0, above, 20.0, above + 20.0), 8.0)
+        types, circle = style.attention(bounds, stage, keys)
+        assert circle.asked or types.exponential.public_frac >= 4
+        return circle.asked
+
+    causal, later = Stage(causal=True), Stage(causal=True, later=True)
+    assert not asked(10.0) and asked(12.0)
+    assert not asked(5.0, causal) and not asked(5.0, later) and asked(9.0, causal)
+    assert not asked(9.0, causal, keys=4)  # fewer keys leave more room
+    assert asked(5.0, used="bits") == asked(5.0, used="table") == 2
+    assert not asked(5.0, used="no maximum") and asked(12.0, used="no maximum")
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -1,4 +1,4 @@
-"""Softmax: an approximate maximum from a histogram, a windowed exponential, one reciprocal a row.
+"""Softmax: an approximate maximum from a histogram, or a bound in its place; a windowed exponential; 1 / sum a row.
 
 Scores are less that of the first key, which softmax does not see: each row has a score of 0, so its maximum is at
 least that.
@@ -21,10 +21,15 @@ LOG_RANGES = range(6, 11)  # of the score types, narrowest first
 LOG_WIDTH = 1  # of a bucket
 LOG_UNIT = 4  # of the exponential's table step
 GAP = 16  # masked scores lie so far below the lowest possible maximum
-DIGITS = 14  # of 3 bits: a used bucket looks unused with a chance of 2^-42
-DIGIT_COUNT = 4  # bits that hold DIGITS
+WORD = 14  # digits of 3 bits: a used bucket looks unused with a chance of 2^-42
+DIGIT_COUNT = 4  # bits that hold WORD
 WINDOW = (-1, -1)  # table steps of the exponential from the lowest to the highest: 0 for what lies below one step
+DEEP_WINDOW = (-2, -1)  # without a maximum: 0 for what lies below two
 LEAST = 0.01831563888873418  # exp(-2 width): what a row's largest score gives
+LN2, LOG2_E = 0.6931471805599453, 1.4426950408889634
+MARGIN = 3  # a bound of scores less a third of it is what calibration saw
+DEALT_OCTAVES = 8  # of E that the exponential's dealt factor has fraction bits for
+DIGITS = 10  # of a row's least exponential without a maximum, at most
 ROUNDED = (0.9, 1.1)  # E and its sum lie between these multiples of what they would be without rounding
 NUMERATOR = FixedPoint(40, 16)
 SAVED = 1 << 20  # bytes of a layer from the dealer that are worth a round
@@ -50,6 +55,10 @@ class ExponentialType:
         They are worth little: the dealt factor, which their rounding is multiplied with, is at most e^-unit."""
         return replace(self, public_frac=max(0, min(self.public_frac, self.ring - self.dealt_frac - bits)))
 
+    def resolving(self, octaves: int) -> ExponentialType:
+        """The same with fraction bits for a row whose largest E is 2^-octaves."""
+        return replace(self, dealt_frac=self.dealt_frac + max(0, octaves - DEALT_OCTAVES))
+
 
 PRECISE = ExponentialType(64, 6, 36)
 NARROW = ExponentialType(56, 4, 30)
@@ -61,7 +70,8 @@ class ScoreType:
     for the exponential.
 
     `asked`: buckets above the one of 0 that a row's maximum can be in; `counted`: of those, and of some above, the
-    scores are counted. `mask`: what is added to masked scores.
+    scores are counted. `mask`: what is added to masked scores. `octaves`: where none is asked, log2 of exp of a number
+    above all scores, which stands for the maximum of every row.
     """
 
     log_range: int
@@ -69,6 +79,7 @@ class ScoreType:
     counted: int
     mask: int
     log_unit: int = LOG_UNIT
+    octaves: int = 3
 
     @classmethod
     def of(cls, above: float, below: float, spread: float, lowered: bool = False) -> ScoreType:
@@ -99,6 +110,35 @@ class ScoreType:
             f"a row, do not fit: the widest score type spans {1 << LOG_RANGES[-1]}"
         )
 
+    @classmethod
+    def without_maximum(cls, above: float, below: float, lowered: bool = False) -> ScoreType:
+        """The narrowest circle for the same scores where a bound, `reference`, stands for the maximum of every row.
+
+        As `of`, with the reference in the place of M + w: l + reference + u <= T. Raises RangeError likewise.
+        """
+        octaves = math.floor(above * LOG2_E) + 1
+        mask = GAP + (math.ceil(above) if lowered else 0)
+        need = max(mask + (below if lowered else 0), below) + octaves * LN2 + (1 << LOG_UNIT)
+        for log_range in LOG_RANGES:
+            if need <= 1 << log_range:
+                return cls(log_range, 0, 0, -mask, octaves=octaves)
+        raise RangeError(f"attention scores that span {need:.4g} do not fit: the widest type spans {1 << log_range}")
+
+    @property
+    def reference(self) -> float:
+        """What is taken off the scores beside M."""
+        return self.width if self.asked else self.octaves * LN2
+
+    def sums(self, n: int) -> tuple[float, float]:
+        """The range of a row's sum of n exponentials.
+
+        Where a bound stands for the maximum, at most that of one score at the bound and the others as high as
+        calibration saw any. What goes beyond is marked by the range guard, as any sum."""
+        least, most = ROUNDED
+        if self.asked:
+            return least * LEAST, most * n
+        return math.ldexp(least, -self.octaves), most * (1 + math.ldexp(n - 1, -(self.octaves // MARGIN)))
+
     @property
     def frac(self) -> int:
         return SCORE_RING - self.log_range
@@ -121,9 +161,11 @@ def softmax_numerator(
     dealt: ExponentialType = PRECISE,
     by_bits: bool | None = None,
 ) -> tuple[Wire, Wire, tuple[float, float]]:
-    """[scores] (16, f) in `circle`, shape [..., N] -> [E] (40, 16), [sum E], its range. 4 rounds, or 3.
+    """[scores] (16, f) in `circle`, shape [..., N] -> [E] (40, 16), [sum E], its range. 4 rounds, 3, or 1.
 
-    E = exp(scores - M - width) where M is the row's maximum up to one bucket: max - width < M <= max + width.
+    E = exp(scores - M - width) where M is the row's maximum up to one bucket: max - width < M <= max + width. Where the
+    circle asks for none, E = exp(scores - reference), with as many more fraction bits as `reference` takes: steps 1
+    and 4 alone.
     `dealt`: the exponential's type, NARROW or PRECISE (E on 38 bits).
     `by_bits`: which buckets are used from parities, a fourth of the bytes for one more round; None: where that saves
     SAVED bytes. A row's M is one bucket too low then with a chance of at most 2^-42 for each bucket asked.
@@ -141,7 +183,7 @@ def softmax_numerator(
     asked = circle.asked if n > 1 else 0  # a first key has no other's to exceed
     if not asked:
         # on a circle no bound says what belongs there
-        scores = b.affine(scores, 1, -circle.width, scores.frac, bound=0.0)
+        scores = b.affine(scores, 1, -circle.reference, scores.frac, bound=0.0)
     (opened,) = b.open(b.triangle(scores) if causal else scores)  # 1
     if asked:
         find = _by_parities if _saves(opened, n, circle, causal, by_bits) else _by_counts
@@ -152,8 +194,8 @@ def softmax_numerator(
     e = _exponential(b, opened, circle, dealt)
     if causal:
         e = b.untriangle(e, n)
-    least, most = ROUNDED
-    return e, b.sum(e, -1), (least * LEAST, most * n)
+    sums = circle.sums(n)
+    return e, b.sum(e, -1, bound=sums[1]), sums
 
 
 def _saves(opened: Wire, n: int, circle: ScoreType, causal: bool, by_bits: bool | None) -> bool:
@@ -196,12 +238,12 @@ def _by_counts(b: Builder, opened: Wire, n: int, circle: ScoreType, causal: bool
 def _by_parities(b: Builder, opened: Wire, n: int, circle: ScoreType, causal: bool) -> Wire:
     """The same but for a chance of 2^-42 of each bucket in use. Two rounds.
 
-    1. A word for every bucket, 0 where it is not used, else a random one (`Sketch`), of DIGITS digits of 3 bits.
+    1. A word for every bucket, 0 where it is not used, else a random one (`Sketch`), of WORD digits of 3 bits.
     2. How many of its digits are not 0; open; a table.
     """
     # 1
     place = len(b.program.steps)
-    op = Sketch(opened.shape, SCORE_RING, circle.id_bits, circle.asked, circle.counted, DIGITS, place, causal)
+    op = Sketch(opened.shape, SCORE_RING, circle.id_bits, circle.asked, circle.counted, WORD, place, causal)
     (words,) = b.emit(op, [b.key(), opened], [(3, 0, op.out, 0.0)])
     # 2
     count = NonZero(op.out, DIGIT_COUNT)
@@ -216,11 +258,12 @@ def _positive(b: Builder, counts: Wire, circle: ScoreType) -> Wire:
 
 
 def _exponential(b: Builder, x: Wire, circle: ScoreType, dealt: ExponentialType) -> Wire:
-    """Opened x < 0 -> [exp x] with 16 fraction bits. No round."""
-    step = x.frac + circle.log_unit
-    op = Exponential(x.shape, SCORE_RING, x.frac, step, *WINDOW, dealt.ring, dealt.public_frac, dealt.dealt_frac)
+    """Opened x < 0 -> [exp x] with 16 fraction bits, or DIGITS for the least of a row's largest. No round."""
+    step, window = x.frac + circle.log_unit, WINDOW if circle.asked else DEEP_WINDOW
+    op = Exponential(x.shape, SCORE_RING, x.frac, step, *window, dealt.ring, dealt.public_frac, dealt.dealt_frac)
     (e,) = b.emit(op, [x], [(dealt.ring, dealt.public_frac + dealt.dealt_frac, x.shape, ROUNDED[1])])
-    return truncate_to(b, e, NUMERATOR.frac, NUMERATOR.ring)
+    more = max(0, DIGITS + circle.octaves - NUMERATOR.frac)
+    return truncate_to(b, e, NUMERATOR.frac + more, NUMERATOR.ring + more)
 
 
 def reciprocal_of_sum(

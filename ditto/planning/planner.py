@@ -45,7 +45,10 @@ class Part:
 
 
 PARTS = (
-    Part("softmax", {"reciprocal": (0, 9, 11), "exponential": ("precise", "narrow"), "used": ("bits", "table")}),
+    Part(
+        "softmax",
+        {"reciprocal": (0, 9, 11), "exponential": ("precise", "narrow"), "used": ("bits", "table", "no maximum")},
+    ),
     Part("layernorm", {"deviation": ("one guess", "joined guesses", "one table")}),
     Part("gelu", {"activation": ("by neuron", "as one")}),
 )
@@ -145,7 +148,8 @@ def errors(description: Description, layer: int, part: Part) -> dict[Choices, fl
         try:
             match part.label:
                 case "softmax":
-                    alike = choices.model_copy(update={"used": None})  # both say the same
+                    used = "bits" if choices.used == "table" else choices.used  # both say the same
+                    alike = choices.model_copy(update={"used": used})
                     error = softmax_error(preset, alike, d, ranges, causal)
                 case "layernorm":
                     norms = (ranges.norm1, ranges.norm2)
@@ -200,8 +204,9 @@ def plan(
             for row in (row for row in rows if row.part == part.label and choices in found[row.layer]):
                 change = {at: whole(tried[at][1]) - own[at] for at in places[row.layer]}
                 added = sum(change.values(), Demand())
-                if any(_counts(added)) or found[row.layer][choices] != row.options[0].error:
-                    row.options.append(_option(base, places[row.layer], part, choices, added, found[row.layer]))
+                option = _option(base, places[row.layer], part, choices, added, found[row.layer])
+                if all(_told(option) != _told(other) for other in row.options):
+                    row.options.append(option)
                     changes[row.layer, row.part, choices] = change
     # 3
     layers = _choose(rows, changes, own, lambda found: value(objective, found, machine, network), tolerance)
@@ -217,8 +222,9 @@ def plan(
     return Planned(rows, chosen, before, after, *ends)
 
 
-def _counts(demand: Demand) -> tuple[int, int, int]:
-    return demand.rounds, demand.sent, demand.dealt
+def _told(option: Option) -> tuple[int, int, int, float]:
+    """What tells alternatives apart."""
+    return option.demand.rounds, option.demand.sent, option.demand.dealt, option.error
 
 
 def _option(

@@ -18,7 +18,8 @@ class Choices(BaseModel):
     many index bits n for five octaves each and one step: three rounds fewer, to 2^(2 (5 - n)).
     `exponential`: of softmax, from 8 dealt bytes an entry or from 7 (`ditto.functions.softmax.ExponentialType`).
     `used`: how softmax finds which buckets have a score above them: by counts and tables, or by parities of bits, with
-    a fourth of the bytes and one more round.
+    a fourth of the bytes and one more round; or not at all, since a bound stands for the maximum: three rounds fewer
+    than tables, where scores and the number of keys allow it. Where they do not, it is as if nothing were chosen.
     `deviation`: of LayerNorm's 1 / sqrt(v) (`ditto.functions.layernorm.Root`). By one table of up to 2^14 entries,
     where the range has at most 8 octaves; or by a Newton step from one first guess, one more round, or from joined
     ones, two more.
@@ -29,7 +30,7 @@ class Choices(BaseModel):
 
     reciprocal: Literal[0, 8, 9, 10, 11] | None = None
     exponential: Literal["precise", "narrow"] | None = None
-    used: Literal["bits", "table"] | None = None
+    used: Literal["bits", "table", "no maximum"] | None = None
     deviation: Literal["one table", "one guess", "joined guesses"] | None = None
     activation: Literal["by neuron", "as one"] | None = None
 

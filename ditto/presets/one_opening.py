@@ -26,8 +26,8 @@ from ditto.functions.layernorm import (
 from ditto.functions.linear import fraction_bits
 from ditto.functions.relu import relu
 from ditto.functions.smooth import Zone
+from ditto.functions.softmax import DIGITS, PRECISE, ExponentialType, reciprocal_of_sum
 from ditto.functions.softmax import NARROW as NARROW_EXPONENTIAL
-from ditto.functions.softmax import PRECISE, ROUNDED, ExponentialType, reciprocal_of_sum
 from ditto.ops import Matmul
 from ditto.presets.choices import DEFAULT, Choices
 from ditto.presets.style import (
@@ -59,6 +59,8 @@ STREAMS = (FixedPoint(24, 12), FixedPoint(32, 16))  # of a stream: the largest n
 RESOLVED = 6  # bits below the least deviation that a stream's fraction resolves
 TANH_FRAC = 12
 ROOTS = {"one table": FEWEST_ROUNDS, "one guess": Root(), "joined guesses": FEWEST_BYTES}
+LEAST_DIGITS = 8  # of a row's least E, where the values' ring is given
+PUBLIC = 4  # fraction bits of the exponential's public factor, at least, without a maximum
 EXPONENTIALS = {"precise": PRECISE, "narrow": NARROW_EXPONENTIAL}
 
 
@@ -90,8 +92,38 @@ class Attention:
             self,
             exponential=EXPONENTIALS[choices.exponential] if choices.exponential else self.exponential,
             index_bits=self.index_bits if choices.reciprocal is None else choices.reciprocal,
-            by_bits=choices.used == "bits" if choices.used else self.by_bits,
+            by_bits=choices.used == "bits" if choices.used in ("bits", "table") else self.by_bits,
         )
+
+    def least_values(self, circle: ScoreType, qkv: float, keys: int, digits: int) -> int:
+        """The ring of values on which so many digits of a row's least E times V have room."""
+        return digits + circle.octaves + 2 + CUT + ceil_log2(circle.sums(keys)[1] * qkv)
+
+    def without_maximum(
+        self, bounds: AttentionBounds, stage: Stage, keys: int, own: ScoreType
+    ) -> tuple[Attention, ScoreType] | None:
+        """The same where a bound stands for the maximum of the scores; None where scores or keys have no room for it.
+
+        1. The circle is not wider than `own`, by which keys have their type.
+        2. Values of a causal attention are as wide as every stage has them, others as E needs.
+        3. E fills the values' ring, its public factor keeping PUBLIC bits.
+        """
+        try:
+            circle = ScoreType.without_maximum(bounds.scores.above, bounds.scores.below, lowered=stage.later)
+        except RangeError:
+            return None
+        if circle.log_range > own.log_range:  # 1
+            return None
+        values = self.least_values(circle, bounds.qkv, keys, DIGITS)
+        if stage.causal:  # 2
+            if self.least_values(circle, bounds.qkv, keys, LEAST_DIGITS) > self.values:
+                return None
+            values = self.values
+        dealt = self.exponential.resolving(circle.octaves)
+        dealt = dealt.holding(2 + CUT + ceil_log2(circle.sums(keys)[1] * bounds.qkv))
+        if dealt.public_frac < PUBLIC:  # 3
+            return None
+        return replace(self, values=values, exponential=dealt), circle
 
 
 def score_type(scores: Scores, stage: Stage) -> ScoreType:
@@ -128,6 +160,14 @@ class OneOpening:
 
     def chosen(self, choices: Choices) -> OneOpening:
         return replace(self, choices=choices)
+
+    def attention(self, bounds: AttentionBounds, stage: Stage, keys: int) -> tuple[Attention, ScoreType]:
+        """Types of an attention to so many keys, and of its scores: without a maximum where that has room."""
+        types, own = Attention.of(stage).chosen(self.choices), score_type(bounds.scores, stage)
+        without = None
+        if self.choices.used in (None, "no maximum"):
+            without = types.without_maximum(bounds, stage, keys, own)
+        return without or (types, own)
 
     @property
     def root(self) -> Root:
@@ -221,7 +261,7 @@ class OneOpening:
         zero = self._first(b, k, name, stage)
         k = b.add(k, minus(b, zero))  # 1
         v = b.retype(v, bound=bounds.qkv)
-        ring = Attention.of(stage).values
+        ring = self.attention(bounds, stage, k.shape[3])[0].values
         if stage.causal:  # 2
             widest = score_type(bounds.scores, replace(stage, later=True))  # one type of keys for all stages
             digits = min(HIDDEN.frac, (QUERIES - widest.log_range) // 2)
@@ -253,7 +293,7 @@ class OneOpening:
         2. Exponentials, and 1 / sum by row.
         3. Exponentials times values; both opened; their product.  All types by `Attention`."""
         q, k, v, *_ = heads
-        types, circle = Attention.of(stage).chosen(self.choices), score_type(bounds.scores, stage)
+        types, circle = self.attention(bounds, stage, k.shape[3])
         with b.label("scores"):  # 1
             op = Matmul(q.shape, k.shape, q.ring)
             (s,) = b.emit(op, [q, k], [(q.ring, q.frac + k.frac, op.shape, 0.0)])
@@ -267,7 +307,7 @@ class OneOpening:
                 s = masked(b, s, added)
         with b.label("softmax"):  # 2
             causal = stage.causal and q.shape[2] > 1
-            most = ROUNDED[1] * k.shape[3] * bounds.qkv
+            most = circle.sums(k.shape[3])[1] * bounds.qkv
             dealt = types.exponential.holding(2 + CUT + ceil_log2(most))  # E, cut below, must fill the values' ring
             e, total, limits = softmax_numerator(b, s, circle, causal, dealt, types.by_bits)
             # fraction bits of E that the context has room for: CUT of them are truncated, then it extends
