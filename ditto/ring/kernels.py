@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ditto.ring.digits import digits_of, half, matrix_of, rows_of_digits, subtract
+from ditto.ring.malloc import apart
 from ditto.ring.ring import carrier
 
 Tensor = torch.Tensor
@@ -29,14 +31,12 @@ COLUMNS = 1024  # of a result in float64 digits at a time
 def split_digits(x: Tensor, bits: int, base: int) -> list[Tensor]:
     """Balanced base-2^base digits of x, least significant first: ceil(bits/base) tensors of x's shape.
 
-    In int8 for base 8, else in int32; each in [-2^(base-1), 2^(base-1)).
+    In int32, each in [-2^(base-1), 2^(base-1)).
     """
     digits = []
     for _ in range(-(-bits // base)):
-        low = x.to(torch.int8) if base == 8 else ((x.to(torch.int64) << (64 - base)) >> (64 - base)).to(torch.int32)
+        low = ((x.to(torch.int64) << (64 - base)) >> (64 - base)).to(torch.int32)
         digits.append(low)
-        if x.element_size() == 1:
-            break
         # x - low is a multiple of the base; the arithmetic shift keeps it exact modulo the ring
         x = (x - low.to(x.dtype)) >> base
     return digits
@@ -130,8 +130,41 @@ class RingMatrix:
             return
         self._digits = digits = _digits(self.kernel, bits)
         for k in range(0, self.rows, digits.longest):
-            parts = split_digits(w[k : k + digits.longest], bits, digits.base)
-            self._blocks.append(_transposed(torch.cat(parts[::-1])))
+            part = w[k : k + digits.longest]
+            if self.kernel == "int8":
+                self._blocks.append(_stacked(digits_of(part, bits)))
+            else:
+                self._blocks.append(_transposed(torch.cat(split_digits(part, bits, digits.base)[::-1])))
+
+    @classmethod
+    def of_digits(cls, digits: Tensor, bits: int, kernel: str) -> RingMatrix:
+        """The matrix of these balanced digits (`ditto.ring.digits`), for a kernel that can be `expanded`."""
+        made = cls.__new__(cls)
+        made.bits, made.kernel = bits, kernel
+        made.columns, _, made.rows = digits.shape
+        made._whole, made._blocks = None, []
+        if kernel == "integer":
+            made._whole = matrix_of(digits, bits).to(integer_carrier(bits)).t()
+        else:
+            made._digits = _digits(kernel, bits)
+            made._blocks.append(_stacked(digits))
+        return made
+
+    @property
+    def expanded(self) -> bool:
+        """Is making such a matrix from digits little work beside its products?"""
+        return self.kernel == "integer" or (self.kernel == "int8" and len(self._blocks) == 1)
+
+    def less(self, digits: Tensor, first: int) -> RingMatrix:
+        """W - T - H for the columns from `first` on, T of these digits (`ditto.ring.digits`), whose memory is used; of
+        `expanded` matrices."""
+        made = self.of_digits(digits, self.bits, self.kernel)
+        columns = slice(first, first + made.columns)
+        if self._blocks:
+            subtract(self._blocks[0].t()[columns].view(digits.shape), digits)
+        else:
+            made._whole = self.keep_whole()[:, columns] - made.keep_whole() - half(self.bits)
+        return made
 
     def keep_whole(self) -> Tensor:
         """Keep W itself beside its digits, for products with few rows: 4 or 8 more bytes a weight."""
@@ -183,22 +216,37 @@ class RingMatrix:
                 out += x[:, k : k + LONG] @ whole[k : k + LONG]
             return out
         digits, dtype = self._digits, _accumulator(self.bits)
-        out = torch.zeros((x.shape[0], self.columns), dtype=dtype)
+        sums = []
         for at, packed in enumerate(self._blocks):
             rows, start = packed.shape[0] // digits.count, at * digits.longest
-            left = torch.cat(split_digits(x[:, start : start + rows], self.bits, digits.base), 1).to(digits.dtype)
-            for column in range(0, self.columns, digits.columns):
-                columns = slice(column, column + digits.columns)
-                right, total = packed[:, columns].to(digits.dtype), out[:, columns]
-                for s in range(digits.count):
-                    part = digits.product(left[:, : (s + 1) * rows], right[(digits.count - 1 - s) * rows :])
-                    total += part.to(dtype) << (digits.base * s)
-        return out
+            left = self._left(x[:, start : start + rows])
+            totals = []
+            for right in torch.split(packed, digits.columns, 1):
+                right = right.to(digits.dtype)
+                total = digits.product(left, right).to(dtype)
+                for s in reversed(range(digits.count - 1)):
+                    part = digits.product(left[:, : (s + 1) * rows], right[(digits.count - 1 - s) * rows :]).to(dtype)
+                    total = part.add_(total, alpha=1 << digits.base)
+                totals.append(total)
+            sums.append(totals[0] if len(totals) == 1 else torch.cat(totals, 1))
+        return functools.reduce(torch.add, sums)
+
+    def _left(self, x: Tensor) -> Tensor:
+        """The digits of x [M, K] along K, least significant first."""
+        digits = self._digits
+        if self.kernel == "int8":
+            return rows_of_digits(x, self.bits)
+        return torch.cat(split_digits(x, self.bits, digits.base), 1).to(digits.dtype)
+
+
+def _stacked(digits: Tensor) -> Tensor:
+    """Digits [N, digits, K] as [digits K, N]."""
+    return digits.view(digits.shape[0], -1).t()
 
 
 def _transposed(w: Tensor) -> Tensor:
-    """The same matrix with W^T contiguous."""
-    return w.t().contiguous().t()
+    """The same matrix with W^T contiguous, in memory of its own."""
+    return apart((w.shape[1], w.shape[0]), w.dtype).copy_(w.t()).t()
 
 
 def integer_carrier(bits: int) -> torch.dtype:
