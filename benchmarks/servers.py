@@ -29,7 +29,7 @@ from ditto.service.storage import storage_of
 from ditto.service.stored import Owner, load_entry, load_seed, load_tensors, use
 
 KINDS: dict[str, Any] = {"dealer": DealerConfig, "coordinator": CoordinatorConfig} | dict.fromkeys(PARTIES, PartyConfig)
-ACTIVE = {"model.json", "mask_seed", "masked.safetensors", "kept.safetensors"}  # what a party keeps of a sharing
+ACTIVE = {"model.json", "mask_seed", "opened.safetensors", "kept.safetensors"}  # what a party keeps of a sharing
 ONCE = {"step", "output", "guard"}  # keys that one server expands at most once
 
 

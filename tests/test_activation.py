@@ -163,7 +163,7 @@ MOMENTS: dict[str, Callable[[str, ModelStore], tuple[Any, str, Any, Callable[...
     "its share is written": lambda role, store: (store, "_write", _after, lambda entry: not entry.active),
     "it has the mask seed": lambda role, store: (model_store, "save_seed", _after, _file("mask_seed", role)),
     "F is opened and written": lambda role, store: (
-        model_store, "save_tensors", _after, _file("masked.safetensors", role),
+        model_store, "save_tensors", _after, _file("opened.safetensors", role),
     ),
     "transcripts are compared": lambda role, store: (
         model_store, "compare_transcripts", _after, lambda channel, index, until: PARTIES[index] == role,

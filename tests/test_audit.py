@@ -433,12 +433,12 @@ def test_weights_that_changed_since_are_named(world: World) -> None:
     with pytest.raises(DamagedFile, match="mask_seed: not the file that this job ran on: the weights changed since"):
         audit(config, job)
     (home_ / "mask_seed").write_bytes(good["mask_seed"])
-    masked = bytearray(good["masked.safetensors"])
+    masked = bytearray(good["opened.safetensors"])
     masked[-20] ^= 1
-    (home_ / "masked.safetensors").write_bytes(masked)
+    (home_ / "opened.safetensors").write_bytes(masked)
     with pytest.raises(DamagedFile, match=r"masked\.safetensors: .* is not what was stored here"):
         audit(config, job)
-    (home_ / "masked.safetensors").write_bytes(good["masked.safetensors"])
+    (home_ / "opened.safetensors").write_bytes(good["opened.safetensors"])
     audit(config, job)
     home_.rename(aside := home_.with_name("aside"))
     with pytest.raises(UnknownModel, match="no longer has the sharing of tiny"):

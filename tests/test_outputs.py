@@ -73,7 +73,7 @@ def attack(session: Session, program: Program, inputs: list[torch.Tensor]) -> to
     answers `X W + b` then determine T, linearly once products of its entries count as unknowns of their own.
     """
     k, v = HIDDEN, LABELS
-    b0, b1 = (weight_mask(session._model[i], program.weights["head.weight"]).long() for i in (0, 1))
+    b0, b1 = (weight_mask(session._model[i], program.weights["head.weight"], i).long() for i in (0, 1))
     rows: Matrix = []
     right: list[int] = []
     masks, answers = [], []

@@ -52,7 +52,7 @@ def world() -> Iterator[World]:
 def operators_copy(world: World, share_id: str, monkeypatch: pytest.MonkeyPatch) -> Weights:
     """F of a sharing, read as party 0's operator can."""
     masked = {name: wire for name, wire in weights_of(world.description.text()).items() if wire.held != "share"}
-    path = world.cluster.root / "data" / "party0" / "models" / share_id / "masked.safetensors"
+    path = world.cluster.root / "data" / "party0" / "models" / share_id / "opened.safetensors"
     config = load_config(world.cluster.config_path("party0"), PartyConfig)
     with monkeypatch.context() as patch:
         patch.setattr(stored, "_storage", storage_of(config))

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ditto.ring import batched_product, carrier, pack, packed, shift_right, signed, unpack, unsigned, wire_bytes
+from ditto.ring.digits import digits_of, half, matrix_of, subtract
 from ditto.ring.fixedpoint import decode, encode
 from ditto.ring.kernels import COLUMNS, FEW, RingMatrix, carrier_class, kernel_of
 from ditto.ring.prg import BLOCK, Prg, derive, new_seed
@@ -154,6 +155,22 @@ def test_plain_product(kernel: str, bits: int) -> None:
     for x, w in cases:
         got = RingMatrix(w, bits, kernel).plain_product(x)
         assert torch.equal(signed(got, bits), signed(torch.matmul(x, signed(w, bits)), bits))
+
+
+@pytest.mark.parametrize("bits", [7, 8, 12, 16, 20, 24, 32, 33, 40, 64])
+def test_digits_of_a_matrix(bits: int) -> None:
+    """Both ways, and F - T - H without leaving them: borrows pass through digits of all values, 0 included."""
+    f, t = random_ring((40, 30), bits, 1), random_ring((40, 30), bits, 2)
+    f[:20] = t[:20]
+    f[:10] += half(bits) + torch.arange(10)[:, None].to(f.dtype) - 5
+    digits = digits_of(f, bits)
+    assert digits.shape == (30, -(-bits // 8), 40)
+    values = sum(digits[:, -1 - s].long() << (8 * s) for s in range(digits.shape[1]))
+    assert torch.equal(signed(values.t(), bits), signed(f, bits))
+    assert torch.equal(signed(matrix_of(digits, bits).t(), bits), signed(f, bits))
+    rest = digits_of(t, bits)
+    subtract(digits, rest)
+    assert torch.equal(signed(matrix_of(rest, bits).t(), bits), signed(f.long() - t.long() - half(bits), bits))
 
 
 def test_product_with_many_columns() -> None:

@@ -318,7 +318,7 @@ def test_a_killed_process_is_named(
 def test_a_damaged_share_is_named(
     cluster: Cluster, config: ClientConfig, description: Description, inputs: Inputs
 ) -> None:
-    (path,) = (cluster.root / "data" / "party1" / "models").glob("*/masked.safetensors")
+    (path,) = (cluster.root / "data" / "party1" / "models").glob("*/opened.safetensors")
     whole = path.read_bytes()
     party = psutil.Process(next(p.pid for p in cluster.status() if p.role == "party1"))
     party.kill()
@@ -334,7 +334,7 @@ def test_a_damaged_share_is_named(
 
 def test_secrets_on_disk_are_private(cluster: Cluster, description: Description) -> None:
     files = [path for path in (cluster.root / "data").rglob("*") if path.is_file()]
-    assert any(path.name == "masked.safetensors" for path in files)
+    assert any(path.name == "opened.safetensors" for path in files)
     assert all(path.stat().st_mode & 0o077 == 0 for path in files)
 
 

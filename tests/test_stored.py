@@ -68,7 +68,7 @@ def tensors(wires: Wires = WIRES) -> dict[str, torch.Tensor]:
 
 @pytest.fixture()
 def path(tmp_path: Path) -> Path:
-    path = tmp_path / "masked.safetensors"
+    path = tmp_path / "opened.safetensors"
     stored.save_tensors(path, WIRES, tensors().values(), ME)
     return path
 
@@ -381,14 +381,14 @@ def home(shared: tuple[Path, list[str]], tmp_path: Path) -> Path:
 
 def test_a_restarted_party_has_its_weights(home: Path, shared: tuple[Path, list[str]]) -> None:
     assert {path.name for path in home.iterdir()} == {
-        "model.json", "mask_seed", "masked.safetensors", "kept.safetensors",
+        "model.json", "mask_seed", "opened.safetensors", "kept.safetensors",
     }  # fmt: skip
     store = ModelStore(home.parents[1], 1)
     assert [entry.share_id for entry in store.entries()] == sorted(shared[1])
     assert store.weights(home.name).wires
 
 
-@pytest.mark.parametrize("name", ["mask_seed", "masked.safetensors", "kept.safetensors"])
+@pytest.mark.parametrize("name", ["mask_seed", "opened.safetensors", "kept.safetensors"])
 @pytest.mark.parametrize("harm", ["flip", "cut", "gone", "party 0's"])
 def test_a_party_names_what_is_damaged(name: str, harm: str, home: Path, shared: tuple[Path, list[str]]) -> None:
     path = home / name
@@ -441,7 +441,7 @@ def test_what_a_killed_activation_left_goes(home: Path, shared: tuple[Path, list
     for name in ("seed", "shares.safetensors"):
         (home / name).write_bytes(b"share")
     assert ModelStore(home.parents[1], 1).weights(home.name)
-    names = {"model.json", "mask_seed", "masked.safetensors", "kept.safetensors"}
+    names = {"model.json", "mask_seed", "opened.safetensors", "kept.safetensors"}
     assert {path.name for path in home.iterdir()} == names
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from ditto.ops.base import Correlations, Op, Party, Shape, Shared, Tensor, Types, register
 from ditto.ops.product import broadcast
@@ -11,14 +11,21 @@ from ditto.ring import batched_product, carrier, cast, signed
 from ditto.ring.kernels import RingMatrix
 
 
+class RightHand(Protocol):
+    """A matrix W that is multiplied by: `product(x)` is x W."""
+
+    def product(self, x: Tensor) -> Tensor: ...
+
+
 @dataclass
 class WeightShare:
     """One party's view of a weight W under a fixed mask B: F = W + B is public to both parties.
 
-    `share` is d_i F - [B]_i, an additive share of W (d_0 = 1, d_1 = 0); `masked` is F. Both prepared once.
+    `share` is d_i F - [B]_i, an additive share of W (d_0 = 1, d_1 = 0), which may be expanded for each product;
+    `masked` is F, prepared once.
     """
 
-    share: RingMatrix
+    share: RightHand
     masked: RingMatrix
 
 

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ditto.ring.digits import digits_of, half, matrix_of, rows_of_digits, subtract
+from ditto.ring.malloc import apart
 from ditto.ring.ring import carrier, cast
 
 Tensor = torch.Tensor
@@ -24,40 +26,20 @@ FEW = 4  # rows or columns up to which a product is a matter of reading once, wh
 SPARSE = 100  # elements for each that is not zero, from which a plain product picks rows
 LONG = 4096  # of K at a time in integers: torch does not block for the cache, and a vocabulary took three times as long
 COLUMNS = 1024  # of a result in float64 digits at a time
-CACHED = 1 << 16  # numbers to take apart at a time
 
 
 def split_digits(x: Tensor, bits: int, base: int) -> list[Tensor]:
     """Balanced base-2^base digits of x, least significant first: ceil(bits/base) tensors of x's shape.
 
-    In int8 for base 8, else in int32; each in [-2^(base-1), 2^(base-1)).
+    In int32, each in [-2^(base-1), 2^(base-1)).
     """
     digits = []
     for _ in range(-(-bits // base)):
-        low = x.to(torch.int8) if base == 8 else ((x.to(torch.int64) << (64 - base)) >> (64 - base)).to(torch.int32)
+        low = ((x.to(torch.int64) << (64 - base)) >> (64 - base)).to(torch.int32)
         digits.append(low)
-        if x.element_size() == 1:
-            break
         # x - low is a multiple of the base; the arithmetic shift keeps it exact modulo the ring
         x = (x - low.to(x.dtype)) >> base
     return digits
-
-
-def byte_digits(x: Tensor, bits: int) -> Tensor:
-    """`split_digits` in base 256 of x [M, K] in the carrier of `bits`, side by side: int8 [M, ceil(bits/8) K].
-
-    x + 128 (1 + 256 + 256^2 + ...) has x's digits plus 128 for its bytes; exclusive or with 128 takes 128 off a byte.
-    """
-    numbers, (rows, k), count = x.numpy(), x.shape, -(-bits // 8)
-    out = np.empty((rows, count * k), dtype=np.int8)
-    halves = np.frombuffer(b"\x80" * x.element_size(), dtype=numbers.dtype)
-    step = max(1, CACHED // max(1, k))
-    for at in range(0, rows, step):
-        raised = (numbers[at : at + step] + halves) ^ halves
-        for digit in range(count):
-            place = out[at : at + step, digit * k : (digit + 1) * k]
-            np.right_shift(raised, 8 * digit, out=place, casting="unsafe")
-    return torch.from_numpy(out)
 
 
 @dataclass(frozen=True)
@@ -76,7 +58,7 @@ class Digits:
     def side_by_side(self, x: Tensor, bits: int) -> Tensor:
         """The digits of x [M, K], least significant first: [M, count K] in `dtype`."""
         if self.dtype == torch.int8:
-            return byte_digits(cast(x, bits), bits)
+            return rows_of_digits(x, bits)
         return torch.cat(split_digits(x, bits, self.base), 1).to(self.dtype)
 
     def product(self, x: Tensor, w: Tensor) -> Tensor:
@@ -155,8 +137,41 @@ class RingMatrix:
             return
         self._digits = digits = _digits(self.kernel, bits)
         for k in range(0, self.rows, digits.longest):
-            parts = split_digits(w[k : k + digits.longest], bits, digits.base)
-            self._blocks.append(_transposed(torch.cat(parts[::-1])))
+            part = w[k : k + digits.longest]
+            if self.kernel == "int8":
+                self._blocks.append(_stacked(digits_of(part, bits)))
+            else:
+                self._blocks.append(_transposed(torch.cat(split_digits(part, bits, digits.base)[::-1])))
+
+    @classmethod
+    def of_digits(cls, digits: Tensor, bits: int, kernel: str) -> RingMatrix:
+        """The matrix of these balanced digits (`ditto.ring.digits`), for a kernel that can be `expanded`."""
+        made = cls.__new__(cls)
+        made.bits, made.kernel = bits, kernel
+        made.columns, _, made.rows = digits.shape
+        made._whole, made._blocks = None, []
+        if kernel == "integer":
+            made._whole = matrix_of(digits, bits).to(integer_carrier(bits)).t()
+        else:
+            made._digits = _digits(kernel, bits)
+            made._blocks.append(_stacked(digits))
+        return made
+
+    @property
+    def expanded(self) -> bool:
+        """Is making such a matrix from digits little work beside its products?"""
+        return self.kernel == "integer" or (self.kernel == "int8" and len(self._blocks) == 1)
+
+    def less(self, digits: Tensor, first: int) -> RingMatrix:
+        """W - T - H for the columns from `first` on, T of these digits (`ditto.ring.digits`), whose memory is used; of
+        `expanded` matrices."""
+        made = self.of_digits(digits, self.bits, self.kernel)
+        columns = slice(first, first + made.columns)
+        if self._blocks:
+            subtract(self._blocks[0].t()[columns].view(digits.shape), digits)
+        else:
+            made._whole = self.keep_whole()[:, columns] - made.keep_whole() - half(self.bits)
+        return made
 
     def keep_whole(self) -> Tensor:
         """Keep W itself beside its digits, for products with few rows: 4 or 8 more bytes a weight."""
@@ -221,9 +236,14 @@ class RingMatrix:
         return out
 
 
+def _stacked(digits: Tensor) -> Tensor:
+    """Digits [N, digits, K] as [digits K, N]."""
+    return digits.view(digits.shape[0], -1).t()
+
+
 def _transposed(w: Tensor) -> Tensor:
-    """The same matrix with W^T contiguous."""
-    return w.t().contiguous().t()
+    """The same matrix with W^T contiguous, in memory of its own."""
+    return apart((w.shape[1], w.shape[0]), w.dtype).copy_(w.t()).t()
 
 
 def integer_carrier(bits: int) -> torch.dtype:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
+import mmap
+
+import torch
 
 _ARENA_MAX, _MMAP_THRESHOLD, _TRIM_THRESHOLD = -8, -3, -1  # mallopt(3)
 _KEPT = 1 << 30  # bytes
+_APART = 1 << 20  # bytes
 _MAPPED = 64 << 20  # bytes of a tensor that is mapped by itself: in the heap a few such leave gaps as large as they are
 
 
@@ -32,3 +37,11 @@ def give_back() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def apart(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Memory for what is kept: large tensors are mapped by themselves, and leave no gaps in the heap."""
+    size = math.prod(shape) * dtype.itemsize
+    if size < _APART:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=dtype).reshape(shape)

@@ -34,6 +34,7 @@ from ditto.net.messages import plan_of
 from ditto.net.metrics import DealerMetrics
 from ditto.net.transport import CHUNK, Roles, short
 from ditto.ring.kernels import kernel_of
+from ditto.ring.malloc import give_back
 from ditto.ring.prg import derive, new_seed
 from ditto.service.limits import admit_job, admit_model
 from ditto.service.stored import Owner, StoredEntry, load_entry, readable_entries, save_entry
@@ -262,6 +263,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
                     mask = weights[name]
                     if few and wire.held == "matrix":
                         mask.keep_whole()
+                give_back()  # each matrix was several while it was expanded
             self._weights.move_to_end(share_id)
             return self._weights.pop(share_id) if self._forgotten(share_id) else self._weights[share_id]
 

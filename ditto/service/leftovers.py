@@ -16,7 +16,7 @@ from ditto.names import ID
 log = structlog.get_logger()
 AGE = 3600.0  # seconds: another process may still be writing what is younger
 # All that an upload or an activation leaves before there is an entry. A directory with anything else is not touched.
-_PARTS = frozenset({"seed", "shares.safetensors", "mask_seed", "masked.safetensors", "kept.safetensors"})
+_PARTS = frozenset({"seed", "shares.safetensors", "mask_seed", "opened.safetensors", "kept.safetensors"})
 
 
 def collect(data_dir: Path, age: float | None = AGE) -> None:

@@ -298,7 +298,7 @@ class ModelStore:
                 yield one.masked()[name]
 
         save_seed(home / "mask_seed", mask_seed, owner)
-        save_tensors(home / "masked.safetensors", of_kind(wires, True), opened(), owner)
+        save_tensors(home / "opened.safetensors", of_kind(wires, True), opened(), owner)
         compare_transcripts(channel, self._party, f"the activation of {entry.share_id}")
         plain = of_kind(wires, False)
         save_tensors(home / "kept.safetensors", plain, (kept[name] for name in plain), owner)
@@ -326,7 +326,7 @@ class ModelStore:
 
     def _load(self, entry: Entry) -> PartyWeights:
         weights = load_weights(self._root / entry.share_id, entry, self._party)
-        weights.warm(few=generates(entry.description))
+        weights.warm()
         give_back()  # each matrix was several while it was prepared
         return weights
 
@@ -372,8 +372,9 @@ def load_weights(home: Path, entry: Entry, party: int) -> PartyWeights:
     # A weight under a mask is F and the mask from here on: an empty stand-in takes the place of its share.
     shares = {name: torch.zeros((), dtype=carrier(w.ring)).expand(w.shape) for name, w in masked.items()}
     shares |= dict(load_tensors(home / "kept.safetensors", of_kind(wires, False), owner))
-    weights = PartyWeights(wires, party, load_seed(home / "mask_seed", owner), shares)
-    weights.restore(load_tensors(home / "masked.safetensors", masked, owner))
+    twice = generates(entry.description)
+    weights = PartyWeights(wires, party, load_seed(home / "mask_seed", owner), shares, twice)
+    weights.restore(load_tensors(home / "opened.safetensors", masked, owner))
     return weights
 
 
@@ -381,7 +382,7 @@ def marks(home: Path) -> dict[str, str]:
     """By which each file of an active sharing is known again: its start. No other file of a server's has the same, and
     what comes after it is bound to it; so the same mark means the same content, or the file is found to be damaged."""
     found = {}
-    for name in ("mask_seed", "kept.safetensors", "masked.safetensors"):
+    for name in ("mask_seed", "kept.safetensors", "opened.safetensors"):
         with contextlib.suppress(OSError), (home / name).open("rb") as file:
             found[name] = file.read(START).hex()
     return found
