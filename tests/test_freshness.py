@@ -15,9 +15,10 @@ from views import View, watch
 from ditto.engine import job, sharing, weights
 from ditto.engine.job import _DealerContext, _PartyContext
 from ditto.engine.sharing import share
+from ditto.functions import softmax
 from ditto.models import Plan, compile_stage, encode_inputs, generator_of, random_model
 from ditto.models.tokenizer import Batch, Prompts
-from ditto.ops import guard
+from ditto.ops import Sketch, guard, sketch
 from ditto.presets import PRESETS
 from ditto.ring import carrier
 from ditto.ring.prg import Prg, derive, new_seed
@@ -46,12 +47,12 @@ class Keys:
     def twice(self) -> list[tuple[Any, ...]]:
         """What was expanded more often than it has holders, or under two names.
 
-        A step's key has the dealer and one party; an output's and a guard's both parties; any other (a share's) is
-        expanded once.
+        A step's key has the dealer and one party; an output's, a guard's and a sketch's both parties; any other (a
+        share's) is expanded once.
         A weight's mask is the same for all jobs, by design: its key may only have one name.
         """
         kinds = {key: next(iter(names))[1] for key, names in self.contexts.items()}
-        allowed = {"step": 1, "output": 2, "guard": 2}
+        allowed = {"step": 1, "output": 2, "guard": 2, "parities": 2}
         found: list[tuple[Any, ...]] = [(key, *names) for key, names in self.contexts.items() if len(names) > 1]
         for (key, holder), times in self.expanded.items():
             kind = kinds.get(key, "other")
@@ -69,7 +70,7 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> Keys:
         begin(self, key)
 
     monkeypatch.setattr(Prg, "__init__", init)
-    for module in (job, sharing, weights, guard):
+    for module in (job, sharing, weights, guard, sketch):
         monkeypatch.setattr(module, "derive", seen.derive)
     return seen
 
@@ -111,6 +112,17 @@ def test_encoders(preset: str, keys: Keys, view: View) -> None:
         fresh_jobs(model, 2, view, (program, question), shared=weights_)
     assert not keys.twice() and not view.check()
     assert view.messages > 200 and sum(k[1] == "dealer" for k in keys.expanded) > 100
+
+
+def test_an_encoder_with_buckets_by_parities(keys: Keys, view: View, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long texts have them."""
+    monkeypatch.setattr(softmax, "SAVED", -(1 << 30))
+    description, weights_, _ = random_model("bert", 1, SEQ)
+    program = compile_stage(description, Plan(2, SEQ, guard=True))
+    assert any(isinstance(getattr(step.op, "op", step.op), Sketch) for step in program.steps)
+    question = encode_inputs(description, program, Batch(ZERO, ZERO, ZERO + 1))
+    fresh_jobs(0, 2, view, (program, question), shared=weights_)
+    assert not keys.twice() and not view.check()
 
 
 @pytest.mark.parametrize("argmax", [False, True])

@@ -259,8 +259,9 @@ def test_scores_beyond_their_range_show_in_the_sum(high: bool) -> None:
     assert 0.55 < found < 0.95  # 3/4, and six deviations
 
 
+@pytest.mark.parametrize("by_bits", [False, True])
 @pytest.mark.parametrize("dealt", [PRECISE, NARROW], ids=["precise", "narrow"])
-def test_causal_softmax_numerator(dealt: ExponentialType) -> None:
+def test_causal_softmax_numerator(dealt: ExponentialType, by_bits: bool) -> None:
     n, generator = 24, torch.Generator().manual_seed(5)
     x = torch.randn((1, 2, n, n), generator=generator, dtype=torch.float64).clamp(-4, 4) * 6
     x = (x - x[..., :1]).clamp(-30, 25)
@@ -268,10 +269,10 @@ def test_causal_softmax_numerator(dealt: ExponentialType) -> None:
     hidden = torch.ones((n, n), dtype=torch.bool).triu(1)
 
     def function(b: Builder, w: Wire) -> Wire:
-        return softmax_numerator(b, w, circle, causal=True, dealt=dealt)[0]
+        return softmax_numerator(b, w, circle, causal=True, dealt=dealt, by_bits=by_bits)[0]
 
     e, run = evaluate(on_circle(x, circle), 16, circle.frac, 0.0, function)
-    assert run.ledgers[0].total("online").rounds == 3
+    assert run.ledgers[0].total("online").rounds == 3 + 2 * by_bits
     assert e.masked_fill(~hidden, 0).abs().max() == 0
     p = e / e.sum(-1, keepdim=True)
     # precise: p (1 - p) times 2^-7, the public factor's rounding, and two steps of the circle, 2^-9 each; narrow: not

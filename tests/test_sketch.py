@@ -9,7 +9,7 @@ import torch
 from engine import run_mpc
 
 from ditto.engine.program import Builder, Program
-from ditto.functions.softmax import DIGIT_COUNT, DIGITS
+from ditto.functions.softmax import DIGIT_COUNT, DIGITS, ScoreType, softmax_numerator
 from ditto.ops import Lookup, NonZero, Sketch
 from ditto.ops.sketch import DIGIT
 from ditto.ring import signed
@@ -45,6 +45,18 @@ def test_a_used_value_is_missed_as_often_as_is_said(digits: int) -> None:
         rate = float(missed[-1].double().mean())
         assert abs(rate - chance) < 6 * math.sqrt(chance / (ROWS / 2)), rate
     assert not torch.equal(*missed)
+
+
+def test_a_program_has_one_key_and_no_stream_of_it_twice() -> None:
+    b = Builder()
+    for i in range(2):
+        b.layer(f"layer {i}")
+        for j in range(2):
+            x = b.input(f"x{i}{j}", 16, 9, (2, 8, 8), 0.0)
+            softmax_numerator(b, x, ScoreType.of(17.0, 25.0, 30.0), by_bits=True)
+    sketches = [step for step in b.program.steps if isinstance(step.op, Sketch)]
+    assert len({step.inputs[0] for step in sketches}) == 1
+    assert len({step.op.index for step in sketches if isinstance(step.op, Sketch)}) == len(sketches) == 4
 
 
 def test_misses_in_a_model_of_twelve_layers_are_stated() -> None:

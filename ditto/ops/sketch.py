@@ -190,7 +190,7 @@ class NonZero(Op):
 
     1. The dealer shares [e_j] = [s = j] for j = 1, ..., 7.
     2. [z != 0] = 1 - [e_c], for c = 0 sum_j [e_j]; summed over the digits. No round.
-    (Zero test by Hamming distance, from one opening to a count of few bits: Nishide and Ohta 2007.)
+    (Zero test by Hamming distance, from one opening to a count of few bits: Lipmaa and Toft 2013.)
     """
 
     shape: Shape
