@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -37,7 +38,8 @@ from ditto.models.encoder.floats import forward
 from ditto.models.tokenizer import Batch
 from ditto.ops.positions import RelativePositions, buckets
 from ditto.presets import PRESETS, preset_of
-from ditto.presets.style import ENCODER
+from ditto.presets.one_opening import ENCODED
+from ditto.presets.style import ENCODER, Scores
 from ditto.ring import signed
 from ditto.ring.fixedpoint import decode, encode
 
@@ -352,6 +354,34 @@ def test_padding_changes_nothing_but_noise(load: Callable[[str, str], Loaded], f
         answers.append(output(program, run_plain(program, inputs, weights), texts))
     assert answers[0].shape == (11, 48) and answers[0].std() > 0.3
     assert gap(*answers) < PADDING_NOISE
+
+
+@pytest.mark.parametrize("family", PROGRAMS)
+def test_padding_is_computed_as_the_first_token(load: Callable[[str, str], Loaded], family: str) -> None:
+    """To the last bit where truncations round alike: with any token as padding, with relative positions, too; under MPC
+    but for noise. So its keys are the first, whatever the layer."""
+    loaded = load(family, MODEL)
+    texts = loaded.texts[0]
+    padding = texts.mask == 0
+    _, program, inputs, weights = loaded.program("ditto", texts)
+    for run, most in ((run_plain, 0), (run_mpc, 2 * NOISE["ditto"])):
+        done = run(program, inputs, weights)
+        outputs = done if isinstance(done, dict) else done.outputs
+        hidden = signed(outputs["hidden"], program.outputs["hidden"].ring).view(*texts.shape, -1)
+        assert padding.any() and (hidden - hidden[:, :1])[padding].abs().max() <= most
+        assert (hidden - hidden[:, :1])[~padding].abs().max() > 100
+
+
+@pytest.mark.parametrize("reach", [20.0, 50.0, 200.0, 400.0])
+@pytest.mark.parametrize("size", [32, 64])
+def test_a_score_goes_once_round_the_ring_where_its_circle_does(reach: float, size: int) -> None:
+    """Whatever the circle: queries and keys, scaled, on fraction bits that leave their ring its range."""
+    style, scores = preset_of("ditto").style, Scores(reach, reach, reach, reach)
+    circle = style.bias(scores)
+    by_q, by_k = style.scales(scores, size)
+    once = 2.0 ** (circle.ring - circle.frac) * math.sqrt(size)  # of a score that is not divided by sqrt(size)
+    steps = by_q * by_k * once * 2.0 ** (2 * ENCODED.frac)
+    assert math.isclose(steps, 2.0**ENCODED.ring, rel_tol=1e-12) and math.isclose(by_q, by_k)
 
 
 def test_public_embeddings_without_token_types(load: Callable[[str, str], Loaded]) -> None:

@@ -111,6 +111,22 @@ def test_a_layer_is_named_and_the_others_are_not(first: float, second: float) ->
     assert (run_plain(program, inputs, {})[GUARD] != 0).tolist() == marked
 
 
+@pytest.mark.parametrize(("most", "marked"), [(3.0, False), (-3.0, False), (8.0, True), (-9.0, True), (98.0, False)])
+def test_a_wide_ring_is_watched_as_a_narrow_one(most: float, marked: bool) -> None:
+    """What would not extend from the smallest ring of its bound is found; 98 comes round that ring to 2."""
+    b = Builder(guards=True)
+    b.layer("layer")
+    x = b.affine(b.input("x", 24, 8, (4, 4), 0.0), 1, 0.0, 8, bound=0.0)
+    (opened,) = b.open(x)
+    b.watch_narrow(opened, 3.0)
+    (op,) = (step.op for step in b.program.steps if isinstance(step.op, Guard))
+    assert (op.bits, op.low, op.high) == (12, -769, 769)
+    program, values = b.finish(), torch.zeros(4, 4, dtype=torch.int64)
+    values[1, 2] = int(most * 256)
+    assert bool(run_mpc(program, {"x": values}).outputs[GUARD].any()) == marked
+    assert bool(run_plain(program, {"x": values}, {})[GUARD].any()) == marked
+
+
 def test_without_guards_nothing_is_added() -> None:
     """No step, no output, no byte. With them a round for the key and one for the factors, 2 bytes an element from the
     dealer, and 8 for each layer's product."""

@@ -21,6 +21,7 @@ LOG_RANGES = range(6, 11)  # of the score types, narrowest first
 LOG_WIDTH = 1  # of a bucket
 LOG_UNIT = 4  # of the exponential's table step
 GAP = 16  # masked scores lie so far below the lowest possible maximum
+NEAR = 1  # how far noise takes scores from what they would be alike with; measured: 0.2
 WORD = 14  # digits of 3 bits: a used bucket looks unused with a chance of 2^-42
 DIGIT_COUNT = 4  # bits that hold WORD
 WINDOW = (-1, -1)  # table steps of the exponential from the lowest to the highest: 0 for what lies below one step
@@ -87,8 +88,8 @@ class ScoreType:
         the largest of a row to its least. Masked scores are 0 before the mask, or (`lowered`) like the others.
 
         With w the width, u the unit, M the maximum's bucket, max - w < M <= max + w, 0 <= M <= above:
-        1. Masked scores lie at least GAP below 0, the mask is GAP, or where they are not 0 before GAP + above. They
-           and the others are at least -l.
+        1. Masked scores lie GAP below 0, the mask is GAP; up to NEAR, since a key's like the first differs by noise.
+           Where they are not 0 before, the mask is GAP + above. They and the others are at least -l.
         2. None may come round to the buckets counted for the maximum: of ids up to floor(above / w) + 1, the lowest
            is at least floor(-l / w) + T / w. One bucket between, if there is any, is counted, too.
         3. The exponential's argument, score - M - w, lies above -(T - u): spread + 2 w + u <= T, for masked scores
@@ -97,7 +98,7 @@ class ScoreType:
         """
         width, unit = 1 << LOG_WIDTH, 1 << LOG_UNIT
         mask = GAP + (math.ceil(above) if lowered else 0)  # 1
-        masked = mask + (below if lowered else 0)
+        masked = mask + (below if lowered else NEAR)
         lowest = max(masked, below)
         asked = math.floor(above / width)
         need = max(spread, masked + above) + 2 * width + unit  # 3

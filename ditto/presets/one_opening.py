@@ -254,8 +254,8 @@ class OneOpening:
         if norm is not None:
             with b.label("layernorm"):
                 (x,) = b.open(standardise(b, x, norm.variance, norm.epsilon, FOLDED_QKV, self.stream_root))
-        size, root = width // count, self.scales(bounds.scores, 1)[0]
-        most = 1.0 if stage.causal else max(1.0, root * size**0.25)
+        root, fourth = self.scales(bounds.scores, 1)[0], math.sqrt(math.sqrt(width // count))
+        most = 1.0 if stage.causal else max(1.0, root * fourth)
         qkv = self.read(b, x, name, 3 * width, bounds.qkv * most)
         q, k, v = (split_heads(b, qkv, i, count, batch) for i in range(3))
         zero = self._first(b, k, name, stage)
@@ -275,7 +275,7 @@ class OneOpening:
         q, k, narrow = b.open(*cut, narrow)
         (v,) = b.open(b.extend(narrow, ring))
         reach = root * bounds.qkv
-        for y, largest in ((q, reach * size**0.25), (k, 2 * reach / size**0.25)):  # less another
+        for y, largest in ((q, reach * fourth), (k, 2 * reach / fourth)):  # less another
             b.watch_narrow(y, largest)
         return Heads(q, b.retype(k, frac=k.frac + _excess(score_type(bounds.scores, stage))), v)
 
