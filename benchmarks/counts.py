@@ -15,7 +15,7 @@ import typer
 
 from ditto.engine.parts import cut
 from ditto.engine.plan import Plan
-from ditto.errors import RangeError
+from ditto.errors import DittoError
 from ditto.files import read_json
 from ditto.models import Description, compile_stage
 from ditto.models.checkpoint import Checkpoint
@@ -39,7 +39,7 @@ def table(shape: str, presets: Sequence[str], seq: int, real: Sequence[LayerRang
     for preset in presets:
         try:
             lines.append(_line([f"`{preset}`", *_row(checkpoint, shape, preset, seq, real)]))
-        except RangeError as error:
+        except DittoError as error:
             lines.append(_line([f"`{preset}`", f"refused: {error}", *[""] * (len(heads) - 2)]))
     return [*lines, ""]
 

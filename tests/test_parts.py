@@ -204,3 +204,29 @@ def test_what_needs_no_parts_is_left_alone() -> None:
     program = b.finish()
     assert cut(program, 400).fingerprint == program.fingerprint
     assert Limits().hold_mb == HOLD_MB
+
+
+def test_a_program_is_rolled_back() -> None:
+    """What is emitted after a mark and forgotten leaves nothing: as if it had never been."""
+
+    def emitted(forget: bool) -> Builder:
+        b = Builder(guards=True)
+        b.layer("first")
+        x = b.input("x", 16, 4, (3, 4), 7.0)
+        b.weight("w", 16, 4, (4, 4), "matrix")
+        (opened,) = b.open(b.add(x, x))
+        if forget:
+            mark = b.mark()
+            with b.label("forgotten"):
+                b.part()
+                b.weight("other", 16, 4, (4, 4), "matrix")
+                (again,) = b.open(b.extend(b.open(b.add(opened, opened, bound=7.0))[0], 32))
+                b.output("none", again)
+            b.layer("second")
+            b.back_to(mark)
+        b.output("y", b.extend(opened, 32))
+        return b
+
+    plain, rolled = (emitted(forget) for forget in (False, True))
+    assert rolled.mark() == plain.mark()
+    assert rolled.finish() == plain.finish()

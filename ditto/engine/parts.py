@@ -34,21 +34,26 @@ def in_blocks(b: Builder, hold: int, count: int, emit: Rows, dim: int = 0) -> Se
     """What `emit(builder, first, last)` gives for `count` rows, computed in as few equal blocks as keep what a party
     holds for a block within `hold` bytes; the results are joined along `dim`.
 
-    1. Emit all rows on trial. What they hold grows with their number, so the number of blocks follows.
-    2. Emit each block as a part of the layer.
+    1. Emit all rows. What they hold grows with their number, so the number of blocks follows; with one it is done.
+    2. Else forget that, and emit each block as a part of the layer.
 
     The rows must not depend on each other. Raises LimitExceeded for a program of more than MOST parts.
     """
     # 1
-    if b.tries:
+    if b.tries or count == 1:  # blocks within rows that are tried: if these hold little enough, so does each of them
         return emit(b, 0, count)
-    trial = b.trial()
-    emit(trial, 0, count)
-    blocks = min(count, -(-sum(step.op.held for step in trial.program.steps) // hold))
+    mark, first_step = b.mark(), len(b.program.steps)
+    b.tries = True
+    try:
+        whole = emit(b, 0, count)
+    finally:
+        b.tries = False
+    blocks = min(count, -(-sum(step.op.held for step in b.program.steps[first_step:]) // hold))
     if blocks <= 1:
-        return emit(b, 0, count)
-    check_count(len(b.program.layers) + blocks)
+        return whole
     # 2
+    b.back_to(mark)
+    check_count(len(b.program.layers) + blocks)
     ends = [count * i // blocks for i in range(blocks + 1)]
     done = []
     for first, last in itertools.pairwise(ends):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 from ditto.errors import RangeError
 from ditto.ops import (
@@ -141,6 +143,9 @@ class Program:
         ]
 
 
+Mark = tuple[list[int], tuple[Any, ...]]  # lengths of what only grows, and copies of all else
+
+
 class Builder:
     """Adds typed steps to a program and refuses bounds that do not fit their ring.
 
@@ -153,7 +158,7 @@ class Builder:
         self._label = ""
         self._count = 0
         self.guards = guards
-        self.tries = False  # is it a trial?
+        self.tries = False  # may what is emitted be forgotten?
         self._key: Wire | None = None
         self._guarded = 0
         self._safe: set[str] = set()  # wires that need no watch: the client's, and what an extension gave
@@ -172,13 +177,27 @@ class Builder:
         name, _, number = layers[-1].partition(PART)
         layers.append(f"{name}{PART}{int(number or 1) + 1}")
 
-    def trial(self) -> Builder:
-        """An empty builder in the same place: what is emitted there shows what it would take here."""
-        other = Builder(self.guards)
-        other.program.layers.append(self.program.layers[-1])
-        other._label, other._count, other._safe = self._label, self._count, self._safe.copy()
-        other.tries = True
-        return other
+    def mark(self) -> Mark:
+        """Where the program is now, for `back_to`."""
+        copies = self._safe.copy(), self._words.copy(), self._sums.copy()
+        return [len(kept) for kept in self._kept()], (self._count, self._guarded, self._key, *copies)
+
+    def back_to(self, mark: Mark) -> None:
+        """Forget all that was emitted since."""
+        lengths, (self._count, self._guarded, self._key, *copies) = mark
+        for kept, length in zip(self._kept(), lengths, strict=True):
+            if isinstance(kept, list):
+                del kept[length:]
+            else:
+                for name in list(itertools.islice(kept, length, None)):
+                    del kept[name]
+        self._safe, self._words, self._sums = (copy.copy() for copy in copies)
+
+    def _kept(self) -> list[list[Any] | dict[str, Any]]:
+        """All that only grows."""
+        of = self.program
+        wires = of.inputs, of.outputs, of.weights, of.carried, of.kept, of.sizes
+        return [of.layers, of.steps, *wires]
 
     def finish(self) -> Program:
         """The program, complete. With guards its output GUARD holds a number for each of its `guarded` layers: 0 where

@@ -31,7 +31,7 @@ START = {"round": 3e-4, "sent": 1e-9, "dealt": 1e-9, "phase": 2e-3, "start": 1e-
 FACTORS = (0.25, 0.5, 0.8, 0.95, 1.05, 1.25, 2.0, 4.0)
 SWEEPS = 60
 FLOOR = 0.005  # seconds that are added to both sides of a ratio: shorter phases of a layer say little
-VOCABULARY = 2_048  # a word is a row like any other, and weights take time to make
+VOCABULARY = 16_384  # large enough for openings of megabytes, by which bytes sent are told from rounds
 
 Say = Callable[[str], None]
 
