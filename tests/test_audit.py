@@ -436,7 +436,7 @@ def test_weights_that_changed_since_are_named(world: World) -> None:
     masked = bytearray(good["opened.safetensors"])
     masked[-20] ^= 1
     (home_ / "opened.safetensors").write_bytes(masked)
-    with pytest.raises(DamagedFile, match=r"masked\.safetensors: .* is not what was stored here"):
+    with pytest.raises(DamagedFile, match=r"opened\.safetensors: .* is not what was stored here"):
         audit(config, job)
     (home_ / "opened.safetensors").write_bytes(good["opened.safetensors"])
     audit(config, job)

@@ -325,7 +325,7 @@ def test_a_damaged_share_is_named(
     party.wait(10)
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     cluster.up()
-    with Client(config) as client, pytest.raises(DamagedFile, match=r"party1: .*masked\.safetensors: ") as caught:
+    with Client(config) as client, pytest.raises(DamagedFile, match=r"party1: .*opened\.safetensors: ") as caught:
         client.infer("tiny", inputs, 1, SEQ)
     assert caught.value.peer == "party1"
     path.write_bytes(whole)

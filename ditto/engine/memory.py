@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ditto.engine.program import Program, Step
+from ditto.engine.weights import EXPANDED
 from ditto.ops import Open, Widen
 from ditto.ops.base import Rearrangement
 from ditto.ring import carrier_bytes
@@ -28,7 +29,8 @@ def peak_of(program: Program, at_once: bool = False) -> Peak:
     A party, part after part: 1. Offline it holds the part's correlations, and TAKING times the largest dealt piece.
     2. Online it holds at each step what the steps from there on need of the correlations, and WORKING times the step's
     results.  3. All along the wires that a later step reads (an opened one twice: masked value and mask), what goes to
-    other stages, and what is on its way from the dealer. With `at_once` all parts are prepared before the first runs.
+    other stages, what is on its way from the dealer, and a share of a weight that is expanded. With `at_once` all parts
+    are prepared before the first runs.
 
     The dealer: the masks of opened wires that a later step reads, DEALING times what a step takes, and what is queued.
     """
@@ -63,6 +65,8 @@ def peak_of(program: Program, at_once: bool = False) -> Peak:
             for name in names:
                 live -= sizes.get(name, 0) * (1 + (name in opened))
                 masks -= sizes.get(name, 0) * (name in opened)
+    matrices = [carrier_bytes(w.shape, w.ring) for w in program.weights.values() if w.held == "matrix"]
+    party += min(EXPANDED, max(matrices, default=0))
     return Peak(party + min(queued, ON_THEIR_WAY) // 2, dealer + min(queued, ON_THEIR_WAY))
 
 

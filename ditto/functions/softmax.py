@@ -119,7 +119,7 @@ class ScoreType:
         """
         octaves = math.floor(above * LOG2_E) + 1
         mask = GAP + (math.ceil(above) if lowered else 0)
-        need = max(mask + (below if lowered else 0), below) + octaves * LN2 + (1 << LOG_UNIT)
+        need = max(mask + (below if lowered else NEAR), below) + octaves * LN2 + (1 << LOG_UNIT)
         for log_range in LOG_RANGES:
             if need <= 1 << log_range:
                 return cls(log_range, 0, 0, -mask, octaves=octaves)
