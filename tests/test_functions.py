@@ -33,6 +33,7 @@ from ditto.functions.layernorm import (
 )
 from ditto.functions.linear import linear
 from ditto.functions.softmax import (
+    DEALT_OCTAVES,
     LEAST,
     LN2,
     LOG2_E,
@@ -243,9 +244,9 @@ def test_softmax_numerator_without_a_maximum(above: float, below: float, lowered
     total = e.sum(-1)
     assert total.min() > least and total.max() < most
     assert e[:, :, 20:].abs().max() < 2.0**-circle.octaves * 1e-4
-    # p (1 - p) times: two steps of the circle, 2^-9 each, the public factor's rounding, 2^-5 at 4 bits; and the
-    # dealt factor's, 2^-7 of a row whose largest score is 0
-    worst = 0.25 * (2.0**-8 + 2.0**-5) + 2.0**-7
+    # p (1 - p), at most 1/4, times what two entries differ by at most, twice one's: the public factor's rounding, 2^-5
+    # at 4 bits; the dealt one's, e^16 2^-37 in a row whose largest is 2^-DEALT_OCTAVES; roundings of scores and of E
+    worst = 0.5 * (2.0**-5 + math.exp(16) * 2.0 ** (DEALT_OCTAVES - 37) + 2.0**-9)
     assert (e / total[..., None] - want.softmax(-1)).abs().max() < worst
 
 
