@@ -14,6 +14,7 @@ from engine import Run, run_mpc
 
 from ditto import functions
 from ditto.engine.program import Builder, Wire
+from ditto.engine.schedule import scheduled
 from ditto.errors import RangeError
 from ditto.functions import ScoreType, gelu, inverse_power, layernorm, softmax_numerator, tanh
 from ditto.functions.fit import Fitting
@@ -28,8 +29,11 @@ from ditto.functions.layernorm import (
     layernorm_residual,
     nearest_log2,
     standardise,
+    standardised_linear,
 )
+from ditto.functions.linear import linear
 from ditto.functions.softmax import (
+    DEALT_OCTAVES,
     LEAST,
     LN2,
     LOG2_E,
@@ -62,6 +66,14 @@ def evaluate(
     assert {(t.rounds, t.bytes_sent) for t in totals} == {(cost.rounds, cost.online)}
     assert sum(ledger.total("offline").bytes_from_dealer for ledger in run.ledgers) == cost.dealer
     return decode(run.outputs["y"], y.ring, y.frac), run
+
+
+def rounds_of(x: Tensor, ring: int, frac: int, bound: float, function: Callable[[Builder, Wire], Wire]) -> int:
+    """Of a function in a program as models compile it: openings that do not depend on each other share one."""
+    b = Builder()
+    b.layer("layer")
+    b.output("y", function(b, b.input("x", ring, frac, tuple(x.shape), bound)))
+    return scheduled(b.finish()).cost().rounds
 
 
 def side_by_side(b: Builder, parts: list[Wire]) -> Wire:
@@ -233,9 +245,9 @@ def test_softmax_numerator_without_a_maximum(above: float, below: float, lowered
     total = e.sum(-1)
     assert total.min() > least and total.max() < most
     assert e[:, :, 20:].abs().max() < 2.0**-circle.octaves * 1e-4
-    # p (1 - p) times: two steps of the circle, 2^-9 each, the public factor's rounding, 2^-5 at 4 bits; and the
-    # dealt factor's, 2^-7 of a row whose largest score is 0
-    worst = 0.25 * (2.0**-8 + 2.0**-5) + 2.0**-7
+    # p (1 - p), at most 1/4, times what two entries differ by at most, twice one's: the public factor's rounding, 2^-5
+    # at 4 bits; the dealt one's, e^16 2^-37 in a row whose largest is 2^-DEALT_OCTAVES; roundings of scores and of E
+    worst = 0.5 * (2.0**-5 + math.exp(16) * 2.0 ** (DEALT_OCTAVES - 37) + 2.0**-9)
     assert (e / total[..., None] - want.softmax(-1)).abs().max() < worst
 
 
@@ -337,6 +349,67 @@ def test_standardise_by_a_table_or_several(octaves: int, root: Root, rounds: int
     want = x / var.sqrt()[:, None]
     # a table's 2^-7 at the smallest variances, and the roundings of y and of the result: 2^-8 each at most
     assert ((y * deviation_scale(384) - want).abs() / want.abs().clamp(min=1)).max() < 2.0**-6
+
+
+@pytest.mark.parametrize("ring", [32, 48])
+def test_a_projection_of_rows_that_are_not_yet_standardised(ring: int) -> None:
+    """As a projection of standardised rows has it, one round less."""
+    generator = torch.Generator().manual_seed(6)
+    x = torch.randn((6, 384), generator=generator, dtype=torch.float64)
+    x = (x - x.mean(1, keepdim=True)) * torch.logspace(-1, 1, 6, 2.0, dtype=torch.float64)[:, None]
+    var = x.var(1, unbiased=False)
+    limits, root = (float(var.min()) / 2, float(var.max()) * 2), FEWEST_ROUNDS
+    weight = torch.randn((384, 24), generator=generator, dtype=torch.float64) / 10
+    bias = torch.randn(24, generator=generator, dtype=torch.float64)
+    want = x / var.sqrt()[:, None] @ weight + bias
+    bound = float(want.abs().max()) * 1.5
+    weights = {"weight": weight * deviation_scale(384), "bias": bias}
+
+    def together(b: Builder, w: Wire) -> Wire:
+        y = standardised_linear(b, w, limits, 1e-12, ring, root, "next", 24, bound)
+        assert y is not None
+        return y
+
+    def apart(b: Builder, w: Wire) -> Wire:
+        (z,) = b.open(standardise(b, w, limits, 1e-12, ring, root))
+        return linear(b, z, "next", 24, bound)
+
+    size = float(x.abs().max())
+    got, _ = evaluate(x, 24, 12, size, together, **weights)
+    other, _ = evaluate(x, 24, 12, size, apart, **weights)
+    assert [rounds_of(x, 24, 12, size, function) for function in (together, apart)] == [3, 4]
+    # y: 2^-8; of 384 roundings of z, 2^-8 / sqrt(6) each, times 0.1, six deviations: 0.019. Together has no z to round
+    scale = want.abs().clamp(min=1)
+    assert ((got - want).abs() / scale).max() < 0.023 and ((other - want).abs() / scale).max() < 0.023
+
+
+def test_a_projection_that_has_no_room_before_its_division_is_refused() -> None:
+    """Sixteen octaves of variance and a result up to 1000: the least row and the largest product do not fit 32 bits."""
+    b = Builder()
+    b.layer("layer")
+    x = b.input("x", 24, 12, (1, 64), 900.0)
+    assert standardised_linear(b, x, (0.01, 600.0), 1e-12, 32, FEWEST_ROUNDS, "next", 8, 1000.0) is None
+    assert not b.program.steps and not b.program.weights
+
+
+def test_gelu_that_ends_on_the_ring_of_the_next_product() -> None:
+    """One round and no extension of the result; narrow and wide columns side by side."""
+    generator, fits = torch.Generator().manual_seed(4), Fitting()
+    zones = gelu_zones("gelu", [(8, 6.0), (8, 24.0)], fits)
+    reach = torch.tensor([6.0] * 8 + [24.0] * 8, dtype=torch.float64)
+    scales = torch.cat([torch.full((zone.columns,), zone.fit.scale) for zone in zones]).double()
+    x = (torch.rand((64, 16), generator=generator, dtype=torch.float64) * 2 - 1) * reach
+    most = max(zone.bound for zone in zones)
+
+    def function(b: Builder, w: Wire) -> Wire:
+        (y,) = gelu(b, "gelu", w, most, fits, GeluType(ring=42, result=32), zones)
+        assert (y.ring, y.frac) == (32, 8)
+        return y
+
+    y, _ = evaluate(x * scales, 24, 12, most, function)
+    assert rounds_of(x, 24, 12, most, function) == 1
+    error = (y / scales - torch.nn.functional.gelu(x)).abs().amax(0)
+    assert error[:8].max() < 0.02 and error[8:].max() < 0.05, error
 
 
 def test_bounds_that_do_not_fit_are_refused() -> None:

@@ -20,19 +20,20 @@ BOUND, SIZE, QUERIES = 12.0, 4, 3
 SCORES = Scores(8.0, 6.0, 6.0, 12.0)
 
 
+@pytest.mark.parametrize("used", ["bits", "no maximum"])
 @pytest.mark.parametrize("exponential", ["precise", "narrow"])
 @pytest.mark.parametrize("n", [128, 512])
-def test_values_near_their_bound(n: int, exponential: str) -> None:
+def test_values_near_their_bound(n: int, exponential: str, used: str) -> None:
     """Sums of n exponentials times values, on shares: as the plain interpreter has them, and as floats have them."""
     torch.manual_seed(0)
-    style = preset_of("ditto").style.chosen(Choices.model_validate({"exponential": exponential}))
+    style = preset_of("ditto").style.chosen(Choices.model_validate({"exponential": exponential, "used": used}))
     b = Builder()
     b.layer("attention")
     shapes = {"q": (1, 1, QUERIES, SIZE), "k": (1, 1, SIZE, n), "v": (1, 1, n, SIZE)}
-    rings = {"q": 24, "k": 24, "v": 36}
+    bounds = AttentionBounds(BOUND, SCORES, BOUND)
+    rings = {"q": 24, "k": 24, "v": style.attention(bounds, ENCODER, n)[0].values}
     q, k, v = b.open(*(b.input(name, rings[name], 8, shape, BOUND) for name, shape in shapes.items()))
     residual = b.input("residual", 24, 12, (QUERIES, SIZE), 1.0)
-    bounds = AttentionBounds(BOUND, SCORES, BOUND)
     b.output("context", style.attend(b, Heads(q, k, v), bounds, residual, ENCODER))
     program = b.finish()
     real = {"q": torch.rand(shapes["q"]), "k": torch.rand(shapes["k"]), "v": BOUND - torch.rand(shapes["v"])}

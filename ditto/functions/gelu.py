@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 
 import numpy as np
 
@@ -79,7 +79,8 @@ def gelu(
     b: Builder, function: str, x: Wire, bound: float, fits: Fits, kind: GeluType, zones: Sequence[Zone] = ()
 ) -> list[Wire]:
     """[GELU(x)] of x [rows, columns] (24, 12), |x| <= bound, side by side on (result, frac) of `kind`, to about 0.02
-    for "gelu"; columns too wide for that, if any, on (19, frac). One round.
+    for "gelu"; columns too wide for that, if any, on (19, frac). One round. Where `kind` has a wider result than x has
+    bits for, x is opened, too, and x/2 extended.
 
     With `zones` its columns are scaled, each zone's with a fit of its own, and so is the result.
     1. [e(x)] by harmonics on 12 opened bits.  2. Add x/2, x re-read with one more fraction bit.  3. Truncate.
@@ -88,16 +89,21 @@ def gelu(
         smooth, tolerance = FITTED[function]
         zones = [Zone(x.shape[1], fits.find(smooth, bound, tolerance))]
     # 1
-    parts, start = [], 0
-    for zone in zones:
-        column = b.view(x, slices=((1, start, start + zone.columns),)) if len(zones) > 1 else x
+    parts: list[Part] = []
+    columns = [zone.columns for zone in zones]
+    for zone, column in zip(zones, _columns(b, x, columns), strict=True):
         parts.append(kind.part(b.retype(column, bound=zone.bound), zone.fit))
-        start += zone.columns
+    halves = [part.x for part in parts]
+    need = kind.result + x.frac + 1 - kind.frac  # the ring of x/2
+    if need > x.ring:
+        (opened,) = b.open(x)
+        wide = _columns(b, b.extend(opened, need), columns)
+        halves = [b.retype(half, bound=part.x.bound) for half, part in zip(wide, parts, strict=True)]
     even = harmonics(b, parts, [part.x.bound / 2 + ROOM for part in parts])
     results = []
-    for _, group in groupby(zip(even, parts, strict=True), key=lambda pair: pair[0].ring):
-        waves, columns = zip(*group, strict=True)
-        e, half = _side_by_side(b, waves), _side_by_side(b, [part.x for part in columns])
+    for _, group in groupby(zip(even, halves, strict=True), key=lambda pair: pair[0].ring):
+        waves, lines = zip(*group, strict=True)
+        e, half = _side_by_side(b, waves), _side_by_side(b, lines)
         # 2
         limit = half.bound + ROOM
         half = b.retype(half, frac=half.frac + 1, bound=half.bound / 2)
@@ -110,6 +116,13 @@ def gelu(
         cut = y.frac - kind.frac
         results.append(b.truncate(y, cut, y.ring - cut))
     return results
+
+
+def _columns(b: Builder, x: Wire, counts: Sequence[int]) -> list[Wire]:
+    if len(counts) == 1:
+        return [x]
+    ends = list(accumulate(counts))
+    return [b.view(x, slices=((1, end - count, end),)) for count, end in zip(counts, ends, strict=True)]
 
 
 def _side_by_side(b: Builder, wires: Sequence[Wire]) -> Wire:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from ditto.engine.program import Builder, Wire
 from ditto.functions.fixed import FixedPoint, minus, multiply, square, sum_of_squares, truncate_to, widen
 from ditto.functions.inverse import Tables, inverse_power, table_shifts
-from ditto.functions.linear import fraction_bits, linear
-from ditto.ops import Lookup
+from ditto.functions.linear import WEIGHT_FRAC, fraction_bits, linear
+from ditto.ops import Lookup, MatmulWeight
 from ditto.ring.exact import ceil_log2, floor_log2
 
 RESULT = FixedPoint(32, 8)
@@ -26,6 +26,8 @@ TABLE_RINGS = (40, 48, 56, 64)
 SQUARE_RINGS = (40, 48, 56, 64)
 STANDARDISED_RINGS = (48, 56, 64)  # of c y before its truncation
 DIGITS = 9  # bits of the smallest variance, and of the smallest y, that are kept
+RESOLVED = 6  # bits below the least deviation that what is normalized has, at least
+PROJECTED_DIGITS = 10  # bits of x W below what makes 1 of its product with the largest y
 OPENED_DIGITS = 7  # bits of the smallest y that its product with c keeps at least
 
 
@@ -151,6 +153,22 @@ def _root_table(n: int, unit: int, most: float) -> tuple[int, ...]:
     return tuple(round(math.ldexp(min(1 / math.sqrt(v), most), DEVIATION.frac)) for v in at)
 
 
+def _opened_digits(hi: float) -> int:
+    """Fraction bits that leave the smallest y OPENED_DIGITS."""
+    return max(DEVIATION.frac, OPENED_DIGITS + -(-ceil_log2(hi) // 2))
+
+
+def _inverse_deviation(
+    b: Builder, c: Wire, means: list[Wire], limits: tuple[float, float], eps: float, root: Root
+) -> Wire:
+    """c by `widen`, and its mean if it has one -> [y], with as many fraction bits as its products need."""
+    v = _scaled_variance(b, c, means[0] if means else None, limits, eps)
+    lo, hi = (limit * variance_scale(c.shape[1]) for limit in limits)
+    by_table = ceil_log2(limits[1] / limits[0]) <= root.direct
+    y = inverse_deviation_by_table(b, v, lo, hi) if by_table else inverse_deviation(b, v, lo, hi, root.single)
+    return truncate_to(b, y, min(y.frac, _opened_digits(hi)))
+
+
 def standardise(
     b: Builder,
     x: Wire,
@@ -172,16 +190,11 @@ def standardise(
     """
     # 1
     c, *means = b.open(x, *(() if mean is None else (mean,)))
-    lo, hi = (limit * variance_scale(c.shape[1]) for limit in limits)
-    digits = max(DEVIATION.frac, OPENED_DIGITS + -(-ceil_log2(hi) // 2))  # fraction bits that leave the smallest y some
+    digits = _opened_digits(limits[1] * variance_scale(c.shape[1]))
     most_wide = next(r for r in STANDARDISED_RINGS if r >= ring + c.frac + digits - RESULT.frac)
     c = widen(b, c, max(most_wide, _square_ring(c, limits)))
-    # 2
-    v = _scaled_variance(b, c, means[0] if means else None, limits, eps)
-    by_table = ceil_log2(limits[1] / limits[0]) <= root.direct
-    y = inverse_deviation_by_table(b, v, lo, hi) if by_table else inverse_deviation(b, v, lo, hi, root.single)
-    # 3
-    (y,) = b.open(truncate_to(b, y, min(y.frac, digits)))
+    # 2, 3
+    (y,) = b.open(_inverse_deviation(b, c, means, limits, eps, root))
     frac = c.frac + y.frac
     wide = next(r for r in STANDARDISED_RINGS if r >= ring + frac - RESULT.frac)
     most = math.sqrt(2.0 * c.shape[1])  # |c| <= sqrt(H var), var at most twice v
@@ -191,6 +204,51 @@ def standardise(
         shift = b.truncate(multiply(b, mean, y, wide + more, bound=most), more, wide)
         z = b.add(z, minus(b, shift), bound=most)
     return b.truncate(z, frac - RESULT.frac, ring)
+
+
+def standardised_linear(
+    b: Builder,
+    x: Wire,
+    limits: tuple[float, float],
+    eps: float,
+    ring: int,
+    root: Root,
+    name: str,
+    columns: int,
+    bound: float,
+) -> Wire | None:
+    """[x] (l, f), shape [rows, H], without a mean -> what `linear` gives of z by `standardise` on (`ring`, 8), opened:
+    [z W + bias], |result| <= bound. 3 rounds or more, one less than both. None where x W has no room.
+
+    y is one number a row, so z W = (x W) y, and x W need not wait for it. It costs an opening of all columns in the
+    place of z's, which is little for few rows. Error: as theirs, and 2^-PROJECTED_DIGITS.
+    1. Open x.
+    2. [y] as `standardise` has it. Beside its first opening: x extended, by the first, and opened on the ring.
+    3. [x W]; open it, and y; the product extends both; truncate; add the bias.
+    """
+    weight_frac = fraction_bits(bound, ring - RESULT.frac, WEIGHT_FRAC)
+    lo, hi = (limit * variance_scale(x.shape[1]) for limit in limits)
+    size = 2 * bound * math.sqrt(hi)  # the bias is in the bound: without it, the rest is at most twice that
+    frac = fraction_bits(size, ring - weight_frac, x.frac)
+    cut = x.frac - frac
+    if frac < RESOLVED - floor_log2(lo) // 2 or x.ring >= ring + cut:
+        return None
+    # 1
+    (c,) = b.open(x)
+    # 2
+    y = _inverse_deviation(b, widen(b, c, _square_ring(c, limits)), [], limits, eps, root)
+    wide = b.extend(c, ring + cut)
+    (factor,) = b.open(b.truncate(wide, cut, ring) if cut else wide)
+    # 3
+    weight = b.weight(f"{name}.weight", ring, weight_frac, (x.shape[1], columns), "matrix")
+    op = MatmulWeight(x.shape[0], x.shape[1], columns, ring)
+    (product,) = b.emit(op, [factor, weight], [(ring, frac + weight_frac, (x.shape[0], columns), size)])
+    result = RESULT.frac + weight_frac
+    most = min(64 - ring + result - y.frac, PROJECTED_DIGITS - floor_log2(lo) // 2)
+    product, y = b.open(truncate_to(b, product, min(product.frac, most)), y)
+    cut = product.frac + y.frac - result
+    z = b.truncate(multiply(b, product, y, ring + cut, bound=2 * bound), cut, ring)
+    return b.add(z, b.weight(f"{name}.bias", ring, result, (columns,), "share"), bound=bound)
 
 
 def scale_and_shift(b: Builder, z: Wire, name: str, bound: float, frac: int) -> Wire:

@@ -22,6 +22,7 @@ from ditto.functions.layernorm import (
     Root,
     layernorm_residual,
     standardise,
+    standardised_linear,
 )
 from ditto.functions.linear import fraction_bits
 from ditto.functions.relu import relu
@@ -104,7 +105,7 @@ class Attention:
     ) -> tuple[Attention, ScoreType] | None:
         """The same where a bound stands for the maximum of the scores; None where scores or keys have no room for it.
 
-        1. The circle is not wider than `own`, by which keys have their type.
+        1. The circle is that of `own`, by which keys and biases have their type.
         2. Values of a causal attention are as wide as every stage has them, others as E needs.
         3. E fills the values' ring, its public factor keeping PUBLIC bits.
         """
@@ -114,6 +115,7 @@ class Attention:
             return None
         if circle.log_range > own.log_range:  # 1
             return None
+        circle = replace(circle, log_range=own.log_range)
         values = self.least_values(circle, bounds.qkv, keys, DIGITS)
         if stage.causal:  # 2
             if self.least_values(circle, bounds.qkv, keys, LEAST_DIGITS) > self.values:
@@ -137,8 +139,12 @@ def _excess(circle: ScoreType) -> int:
     return ENCODED.ring - 2 * ENCODED.frac - circle.log_range
 
 
-def gelu_type(stage: Stage) -> GeluType:
-    return GeluType(ring=16, result=12, frac=6) if stage.narrow else GeluType()
+def gelu_type(stage: Stage, result: int) -> GeluType:
+    """On few bits, which an opening extends; of few rows at once on the `result` bits that the next product takes."""
+    kind = GeluType(ring=16, result=12, frac=6) if stage.narrow else GeluType()
+    if not stage.later:
+        return kind
+    return replace(kind, ring=result + kind.ring - kind.result, result=result)
 
 
 @dataclass(frozen=True)
@@ -237,9 +243,22 @@ class OneOpening:
             return Normed(z, z)
         return Normed(z, *layernorm_residual(b, z, norm.name, norm.bound, norm.residual))
 
-    def norm_linear(self, b: Builder, x: Wire, norm: Norm, name: str, columns: int, bound: float) -> Wire:
+    def norm_linear(
+        self, b: Builder, x: Wire, norm: Norm, name: str, columns: int, bound: float, stage: Stage = ENCODER
+    ) -> Wire:
+        return self._normed(b, x, norm, FOLDED, name, columns, bound, stage)
+
+    def _normed(
+        self, b: Builder, x: Wire, norm: Norm, ring: int, name: str, columns: int, bound: float, stage: Stage
+    ) -> Wire:
+        """A LayerNorm of a stream and the projection on `ring` that it is folded into: of few rows, both at once."""
+        limits, epsilon, root = norm.variance, norm.epsilon, self.stream_root
         with b.label("layernorm"):
-            z = standardise(b, x, norm.variance, norm.epsilon, FOLDED, self.stream_root)
+            if stage.later:
+                y = standardised_linear(b, x, limits, epsilon, ring, root, name, columns, bound)
+                if y is not None:
+                    return y
+            z = standardise(b, x, limits, epsilon, ring, root)
         return self.linear(b, z, name, columns, bound)
 
     def heads(
@@ -251,12 +270,12 @@ class OneOpening:
         3. An encoder's queries and keys are scaled to what its truncation leaves; values alone are opened on 16 bits
            and extended. What leaves its range does not wrap there, but is watched as if it did."""
         width = x.shape[1]
-        if norm is not None:
-            with b.label("layernorm"):
-                (x,) = b.open(standardise(b, x, norm.variance, norm.epsilon, FOLDED_QKV, self.stream_root))
         root, fourth = self.scales(bounds.scores, 1)[0], math.sqrt(math.sqrt(width // count))
-        most = 1.0 if stage.causal else max(1.0, root * fourth)
-        qkv = self.read(b, x, name, 3 * width, bounds.qkv * most)
+        bound = bounds.qkv * (1.0 if stage.causal else max(1.0, root * fourth))
+        if norm is None:
+            qkv = self.read(b, x, name, 3 * width, bound)
+        else:
+            qkv = self._normed(b, x, norm, FOLDED_QKV, name, 3 * width, bound, stage)
         q, k, v = (split_heads(b, qkv, i, count, batch) for i in range(3))
         zero = self._first(b, k, name, stage)
         k = b.add(k, minus(b, zero))  # 1
@@ -333,18 +352,21 @@ class OneOpening:
         self, b: Builder, function: str, h: Wire, bound: float, residual: Wire | None, fits: Fits, stage: Stage,
         zones: Sequence[Zone] = (),
     ) -> Wire:  # fmt: skip
-        """On (24, 12) whatever the function, its result on few bits, which an opening extends."""
+        """On (24, 12) whatever the function; its result on few bits, which an opening extends, or `gelu_type` wide."""
         x = b.truncate(h, h.ring - RESIDUAL.ring)
+        ring = HIDDEN.ring if residual is None else residual.ring + CUT
         match function:
             case "gelu" | "tanh gelu":
-                narrow = gelu(b, function, x, bound, fits, gelu_type(stage), zones)
+                narrow = gelu(b, function, x, bound, fits, gelu_type(stage, ring), zones)
             case "tanh":
                 narrow = [_cut(b, tanh(b, x, bound, fits), TANH_FRAC)]
             case "relu":
                 narrow = [_cut(b, relu(b, x), HIDDEN.frac)]
             case _:
                 raise UsageError(f"preset ditto has no {function}: take one that was made for it")
-        wide = [b.extend(y, HIDDEN.ring if residual is None else residual.ring + CUT) for y in b.open(*narrow)]
+        if narrow[0].ring == ring:
+            return narrow[0]
+        wide = [b.extend(y, ring) for y in b.open(*narrow)]
         return b.join(*wide, dim=1) if len(wide) > 1 else wide[0]
 
     def residual(self, b: Builder, x: Wire, y: Wire, bound: float) -> Wire:

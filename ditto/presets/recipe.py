@@ -22,6 +22,7 @@ from ditto.functions.softmax_published import exact_softmax, quad_softmax
 from ditto.ops import CausalMask, Matmul
 from ditto.presets.choices import Choices
 from ditto.presets.style import (
+    ENCODER,
     AttentionBounds,
     Heads,
     Norm,
@@ -134,7 +135,9 @@ class Recipe:
         )  # fmt: skip
         return Normed(y, y)
 
-    def norm_linear(self, b: Builder, x: Wire, norm: Norm, name: str, columns: int, bound: float) -> Wire:
+    def norm_linear(
+        self, b: Builder, x: Wire, norm: Norm, name: str, columns: int, bound: float, stage: Stage = ENCODER
+    ) -> Wire:
         with b.label("layernorm"):
             z = self.norm(b, x, norm).out
         return self.linear(b, z, name, columns, bound)

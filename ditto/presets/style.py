@@ -163,8 +163,10 @@ class Style(Protocol):
     def read(self, b: Builder, x: Wire, name: str, columns: int, bound: float) -> Wire:
         """A linear layer of a LayerNorm's result, `Normed.out`."""
 
-    def norm_linear(self, b: Builder, x: Wire, norm: Norm, name: str, columns: int, bound: float) -> Wire:
-        """A LayerNorm and the projection after it, which alone reads it."""
+    def norm_linear(
+        self, b: Builder, x: Wire, norm: Norm, name: str, columns: int, bound: float, stage: Stage = ENCODER
+    ) -> Wire:
+        """A LayerNorm and the projection after it, which alone reads it; for a later token in fewer rounds."""
 
     def heads(
         self,

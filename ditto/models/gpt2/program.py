@@ -161,7 +161,7 @@ def _block(
             z = style.residual(b, rows(b, x, 0, first, last), y, ranges.norm2.input)
         with b.label("ffn in"):
             norm = norm_of(f"{name}.norm2", ranges.norm2, d.epsilon)
-            h = style.norm_linear(b, z, norm, f"{name}.ffn1", d.inner, wide)
+            h = style.norm_linear(b, z, norm, f"{name}.ffn1", d.inner, wide, use)
         with b.label("gelu"):
             h = style.activation(b, d.activation, h, wide, z, fits, use, zones)
         with b.label("ffn out"):
