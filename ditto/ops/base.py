@@ -9,7 +9,7 @@ socket, a process or a file: a `Party` or `Dealer` context hands out masks, deal
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol, TypeVar, final
@@ -21,7 +21,6 @@ from ditto.ring import carrier_bytes, wire_bytes
 Tensor = torch.Tensor
 Result = TypeVar("Result")
 Shape = tuple[int, ...]
-BLOCK = 1 << 14  # elements: a dozen temporaries of 64 bits stay in the processor's second cache
 
 
 @dataclass
@@ -254,24 +253,6 @@ class Rearrangement(Op):
         if all(isinstance(a, Masked) for a in x):
             return (Masked(self.move(*(a.value for a in x)), self.move(*(a.mask for a in x))),)
         return (self.move(*x),)
-
-
-def blocks(shape: Shape) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Parts of BLOCK elements of a computation that broadcasts to `shape`, one after another; for each, what takes the
-    part of an operand.
-
-    From memory, or the processor's last cache, an elementwise operation takes three to six times as long.
-    """
-    dim = next((d for d, n in enumerate(shape) if n > 1), 0) - len(shape)
-    length = shape[dim] if shape else 1
-    step = max(1, BLOCK * length // max(1, math.prod(shape)))
-    for start in range(0, length, step):
-
-        def part(x: Tensor, start: int = start) -> Tensor:
-            here = step < length and x.dim() >= -dim and x.shape[dim] > 1
-            return x.narrow(dim, start, min(step, length - start)) if here else x
-
-        yield part
 
 
 REGISTRY: dict[str, type[Op]] = {}

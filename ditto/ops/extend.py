@@ -5,8 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ditto.ops.base import Correlations, Masked, Op, Party, Shape, Shared, Tensor, Types, register
-from ditto.ring import cast, shift_right, signed, unsigned
+from ditto.ops.base import Correlations, Op, Party, Shape, Shared, Tensor, Types, register
+from ditto.ring import carrier, cast, signed, unsigned
+
+
+def opened_integer(value: Tensor, bits: int, out: int) -> tuple[Tensor, Tensor]:
+    """m' - 2^(bits-2) on Z_2^out, and the bit 1 - msb(m'), of an opened m on Z_2^bits; bits < out."""
+    offset = 1 << (bits - 2)
+    m = value.to(carrier(bits + 1)) + offset
+    m &= (1 << bits) - 1
+    keep = (m >> (bits - 1)).bitwise_xor_(1)
+    return cast(m, out).sub_(offset), keep
 
 
 @register
@@ -36,11 +45,6 @@ class Extend(Op):
         return {"r": r, "msb": r >> (self.bits - 1)}  # 1
 
     def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
-        masked: Masked = x[0]
-        offset = 1 << (self.bits - 2)
-        m = masked.value + offset
-        keep = 1 - (shift_right(m, self.bits - 1, self.bits) & 1)
-        y = (cast(k["msb"], self.out) << self.bits) * cast(keep, self.out) - k["r"]  # 2
-        if p.party == 0:
-            y = y + cast(unsigned(m, self.bits), self.out) - offset
-        return (y,)
+        public, keep = opened_integer(x[0].value, self.bits, self.out)
+        y = cast(k["msb"] * keep.to(k["msb"].dtype), self.out).bitwise_left_shift_(self.bits).sub_(k["r"])  # 2
+        return (y.add_(public) if p.party == 0 else y,)

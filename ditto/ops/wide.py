@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from ditto.ops.base import Correlations, Masked, Op, Party, Shape, Shared, Tensor, Types, blocks, register
+from ditto.ops.base import Correlations, Masked, Op, Party, Shape, Shared, Tensor, Types, register
+from ditto.ops.extend import opened_integer
 from ditto.ops.product import broadcast
-from ditto.ring import cast, shift_right, signed, unsigned
+from ditto.ring import cast, signed, unsigned
 
 # An opened x on Z_2^n with |x| < 2^(n-2) is, over the integers (see `Extend`),
 #     x = P + K w - r,   P = m' - 2^(n-2),   K = 2^n (1 - msb(m')),   m' = m + 2^(n-2) mod 2^n,   w = msb(r):
@@ -21,10 +22,7 @@ def _public(value: Tensor, bits: int, out: int) -> tuple[Tensor, Tensor]:
     """P, and the bit K / 2^bits, from m. On bits = out the ring wraps by itself: P = m, K = 0."""
     if bits == out:
         return cast(value, out), torch.zeros_like(value)
-    offset = 1 << (bits - 2)
-    m = value + offset
-    bit = 1 - (shift_right(m, bits - 1, bits) & 1)
-    return cast(unsigned(m, bits), out) - offset, cast(bit, out)
+    return opened_integer(value, bits, out)
 
 
 def _private(mask: Tensor, bits: int, out: int) -> tuple[Tensor, Tensor]:
@@ -108,9 +106,9 @@ class WideSquare(Op):
         y = rr - 2 * P * r  # 2
         if p.party == 0:
             y = y + P * P
-        y = y + ((2 * K * (P * w - wr)) << self.bits)
+        y = y + ((2 * cast(K, self.out) * (P * w - wr)) << self.bits)
         if 2 * self.bits < self.out:
-            y = y + ((K * w) << (2 * self.bits))
+            y = y + ((cast(K, self.out) * w) << (2 * self.bits))
         return (y,)
 
 
@@ -141,21 +139,17 @@ class SumOfSquares(Op):
         return {"rr": (r * r).sum(-1, keepdim=True, dtype=r.dtype), "wr": w * r}  # 1
 
     def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
-        y = torch.empty_like(k["rr"])
-        for part in blocks(self.shape):
-            part(y).copy_(self._sums(p.party, part(x[0].value), part(x[0].r), part(x[0].w), part(k["wr"])))
-        return (y.add_(k["rr"]),)
-
-    def _sums(self, party: int, value: Tensor, *shares: Tensor) -> Tensor:
-        r, w, wr = (cast(share, self.out) for share in shares)
-        P, K = _public(value, self.bits, self.out)  # K without its power of two
-        y = (P * w - wr).mul_(K).bitwise_left_shift_(self.bits + 1)  # 2
+        P, K = _public(x[0].value, self.bits, self.out)  # K without its power of two
+        whole = P - (x[0].r << 1) if p.party == 0 else x[0].r * -2  # 2
+        y = cast(whole, self.out).mul_(P).sum(-1, keepdim=True, dtype=k["rr"].dtype)
+        # on the bits that K leaves of the ring
+        rest = self.out - self.bits
+        w = cast(x[0].w, rest)
+        times_k = (w * cast(P, rest)).sub_(k["wr"]).bitwise_left_shift_(1)
         if 2 * self.bits < self.out:
-            y += (K * w) << (2 * self.bits)
-        y -= (2 * P).mul_(r)
-        if party == 0:
-            y += P.mul_(P)
-        return y.sum(-1, keepdim=True, dtype=y.dtype)
+            times_k += w << self.bits
+        sums = times_k.mul_(cast(K, rest)).sum(-1, keepdim=True, dtype=times_k.dtype)
+        return (y.add_(k["rr"]).add_(cast(sums, self.out) << self.bits),)
 
 
 @register
@@ -208,29 +202,25 @@ class WideProduct(Op):
         return values
 
     def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
-        shares = dict(k)
-        if self.widened:
-            shares |= {"r": x[0].r, "w": x[0].w}
-        shares.setdefault("r", x[0].mask)
-        shares.setdefault("s", x[1].mask)
-        y = torch.empty_like(k["rs"])
-        for part in blocks(tuple(y.shape)):
-            some = {name: cast(part(share), self.out) for name, share in shares.items()}
-            public = (_public(part(w.value), bits, self.out) for w, bits in zip(x, self.bits, strict=True))
-            part(y).copy_(self._product(p.party, some, *public))
-        return (y,)
-
-    def _product(
-        self, party: int, dealt: Correlations, left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor]
-    ) -> Tensor:
-        (x_bits, y_bits), out, (P, K), (Q, L) = self.bits, self.out, left, right  # K, L without their powers of two
-        s = dealt["s"] - Q if party == 0 else dealt["s"]
-        y = dealt["rs"] - Q * dealt["r"]  # 2
-        y -= P * s
-        if x_bits < out:  # 3
-            y += (Q * dealt["w"]).sub_(dealt["ws"]).mul_(K).bitwise_left_shift_(x_bits)
+        (x_bits, y_bits), out = self.bits, self.out
+        (P, K), (Q, L) = (_public(a.value, bits, out) for a, bits in zip(x, self.bits, strict=True))  # without powers
+        r = x[0].r if self.widened else k.get("r", x[0].mask)
+        s = cast(k.get("s", x[1].mask), out)
+        # what P is multiplied with is as small as y
+        if p.party == 0:
+            s = s - Q
         if y_bits < out:  # 4
-            y += (P * dealt["v"]).sub_(dealt["vr"]).mul_(L).bitwise_left_shift_(y_bits)
-        if x_bits + y_bits < out:  # 5
-            y += (K * L).mul_(dealt["wv"]).bitwise_left_shift_(x_bits + y_bits)
-        return y
+            s = s - ((cast(k["v"], out) * cast(L, out)) << y_bits)
+        y = k["rs"] - cast(r, out) * Q  # 2
+        y -= P * s
+        # on the bits that L and K leave of the ring
+        if y_bits < out:
+            y -= cast(k["vr"] * L.to(k["vr"].dtype), out).bitwise_left_shift_(y_bits)
+        if x_bits < out:  # 3
+            rest = out - x_bits
+            w = x[0].w if self.widened else k["w"]
+            times_k = cast(w, rest) * cast(Q, rest) - k["ws"]
+            if x_bits + y_bits < out:  # 5
+                times_k += (cast(k["wv"], rest) * cast(L, rest)) << y_bits
+            y += cast(times_k.mul_(cast(K, rest)), out).bitwise_left_shift_(x_bits)
+        return (y,)
