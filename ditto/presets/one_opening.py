@@ -14,11 +14,11 @@ from ditto.functions.fit import Fits
 from ditto.functions.fixed import FixedPoint, minus, multiply
 from ditto.functions.gelu import GeluType, gelu_zones
 from ditto.functions.layernorm import (
+    BALANCED,
     FEWEST_BYTES,
     FEWEST_ROUNDS,
     RESIDUAL,
     RESULT,
-    Root,
     layernorm_residual,
     standardise,
 )
@@ -55,7 +55,7 @@ CUT = 8  # bits of the ring that the truncation before an addition to the residu
 STREAMS = (FixedPoint(24, 12), FixedPoint(32, 16))  # of a stream: the largest number of fraction bits in each ring
 RESOLVED = 6  # bits below the least deviation that a stream's fraction resolves
 TANH_FRAC = 12
-ROOTS = {"one table": FEWEST_ROUNDS, "one guess": Root(), "joined guesses": FEWEST_BYTES}
+SINGLE = {"large": FEWEST_ROUNDS, "medium": BALANCED, "small": FEWEST_BYTES}
 EXPONENTIALS = {"precise": PRECISE, "narrow": NARROW_EXPONENTIAL}
 
 
@@ -64,29 +64,26 @@ class Attention:
     """Types of the attention after its scores.
 
     `values`: ring of values and context; `exponential`: its type; `inverse`: fraction bits of 1 / sum, at most;
-    `product`: ring of the context times 1 / sum (0: what its result needs); `index_bits`: of the tables for 1 / sum
-    that spare rounds (0: fewer bytes instead); `by_bits`: how the maximum's buckets are asked (None: by what it saves).
+    `product`: ring of the context times 1 / sum (0: what its result needs); `by_bits`: how the maximum's buckets
+    are asked (None: by what it saves).
     """
 
     values: int = 36
     exponential: ExponentialType = PRECISE
     inverse: int = 64
     product: int = 0
-    index_bits: int = 0
     by_bits: bool | None = None
 
     @classmethod
     def of(cls, stage: Stage) -> Attention:
         if not stage.causal:
             return cls()
-        causal = cls(inverse=16, index_bits=9 if stage.later else 0)
-        return replace(causal, exponential=NARROW_EXPONENTIAL, index_bits=8) if stage.narrow else causal
+        return cls(inverse=16, exponential=NARROW_EXPONENTIAL if stage.narrow else PRECISE)
 
     def chosen(self, choices: Choices) -> Attention:
         return replace(
             self,
             exponential=EXPONENTIALS[choices.exponential] if choices.exponential else self.exponential,
-            index_bits=self.index_bits if choices.reciprocal is None else choices.reciprocal,
             by_bits=choices.used == "bits" if choices.used else self.by_bits,
         )
 
@@ -120,14 +117,14 @@ class OneOpening:
         return replace(self, choices=choices)
 
     @property
-    def root(self) -> Root:
-        """Of LayerNorms that follow a sum."""
-        return ROOTS[self.choices.deviation or "one guess"]
+    def single(self) -> int:
+        """Of LayerNorms that follow a sum: the most index bits of one table for 1 / sqrt(v)."""
+        return SINGLE[self.choices.deviation or "medium"]
 
     @property
-    def stream_root(self) -> Root:
+    def stream_single(self) -> int:
         """Of those that read a stream."""
-        return ROOTS[self.choices.deviation or "one table"]
+        return SINGLE[self.choices.deviation or "large"]
 
     def table(self, bound: float, stream: Stream | None = None) -> FixedPoint:
         """A stream's: the smallest ring whose fraction bits resolve the least deviation to 2^-RESOLVED."""
@@ -174,7 +171,7 @@ class OneOpening:
 
     def norm(self, b: Builder, x: Wire, norm: Norm, mean: Wire | None = None) -> Normed:
         """The standardised rows are opened once, for the projections that read them and for the residual."""
-        (z,) = b.open(standardise(b, x, norm.variance, norm.epsilon, HIDDEN.ring, self.root, mean))
+        (z,) = b.open(standardise(b, x, norm.variance, norm.epsilon, HIDDEN.ring, self.single, mean))
         if norm.whole:
             result = layernorm(b, z, norm.name, norm.bound)
             return Normed(result, result)
@@ -184,7 +181,7 @@ class OneOpening:
 
     def norm_linear(self, b: Builder, x: Wire, norm: Norm, name: str, columns: int, bound: float) -> Wire:
         with b.label("layernorm"):
-            z = standardise(b, x, norm.variance, norm.epsilon, FOLDED, self.stream_root)
+            z = standardise(b, x, norm.variance, norm.epsilon, FOLDED, self.stream_single)
         return self.linear(b, z, name, columns, bound)
 
     def heads(
@@ -198,7 +195,7 @@ class OneOpening:
         width = x.shape[1]
         if norm is not None:
             with b.label("layernorm"):
-                (x,) = b.open(standardise(b, x, norm.variance, norm.epsilon, FOLDED_QKV, self.stream_root))
+                (x,) = b.open(standardise(b, x, norm.variance, norm.epsilon, FOLDED_QKV, self.stream_single))
         qkv = self.read(b, x, name, 3 * width, bounds.qkv)
         q, k, v = (split_heads(b, qkv, i, count, batch) for i in range(3))
         zero = self._first(b, k, name, stage)
@@ -252,7 +249,7 @@ class OneOpening:
             room = types.values - 2 - CUT - ceil_log2(most)
             if room < e.frac:
                 e = b.truncate(e, e.frac - room, e.ring - e.frac + room)
-            inverse, (e_open,) = reciprocal_of_sum(b, total, limits, (e,), types.index_bits > 0, types.index_bits)
+            inverse, (e_open,) = reciprocal_of_sum(b, total, limits, (e,))
             if inverse.frac > types.inverse:
                 cut = inverse.frac - types.inverse
                 inverse = b.truncate(inverse, cut, inverse.ring - cut)
