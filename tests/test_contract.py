@@ -32,6 +32,7 @@ from ditto.ops import (
     Extend,
     Guard,
     Harmonic,
+    InverseLines,
     IsZero,
     Join,
     LessRow,
@@ -40,6 +41,7 @@ from ditto.ops import (
     Matmul,
     MatmulWeight,
     Mux,
+    Mux2,
     NonZero,
     OneHot,
     Op,
@@ -61,6 +63,7 @@ from ditto.ops import (
     WideProduct,
     WideSquare,
     Windows,
+    Zones,
 )
 from ditto.ops.base import Shared, Types
 from ditto.ops.guard import KEY
@@ -74,9 +77,9 @@ S = (5, 7)
 class Case:
     """An operation on input types (ring, shape, limit on |x| in units); `opened` says whether they are opened first.
 
-    The bit that `Mux` and `B2A` read is the sign of their first input; `B2A` makes `Compare` and `IsZero`
-    readable. `Guard` and `Sketch` read an opened `Random`, `Guard` is what makes one readable. `NonZero` reads a
-    `Sketch`, and with `Lookup` makes it readable. `SumOfSquares` makes `Widen` readable.
+    The bit that `Mux` and `B2A` read is the sign of their first input, of which `Mux2` reads [x < 5], too; `B2A` makes
+    `Compare`, `IsZero` and `Zones` readable. `Guard` and `Sketch` read an opened `Random`, `Guard` is what makes one
+    readable. `NonZero` reads a `Sketch`, and with `Lookup` makes it readable. `SumOfSquares` makes `Widen` readable.
     """
 
     op: Op
@@ -186,6 +189,11 @@ CASES = [
     Case(Compare((1,), 16, (3,)), [(16, (1,), 2**14)], 64, (1, 1)),
     *(Case(B2A(S, b), [(b, S, full(b))], b, S) for b in (8, 24, 46, 64)),
     *(Case(Mux(S, (5, 1), b), [(b, S, full(b)), (b, (5, 1), full(b))], b, S) for b in (8, 24, 46, 64)),
+    *(Case(Mux2(S, b), [(b, S, full(b)), (b, S, full(b))], b, S) for b in (8, 24, 46, 64)),
+    Case(InverseLines(S, 16, 3, 6, 4, 20, False, 24, 440), [(16, S, full(16) // 8)], 20, S, low=7 << 9),
+    Case(InverseLines(S, 24, 0, 3, 5, 40, True, 30, 8), [(24, S, 255)], 40, S, low=8),
+    Case(Zones(S, 24, 9, 8, (0, 15, 60, 255, 256)), [(24, S, full(24))], 64, (4, *S)),
+    Case(Zones((3, 50), 6, 0, 6, (0, 1, 17, 64)), [(6, (3, 50), full(6))], 64, (3, 3, 50)),
     *(
         Case(WideSquare(S, b, o), [(b, S, 2 ** (b - 2))], o, S)
         for b, o in ((24, 32), (24, 64), (46, 64), (56, 64), (16, 64), (36, 64))
@@ -240,10 +248,11 @@ def build(case: Case) -> Program:
         free = [w for w in wires if not w.held]
         opened = b.open(*free)
         wires = opened + [w for w in wires if w.held]
-    if isinstance(case.op, (Mux, B2A)):
-        sign = Compare(wires[0].shape, wires[0].ring, (0,))
+    if isinstance(case.op, (Mux, Mux2, B2A)):
+        thresholds = (0, 5) if isinstance(case.op, Mux2) else (0,)
+        sign = Compare(wires[0].shape, wires[0].ring, thresholds)
         (bit,) = b.emit(sign, wires[:1], [(1, 0, sign.out, 0.0)])
-        wires[0] = b.view(bit, shape=sign.out[1:])
+        wires[:1] = [b.view(bit, slices=((0, i, i + 1),), shape=sign.out[1:]) for i in range(len(thresholds))]
     if isinstance(case.op, SumOfSquares) or (isinstance(case.op, WideProduct) and case.op.widened):
         ring = case.op.out + (0 if case.op.out == 64 else 8)  # what is dealt for a larger product serves a smaller one
         (x, *_), wide = wires, Widen(wires[0].shape, wires[0].ring, ring)
@@ -259,7 +268,7 @@ def build(case: Case) -> Program:
         (y,) = b.emit(SumOfSquares(wires[0].shape, wires[0].ring, case.op.out), wide, [(case.ring, 0, case.shape, 0.0)])
     else:
         (y,) = b.emit(case.op, wires, [(case.ring, 0, case.shape, 0.0)])
-    if isinstance(case.op, (Compare, IsZero)):
+    if isinstance(case.op, (Compare, IsZero, Zones)):
         (y,) = b.emit(B2A(case.shape, case.ring), [y], [(case.ring, 0, case.shape, 0.0)])
     b.output("y", y)
     return b.program

@@ -43,7 +43,7 @@ MACHINE = Machine(
     cores=2, rates={"Open/8": dict.fromkeys(ROLES, RATE)}, round=3e-4, sent=2e-9, dealt=1e-9, phase=1e-3
 )  # fmt: skip
 WAN = network("wan")
-FEW = (Part("softmax", {"reciprocal": (0, 9), "exponential": ("precise", "narrow")}), *PARTS[1:])
+FEW = (Part("softmax", {"exponential": ("precise", "narrow"), "used": ("bits", "table")}), *PARTS[1:])
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +177,7 @@ def test_without_choices_nothing_changes(model: tuple[Description, Any, Batch]) 
     assert compile_stage(explicit, JOB).fingerprint == compile_stage(description, JOB).fingerprint
 
 
-@pytest.mark.parametrize("raw", [[{}], [{}, {"reciprocal": 7}], [{}, {"unknown": 1}], [{}, {"exponential": "coarse"}]])
+@pytest.mark.parametrize("raw", [[{}], [{}, {"deviation": 7}], [{}, {"unknown": 1}], [{}, {"exponential": "coarse"}]])
 def test_wrong_choices_are_refused(model: tuple[Description, Any, Batch], raw: list[Any]) -> None:
     text = json.dumps(json.loads(model[0].text()) | {"choices": raw})
     with pytest.raises(BadDescription, match="choices"):
@@ -263,7 +263,7 @@ def test_generation_counts_every_token() -> None:
 def test_choices_run_under_mpc(model: tuple[Description, dict[str, torch.Tensor], Batch]) -> None:
     """What was chosen computes what the plain interpreter does, on shares."""
     description, tensors, batch = model
-    every = Choices(reciprocal=9, exponential="narrow", used="bits", deviation="one table", activation="as one")
+    every = Choices(exponential="narrow", used="bits", deviation="large", activation="as one")
     chosen = with_choices(description, (every, DEFAULT))
     weights, program = encode_weights(chosen, tensors), compile_stage(chosen, JOB)
     assert program.fingerprint != compile_stage(description, JOB).fingerprint

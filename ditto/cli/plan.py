@@ -25,13 +25,11 @@ if TYPE_CHECKING:
 
 MACHINE = "machine.json"  # in $DITTO_HOME
 WORDS = {  # for a choice, in the table
-    "reciprocal": "tables of 2^{}",
     "exponential": "{} exponentials",
     "used": "buckets by {}",
-    "deviation": "{}",
+    "deviation": "{} tables",
     "activation": "{}",
 }
-TWO_STEPS = ("reciprocal", 0)
 OBJECTIVES = ("latency", "bytes", "offline")
 For = Annotated[str, typer.Option("--for", help="What is to be least: latency (both phases), bytes or offline.")]
 Tolerance = Annotated[
@@ -223,4 +221,4 @@ def _show(result: "Planned", summary: dict[str, Any]) -> None:
 def _named(option: dict[str, Any]) -> str:
     if option["own"]:
         return "the preset's"
-    return ", ".join("two steps" if (k, v) == TWO_STEPS else WORDS[k].format(v) for k, v in option["choice"].items())
+    return ", ".join(WORDS[k].format(v) for k, v in option["choice"].items())

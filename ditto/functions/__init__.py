@@ -2,7 +2,7 @@
 
 from ditto.functions.argmax import argmax
 from ditto.functions.gelu import gelu
-from ditto.functions.inverse import inverse_power
+from ditto.functions.inverse import inverse
 from ditto.functions.layernorm import layernorm
 from ditto.functions.linear import linear
 from ditto.functions.smooth import harmonics
@@ -14,7 +14,7 @@ __all__ = [
     "argmax",
     "gelu",
     "harmonics",
-    "inverse_power",
+    "inverse",
     "layernorm",
     "linear",
     "softmax_numerator",

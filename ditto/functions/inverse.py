@@ -1,210 +1,127 @@
-"""1/v and 1/sqrt(v) of one positive number a row over many octaves: a first guess from tables, then Newton steps."""
+"""1/v and 1/sqrt(v) of one positive number a row over many octaves: by lines from tables, one of which a row takes."""
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ditto.engine.program import Builder, Wire
-from ditto.functions.fixed import multiply
-from ditto.ops import Combine, OneHot
-from ditto.ring.exact import ceil_log2
+from ditto.errors import RangeError
+from ditto.functions.fixed import mux, truncate_to
+from ditto.ops import InverseLines, Mux2, Zones
+from ditto.ring.exact import ceil_log2, floor_log2
 
-PRODUCT_RING, RESULT_RING = 64, 32  # of v y^d, and the most that y keeps of it
-
-Entries = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Tables:
-    """Where the first guess comes from: tables of 2^index_bits entries on `ring`, each for so many octaves of v.
-
-    The guess is off by 2^(octaves - index_bits) at most, half of it for the root, before a Newton step squares that.
-    Neighbouring tables are joined `fan_in` at a time, 2 or 3: one round for each doubling, or tripling, of their
-    number. The ring must hold y^2, for the root y^3.
-    """
-
-    index_bits: int = 7
-    octaves: int = 4
-    fan_in: int = 2
-    ring: int = PRODUCT_RING
-
-    @property
-    def size(self) -> int:
-        return 1 << self.index_bits
-
-    @property
-    def first(self) -> int:
-        """The smallest index that a table answers; below it the next one does, 2^octaves times finer."""
-        return (self.size >> self.octaves) - 1
+LOW = 6  # bits of v within a bucket
+FIRST = 7  # the smallest index that a table answers
+JOINED = 5  # index bits of tables of which there are several,
+STEP = 2  # octaves from one to the next,
+BOUNDARY = 15  # and where the next one takes over, in halves of a bucket: the coarse one answers from 7 on, it up to 30
+ALONE = 4  # boundaries between tables that one `Zones` tells apart; more are told apart by two
+SPARE = 4  # bits of v's ring beyond the tables', for the guard's closer watches
+DIGITS = 9  # bits of the smallest result
+BELOW = 0.96875  # of lo: what the errors of v and of a line leave of it
 
 
 @dataclass(frozen=True)
-class _Function:
-    """y = v^-1 (d = 2) or v^-1/2 (d = 3) up to `most`, with `frac` fraction bits.
+class _Layout:
+    """v on (ring, frac) as integers, and the tables that cover it: `count` of 2^n entries, coarsest first."""
 
-    Newton's step is y <- (d y - v y^d) / (d - 1) for both.
-    """
-
-    d: int
+    ring: int
     frac: int
-    most: float
+    n: int
+    count: int
 
     @classmethod
-    def of(cls, root: bool, lo: float, frac: int) -> _Function:
-        """For v >= lo; `most` is the value at lo / 2, since indices are rounded."""
-        return cls(3, frac, 1 / math.sqrt(lo / 2)) if root else cls(2, frac, 2 / lo)
+    def of(cls, lo: float, hi: float, single: int, root: bool) -> _Layout:
+        """For lo <= v <= hi: one table if it has at most 2^single entries, else several of 2^JOINED."""
+        frac = ceil_log2((FIRST << LOW) / lo)
+        frac += root and frac % 2  # so that the root's scale is a power of two
+        largest = math.ldexp(hi, frac) + 3  # a truncation and a carry may each add one
+        n = next(n for n in range(1, 64) if largest <= 1 << (n + LOW))
+        count = 1
+        if n > single:
+            n, count = JOINED, next(k for k in range(1, 64) if largest <= 1 << (JOINED + LOW + STEP * (k - 1)))
+        return cls(LOW + n + STEP * (count - 1) + SPARE, frac, n, count)
 
-    def at(self, v: float) -> float:
-        return min(1 / math.sqrt(v) if self.d == 3 else 1 / v, self.most)
-
-    def power(self, y: float) -> float:
-        """y^d."""
-        return y * y * y if self.d == 3 else y * y
-
-
-@dataclass(frozen=True)
-class _Guess:
-    """What one table, or several joined, say of v: [y], [y^d] and the bit [finer]: 1 where only a finer one knows.
-
-    y and y^d are 0 there.
-    """
-
-    y: Wire
-    power: Wire
-    finer: Wire
+    def shift(self, table: int) -> int:
+        return STEP * (self.count - 1 - table)
 
 
-def inverse_power(
-    b: Builder,
-    v: Wire,
-    lo: float,
-    hi: float,
-    *,
-    root: bool,
-    frac: int,
-    tables: Tables = Tables(),
-    second_step: bool = False,
+def inverse(
+    b: Builder, v: Wire, lo: float, hi: float, *, root: bool, single: int = 0, ring: int = 0,
     alongside: tuple[Wire, ...] = (),
-) -> tuple[Wire, list[Wire]]:
+) -> tuple[Wire, list[Wire]]:  # fmt: skip
     """[v^-1], or with `root` [v^-1/2], for lo <= v <= hi, one number a row; and the wires `alongside`, opened.
 
-    The result has `frac` fraction bits (the root one more), on 32 bits or what truncation leaves of 64. 2 rounds, one
-    for each joining (see `Tables`), two for a second step.
-
-    1. Cut v to the index bits for each table, coarsest first; open the indices, v, and what goes alongside: one round.
-    2. One-hot vectors of the indices, dealt, give [y], [y^d] and [finer] of each table, with d = 2, for the root 3.
-    3. Join neighbours until one is left: Y + I Y' and I I', with I the [finer] of the coarse one: one round each time.
-    4. Newton's step y <- (d y - v y^d) / (d - 1): y^d is opened, its product with v extends both: one round.
-    5. With `second_step` (more digits; not for the root): y <- 2 y - v y y, two rounds.
-    Raises ValueError for a second step of the root. (Newton's iteration as in CrypTen, without its comparisons.)
+    2 rounds; 1 where one table of at most 2^single entries covers the range. The smallest result has DIGITS bits;
+    it is on the ring that this needs, or on `ring`, if that is larger.
+    Relative error of a line at most 1 / (16 FIRST^2), for the root 3 / 8 of that; v is rounded twice to
+    1 / (FIRST 2^LOW), by the truncation and by the carry, and y by 1.5 2^-DIGITS.
+    1. Open v, cut to LOW bits within the finest bucket, and what goes alongside: one round.
+    2. Each table gives [Y] by the line of v's bucket: local. For one table that is all.
+    3. Open the Y and, from v's zones, the bits a of which table answers, and for many f: does a fine one? One round.
+    4. [y] = sum a Y + f sum a' Y', a' those of the fine ones.
     """
-    if root and second_step:
-        raise ValueError("a second step of the root")
-    f = _Function.of(root, lo, frac)
+    layout = _Layout.of(lo, hi, single, root)
     # 1
-    shifts = table_shifts(v, lo, hi, tables)
-    indices = [b.truncate(v, shift, tables.index_bits, bound=0.0) for shift in shifts]
-    opened = b.open(*indices, v, *alongside)
-    indices, v, others = opened[: len(shifts)], opened[len(shifts)], opened[len(shifts) + 1 :]
+    v = truncate_to(b, v, layout.frac, layout.ring)
+    if v.ring < layout.ring - SPARE:
+        raise RangeError(f"{b.place}: from {lo:.3g} to {hi:.3g} takes {layout.ring - SPARE} bits; there are {v.ring}")
+    v, *others = b.open(v, *alongside)
     b.watch(v, 0.0, hi)  # beyond, an index has gone round
     # 2
-    guesses = [_look_up(b, index, f, tables, finest=index is indices[-1]) for index in indices]
+    most, least = (1 / math.sqrt(end) if root else 1 / end for end in (lo * BELOW, hi))
+    frac = DIGITS - floor_log2(least)
+    ring = max(ring, frac + ceil_log2(most) + 2)  # it is extended
+    tables = [_look_up(b, v, root, layout, table, frac, ring) for table in range(layout.count)]
+    if layout.count == 1:
+        return b.retype(tables[0], bound=most), others
     # 3
-    while len(guesses) > 1:
-        guesses = _join(b, guesses, tables.fan_in)
-    (guess,) = guesses
+    gates = _gates(b, v, layout)
+    tables = b.open(*tables)
     # 4
-    if second_step:  # which takes v on the whole ring, too
-        v, power = b.open(b.extend(v, PRODUCT_RING), guess.power)
-        product = multiply(b, v, power, PRODUCT_RING, bound=f.most)
-    else:
-        (power,) = b.open(guess.power)
-        product = multiply(b, v, power, PRODUCT_RING, bound=f.most)
-    drop = product.frac - frac
-    y = _step(b, f, guess.y, b.truncate(product, drop, min(RESULT_RING, PRODUCT_RING - drop)))
-    if root:
-        y = b.retype(y, frac=frac + 1)
-    # 5
-    if second_step:
-        (narrow,) = b.open(y)
-        (wide,) = b.open(b.extend(narrow, PRODUCT_RING))
-        product = b.product3(wide, wide, v, f.most)
-        y = _step(b, f, y, b.truncate(product, product.frac - frac))
-    return y, others
+    terms = [_gated(b, bits, y) for bits, y in zip(gates, tables, strict=True)]
+    return b.add(*terms, ring=ring, bound=most), others
 
 
-def table_shifts(v: Wire, lo: float, hi: float, tables: Tables) -> list[int]:
-    """By how many bits v is cut for the index of each table, coarsest first."""
-    # the largest index stays one below 2^n - 1, since truncation may add one
-    shifts = [max(0, ceil_log2(math.ldexp(hi, v.frac) / (tables.size - 2)))]
-    while shifts[-1] > 0 and math.ldexp(lo, v.frac - shifts[-1]) < tables.first:
-        shifts.append(max(0, shifts[-1] - tables.octaves))
-    return shifts
+def _look_up(b: Builder, v: Wire, root: bool, layout: _Layout, table: int, frac: int, ring: int) -> Wire:
+    """Opened v -> [Y] of one table. Finer ones, whose values are larger, do without what the sum has beyond its ring.
 
-
-@functools.cache
-def _entries(f: _Function, tables: Tables, unit: int, finest: bool) -> tuple[Entries, Entries, Entries]:
-    """y, y^d and [finer] at v = i 2^unit for every index i; cached, since every stage of a job asks again.
-
-    The finest table answers for the smallest indices, too: nobody is finer.
-    A truncation may leave an index one too large, so a table holds the function at the index itself.
+    LOW more bits for the slopes are truncated: local.
     """
-    start = 0 if finest else tables.first
-    at = [math.ldexp(max(i, 0.5), unit) for i in range(tables.size)]
-    y = [f.at(v) if i >= start else 0.0 for i, v in enumerate(at)]
-    return (
-        tuple(round(math.ldexp(g, f.frac)) for g in y),
-        tuple(round(math.ldexp(f.power(g), f.d * f.frac)) for g in y),
-        tuple(int(i < tables.first) for i in range(tables.size)),
-    )
+    dropped, shift = table * (STEP // 2 if root else STEP), layout.shift(table)
+    frac, ring, unit = frac - dropped + LOW, ring - dropped + LOW, layout.frac - shift  # fraction bits of a window of v
+    scale = frac + (unit if not root else unit // 2)
+    op = InverseLines(v.shape, v.ring, shift, LOW, layout.n, ring, root, scale, FIRST << LOW)
+    (y,) = b.emit(op, [v], [(ring, frac, v.shape, 0.0)])  # outside of its zones it is no number
+    return b.truncate(y, LOW, ring - LOW)
 
 
-def _look_up(b: Builder, index: Wire, f: _Function, tables: Tables, finest: bool) -> _Guess:
-    """An opened index (whose fraction bits say what it stands for) -> what its table says. No round."""
-    y, power, finer = _entries(f, tables, -index.frac, finest)
-    ring = tables.ring
-    one_hot = OneHot(index.shape, tables.index_bits, ring)
-    (hot,) = b.emit(one_hot, [index], [(ring, 0, (*index.shape, tables.size), 1.0)])
-
-    def table(column: Entries, frac: int, bound: float) -> Wire:
-        return b.emit(Combine(ring, column), [hot], [(ring, frac, index.shape, bound)])[0]
-
-    return _Guess(table(y, f.frac, f.most), table(power, f.d * f.frac, f.power(f.most)), table(finer, 0, 1.0))
+def _gates(b: Builder, v: Wire, layout: _Layout) -> list[tuple[Wire, ...]]:
+    """Opened v -> for each table, the opened bits that are all 1 where it answers. One round."""
+    boundaries = layout.count - 1
+    split = boundaries if boundaries <= ALONE else -(-boundaries // 2)
+    finer, *gates = ((bit,) for bit in _zones(b, v, layout, 0, split))
+    if split == boundaries:
+        return [*gates[::-1], finer]
+    fine = [(*finer, bit) for bit in _zones(b, v, layout, split, boundaries)]
+    return [*gates[::-1], *fine[::-1]]
 
 
-def _step(b: Builder, f: _Function, y: Wire, product: Wire) -> Wire:
-    """d y - v y^d, from [y] and [v y^d] with equal fraction bits."""
-    difference = b.add(b.affine(y, f.d, 0, f.frac), b.affine(product, -1, 0, f.frac), bound=3 * f.most)
-    return b.retype(difference, bound=f.most)
+def _zones(b: Builder, v: Wire, layout: _Layout, first: int, last: int) -> list[Wire]:
+    """Opened bits: v is below the last of these boundaries, between it and the one before, ..., above the first.
+
+    A boundary `i` is where table i + 1 takes over from table i.
+    """
+    count = last - first
+    n = JOINED + 1 + STEP * (count - 1)  # halves of the last coarse table's buckets, up to the first one's end
+    thresholds = (0, *(BOUNDARY << (STEP * i) for i in range(count)), 1 << n)
+    op = Zones(v.shape, v.ring, LOW + layout.shift(last - 1) - 1, n, thresholds)
+    (bits,) = b.emit(op, [v], [(1, 0, op.out, 1.0)])
+    return [b.view(bits, slices=((0, i, i + 1),), shape=v.shape) for i in range(count + 1)]
 
 
-def _join(b: Builder, guesses: list[_Guess], fan_in: int) -> list[_Guess]:
-    """Join neighbours, coarse to fine, `fan_in` at a time; all of one call share a round."""
-    groups = [guesses[i : i + fan_in] for i in range(0, len(guesses), fan_in)]
-    factors: list[Wire] = []
-    for coarse, *others in groups:
-        if others:
-            factors += [coarse.finer, *(wire for g in others for wire in (g.y, g.power, g.finer))]
-    opened = iter(b.open(*factors))
-    return [_join_group(b, group, opened) if len(group) > 1 else group[0] for group in groups]
-
-
-def _join_group(b: Builder, group: list[_Guess], opened: Iterator[Wire]) -> _Guess:
-    """Y + I Y' + I I' Y'', y^d likewise, and I I' I''. A sum is no larger than its terms: all but one are 0."""
-    coarse = group[0]
-    gates = [next(opened)]
-    y, power = [coarse.y], [coarse.power]
-    for _ in group[1:]:
-        y.append(_gated(b, gates, next(opened)))
-        power.append(_gated(b, gates, next(opened)))
-        gates.append(next(opened))
-    total = b.add(*y, bound=coarse.y.bound), b.add(*power, bound=coarse.power.bound)
-    return _Guess(*total, _gated(b, gates[:-1], gates[-1]))
-
-
-def _gated(b: Builder, gates: list[Wire], x: Wire) -> Wire:
-    """x under one or two gates, which are 0 or 1."""
-    return b.product(gates[0], x) if len(gates) == 1 else b.product3(gates[0], gates[1], x, bound=x.bound)
+def _gated(b: Builder, bits: tuple[Wire, ...], y: Wire) -> Wire:
+    if len(bits) == 1:
+        return mux(b, bits[0], y)
+    return b.emit(Mux2(y.shape, y.ring), [*bits, y], [(y.ring, y.frac, y.shape, y.bound)])[0]

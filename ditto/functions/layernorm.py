@@ -2,68 +2,27 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from dataclasses import dataclass
 
 from ditto.engine.program import Builder, Wire
 from ditto.functions.fixed import FixedPoint, minus, multiply, square, sum_of_squares, truncate_to, widen
-from ditto.functions.inverse import Tables, inverse_power, table_shifts
+from ditto.functions.inverse import inverse
 from ditto.functions.linear import WEIGHT_FRAC, fraction_bits, linear
-from ditto.ops import Lookup, MatmulWeight
+from ditto.ops import MatmulWeight
 from ditto.ring.exact import ceil_log2, floor_log2
 
 RESULT = FixedPoint(32, 8)
 RESIDUAL = FixedPoint(24, 12)  # gamma z + beta, with fewer fraction bits where the next sum needs the room
 MEAN_EXTRA = 4  # fraction bits of a row's mean beyond the row's own
 MEAN_WEIGHT_FRAC = 18  # of gamma / H, where the mean's bound leaves room
-DEVIATION = FixedPoint(24, 12)  # y of `inverse_deviation_by_table`
-TABLE_INDEX_BITS = 14  # the most index bits of that table
-INDEX_DIGITS = 8  # bits of the smallest variance's index in it
-GUESS_DIGITS = 3  # bits of the smallest variance's index in a table of first guesses
-MOST_JOINED = 3  # tables of first guesses, which one round joins
-TABLE_RINGS = (40, 48, 56, 64)
+FEWEST_BYTES, BALANCED, FEWEST_ROUNDS = 0, 10, 13  # the most index bits of one table of lines for 1 / sqrt(v)
+DEVIATION_RING = 26  # of 1 / sqrt(v) at least: what a wider ring adds to tables is less than its product with x saves
+DEVIATION_FRAC = 12  # fraction bits of an opened 1 / sqrt(v) at least, where it has them
 SQUARE_RINGS = (40, 48, 56, 64)
 STANDARDISED_RINGS = (48, 56, 64)  # of c y before its truncation
-DIGITS = 9  # bits of the smallest variance, and of the smallest y, that are kept
 RESOLVED = 6  # bits below the least deviation that what is normalized has, at least
 PROJECTED_DIGITS = 10  # bits of x W below what makes 1 of its product with the largest y
 OPENED_DIGITS = 7  # bits of the smallest y that its product with c keeps at least
-
-
-@dataclass(frozen=True)
-class Root:
-    """How 1/sqrt of a variance is found, by the octaves of its range: bytes against rounds.
-
-    `direct`: octaves up to which one table gives it, in one round, with an entry of 3 bytes for each of 2^(8 + octaves)
-    indices. Beyond, tables give the first guess of a Newton step: one where at most `single` index bits serve, 3 more
-    than the octaves (2 rounds, 2^single entries of up to 8 bytes), else three at most, joined (3 rounds).
-    """
-
-    direct: int = 0
-    single: int = 10
-
-
-FEWEST_BYTES, FEWEST_ROUNDS = Root(single=0), Root(direct=8)
-
-
-@dataclass(frozen=True)
-class NormType:
-    """Fraction bits of the scaled variance v and of y = 1/sqrt(v)."""
-
-    v: int
-    y: int
-
-    @classmethod
-    def of(cls, lo: float, hi: float) -> NormType:
-        """For lo <= v <= hi: p bits for the smallest variance and p for the smallest result, p up to DIGITS.
-
-        The product v y^3 must fit 64 bits, y the 24 that its truncation leaves.
-        """
-        octaves = ceil_log2(hi / lo)
-        p = min(DIGITS, (40 - octaves) // 3, (60 - 3 * octaves // 2) // 4)
-        half = -(-ceil_log2(hi) // 2)  # ceil(log2(sqrt(hi)))
-        return cls(max(0, p - floor_log2(lo)), max(1, p + half))
 
 
 def nearest_log2(width: int) -> int:
@@ -77,7 +36,7 @@ def variance_scale(width: int) -> float:
 
 
 def deviation_scale(width: int) -> float:
-    """1/sqrt(var) = deviation_scale * y for the y of `inverse_deviation`: a factor that weights absorb."""
+    """1/sqrt(var) = deviation_scale / sqrt(v): a factor that weights absorb."""
     return math.sqrt(variance_scale(width))
 
 
@@ -103,69 +62,18 @@ def _scaled_variance(b: Builder, c: Wire, mean: Wire | None, limits: tuple[float
     return b.affine(v, 1, eps * scale, v.frac)
 
 
-def inverse_deviation(b: Builder, v: Wire, lo: float, hi: float, single: int) -> Wire:
-    """[v] by `_scaled_variance` -> [y] = [1/sqrt(v)] with p + 1 bits for the smallest, see NormType. lo <= v <= hi.
-
-    2 rounds, and one where tables are joined (see `Root`). Relative error at most 2^-7, at the smallest index of a
-    table, 7, where the guess is off by 1 / 14; 2^-13 on average over evenly distributed logarithms.
-    """
-    norm_type = NormType.of(lo, hi)
-    v = b.truncate(v, v.frac - norm_type.v, min(v.ring - v.frac + norm_type.v, 40))
-    y, _ = inverse_power(b, v, lo, hi, root=True, frac=norm_type.y, tables=_tables(v, lo, hi, norm_type.y, single))
-    return y
-
-
-def _tables(v: Wire, lo: float, hi: float, frac: int, single: int) -> Tables:
-    """The smallest table that covers the range alone, if it has at most `single` index bits, or three at a time."""
-    most = 1 / math.sqrt(lo / 2)
-    bits = 3 * frac + ceil_log2(most * most * most) + 2
-    ring = next(ring for ring in TABLE_RINGS if ring >= bits)
-    sizes = [Tables(GUESS_DIGITS + octaves, octaves, fan_in=3, ring=ring) for octaves in range(1, TABLE_INDEX_BITS)]
-    counts = [(len(table_shifts(v, lo, hi, tables)), tables) for tables in sizes]
-    one = [tables for count, tables in counts if count == 1 and tables.index_bits <= single]
-    return one[0] if one else next(tables for count, tables in counts if count <= MOST_JOINED)
-
-
-def inverse_deviation_by_table(b: Builder, v: Wire, lo: float, hi: float) -> Wire:
-    """The same on (24, 12) by one table of 2^n entries: one round, relative error 2^-9 and the result's rounding.
-
-    n = 8 and the octaves of the range, at most 14: for 8 octaves the error is 2^-7 at the smallest variances. Where
-    values are watched, v is opened beside its index.
-    """
-    n = min(TABLE_INDEX_BITS, INDEX_DIGITS + ceil_log2(hi / lo))
-    # the largest index stays one below 2^n - 1, since truncation may add one
-    cut = max(0, ceil_log2(math.ldexp(hi, v.frac) / ((1 << n) - 2)))
-    index, *coarse = b.open(
-        b.truncate(v, cut, n, bound=0.0),
-        *([b.truncate(v, cut, v.ring - cut)] if b.guards else []),  # more of v, since an index that went round is one
-    )
-    for wire in coarse:
-        b.watch(wire, 0.0, hi)
-    most = 1 / math.sqrt(lo / 2)
-    op = Lookup(index.shape, n, DEVIATION.ring, _root_table(n, cut - v.frac, most))
-    return b.emit(op, [index], [(DEVIATION.ring, DEVIATION.frac, index.shape, most)])[0]
-
-
-@functools.cache
-def _root_table(n: int, unit: int, most: float) -> tuple[int, ...]:
-    """1/sqrt at i 2^unit for every i on n bits, at most `most`; cached, since every stage of a job asks again."""
-    at = (math.ldexp(max(i, 0.5), unit) for i in range(1 << n))
-    return tuple(round(math.ldexp(min(1 / math.sqrt(v), most), DEVIATION.frac)) for v in at)
-
-
 def _opened_digits(hi: float) -> int:
     """Fraction bits that leave the smallest y OPENED_DIGITS."""
-    return max(DEVIATION.frac, OPENED_DIGITS + -(-ceil_log2(hi) // 2))
+    return max(DEVIATION_FRAC, OPENED_DIGITS + -(-ceil_log2(hi) // 2))
 
 
 def _inverse_deviation(
-    b: Builder, c: Wire, means: list[Wire], limits: tuple[float, float], eps: float, root: Root
+    b: Builder, c: Wire, means: list[Wire], limits: tuple[float, float], eps: float, single: int
 ) -> Wire:
     """c by `widen`, and its mean if it has one -> [y], with as many fraction bits as its products need."""
     v = _scaled_variance(b, c, means[0] if means else None, limits, eps)
     lo, hi = (limit * variance_scale(c.shape[1]) for limit in limits)
-    by_table = ceil_log2(limits[1] / limits[0]) <= root.direct
-    y = inverse_deviation_by_table(b, v, lo, hi) if by_table else inverse_deviation(b, v, lo, hi, root.single)
+    y, _ = inverse(b, v, lo, hi, root=True, single=single, ring=DEVIATION_RING)
     return truncate_to(b, y, min(y.frac, _opened_digits(hi)))
 
 
@@ -175,16 +83,16 @@ def standardise(
     limits: tuple[float, float],
     eps: float,
     ring: int,
-    root: Root = Root(),
+    single: int = BALANCED,
     mean: Wire | None = None,
 ) -> Wire:
     """[x] (l, f), shape [rows, H], and [mean] (l', f'), [rows, 1] -> [(x - mean) / sqrt(var + eps) / s] on (`ring`, 8).
 
-    s = deviation_scale(H). Without `mean` it is 0. 3 to 5 rounds, see `Root`. gamma and beta belong to what follows.
-    limits: range of var, from calibration. Error: that of y, relative, and at most 2 ulp.
+    s = deviation_scale(H). Without `mean` it is 0. gamma and beta belong to what follows. limits: range of var, from
+    calibration. 3 rounds where one table of 2^single entries at most, 3 index bits more than its octaves, covers them,
+    else 4. Error: that of y, relative, and at most 2 ulp.
     1. Open x, and mean beside it; what extends x is dealt once for both products.
-    2. v = (sum x^2 - H mean^2) / 2^k, k = log2 H rounded: local. y = 1/sqrt(v) by `inverse_deviation_by_table` or
-       `inverse_deviation`.
+    2. v = (sum x^2 - H mean^2) / 2^k, k = log2 H rounded: local. y = 1/sqrt(v) by `inverse`.
     3. Open y; its products with x and mean extend all three; truncate.
     (PUMA section 4.3 for the order of steps.)
     """
@@ -194,7 +102,7 @@ def standardise(
     most_wide = next(r for r in STANDARDISED_RINGS if r >= ring + c.frac + digits - RESULT.frac)
     c = widen(b, c, max(most_wide, _square_ring(c, limits)))
     # 2, 3
-    (y,) = b.open(_inverse_deviation(b, c, means, limits, eps, root))
+    (y,) = b.open(_inverse_deviation(b, c, means, limits, eps, single))
     frac = c.frac + y.frac
     wide = next(r for r in STANDARDISED_RINGS if r >= ring + frac - RESULT.frac)
     most = math.sqrt(2.0 * c.shape[1])  # |c| <= sqrt(H var), var at most twice v
@@ -212,7 +120,7 @@ def standardised_linear(
     limits: tuple[float, float],
     eps: float,
     ring: int,
-    root: Root,
+    single: int,
     name: str,
     columns: int,
     bound: float,
@@ -236,7 +144,7 @@ def standardised_linear(
     # 1
     (c,) = b.open(x)
     # 2
-    y = _inverse_deviation(b, widen(b, c, _square_ring(c, limits)), [], limits, eps, root)
+    y = _inverse_deviation(b, widen(b, c, _square_ring(c, limits)), [], limits, eps, single)
     wide = b.extend(c, ring + cut)
     (factor,) = b.open(b.truncate(wide, cut, ring) if cut else wide)
     # 3

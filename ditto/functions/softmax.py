@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 from ditto.engine.program import Builder, Wire
 from ditto.errors import RangeError
 from ditto.functions.fixed import FixedPoint, truncate_to
-from ditto.functions.inverse import Tables, inverse_power
+from ditto.functions.inverse import inverse
 from ditto.ops import Exponential, LessRow, Lookup, NonZero, OneHot, Sketch, SuffixSum
-from ditto.ring.exact import ceil_log2, floor_log2
 
 SCORE_RING = 16  # scores lie on a circle of 2^16 steps
 LOG_RANGES = range(6, 11)  # of the score types, narrowest first
@@ -34,9 +33,6 @@ DIGITS = 10  # of a row's least exponential without a maximum, at most
 ROUNDED = (0.9, 1.1)  # E and its sum lie between these multiples of what they would be without rounding
 NUMERATOR = FixedPoint(40, 16)
 SAVED = 1 << 20  # bytes of a layer from the dealer that are worth a round
-SUM_RING = 32  # of sum E for its reciprocal, and of that
-SUM_DIGITS = 12  # of the smallest sum, and of the smallest reciprocal, where the ring has them
-SUM_TABLES = Tables(6, octaves=3, fan_in=3, ring=48)  # before two Newton steps
 
 
 @dataclass(frozen=True)
@@ -268,25 +264,7 @@ def _exponential(b: Builder, x: Wire, circle: ScoreType, dealt: ExponentialType)
 
 
 def reciprocal_of_sum(
-    b: Builder,
-    total: Wire,
-    limits: tuple[float, float],
-    alongside: tuple[Wire, ...] = (),
-    fewer_rounds: bool = False,
-    index_bits: int = 9,
+    b: Builder, total: Wire, limits: tuple[float, float], alongside: tuple[Wire, ...] = ()
 ) -> tuple[Wire, list[Wire]]:
-    """[sum E] within `limits` -> [1 / sum E] on (32, f), one number a row; and the wires `alongside`, opened.
-
-    By `inverse_power` with a second Newton step on SUM_TABLES. `fewer_rounds` pays for rounds with dealer bytes, as is
-    right for few rows: tables of 2^index_bits entries in the place of the second step, three rounds less.
-    """
-    lo, hi = limits
-    # as many bits for the smallest sum as for the smallest reciprocal: both together fit the ring
-    digits = min(SUM_DIGITS, (SUM_RING - ceil_log2(hi / lo)) // 2)
-    v = b.truncate(total, max(0, total.frac - (digits - floor_log2(lo))), SUM_RING)
-    tables = Tables(index_bits, octaves=5, fan_in=3, ring=48) if fewer_rounds else SUM_TABLES
-    frac = min(SUM_RING - v.frac, digits + ceil_log2(hi))
-    frac = min(frac, tables.ring // 2 - 1 - ceil_log2(2 / lo))  # the largest square fits the ring
-    return inverse_power(
-        b, v, lo, hi, root=False, frac=frac, tables=tables, second_step=not fewer_rounds, alongside=alongside
-    )
+    """[sum E] within `limits` -> [1 / sum E], one number a row; and the wires `alongside`, opened. 2 rounds."""
+    return inverse(b, total, *limits, root=False, alongside=alongside)

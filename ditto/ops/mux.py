@@ -61,3 +61,37 @@ class Mux(Op):
         c, m, r = (cast(a, self.bits) for a in (x[0], x[1].value, x[1].mask))
         y = (1 - 2 * c) * (m * k["s"] - k["sr"])  # 2
         return (y + c * (m - r) if p.party == 0 else y - c * r,)
+
+
+@register
+@dataclass(frozen=True)
+class Mux2(Op):
+    """Two opened bits a = c + s, b = d + t mod 2 and an opened x = m - r in Z_2^l, all of one shape -> [a b x]. Exact.
+
+    Over the integers a = c + e s with e = 1 - 2 c, b = d + f t with f = 1 - 2 d.
+    1. The dealer shares s, t, s t and r times each.
+    2. [a b] = c d + c f [t] + d e [s] + e f [s t], [a b r] likewise; [a b x] = m [a b] - [a b r]. No round.
+    """
+
+    shape: Shape
+    bits: int
+
+    def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
+        return (signed(x[0] * x[1] * x[2], self.bits),)
+
+    def dealt(self) -> Types:
+        return {name: Shared(self.shape, self.bits) for name in ("s", "t", "st", "sr", "tr", "str")}
+
+    def correlate(self, *masks: Tensor) -> Correlations:
+        s, t, r = (cast(mask, self.bits) for mask in masks)
+        return {"s": s, "t": t, "st": s * t, "sr": s * r, "tr": t * r, "str": s * t * r}  # 1
+
+    def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
+        c, d, m, r = (cast(a, self.bits) for a in (x[0], x[1], x[2].value, x[2].mask))
+        e, f = 1 - 2 * c, 1 - 2 * d
+
+        def both(s: Tensor, t: Tensor, st: Tensor) -> Tensor:
+            return c * f * t + d * e * s + e * f * st
+
+        y = m * both(k["s"], k["t"], k["st"]) - both(k["sr"], k["tr"], k["str"])  # 2
+        return (y + c * d * (m - r) if p.party == 0 else y - c * d * r,)

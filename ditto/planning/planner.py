@@ -45,11 +45,8 @@ class Part:
 
 
 PARTS = (
-    Part(
-        "softmax",
-        {"reciprocal": (0, 9, 11), "exponential": ("precise", "narrow"), "used": ("bits", "table", "no maximum")},
-    ),
-    Part("layernorm", {"deviation": ("one guess", "joined guesses", "one table")}),
+    Part("softmax", {"exponential": ("precise", "narrow"), "used": ("bits", "table", "no maximum")}),
+    Part("layernorm", {"deviation": ("medium", "small", "large")}),
     Part("gelu", {"activation": ("by neuron", "as one")}),
 )
 

@@ -15,11 +15,11 @@ from ditto.functions.fit import Fits
 from ditto.functions.fixed import FixedPoint, minus, multiply
 from ditto.functions.gelu import GeluType, gelu_zones
 from ditto.functions.layernorm import (
+    BALANCED,
     FEWEST_BYTES,
     FEWEST_ROUNDS,
     RESIDUAL,
     RESULT,
-    Root,
     layernorm_residual,
     standardise,
     standardised_linear,
@@ -59,7 +59,7 @@ CUT = 8  # bits of the ring that the truncation before an addition to the residu
 STREAMS = (FixedPoint(24, 12), FixedPoint(32, 16))  # of a stream: the largest number of fraction bits in each ring
 RESOLVED = 6  # bits below the least deviation that a stream's fraction resolves
 TANH_FRAC = 12
-ROOTS = {"one table": FEWEST_ROUNDS, "one guess": Root(), "joined guesses": FEWEST_BYTES}
+SINGLE = {"large": FEWEST_ROUNDS, "medium": BALANCED, "small": FEWEST_BYTES}
 LEAST_DIGITS = 8  # of a row's least E, where the values' ring is given
 PUBLIC = 4  # fraction bits of the exponential's public factor, at least, without a maximum
 EXPONENTIALS = {"precise": PRECISE, "narrow": NARROW_EXPONENTIAL}
@@ -70,29 +70,26 @@ class Attention:
     """Types of the attention after its scores.
 
     `values`: ring of values and context; `exponential`: its type; `inverse`: fraction bits of 1 / sum, at most;
-    `product`: ring of the context times 1 / sum (0: what its result needs); `index_bits`: of the tables for 1 / sum
-    that spare rounds (0: fewer bytes instead); `by_bits`: how the maximum's buckets are asked (None: by what it saves).
+    `product`: ring of the context times 1 / sum (0: what its result needs); `by_bits`: how the maximum's buckets
+    are asked (None: by what it saves).
     """
 
     values: int = 36
     exponential: ExponentialType = PRECISE
     inverse: int = 64
     product: int = 0
-    index_bits: int = 0
     by_bits: bool | None = None
 
     @classmethod
     def of(cls, stage: Stage) -> Attention:
         if not stage.causal:
             return cls()
-        causal = cls(inverse=16, index_bits=9 if stage.later else 0)
-        return replace(causal, exponential=NARROW_EXPONENTIAL, index_bits=8) if stage.narrow else causal
+        return cls(inverse=16, exponential=NARROW_EXPONENTIAL if stage.narrow else PRECISE)
 
     def chosen(self, choices: Choices) -> Attention:
         return replace(
             self,
             exponential=EXPONENTIALS[choices.exponential] if choices.exponential else self.exponential,
-            index_bits=self.index_bits if choices.reciprocal is None else choices.reciprocal,
             by_bits=choices.used == "bits" if choices.used in ("bits", "table") else self.by_bits,
         )
 
@@ -176,14 +173,14 @@ class OneOpening:
         return without or (types, own)
 
     @property
-    def root(self) -> Root:
-        """Of LayerNorms that follow a sum."""
-        return ROOTS[self.choices.deviation or "one guess"]
+    def single(self) -> int:
+        """Of LayerNorms that follow a sum: the most index bits of one table for 1 / sqrt(v)."""
+        return SINGLE[self.choices.deviation or "medium"]
 
     @property
-    def stream_root(self) -> Root:
+    def stream_single(self) -> int:
         """Of those that read a stream."""
-        return ROOTS[self.choices.deviation or "one table"]
+        return SINGLE[self.choices.deviation or "large"]
 
     def table(self, bound: float, stream: Stream | None = None) -> FixedPoint:
         """A stream's: the smallest ring whose fraction bits resolve the least deviation to 2^-RESOLVED."""
@@ -235,7 +232,7 @@ class OneOpening:
 
     def norm(self, b: Builder, x: Wire, norm: Norm, mean: Wire | None = None) -> Normed:
         """The standardised rows are opened once, for the projections that read them and for the residual."""
-        (z,) = b.open(standardise(b, x, norm.variance, norm.epsilon, HIDDEN.ring, self.root, mean))
+        (z,) = b.open(standardise(b, x, norm.variance, norm.epsilon, HIDDEN.ring, self.single, mean))
         if norm.whole:
             result = layernorm(b, z, norm.name, norm.bound)
             return Normed(result, result)
@@ -252,13 +249,13 @@ class OneOpening:
         self, b: Builder, x: Wire, norm: Norm, ring: int, name: str, columns: int, bound: float, stage: Stage
     ) -> Wire:
         """A LayerNorm of a stream and the projection on `ring` that it is folded into: of few rows, both at once."""
-        limits, epsilon, root = norm.variance, norm.epsilon, self.stream_root
+        limits, epsilon, single = norm.variance, norm.epsilon, self.stream_single
         with b.label("layernorm"):
             if stage.later:
-                y = standardised_linear(b, x, limits, epsilon, ring, root, name, columns, bound)
+                y = standardised_linear(b, x, limits, epsilon, ring, single, name, columns, bound)
                 if y is not None:
                     return y
-            z = standardise(b, x, limits, epsilon, ring, root)
+            z = standardise(b, x, limits, epsilon, ring, single)
         return self.linear(b, z, name, columns, bound)
 
     def heads(
@@ -333,7 +330,7 @@ class OneOpening:
             room = types.values - 2 - CUT - ceil_log2(most)
             if room < e.frac:
                 e = b.truncate(e, e.frac - room, e.ring - e.frac + room)
-            inverse, (e_open,) = reciprocal_of_sum(b, total, limits, (e,), types.index_bits > 0, types.index_bits)
+            inverse, (e_open,) = reciprocal_of_sum(b, total, limits, (e,))
             if inverse.frac > types.inverse:
                 cut = inverse.frac - types.inverse
                 inverse = b.truncate(inverse, cut, inverse.ring - cut)
