@@ -169,4 +169,4 @@ def test_bad_checkpoints_are_refused(checkpoint: Path) -> None:
 def test_a_description_of_another_format_is_refused(checkpoint: Path) -> None:
     description, _ = import_model(load_checkpoint(checkpoint), "small", TEXTS)
     with pytest.raises(VersionMismatch, match="import and share it again"):
-        parse(description.text().replace('"format":5', '"format":4'))
+        parse(description.text().replace('"format":6', '"format":5'))

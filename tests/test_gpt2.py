@@ -178,7 +178,7 @@ def test_refusals(checkpoint: Checkpoint, directory: Path, tmp_path: Path) -> No
     with pytest.raises(UsageError, match="stage 3 of a job that has 3"):
         compile_stage(description, Plan(1, 8, 3), 3)
     with pytest.raises(VersionMismatch, match="import and share it again"):
-        parse(description.text().replace('"format":5', '"format":99'))
+        parse(description.text().replace('"format":6', '"format":99'))
     with pytest.raises(UsageError, match="trained with Quad"):
         describe_small(with_quad(checkpoint), "ditto")
     with pytest.raises(UsageError, match="no causal form"):

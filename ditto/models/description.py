@@ -18,7 +18,7 @@ from ditto.errors import BadDescription, VersionMismatch
 from ditto.functions.fit import Fit, Fits
 from ditto.presets.choices import DEFAULT, Choices
 
-FORMAT: Literal[5] = 5  # of descriptions and of encoded weights
+FORMAT: Literal[6] = 6  # of descriptions and of encoded weights
 LONGEST = 4 << 20  # characters of a description
 DIGITS = 3  # of a bound: exact maxima tell about the texts of the calibration
 
