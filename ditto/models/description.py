@@ -120,7 +120,7 @@ class Ranges(_Public):
 class Description(_Public):
     """A model as everybody may know it."""
 
-    format: Literal[5] = 5
+    format: Literal[6] = 6
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     architecture: Annotated[str, Field(pattern=r"^[A-Za-z0-9]{1,64}$")]
     preset: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,64}$")]
