@@ -67,11 +67,15 @@ def _apiece(x: Tensor, bits: int) -> npt.NDArray[Any]:
 def matrix_of(digits: Tensor, bits: int) -> Tensor:
     """W^T [N, K] in its ring's carrier from its digits [N, digits, K]."""
     columns, count, rows = digits.shape
-    apiece, taken = np.zeros((columns, rows, carrier(bits).itemsize), np.int8), digits.numpy()
-    for s in range(count):
-        apiece[..., s] = taken[:, count - 1 - s]
-    words = torch.from_numpy(apiece.reshape(columns, -1)).view(carrier(bits))
-    return words.bitwise_xor_(half(bits)).sub_(half(bits))
+    out = torch.empty((columns, rows), dtype=carrier(bits))
+    step = max(1, _ROWS_AT_ONCE // max(rows, 1))
+    for first in range(0, columns, step):
+        part, taken = out[first : first + step].numpy(), digits[first : first + step].numpy()
+        part[...] = taken[:, 0]
+        for s in range(1, count):
+            part <<= 8
+            part += taken[:, s]
+    return out
 
 
 def subtract(f: Tensor, t: Tensor) -> None:
