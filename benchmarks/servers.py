@@ -179,7 +179,7 @@ class _Reading:
                     continue
                 load_seed(home / "mask_seed", owner)
                 wires = weights_of(entry.description)
-                for stem, masked in (("masked", True), ("kept", False)):
+                for stem, masked in (("opened", True), ("kept", False)):
                     kind = {name: wire for name, wire in wires.items() if (wire.held != "share") == masked}
                     for _ in load_tensors(home / f"{stem}.safetensors", kind, owner):
                         pass

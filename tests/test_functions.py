@@ -334,7 +334,7 @@ def test_layernorm_with_outlier_channels(width: int, part: int) -> None:
         return layernorm(b, z, "norm", 40.0) if part == 0 else layernorm_residual(b, z, "norm", 40.0, 200.0)[part - 1]
 
     y, run = evaluate(torch.cat([x, mean], 1), 24, 12, 200.0, function, **weights)
-    assert run.ledgers[0].total("online").rounds == 6
+    assert run.ledgers[0].total("online").rounds == 7  # as written; scheduled, the zones share the tables' round
     want = torch.nn.functional.layer_norm(x, (width,), gamma, beta, 1e-12)
     if part == 2:
         assert (y - want.mean(1, keepdim=True)).abs().max() < 0.002

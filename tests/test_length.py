@@ -36,7 +36,7 @@ def test_a_polynomial_is_found() -> None:
 @pytest.mark.parametrize("name", COUNTS)
 def test_bytes_are_quadratic_between_two_steps_of_the_types(description: Description, name: str) -> None:
     """The form of three lengths gives the bytes of a fourth, to the byte."""
-    lengths = [272, 288, 304, 320]
+    lengths = [144, 160, 176, 192]
     bytes_ = [getattr(count(description, 1, n, hold_mb=WHOLE_MB), name) for n in lengths]
     form, _ = fit(lengths[:3], bytes_[:3])
     assert min(form[1:]) > 0
@@ -49,7 +49,7 @@ def test_one_form_is_near_for_all_lengths_and_batches_are_multiples(description:
     softmax spends larger tables on for a round less."""
     found = counted(description, LENGTHS, (8, 16, 64), 32)
     for name in COUNTS:
-        assert found[f"{name} form"]["largest error"] < 0.1
+        assert found[f"{name} form"]["largest error"] < 0.15
         first, *more = found["batches"][name]
         assert more == [2 * first, 8 * first]
     assert max(found["rounds"]) <= 1.1 * min(found["rounds"])

@@ -24,6 +24,7 @@ from ditto.models.importer import with_choices
 from ditto.models.registry import architecture_of
 from ditto.models.tokenizer import Batch
 from ditto.net.emulation import Network, network
+from ditto.ops.guard import KEY
 from ditto.planning import machine as machines
 from ditto.planning import measure as measuring
 from ditto.planning.forecast import Demand, demands, forecast, total, whole
@@ -62,6 +63,7 @@ def model() -> tuple[Description, dict[str, torch.Tensor], Batch]:
     return description, checkpoint.tensors, batch
 
 
+KEYED = (0, 8 * KEY, 0)  # of opening a key, of which the round is another's, too
 GROUPS: tuple[dict[str, Any], ...] = ({"count": 24, "bound": 6.0}, {"count": 8, "bound": 12.0})
 
 
@@ -186,7 +188,8 @@ def test_wrong_choices_are_refused(model: tuple[Description, Any, Batch], raw: l
 
 @pytest.mark.parametrize("objective", list(Objective))
 def test_the_least_of_all_combinations(model: tuple[Description, Any, Batch], objective: Objective) -> None:
-    """Every combination of what is tolerated, compiled: none is worth more than what was taken."""
+    """Every combination of what is tolerated, compiled: none is worth more than what was taken, but for the steps of a
+    key that all layers share, of which the planner knows no layer to be the first."""
     description = model[0]
     got = plan(description, JOB, MACHINE, WAN, objective, 0.05, FEW)
     assert cost_of(description, got.choices) == got.taken
@@ -203,13 +206,14 @@ def test_the_least_of_all_combinations(model: tuple[Description, Any, Batch], ob
         choices = (got.choices[0], Choices.model_validate(fields))
         program = compile_(description.model_copy(update={"choices": choices}), JOB, 0, fits)
         other = value(objective, [whole(o) for o in demands(program, MACHINE)], MACHINE, WAN)
-        assert least[0] <= other[0] * (1 + 1e-9), choices
+        assert least[0] <= other[0] * (1 + 1e-9) + (8 * KEY if objective is Objective.bytes else 2 * RATE.step), choices
         tried += 1
     assert tried >= 8
 
 
 def test_a_row_is_what_its_alternative_costs(model: tuple[Description, Any, Batch]) -> None:
-    """In the place of the preset's own it changes the compiled program by what the table says."""
+    """In the place of the preset's own it changes the compiled program by what the table says, but for the key that all
+    layers share: the table has it in the first of those that need one."""
     description = model[0]
     got = plan(description, JOB, MACHINE, WAN, Objective.bytes, 0.0, FEW)
     own = counts(got.own)
@@ -219,7 +223,8 @@ def test_a_row_is_what_its_alternative_costs(model: tuple[Description, Any, Batc
             choices = tuple(option.choices if i == row.layer else DEFAULT for i in range(2))
             changed = counts(cost_of(description, choices))
             stated = counts([option.demand - row.options[0].demand])
-            assert tuple(a - b for a, b in zip(changed, own, strict=True)) == stated, (row.layer, option.choices)
+            more = tuple(a - b - c for a, b, c in zip(changed, own, stated, strict=True))
+            assert more in ((0, 0, 0), KEYED), (row.layer, option.choices)
             checked += 1
     assert checked > 6
 
@@ -292,7 +297,7 @@ def test_the_command(model: tuple[Description, Any, Batch], tmp_path: Path) -> N
     for row in found["rows"]:
         assert sum(option["taken"] for option in row["options"]) == 1
     shown = CliRunner().invoke(app, [*args, "--network", "wan"])
-    assert shown.exit_code == 0 and "as planned" in shown.stdout and "one table" in shown.stdout
+    assert shown.exit_code == 0 and "as planned" in shown.stdout and "small tables" in shown.stdout
     for wrong in (["--network", "nowhere"], ["--for", "beauty"], ["--tokens", "3"]):
         assert CliRunner().invoke(app, [*args, *wrong]).exit_code in (2, 22)
     assert CliRunner().invoke(app, ["plan", "--model", "nobody"]).exit_code == 12

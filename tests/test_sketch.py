@@ -9,7 +9,7 @@ import torch
 from engine import run_mpc
 
 from ditto.engine.program import Builder, Program
-from ditto.functions.softmax import DIGIT_COUNT, DIGITS, ScoreType, softmax_numerator
+from ditto.functions.softmax import DIGIT_COUNT, WORD, ScoreType, softmax_numerator
 from ditto.ops import Lookup, NonZero, Sketch
 from ditto.ops.sketch import DIGIT
 from ditto.ring import signed
@@ -61,8 +61,8 @@ def test_a_program_has_one_key_and_no_stream_of_it_twice() -> None:
 
 def test_misses_in_a_model_of_twelve_layers_are_stated() -> None:
     """bert-base's shape and 128 tokens with 12 buckets asked in every row: below 2^-24 for an inference."""
-    assert 12 * 12 * 128 * 12 * 2.0 ** (-DIGIT * DIGITS) < 2.0**-24
-    assert DIGITS < 1 << DIGIT_COUNT
+    assert 12 * 12 * 128 * 12 * 2.0 ** (-DIGIT * WORD) < 2.0**-24
+    assert WORD < 1 << DIGIT_COUNT
 
 
 def test_digits_are_counted_exactly() -> None:

@@ -46,6 +46,13 @@ class _Layout:
     def shift(self, table: int) -> int:
         return STEP * (self.count - 1 - table)
 
+    def dropped(self, table: int, least: float, root: bool) -> int:
+        """By how many bits the smallest result of a table is larger than the smallest of all, `least`."""
+        if table == 0:
+            return 0
+        end = math.ldexp(BOUNDARY, LOW - 1 + self.shift(table - 1) - self.frac)
+        return max(0, floor_log2((1 / math.sqrt(end) if root else 1 / end) / least))
+
 
 def inverse(
     b: Builder, v: Wire, lo: float, hi: float, *, root: bool, single: int = 0, ring: int = 0,
@@ -73,7 +80,8 @@ def inverse(
     most, least = (1 / math.sqrt(end) if root else 1 / end for end in (lo * BELOW, hi))
     frac = DIGITS - floor_log2(least)
     ring = max(ring, frac + ceil_log2(most) + 2)  # it is extended
-    tables = [_look_up(b, v, root, layout, table, frac, ring) for table in range(layout.count)]
+    drops = [layout.dropped(table, least, root) for table in range(layout.count)]
+    tables = [_look_up(b, v, root, layout, table, frac - drop, ring - drop) for table, drop in enumerate(drops)]
     if layout.count == 1:
         return b.retype(tables[0], bound=most), others
     # 3
@@ -89,8 +97,8 @@ def _look_up(b: Builder, v: Wire, root: bool, layout: _Layout, table: int, frac:
 
     LOW more bits for the slopes are truncated: local.
     """
-    dropped, shift = table * (STEP // 2 if root else STEP), layout.shift(table)
-    frac, ring, unit = frac - dropped + LOW, ring - dropped + LOW, layout.frac - shift  # fraction bits of a window of v
+    shift = layout.shift(table)
+    frac, ring, unit = frac + LOW, ring + LOW, layout.frac - shift  # fraction bits of a window of v
     scale = frac + (unit if not root else unit // 2)
     op = InverseLines(v.shape, v.ring, shift, LOW, layout.n, ring, root, scale, FIRST << LOW)
     (y,) = b.emit(op, [v], [(ring, frac, v.shape, 0.0)])  # outside of its zones it is no number

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
-
 from ditto.engine.program import Builder, Wire
 from ditto.errors import RangeError
 from ditto.functions.fit import Fit
@@ -28,11 +26,9 @@ class Zone(NamedTuple):
         return self.fit.scale * self.fit.bound
 
 
-def column_scales(zones: Sequence[Zone], columns: int) -> torch.Tensor:
-    """What each column carries of its zone's scale: [columns], ones without zones."""
-    if not zones:
-        return torch.ones(columns)
-    return torch.cat([torch.full((zone.columns,), zone.fit.scale) for zone in zones])
+def column_scales(zones: Sequence[Zone], columns: int) -> list[float]:
+    """What each of so many columns carries of its zone's scale: ones without zones."""
+    return [zone.fit.scale for zone in zones for _ in range(zone.columns)] or [1.0] * columns
 
 
 def widest(zones: Sequence[Zone], otherwise: float) -> float:

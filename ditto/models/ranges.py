@@ -164,7 +164,8 @@ def activation_of(style: Style, description: Description, layer: int, fits: Fits
 def neuron_scales(style: Style, description: Description, layer: int) -> torch.Tensor:
     """What the weights before the activation of a block are multiplied with, neuron by neuron, and those after it
     divided by: [inner]."""
-    return column_scales(zones_of(style, description, layer, description.fits), description.dimensions.inner)
+    zones = zones_of(style, description, layer, description.fits)
+    return torch.tensor(column_scales(zones, description.dimensions.inner))
 
 
 def scores_of(layer: LayerRanges) -> Scores:

@@ -128,7 +128,7 @@ def activation_error(preset: str, choices: Choices, d: Dimensions, ranges: Layer
     zones = chosen.zones(d.activation, groups, fits) if ranges.neurons else []
     reach = torch.cat([torch.full((count,), bound / GELU_MARGIN / SIGMAS) for count, bound in groups]).double()
     x = _random(ROWS, len(reach)) * reach
-    scales = column_scales(zones, len(reach)).double()
+    scales = torch.tensor(column_scales(zones, len(reach)), dtype=torch.float64)
     wide = widest(zones, ranges.activation)
     b = Builder()
     b.layer("probe")

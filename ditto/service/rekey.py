@@ -115,4 +115,4 @@ def _wires(path: Path, owner: Owner) -> dict[str, Wire]:
         wires = weights_of(entry.description)
     except DittoError as error:  # of an earlier version
         raise owner.damaged(path, str(error)) from None
-    return wires if path.stem == "shares" else of_kind(wires, masked=path.stem == "masked")
+    return wires if path.stem == "shares" else of_kind(wires, masked=path.stem == "opened")
