@@ -18,10 +18,12 @@ import numpy as np
 import typer
 
 from ditto.cli.demo import calibration_texts, installed_checkpoint
-from ditto.cli.run import Run, encode_all, run_batch, watching
+from ditto.cli.run import Run, run_batch, watching
 from ditto.client.client import Client
 from ditto.client.local_cluster import embedded
 from ditto.models import import_model, load_checkpoint
+
+JOB = 24  # texts: a job's rounds take their time however many there are
 
 
 def ranks(x: np.ndarray) -> np.ndarray:
@@ -51,7 +53,10 @@ def measure(
     sentences = calibrate.read_text(encoding="utf-8").splitlines() if calibrate else calibration_texts()
     description, weights = import_model(loaded, "sentences", sentences, preset=preset)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # neighbours share a bucket
-    batches = encode_all(loaded.tokenizer(), [texts[i] for i in order], description.dimensions.positions)
+    tokenizer, ordered = loaded.tokenizer(), [texts[i] for i in order]
+    batches = [
+        tokenizer.encode(ordered[at : at + JOB], description.dimensions.positions) for at in range(0, len(ordered), JOB)
+    ]
     run = Run()
     began = time.perf_counter()
     with embedded() as cluster, Client(cluster.client_config()) as client:
