@@ -20,7 +20,7 @@ DEVIATION_RING = 26  # of 1 / sqrt(v) at least: what a wider ring adds to tables
 DEVIATION_FRAC = 12  # fraction bits of an opened 1 / sqrt(v) at least, where it has them
 SQUARE_RINGS = (40, 48, 56, 64)
 STANDARDISED_RINGS = (48, 56, 64)  # of c y before its truncation
-RESOLVED = 6  # bits below the least deviation that what is normalized has, at least
+RESOLVED = 6  # bits below the least deviation that a stream, or what is normalized of it, resolves at least
 PROJECTED_DIGITS = 10  # bits of x W below what makes 1 of its product with the largest y
 OPENED_DIGITS = 7  # bits of the smallest y that its product with c keeps at least
 

@@ -93,8 +93,7 @@ class ScoreType:
         Raises RangeError where no circle is wide enough.
         """
         width, unit = 1 << LOG_WIDTH, 1 << LOG_UNIT
-        mask = GAP + (math.ceil(above) if lowered else 0)  # 1
-        masked = mask + (below if lowered else NEAR)
+        mask, masked = cls._masked(above, below, lowered)  # 1
         lowest = max(masked, below)
         asked = math.floor(above / width)
         need = max(spread, masked + above) + 2 * width + unit  # 3
@@ -114,12 +113,18 @@ class ScoreType:
         As `of`, with the reference in the place of M + w: l + reference + u <= T. Raises RangeError likewise.
         """
         octaves = math.floor(above * LOG2_E) + 1
-        mask = GAP + (math.ceil(above) if lowered else 0)
-        need = max(mask + (below if lowered else NEAR), below) + octaves * LN2 + (1 << LOG_UNIT)
+        mask, masked = cls._masked(above, below, lowered)
+        need = max(masked, below) + octaves * LN2 + (1 << LOG_UNIT)
         for log_range in LOG_RANGES:
             if need <= 1 << log_range:
                 return cls(log_range, 0, 0, -mask, octaves=octaves)
         raise RangeError(f"attention scores that span {need:.4g} do not fit: the widest type spans {1 << log_range}")
+
+    @staticmethod
+    def _masked(above: float, below: float, lowered: bool) -> tuple[int, float]:
+        """By how much masked scores are lowered, and how far below 0 they lie then at most."""
+        mask = GAP + (math.ceil(above) if lowered else 0)
+        return mask, mask + (below if lowered else NEAR)
 
     @property
     def reference(self) -> float:

@@ -27,7 +27,7 @@ class Join(Rearrangement):
         return (torch.cat(x, self.dim),)
 
 
-def triangle(n: int) -> Tensor:
+def _triangle(n: int) -> Tensor:
     """Flat positions (row n + column) of the entries with column <= row."""
     rows, columns = torch.tril_indices(n, n).unbind()
     return rows * n + columns
@@ -41,7 +41,7 @@ class Triangle(Rearrangement):
     n: int
 
     def move(self, *x: Tensor) -> Tensor:
-        return x[0].reshape(*x[0].shape[:-2], self.n * self.n).index_select(-1, triangle(self.n))
+        return x[0].reshape(*x[0].shape[:-2], self.n * self.n).index_select(-1, _triangle(self.n))
 
 
 @register
@@ -56,7 +56,7 @@ class Untriangle(Rearrangement):
         at = x[0].dim() - 1 - len(self.rest)
         lead = x[0].shape[:at]
         full = x[0].new_zeros(*lead, self.n * self.n, *self.rest)
-        full.index_copy_(at, triangle(self.n), x[0])
+        full.index_copy_(at, _triangle(self.n), x[0])
         return full.reshape(*lead, self.n, self.n, *self.rest)
 
 

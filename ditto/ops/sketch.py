@@ -24,7 +24,7 @@ from ditto.ops.base import (
     register,
     shared_bits,
 )
-from ditto.ops.causal import Triangle, triangle
+from ditto.ops.causal import Triangle, Untriangle
 from ditto.ring import cast, signed, unsigned
 from ditto.ring.bits import planes, unplane, words
 from ditto.ring.prg import Prg, derive
@@ -96,15 +96,13 @@ class Sketch(BitRounds):
         half = (1 << (self.bits - self.n)) >> 1
         ids = torch.from_numpy(self._top(x[1] + half))
         if self.causal:
-            ids = self._squared(ids, self._columns)
+            ids = self._squared(ids)
         rows = [((ids >= t) & (ids <= self.counted)).any(-1) for t in range(1, self.asked + 1)]
         return (torch.stack(rows, -1)[..., None].expand(self.out).to(torch.int64),)
 
-    @staticmethod
-    def _squared(x: Tensor, n: int) -> Tensor:
+    def _squared(self, x: Tensor) -> Tensor:
         """[..., N (N + 1) / 2] -> [..., N, N], zeros elsewhere."""
-        square = x.new_zeros(*x.shape[:-1], n * n)
-        return square.index_copy_(-1, triangle(n), x).reshape(*x.shape[:-1], n, n)
+        return Untriangle(self._columns).move(x)
 
     def opens(self) -> tuple[Types, ...]:
         return ({"s": self._bits},)
@@ -169,7 +167,7 @@ class Sketch(BitRounds):
             for t in range(self.asked):
                 bits = (matrices[rows, :, at[t]] >> levels.dtype.type(word[t])).astype(np.uint8) & 1
                 if self.causal:
-                    bits = self._squared(torch.from_numpy(bits), self._columns).numpy()
+                    bits = self._squared(torch.from_numpy(bits)).numpy()
                 octets = np.packbits(bits.reshape(-1, self._columns), axis=1, bitorder="little")
                 z[rows, :, t] = np.bitwise_xor.reduce(table[places, octets], axis=1).reshape(-1, z.shape[1])
         return torch.from_numpy(z.reshape(-1))

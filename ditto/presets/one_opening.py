@@ -19,6 +19,7 @@ from ditto.functions.layernorm import (
     FEWEST_BYTES,
     FEWEST_ROUNDS,
     RESIDUAL,
+    RESOLVED,
     RESULT,
     layernorm_residual,
     standardise,
@@ -57,7 +58,6 @@ KEEP = 16  # of the vector of real tokens: what embeddings, their positions and 
 FOLDED, FOLDED_QKV = 32, 48  # of what a LayerNorm gives to its projection; 48 spare the heads an extension
 CUT = 8  # bits of the ring that the truncation before an addition to the residual stream takes
 STREAMS = (FixedPoint(24, 12), FixedPoint(32, 16))  # of a stream: the largest number of fraction bits in each ring
-RESOLVED = 6  # bits below the least deviation that a stream's fraction resolves
 TANH_FRAC = 12
 SINGLE = {"large": FEWEST_ROUNDS, "medium": BALANCED, "small": FEWEST_BYTES}
 LEAST_DIGITS = 8  # of a row's least E, where the values' ring is given
@@ -93,10 +93,6 @@ class Attention:
             by_bits=choices.used == "bits" if choices.used in ("bits", "table") else self.by_bits,
         )
 
-    def least_values(self, circle: ScoreType, qkv: float, keys: int, digits: int) -> int:
-        """The ring of values on which so many digits of a row's least E times V have room."""
-        return digits + circle.octaves + 2 + CUT + ceil_log2(circle.sums(keys)[1] * qkv)
-
     def without_maximum(
         self, bounds: AttentionBounds, stage: Stage, keys: int, own: ScoreType
     ) -> tuple[Attention, ScoreType] | None:
@@ -113,13 +109,13 @@ class Attention:
         if circle.log_range > own.log_range:  # 1
             return None
         circle = replace(circle, log_range=own.log_range)
-        values = self.least_values(circle, bounds.qkv, keys, DIGITS)
+        whole = _whole_bits(circle.sums(keys)[1] * bounds.qkv)
+        values = DIGITS + circle.octaves + whole
         if stage.causal:  # 2
-            if self.least_values(circle, bounds.qkv, keys, LEAST_DIGITS) > self.values:
+            if LEAST_DIGITS + circle.octaves + whole > self.values:
                 return None
             values = self.values
-        dealt = self.exponential.resolving(circle.octaves)
-        dealt = dealt.holding(2 + CUT + ceil_log2(circle.sums(keys)[1] * bounds.qkv))
+        dealt = self.exponential.resolving(circle.octaves).holding(whole)
         if dealt.public_frac < PUBLIC:  # 3
             return None
         return replace(self, values=values, exponential=dealt), circle
@@ -129,6 +125,11 @@ def score_type(scores: Scores, stage: Stage) -> ScoreType:
     """Padding's keys are the first one in an encoder and kept from a prompt by causality; later tokens meet them as
     they are."""
     return ScoreType.of(scores.above, scores.below, scores.spread, lowered=stage.later)
+
+
+def _whole_bits(most: float) -> int:
+    """Bits of the values' ring that fraction bits of E do not have, for a context before its division up to `most`."""
+    return 2 + CUT + ceil_log2(most)
 
 
 def _excess(circle: ScoreType) -> int:
@@ -324,10 +325,11 @@ class OneOpening:
         with b.label("softmax"):  # 2
             causal = stage.causal and q.shape[2] > 1
             most = circle.sums(k.shape[3])[1] * bounds.qkv
-            dealt = types.exponential.holding(2 + CUT + ceil_log2(most))  # E, cut below, must fill the values' ring
+            whole = _whole_bits(most)
+            dealt = types.exponential.holding(whole)  # E, cut below, must fill the values' ring
             e, total, limits = softmax_numerator(b, s, circle, causal, dealt, types.by_bits)
             # fraction bits of E that the context has room for: CUT of them are truncated, then it extends
-            room = types.values - 2 - CUT - ceil_log2(most)
+            room = types.values - whole
             if room < e.frac:
                 e = b.truncate(e, e.frac - room, e.ring - e.frac + room)
             inverse, (e_open,) = reciprocal_of_sum(b, total, limits, (e,))

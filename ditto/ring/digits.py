@@ -8,14 +8,11 @@ A matrix W [K, N] is kept as [N, digits, K]: by columns, the most significant di
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from ditto.ring.malloc import apart
-from ditto.ring.ring import carrier
+from ditto.ring.ring import carrier, cast
 
 Tensor = torch.Tensor
 _AT_ONCE = 1 << 18  # elements that are taken apart at once: what is in between stays small
@@ -35,7 +32,7 @@ def half(bits: int) -> int:
 
 def rows_of_digits(x: Tensor, bits: int) -> Tensor:
     """x [M, K] as int8 [M, digits K], the least significant digits first."""
-    numbers, (rows, k), count = x.to(carrier(bits)).numpy(), x.shape, count_of(bits)
+    numbers, (rows, k), count = cast(x, bits).numpy(), x.shape, count_of(bits)
     out, halves = np.empty((rows, count * k), np.int8), np.array(half(bits), numbers.dtype)
     step = max(1, _ROWS_AT_ONCE // max(1, k))
     for first in range(0, rows, step):
@@ -52,16 +49,9 @@ def digits_of(w: Tensor, bits: int) -> Tensor:
     out = apart((columns, count, rows), torch.int8)
     step = max(1, _AT_ONCE // max(rows, 1))
     for first in range(0, columns, step):
-        part, apiece = out[first : first + step].numpy(), _apiece(w[:, first : first + step].t(), bits)
-        for s in range(count):
-            part[:, count - 1 - s] = apiece[..., s]
+        part = rows_of_digits(w[:, first : first + step].t().contiguous(), bits)
+        out[first : first + step] = part.view(-1, count, rows).flip(1)
     return out
-
-
-def _apiece(x: Tensor, bits: int) -> npt.NDArray[Any]:
-    """The digits of each element side by side: int8 [*x's shape, bytes of the carrier]."""
-    x = x.to(carrier(bits)).contiguous()
-    return ((x + half(bits)) ^ half(bits)).numpy().view(np.int8).reshape(*x.shape, -1)
 
 
 def matrix_of(digits: Tensor, bits: int) -> Tensor:
