@@ -18,7 +18,8 @@ from ditto.errors import BadDescription, VersionMismatch
 from ditto.functions.fit import Fit, Fits
 from ditto.presets.choices import DEFAULT, Choices
 
-FORMAT: Literal[6] = 6  # of descriptions and of encoded weights
+Format = Literal[6]  # of descriptions and of encoded weights
+FORMAT: Format = 6
 LONGEST = 4 << 20  # characters of a description
 DIGITS = 3  # of a bound: exact maxima tell about the texts of the calibration
 
@@ -120,7 +121,7 @@ class Ranges(_Public):
 class Description(_Public):
     """A model as everybody may know it."""
 
-    format: Literal[6] = 6
+    format: Format = FORMAT
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     architecture: Annotated[str, Field(pattern=r"^[A-Za-z0-9]{1,64}$")]
     preset: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,64}$")]

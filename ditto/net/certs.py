@@ -27,7 +27,7 @@ from ditto import files
 from ditto.errors import CertificateError, UsageError
 from ditto.names import NAME, ROLES, SERVERS
 from ditto.net.identity import UNREADABLE, Identity, identity, identity_in, identity_of
-from ditto.net.tls import load_revocations, parse_certificate
+from ditto.net.tls import load_revocations, parse_certificate, refuse_expired
 
 LOCAL = ("localhost", "127.0.0.1")
 LIFETIME = dt.timedelta(days=365)
@@ -200,8 +200,7 @@ class Authority:
             self._id = self._root.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
         except (*UNREADABLE, InvalidSignature, TypeError):
             raise CertificateError(f"{dir / 'ca.pem'} is no authority of `ditto certs`, or damaged") from None
-        if self._root.not_valid_after_utc < dt.datetime.now(dt.UTC):
-            raise CertificateError(f"{dir / 'ca.pem'} expired on {self._root.not_valid_after_utc.date()}")
+        refuse_expired(self._root, dir / "ca.pem")
 
     def sign(self, wanted: Wanted, out: Path, lifetime: dt.timedelta = LIFETIME) -> x509.Certificate:
         """Write a certificate for what was read from a request; never longer valid than the authority itself."""

@@ -51,6 +51,13 @@ def parse_certificate(pem: bytes, path: Path) -> x509.Certificate:
     return found
 
 
+def refuse_expired(certificate: x509.Certificate, path: Path) -> None:
+    """Raises CertificateError."""
+    if certificate.not_valid_after_utc < dt.datetime.now(dt.UTC):
+        day = certificate.not_valid_after_utc.date()
+        raise CertificateError(f"{path} expired on {day} (renew it: `ditto certs --help`)")
+
+
 def load_tls(tls: Tls, role: str) -> Pems:
     """The files, after checking that this authority signed this certificate for this role, and that the key is its own.
 
@@ -69,9 +76,7 @@ def load_tls(tls: Tls, role: str) -> Pems:
     if identity.role != role:
         raise CertificateError(f"{tls.cert} is for {identity}, not for {role}")
     for path, certificate in ((tls.cert, own), (tls.ca, root)):
-        if certificate.not_valid_after_utc < dt.datetime.now(dt.UTC):
-            day = certificate.not_valid_after_utc.date()
-            raise CertificateError(f"{path} expired on {day} (renew it: `ditto certs --help`)")
+        refuse_expired(certificate, path)
     try:
         secret = serialization.load_pem_private_key(key, None)
     except (*UNREADABLE, TypeError):

@@ -48,6 +48,7 @@ from ditto.wire import party_pb2
 log = structlog.get_logger()
 KEPT = 2
 SHARE_IDS = "share_ids"
+OPENED = "opened.safetensors"  # F of a sharing
 UNFINISHED = 4  # sharings of one name that were put and not activated: more are a client's that fails again and again
 GRANTS = 1000  # of a model
 
@@ -298,7 +299,7 @@ class ModelStore:
                 yield one.masked()[name]
 
         save_seed(home / "mask_seed", mask_seed, owner)
-        save_tensors(home / "opened.safetensors", of_kind(wires, True), opened(), owner)
+        save_tensors(home / OPENED, of_kind(wires, True), opened(), owner)
         compare_transcripts(channel, self._party, f"the activation of {entry.share_id}")
         plain = of_kind(wires, False)
         save_tensors(home / "kept.safetensors", plain, (kept[name] for name in plain), owner)
@@ -374,7 +375,7 @@ def load_weights(home: Path, entry: Entry, party: int) -> PartyWeights:
     shares |= dict(load_tensors(home / "kept.safetensors", of_kind(wires, False), owner))
     twice = generates(entry.description)
     weights = PartyWeights(wires, party, load_seed(home / "mask_seed", owner), shares, twice)
-    weights.restore(load_tensors(home / "opened.safetensors", masked, owner))
+    weights.restore(load_tensors(home / OPENED, masked, owner))
     return weights
 
 
@@ -382,7 +383,7 @@ def marks(home: Path) -> dict[str, str]:
     """By which each file of an active sharing is known again: its start. No other file of a server's has the same, and
     what comes after it is bound to it; so the same mark means the same content, or the file is found to be damaged."""
     found = {}
-    for name in ("mask_seed", "kept.safetensors", "opened.safetensors"):
+    for name in ("mask_seed", "kept.safetensors", OPENED):
         with contextlib.suppress(OSError), (home / name).open("rb") as file:
             found[name] = file.read(START).hex()
     return found

@@ -22,7 +22,7 @@ from ditto.errors import ConfigError, DamagedFile, DittoError, UsageError
 from ditto.models.compiled import weights_of
 from ditto.net.config import ServerConfig
 from ditto.service.leftovers import collect
-from ditto.service.model_store import SHARE_IDS, Entry, of_kind
+from ditto.service.model_store import OPENED, SHARE_IDS, Entry, of_kind
 from ditto.service.process import alone
 from ditto.service.recordings import DIRECTORY as RECORDINGS
 from ditto.service.storage import CHANGING, WITNESS, Altered, Storage, bear_witness, check_witness, key_of
@@ -115,4 +115,4 @@ def _wires(path: Path, owner: Owner) -> dict[str, Wire]:
         wires = weights_of(entry.description)
     except DittoError as error:  # of an earlier version
         raise owner.damaged(path, str(error)) from None
-    return wires if path.stem == "shares" else of_kind(wires, masked=path.stem == "opened")
+    return wires if path.stem == "shares" else of_kind(wires, masked=path.name == OPENED)
