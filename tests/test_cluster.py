@@ -4,8 +4,10 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,6 +119,22 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     cluster.configure(ports=_free_ports())
     yield cluster
     kill(servers_of(cluster))
+
+
+@pytest.mark.parametrize(("held", "code"), [(1.0, None), (30.0, ClusterError)])
+def test_a_port_that_a_dead_server_still_holds(cluster: Cluster, held: float, code: type[ClusterError] | None) -> None:
+    """A killed process's sockets are closed with its last thread, which may be later than it is gone."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", int(cluster.client_config().peers.dealer.rsplit(":", 1)[1])))
+        listening.listen()
+        released = threading.Timer(held, listening.close)
+        released.start()
+        try:
+            with contextlib.nullcontext() if code is None else pytest.raises(code, match="dealer is taken"):
+                cluster.up()
+        finally:
+            released.cancel()
+    assert len(cluster.down()) == (len(SERVERS) if code is None else 0)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,9 +83,10 @@ class World:
         zero = torch.zeros((1, SEQ), dtype=torch.long)
 
         def on_token(_: Any) -> bool:
-            pids = {p.role: p.pid for p in self.cluster.status()} if kill else {}
-            for role in kill:
-                os.kill(pids[role] or 0, signal.SIGKILL)
+            running = {p.role: psutil.Process(p.pid) for p in self.cluster.status() if p.role in kill}
+            for process in running.values():
+                process.kill()
+            assert not psutil.wait_procs(running.values(), 20)[1]
             return True
 
         bert, gpt2 = self.models.values()

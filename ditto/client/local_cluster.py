@@ -270,12 +270,14 @@ class Cluster:
         how the process is known again."""
         return [sys.executable, "-m", MODULES[role], str(self.config_path(role).resolve())]
 
-    def _refuse_taken_port(self, role: str) -> None:
+    def _refuse_taken_port(self, role: str, patience: float = 5) -> None:
+        """A killed server's port is open until the last of its threads has ended, which may be after it is gone."""
         host, port = self._address(role).rsplit(":", 1)
-        with socket.socket() as probe:
-            probe.settimeout(1)
-            if probe.connect_ex((host, int(port))) == 0:
+        deadline = time.monotonic() + patience
+        while _listening(host, int(port)):
+            if time.monotonic() > deadline:
                 raise ClusterError(f"port {port} for {role} is taken by another process; change {self.configs}")
+            time.sleep(0.1)
 
     def _health(self, role: str) -> str:
         client = self.client_config()
@@ -317,6 +319,13 @@ def embedded(threads: int = 1, timeout: float = 60, network: Network | None = No
     finally:
         cluster.down()
         shutil.rmtree(root, ignore_errors=True)
+
+
+def _listening(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        # a connection to a port that nobody holds may come from that very port
+        return probe.connect_ex((host, port)) == 0 and probe.getsockname() != probe.getpeername()
 
 
 def _free_ports() -> dict[str, int]:
