@@ -79,7 +79,7 @@ class CausalMask(Op):
         return (signed(x[0] + self._added(x[0]), self.bits),)
 
     def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
-        return x
+        return (x[0] + self._added(x[0]),)
 
     def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
         y = cast(x[0], self.bits)

@@ -55,7 +55,7 @@ class Affine(Op):
         return (signed(cast(x[0], 64) * wrap(self.a, 64) + wrap(self.b, 64), self.bits),)
 
     def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
-        return (x[0] * float(wrap(self.a, 64)),)
+        return (x[0] * float(wrap(self.a, 64)) + float(wrap(self.b, 64)),)
 
     def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
         y = cast(x[0], self.bits)

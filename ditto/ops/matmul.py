@@ -48,7 +48,8 @@ class MatmulWeight(Op):
 
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         if x[0].device.type != "cpu":
-            return (signed(float_product(*(signed(a, self.bits) for a in x), self.bits), self.bits),)
+            y = float_product(signed(x[0], self.bits), signed(x[1], self.bits), self.bits)
+            return (signed(y, self.bits),)
         w = x[1] if isinstance(x[1], RingMatrix) else RingMatrix(cast(x[1], self.bits), self.bits)
         return (signed(w.plain_product(signed(x[0], self.bits)), self.bits),)
 
