@@ -25,6 +25,7 @@ from ditto.models.tokenizer import Batch
 from ditto.presets import preset_of
 
 Tensor = torch.Tensor
+WORDS = "embeddings.word.weight"
 WHOLE_MB = 1 << 20  # hold so much at once: a program for training is in one part
 
 
@@ -64,6 +65,9 @@ class Student:
         3. The program's steps.
         """
         program = self.program(*batch.shape)
+        words, places = batch.ids.unique(return_inverse=True)  # of a vocabulary few rows are read
+        tensors = tensors | {WORDS: tensors[WORDS][words]}
+        batch = Batch(places, batch.types, batch.mask)
         real = self._architecture.weights(self.description, tensors)
         weights = {n: Traced.encoded(real[n], wire.ring, wire.frac) for n, wire in program.weights.items()}  # 1
         outputs, taps = run_differentiable(program, self._inputs(program, tensors, batch), weights)  # 2, 3
@@ -82,13 +86,13 @@ class Student:
         if self._style.repeats:  # as `Encoder.encode` has it
             ids, types = (torch.where(batch.mask.bool(), x, x[:, :1]) for x in (ids, types))
         if self.description.embeddings == "public":
-            x = torch.nn.functional.embedding(ids.reshape(-1), tensors["embeddings.word.weight"])
+            x = torch.nn.functional.embedding(ids.reshape(-1), tensors[WORDS])
             if d.token_types:
                 x = x + torch.nn.functional.embedding(types.reshape(-1), tensors["embeddings.type.weight"])
             wire = program.inputs["embeddings"]
             x = x - x.mean(-1, keepdim=True) if self._style.centred else x
             return inputs | {"embeddings": Traced.encoded(x, wire.ring, wire.frac)}
-        places = [ids.reshape(-1), *([d.vocabulary + types.reshape(-1)] if d.token_types else [])]
+        places = [ids.reshape(-1), *([len(tensors[WORDS]) + types.reshape(-1)] if d.token_types else [])]
         return inputs | {"onehot": Rows(torch.stack(places, 1))}
 
     def _hidden(self, tensors: dict[str, Tensor], layer: int, x: Tensor) -> Tensor:
