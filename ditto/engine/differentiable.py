@@ -69,7 +69,7 @@ def _ran(step: Step, x: list[Traced | Rows]) -> list[Traced | Rows]:
     op = step.op
     if isinstance(op, Open | Together):
         return x
-    if isinstance(x[0], Rows):
+    if x and isinstance(x[0], Rows):
         return [_looked_up(op, x[0], x[1])]
     traced = [a for a in x if isinstance(a, Traced)]
     plain = op.plain(*(a.value for a in traced))

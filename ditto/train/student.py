@@ -65,7 +65,7 @@ class Student:
         3. The program's steps.
         """
         program = self.program(*batch.shape)
-        words, places = batch.ids.unique(return_inverse=True)  # of a vocabulary few rows are read
+        words, places = torch.unique(batch.ids, return_inverse=True)  # of a vocabulary few rows are read
         tensors = tensors | {WORDS: tensors[WORDS][words]}
         batch = Batch(places, batch.types, batch.mask)
         real = self._architecture.weights(self.description, tensors)
