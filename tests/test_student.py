@@ -12,15 +12,18 @@ from ditto.engine.plan import Plan
 from ditto.models import Description, random_model
 from ditto.models.checkpoint import Checkpoint
 from ditto.models.encoder.floats import forward
+from ditto.models.gpt2.floats import forward as gpt2_forward
+from ditto.models.gpt2.floats import logits as gpt2_logits
 from ditto.models.importer import encode_weights
 from ditto.models.ranges import silent
 from ditto.models.registry import architecture_of
-from ditto.models.tokenizer import Batch
+from ditto.models.tokenizer import Batch, Prompts
 from ditto.ops import REGISTRY, Exponential, Harmonic, InverseLines, Mux, Mux2, Op, TruncateReduce
 from ditto.presets import PRESETS
 from ditto.ring import signed
 from ditto.ring.fixedpoint import decode
 from ditto.ring.kernels import float_product
+from ditto.train.language_student import LanguageStudent
 from ditto.train.student import Student
 
 KNOWN_SLOPES = (Harmonic, Exponential, InverseLines)  # whose `smooth` takes its value from `plain`
@@ -175,3 +178,29 @@ def test_shapes_are_compiled_once() -> None:
     description, _, _, batch = tiny("ditto")
     student = Student(description)
     assert student.program(*batch.shape) is student.program(*batch.shape)
+
+
+@pytest.mark.parametrize("preset", ["ditto", "ditto-icml24", "puma"])
+def test_a_language_student_is_the_plain_interpreter(preset: str) -> None:
+    """Logits at every position, and the direction in which they learn: as floats have it, for the exact presets."""
+    with pytest.MonkeyPatch.context() as patch:
+        small_shapes(patch, SEQ)
+        description, weights, checkpoint = random_model("gpt2", 2, SEQ, preset=preset)
+    ids = torch.randint(0, 64, (2, SEQ), generator=torch.Generator().manual_seed(5))
+    architecture, prompts = architecture_of(description.architecture), Prompts(ids, [SEQ, SEQ])
+    program = architecture.compile(description, Plan(2, SEQ, every=True))
+    outputs = run_plain(program, architecture.encode(description, program, prompts), weights)
+    wire = program.outputs["logits"]
+    want = decode(outputs["logits"], wire.ring, wire.frac).float().reshape(2, SEQ, -1)
+    ours, theirs = leaves(checkpoint), leaves(checkpoint)
+    got = LanguageStudent(description)(ours, ids)
+    assert torch.equal(got.detach(), want)
+    if preset == "ditto-icml24":
+        return
+    weigh = torch.randn(got.shape, generator=torch.Generator().manual_seed(6))
+    (got * weigh).sum().backward()  # type: ignore[no-untyped-call]
+    (gpt2_logits(theirs, gpt2_forward(theirs, description.dimensions, ids)) * weigh).sum().backward()  # type: ignore[no-untyped-call]
+    for name in ("wte.weight", "wpe.weight", "h.0.attn.c_attn.weight", "h.1.mlp.c_fc.weight", "ln_f.weight"):
+        pair = [t[name].grad for t in (ours, theirs)]
+        assert pair[0] is not None and pair[1] is not None
+        assert float(torch.cosine_similarity(pair[0].flatten(), pair[1].flatten(), 0)) > 0.98, name
