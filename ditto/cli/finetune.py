@@ -1,28 +1,25 @@
 """`ditto finetune`: train a model on this machine, in floats, before it is imported."""
 
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ditto.cli.common import Json, emit, err, note, out
-from ditto.errors import Interrupted, UsageError
+from ditto.cli.common import Json, emit, note, out
+from ditto.cli.training import Reports
+from ditto.cli.training import train as train_run
+from ditto.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ditto.models import Dimensions
-    from ditto.train.finetune import Run, Trainer
+    from ditto.train.language import LanguageTrainer
+    from ditto.train.run import Run
     from ditto.train.text import BytePairs
-
-LINE_EVERY = 30.0  # seconds between lines where there is no terminal
 
 
 class Task(StrEnum):
@@ -88,7 +85,8 @@ def finetune(
     import torch
 
     from ditto.ring.malloc import tune_memory
-    from ditto.train import finetune as training
+    from ditto.train import language as training
+    from ditto.train.run import Run
     from ditto.train.text import BytePairs
 
     tune_memory()
@@ -107,24 +105,12 @@ def finetune(
         chunks = (texts["train"].numel() - 1) // length
         steps = max(1, -(-round((epochs or 1) * chunks) // batch))
     settings = training.Settings(steps, batch, length, lr, seed, max(1, -(-steps // validations)), bf16)
-    trainer = training.Trainer(tensors, d, texts["train"], texts["valid"], settings, device.value)
-    run = training.Run(trainer, out_dir, words.directory)
+    trainer = training.LanguageTrainer(
+        tensors, d, texts["train"], texts["valid"], settings, words.directory, device.value
+    )
+    run = Run(trainer, out_dir)
     del tensors
-    if run.resumed and not json:
-        note(f"{out_dir}: going on at step {trainer.at.step:,} of {steps:,}")
-    deadline = began + 60 * minutes if minutes is not None else float("inf")
-    with _signals() as signalled, _Watcher(run, quiet=json) as watcher:
-        run.go(
-            lambda: time.monotonic() > deadline, on_step=watcher.step, on_validation=watcher.validation,
-            abandon=signalled,
-        )  # fmt: skip
-        if signalled():
-            raise Interrupted(f"stopped at step {trainer.at.step:,} of {steps:,}; the same command goes on from there")
-        if run.finished:
-            best = trainer.at.best
-        else:
-            best = run.validate_early(lambda done, windows: watcher.validation(None, done, windows))
-            watcher.validation(best, 1, 1)
+    best = train_run(run, Language(), began + 60 * minutes if minutes is not None else math.inf, quiet=json)
     document = _document(run, out_dir, best, texts.get("test"))
     if json:
         emit(document)
@@ -138,7 +124,7 @@ def _start(
     """Weights and sizes at the start."""
     from ditto.models import load_checkpoint
     from ditto.models.registry import GENERATORS
-    from ditto.train.finetune import new_dimensions, new_weights
+    from ditto.train.language import new_dimensions, new_weights
 
     if from_dir is None:
         layers, hidden, heads, context = sizes
@@ -165,70 +151,15 @@ def _tokens(words: "BytePairs", path: Path, context: int, option: str, *, quiet:
     return ids
 
 
-@contextmanager
-def _signals() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM ask for a stop between two steps; a second one stops at once, with what was saved last."""
-    seen: list[int] = []
+class Language(Reports["LanguageTrainer"]):
+    def step(self, run: "Run[LanguageTrainer]") -> str:
+        return f"{super().step(run)}, {speed(run):,.0f} tokens/s"
 
-    def handle(signum: int, frame: Any) -> None:
-        if seen:
-            raise KeyboardInterrupt
-        seen.append(signum)
-
-    before = {}
-    for which in (signal.SIGINT, signal.SIGTERM):
-        try:
-            before[which] = signal.signal(which, handle)
-        except ValueError:  # only the main thread may set handlers
-            break
-    try:
-        yield lambda: bool(seen)
-    finally:
-        for which, former in before.items():
-            signal.signal(which, former)
+    def validation(self, found: float) -> str:
+        return f"validation perplexity {_exp(found):.2f}"
 
 
-class _Watcher:
-    """Progress: a bar on a terminal, a line now and then elsewhere, nothing when quiet."""
-
-    def __init__(self, run: "Run", quiet: bool) -> None:
-        self._run, self._quiet = run, quiet
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=err, transient=True) if err.is_terminal and not quiet else None
-        self._line, self._valid = time.monotonic(), ""
-
-    def __enter__(self) -> "_Watcher":
-        if self._bar:
-            self._bar.start()
-            at, steps = self._run.trainer.at.step, self._run.trainer.settings.steps
-            self._task = self._bar.add_task("training", total=steps, completed=at)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._bar:
-            self._bar.stop()
-
-    def step(self, loss: float) -> None:
-        trainer = self._run.trainer
-        recent = sum(trainer.at.recent) / len(trainer.at.recent)
-        text = f"loss {recent:.3f}, {speed(self._run):,.0f} tokens/s{self._valid}"
-        if self._bar:
-            self._bar.update(self._task, completed=trainer.at.step, description=text)
-        elif not self._quiet and time.monotonic() - self._line > LINE_EVERY:
-            self._line = time.monotonic()
-            note(f"step {trainer.at.step:,} of {trainer.settings.steps:,}: {text}")
-
-    def validation(self, loss: float | None, done: int, windows: int) -> None:
-        step = self._run.trainer.at.step
-        if loss is not None:
-            self._valid = f", validation perplexity {_exp(loss):.2f}"
-            if not self._bar and not self._quiet:
-                note(f"step {step:,}: validation perplexity {_exp(loss):.2f}")
-        elif self._bar:
-            self._bar.update(self._task, description=f"validating: window {done:,} of {windows:,}{self._valid}")
-
-
-def speed(run: "Run") -> float:
+def speed(run: "Run[LanguageTrainer]") -> float:
     """Tokens trained on a second, by this process."""
     settings = run.trainer.settings
     tokens = (run.trainer.at.step - run.began) * settings.batch * settings.context
@@ -239,10 +170,9 @@ def _exp(loss: float) -> float:
     return math.exp(min(loss, 700))
 
 
-def _document(run: "Run", out_dir: Path, best: float | None, test: "Tensor | None") -> dict[str, Any]:
-    trainer: Trainer = run.trainer
+def _document(run: "Run[LanguageTrainer]", out_dir: Path, best: float | None, test: "Tensor | None") -> dict[str, Any]:
+    trainer = run.trainer
     settings, at = trainer.settings, trainer.at
-    recent = sum(at.recent) / len(at.recent) if at.recent else None
     document: dict[str, Any] = {
         "out": str(out_dir),
         "parameters": sum(t.numel() for t in trainer.tensors.values()),
@@ -251,11 +181,14 @@ def _document(run: "Run", out_dir: Path, best: float | None, test: "Tensor | Non
         "finished": run.finished,
         "tokens": at.step * settings.batch * settings.context,
         "tokens_per_second": speed(run),
-        "train_perplexity": None if recent is None else _exp(recent),
+        "train_perplexity": None if at.loss is None else _exp(at.loss),
         "valid_perplexity": None if best is None else _exp(best),
     }
     if test is not None:
-        document["test_perplexity"] = _exp(run.loss_of_checkpoint(test))
+        from ditto.models import load_checkpoint
+
+        trainer.load(load_checkpoint(out_dir).tensors)
+        document["test_perplexity"] = _exp(trainer.loss_on(test))
     return document
 
 
