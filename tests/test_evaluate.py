@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from ditto.cli import app
 from ditto.client.local_cluster import Cluster, home
-from ditto.errors import DamagedFile, EmptyText, TextTooLong, UsageError
+from ditto.errors import DamagedFile, EmptyText, PeerLost, TextTooLong, UsageError
 from ditto.evaluation.language import logits_of
 from ditto.evaluation.modes import in_floats
 from ditto.evaluation.records import Record, opened
@@ -212,6 +212,37 @@ def test_stopped_and_gone_on_with(shared: str, table: Path, tmp_path: Path) -> N
         assert alone["results"][0][field] == whole["results"][0][field]
     shown = CliRunner().invoke(app, ["evaluate", *map(str, what), "--minutes", "0"])
     assert shown.exit_code == 0 and "all 12 examples" in shown.stdout and "12 of 12" in shown.stderr
+
+
+def test_interrupted(
+    shared: str,  # noqa: F811
+    table: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Between two jobs, or by a server's end: what was answered is kept, and the message says so."""
+    from ditto.evaluation import run as module
+
+    what = ["evaluate", "--task", str(table), "--model", shared, "--answers", str(tmp_path / "answers")]
+    usual = module.run
+    for error, code in ((KeyboardInterrupt(), 130), (PeerLost("party1 is gone", peer="party1"), 21)):
+
+        def stopped(*args: Any, error: BaseException = error) -> Iterator[list[Record]]:
+            yield next(usual(*args))
+            raise error
+
+        monkeypatch.setattr(module, "run", stopped)
+        result = CliRunner().invoke(app, [*what, "--batch", "3"])
+        assert result.exit_code == code and "the same command goes on" in result.stderr.replace("\n", " ")
+    assert len((tmp_path / "answers").read_text().splitlines()) == 1 + 6
+
+
+def test_a_model_shared_before_it_was_imported(shared: str, checkpoint: Path, table: Path) -> None:  # noqa: F811
+    how = ("model", "import", str(checkpoint), "--calibrate", str(checkpoint / "texts.txt"), "--name", "older")
+    run(*how)
+    run("model", "share", "older")
+    run(*how, "--preset", "puma")
+    assert "ditto model share older" in evaluate("--task", table, "--model", "older", "--mode", "mpc", code=2)
 
 
 def test_a_task_by_name(shared: str, tmp_path: Path) -> None:  # noqa: F811

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -14,7 +15,7 @@ from ditto.cli.common import ConfigFile, Json, RangeCheck, client_config, emit, 
 from ditto.cli.evaluate_show import Watcher, show
 from ditto.cli.run import network_of
 from ditto.client.local_cluster import embedded
-from ditto.errors import Interrupted, UsageError
+from ditto.errors import DittoError, Interrupted, UsageError
 
 if TYPE_CHECKING:
     from ditto.evaluation.modes import Ask
@@ -41,20 +42,22 @@ def evaluate(
         str, typer.Option(help="fp32, plain (the program, interpreted), mpc; several with commas, to compare them.")
     ] = "plain",
     limit: Annotated[
-        int | None, typer.Option(min=1, help="So many examples of a seeded shuffle.  [default: all]")
+        int | None, typer.Option(min=1, help="So many examples of a seeded shuffle.", show_default="all")
     ] = None,
     data: Annotated[
         Path | None, typer.Option(envvar="DITTO_DATA", help="Where the tasks' directories are: sst2/dev.tsv, …")
     ] = None,
     split: Annotated[Split, typer.Option(help="Of a task known by name.")] = Split.dev,
     metric: Annotated[
-        str | None, typer.Option(help="accuracy, mcc, spearman or pearson.  [default: the task's]")
+        str | None, typer.Option(help="accuracy, mcc, spearman or pearson.", show_default="the task's")
     ] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="fp32: this checkpoint, in the place of the one that was imported.")
     ] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Examples in a job.  [default: 8; windows: 4]")] = None,
-    context: Annotated[int | None, typer.Option(min=1, help="A GPT-2's window.  [default: all positions]")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Examples in a job.", show_default="8, or 4 windows")] = None,
+    context: Annotated[
+        int | None, typer.Option(min=1, help="A GPT-2's window, in tokens.", show_default="all positions")
+    ] = None,
     truncate: Annotated[bool, typer.Option("--truncate", help="Cut texts that are too long.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice and the order.")] = 0,
     answers: Annotated[
@@ -86,6 +89,7 @@ def evaluate(
     from ditto.train.data import TASKS
 
     tune_memory()
+    say: Callable[[str], None] = (lambda text: None) if json else note
     asked = _asked(model, modes, checkpoint)
     named = Path(task).name if asked.generates or task not in TASKS else task
     subject = _windows(asked, task, context) if asked.generates else _texts(asked, task, data, split, metric, truncate)
@@ -98,12 +102,12 @@ def evaluate(
         found = stack.enter_context(opened(answers, setup))
         jobs = jobs_of(subject, [row for row in rows if row not in found.records], size, seed)
         before = [found.records[row] for row in rows if row in found.records]
-        if before and not json:
-            note(f"{answers}: going on with {len(before):,} of {len(rows):,} examples")
+        if before:
+            say(f"{answers}: going on with {len(before):,} of {len(rows):,} examples")
         watcher = stack.enter_context(Watcher(subject, modes, before, len(rows), quiet=json))
         deadline = began + 60 * minutes if minutes is not None else float("inf")
         try:
-            asks = _asks(asked, modes, cluster, stack) if jobs else {}
+            asks = _asks(asked, modes, cluster, stack, say) if jobs else {}
             for records in run(subject, asks, jobs):
                 found.add(records)
                 watcher.add(records)
@@ -111,6 +115,10 @@ def evaluate(
                     break
         except KeyboardInterrupt:
             raise Interrupted(_stopped(found, rows, answers)) from None
+        except DittoError:
+            if answers:
+                say(_stopped(found, rows, answers))
+            raise
     done = [found.records[row] for row in rows if row in found.records]
     about = {"task": named, "model": model, "preset": asked.description.preset if asked.description else None}
     document = about | {
@@ -255,7 +263,9 @@ class _Cluster:
         return "loopback" if self.local else network_of(client_config(self.config))
 
 
-def _asks(asked: _Asked, modes: list[str], cluster: _Cluster, stack: contextlib.ExitStack) -> "dict[str, Ask]":
+def _asks(
+    asked: _Asked, modes: list[str], cluster: _Cluster, stack: contextlib.ExitStack, say: Callable[[str], None]
+) -> "dict[str, Ask]":
     """What each mode asks. Of `mpc`, servers that were started here end with `stack`."""
     from ditto.client.client import Client
     from ditto.evaluation.modes import by_interpreter, in_floats, on_shares
@@ -270,6 +280,7 @@ def _asks(asked: _Asked, modes: list[str], cluster: _Cluster, stack: contextlib.
         asks["plain"] = by_interpreter(asked.description, weights, asked.tables)
     if "mpc" in modes:
         if cluster.local:
+            say("starting a dealer, two parties and a coordinator, and sharing the model")
             settings = stack.enter_context(embedded(threads=cluster.threads)).client_config()
         else:
             settings = client_config(cluster.config)

@@ -50,11 +50,13 @@ def by_interpreter(description: Description, weights: Tensors, tables: Tensors |
     prepared: dict[str, Any] = {}
 
     def ask(batch: Texts) -> tuple[Tensor, Cost]:
+        nonlocal weights
         plan = _plan(batch)
         if plan not in programs:
             programs[plan] = compile_stage(description, plan)
         if not prepared:  # weights do not depend on the plan
             prepared.update(plain_weights(programs[plan], weights))
+            weights = {}
         began = time.perf_counter()
         program = programs[plan]
         outputs = run_plain(program, encode_inputs(description, program, batch, tables), prepared)
