@@ -25,6 +25,7 @@ from ditto.errors import DamagedFile, EmptyText, PeerLost, TextTooLong, UsageErr
 from ditto.evaluation.language import logits_of
 from ditto.evaluation.modes import in_floats
 from ditto.evaluation.records import Record, opened
+from ditto.evaluation.run import less
 from ditto.evaluation.subject import Difference, chosen, jobs_of
 from ditto.evaluation.texts import LabelledTexts, order_of
 from ditto.models import architecture_of, load_checkpoint
@@ -160,6 +161,17 @@ def test_answers_of_something_else(tmp_path: Path) -> None:
     }
 
 
+def test_difference_of_two_outputs() -> None:
+    """The same answers but one of 100: the difference is 0.01, and in a resample as often as that one is drawn."""
+    labels = torch.arange(100) % 2
+    right = torch.nn.functional.one_hot(labels, 2).double()
+    other = right.clone()
+    other[7] = 1 - other[7]
+    found = less("accuracy", other, right, labels)
+    assert found["value"] == pytest.approx(-0.01) and found["interval"] == pytest.approx([-0.03, 0])
+    assert less("accuracy", other, other, labels) == {"value": 0, "interval": [0, 0]}
+
+
 # --- the command
 
 
@@ -179,6 +191,8 @@ def test_three_modes_agree(shared: str, table: Path, tmp_path: Path) -> None:  #
         assert row["compared_with"] == compared and row["metric"] == "accuracy"
         assert row["interval"][0] <= row["value"] == row["metrics"]["accuracy"]["value"] <= row["interval"][1]
         assert compared is None or 0 < row["largest_difference"] < 0.05
+        assert (mode == "fp32") == (row["less_fp32"] is None)
+        assert mode == "fp32" or row["less_fp32"]["value"] == row["value"] - rows["fp32"]["value"]
     _, *lines = map(json.loads, answers.read_text().splitlines())
     assert sorted(line["index"] for line in lines) == sorted(chosen(12, 9, 0))
     for mode, row in rows.items():

@@ -82,18 +82,24 @@ def _answers(rows: list[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("mode")
     names = list(rows[0]["metrics"])
-    for heading in (f"{names[0]} (95 %)", *names[1:], "differing", "largest difference"):
+    fp32, compared = any(row["less_fp32"] for row in rows), next((r["compared_with"] for r in rows[::-1]), None)
+    columns = [f"{names[0]} (95 %)", *names[1:]] + ["less fp32 (95 %)"] * fp32
+    columns += [f"not {compared}'s", "by at most"] if compared else []
+    for heading in columns:
         table.add_column(heading, justify="right")
     for row in rows:
-        low, high = row["interval"]
-        table.add_row(
-            row["mode"],
-            f"{row['value']:.4f} ({low:.4f} to {high:.4f})",
-            *(f"{row['metrics'][name]['value']:.4f}" for name in names[1:]),
-            _or_none(row["differing"], "{:.2%}"),
-            _or_none(row["largest_difference"], "{:.4f}"),
-        )
+        cells = [_between(row), *(f"{row['metrics'][name]['value']:.4f}" for name in names[1:])]
+        if fp32:
+            cells.append(_between(row["less_fp32"], "+") if row["less_fp32"] else "")
+        if compared:
+            cells += [_or_none(row["differing"], "{:.2%}"), _or_none(row["largest_difference"], "{:.4f}")]
+        table.add_row(row["mode"], *cells)
     return table
+
+
+def _between(found: dict[str, Any], sign: str = "") -> str:
+    value, low, high = (format(x, f"{sign}.4f") for x in (found["value"], *found["interval"]))
+    return f"{value} ({low}, {high})"
 
 
 def _costs(rows: list[dict[str, Any]]) -> Table:

@@ -33,7 +33,7 @@ class Windows:
             raise UsageError(f"{ids.numel()} tokens: windows of {context} need at least {context + 1}")
         self._inputs, self._targets = windows(ids.long(), context)
         self.size, self._context = len(self._inputs), context
-        self.digest = hashlib.sha256(self._inputs.numpy().tobytes() + self._targets[-1].numpy().tobytes()).hexdigest()
+        self.digest = hashlib.sha256(f"{context} {ids[: self.size * context + 1].tolist()}".encode()).hexdigest()
 
     def label(self, row: int) -> float:
         return 0.0

@@ -72,6 +72,16 @@ def interval_of(name: str, outputs: torch.Tensor, labels: torch.Tensor) -> tuple
     return bootstrap(lambda rows: _exp(float(values[rows].mean())), len(values))
 
 
+def less(name: str, outputs: torch.Tensor, others: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
+    """One metric less that of other outputs for the same examples, and the interval of this difference: both are of the
+    same resamples, so it is far narrower than either's where most answers are the same."""
+
+    def difference(rows: Any) -> float:
+        return measured(name, outputs[rows], labels[rows]) - measured(name, others[rows], labels[rows])
+
+    return {"value": difference(slice(None)), "interval": list(bootstrap(difference, len(labels)))}
+
+
 def _exp(nats: float) -> float:
     return math.exp(min(nats, 700.0))  # what e to more than 709 would be, no float holds
 
@@ -79,13 +89,14 @@ def _exp(nats: float) -> float:
 def summary(subject: Subject, records: Sequence[Record], modes: Sequence[str]) -> list[dict[str, Any]]:
     """One row a mode. Costs are means over examples: seconds and MB of an example, rounds of its job.
 
-    `differing` is the part of answers that are not those of the mode compared with, null where answers are scores.
+    `less_fp32`: the first metric less that in floats, where that is one of the modes. `differing` is the part of
+    answers that are not those of the mode compared with, null where answers are scores.
     """
     ordered = sorted(records, key=lambda record: record.index)
     labels = torch.tensor([record.label for record in ordered], dtype=torch.float64)
+    found = {mode: torch.tensor([record.outputs[mode] for record in ordered], dtype=torch.float64) for mode in modes}
     rows = []
-    for mode in modes:
-        outputs = torch.tensor([record.outputs[mode] for record in ordered], dtype=torch.float64)
+    for mode, outputs in found.items():
         metrics = {
             name: {"value": measured(name, outputs, labels), "interval": list(interval_of(name, outputs, labels))}
             for name in subject.metrics
@@ -93,6 +104,8 @@ def summary(subject: Subject, records: Sequence[Record], modes: Sequence[str]) -
         first = subject.metrics[0]
         row: dict[str, Any] = {"mode": mode, "n": len(ordered), "metric": first, **metrics[first]}
         row |= {"metrics": metrics, "level": LEVEL, "resamples": RESAMPLES}
+        floats = found.get("fp32") if mode != "fp32" else None
+        row["less_fp32"] = less(first, outputs, floats, labels) if floats is not None else None
         for name in COSTS:
             values = [record.cost[mode][name] for record in ordered if name in record.cost[mode]]
             row[name] = math.fsum(values) / len(values) if values else None
