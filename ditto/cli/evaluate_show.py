@@ -71,6 +71,9 @@ def show(document: dict[str, Any]) -> None:
     model = f"{one_line(document['model'])}, preset {document['preset']}" if document["model"] else "a checkpoint"
     out.print(f"{one_line(document['task'])}{split}: {of}{drawn}; {model}")
     out.print(_answers(rows))
+    for row in rows:
+        if row["compared_with"]:
+            out.print(_difference(row))
     out.print()
     out.print(_costs(rows))
     guarded = [row["out_of_range"] for row in rows if row["out_of_range"]]
@@ -81,37 +84,37 @@ def show(document: dict[str, Any]) -> None:
 def _answers(rows: list[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("mode")
-    names = list(rows[0]["metrics"])
-    fp32, compared = any(row["less_fp32"] for row in rows), next((r["compared_with"] for r in rows[::-1]), None)
-    columns = [f"{names[0]} (95 %)", *names[1:]] + ["less fp32 (95 %)"] * fp32
-    columns += [f"not {compared}'s", "by at most"] if compared else []
-    for heading in columns:
+    names, floats = list(rows[0]["metrics"]), any(row["less_fp32"] for row in rows)
+    for heading in (names[0], "95 %", *names[1:], *(("less fp32", "95 %") if floats else ())):
         table.add_column(heading, justify="right")
     for row in rows:
-        cells = [_between(row), *(f"{row['metrics'][name]['value']:.4f}" for name in names[1:])]
-        if fp32:
-            cells.append(_between(row["less_fp32"], "+") if row["less_fp32"] else "")
-        if compared:
-            cells += [_or_none(row["differing"], "{:.2%}"), _or_none(row["largest_difference"], "{:.4f}")]
-        table.add_row(row["mode"], *cells)
+        others = (f"{row['metrics'][name]['value']:.4f}" for name in names[1:])
+        table.add_row(row["mode"], *_between(row), *others, *(_between(row["less_fp32"], "+") if floats else ()))
     return table
 
 
-def _between(found: dict[str, Any], sign: str = "") -> str:
+def _between(found: dict[str, Any] | None, sign: str = "") -> tuple[str, str]:
+    if found is None:
+        return "", ""
     value, low, high = (format(x, f"{sign}.4f") for x in (found["value"], *found["interval"]))
-    return f"{value} ({low}, {high})"
+    return value, f"{low} to {high}"
+
+
+def _difference(row: dict[str, Any]) -> str:
+    answers = "" if row["differing"] is None else f"{row['differing']:.2%} of the answers differ, "
+    return f"{row['mode']} beside {row['compared_with']}: {answers}outputs by {row['largest_difference']:.4f} at most"
 
 
 def _costs(rows: list[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("for each example")
+    table.add_column("each")
     columns = {
         "seconds": ("s", "{:.3f}"),
         "online_seconds": ("online s", "{:.3f}"),
         "offline_seconds": ("offline s", "{:.3f}"),
         "mb_party": ("MB a party", "{:.2f}"),
         "mb_dealer": ("MB dealer", "{:.2f}"),
-        "rounds": ("rounds a job", "{:.0f}"),
+        "rounds": ("rounds a job", "{:.1f}"),
     }
     used = {name: shown for name, shown in columns.items() if any(row[name] is not None for row in rows)}
     for heading, _ in used.values():
