@@ -22,6 +22,9 @@ from ditto.cli.common import note
 from ditto.client.client import Client
 from ditto.client.local_cluster import embedded
 from ditto.engine.plain import plain_weights, run_plain
+from ditto.evaluation.language import logits_of
+from ditto.evaluation.modes import by_interpreter
+from ditto.evaluation.modes import on_shares as shares
 from ditto.models import (
     Checkpoint,
     Description,
@@ -57,17 +60,11 @@ def in_floats(checkpoint: Checkpoint, ids: Tensor, bits: tuple[int, int] | None 
 
 
 class Interpreter:
-    """Logits by the plain interpreter of a preset: all positions at once, or a prompt and then token by token."""
+    """Logits by the plain interpreter of a preset, of a prompt and then token by token."""
 
     def __init__(self, description: Description, weights: dict[str, Tensor], context: int) -> None:
-        self._description, self._context = description, context
+        self._description = description
         self._weights = plain_weights(compile_stage(description, Plan(1, context, every=True)), weights)
-
-    def whole(self, ids: Tensor) -> Tensor:
-        batch, n = ids.shape
-        program = compile_stage(self._description, Plan(batch, n, every=True))
-        out = run_plain(program, GPT2.encode(self._description, program, Prompts(ids, [n] * batch)), self._weights)
-        return GPT2.logits(program, out).float().view(batch, n, -1)
 
     def by_token(self, ids: Tensor, narrow: bool) -> Tensor:
         (batch, n), first = ids.shape, ids.shape[1] // 4
@@ -108,7 +105,7 @@ def main(
     prompts = [Prompts(part, [context] * len(part)) for part in seen.split(BATCH)]
     description, loaded = describe(loaded, "scored", prompts, preset, "secret")
     weights = encode_weights(description, loaded.tensors)
-    interpreter = Interpreter(description, weights, context)
+    interpreter, whole = Interpreter(description, weights, context), logits_of(by_interpreter(description, weights))
     result: dict[str, Any] = {"preset": preset, "context": context, "first": first}
     result["windows"] = (len(ids) - 1) // context
 
@@ -120,24 +117,17 @@ def main(
     if floats:
         score("fp32", lambda x: in_floats(loaded, x))
         score("ptq", lambda x: in_floats(loaded, x, (8, 12)))
-    score("interpreter", interpreter.whole)
+    score("interpreter", whole)
     if mpc:
         result["mpc_windows"] = mpc
         score("fp32_few", lambda x: in_floats(loaded, x), few)
-        score("interpreter_few", interpreter.whole, few)
+        score("interpreter_few", whole, few)
         if narrow:
             score("by_token_few", lambda x: interpreter.by_token(x, False), few, mpc)
             score("narrow_few", lambda x: interpreter.by_token(x, True), few, mpc)
         with embedded() as cluster, Client(cluster.client_config()) as client:
             client.share_model(description, weights)
-
-            def on_shares(x: Tensor) -> Tensor:
-                plan = Plan(*x.shape, every=True)
-                program = compile_stage(description, plan)
-                encoded = GPT2.encode(description, program, Prompts(x, [context] * len(x)))
-                answer = client.run("scored", plan, lambda stage, program, before: encoded)
-                return GPT2.logits(program, answer.outputs).float().view(*x.shape, -1)
-
+            on_shares = logits_of(shares(client, description, guard=False))
             score("mpc_few", on_shares, few)
     typer.echo(json.dumps(result, indent=1))
 

@@ -15,6 +15,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from benchmarks.perplexity import Interpreter, in_floats
 from ditto.errors import UsageError
+from ditto.evaluation.language import logits_of
+from ditto.evaluation.modes import by_interpreter
 from ditto.models import Checkpoint, Description, Plan, compile_stage, describe, encode_weights, generator_of
 from ditto.models.importer import with_preset
 from ditto.models.tokenizer import Prompts
@@ -68,8 +70,7 @@ def test_perplexity(train: Callable[[str], Trained], preset: str) -> None:
     description, weights = prepared(checkpoint, ids, preset)
     exact = perplexity(lambda x: in_floats(checkpoint, x), ids, CONTEXT)
     assert 2 < exact < 16, "it has learned something"
-    interpreter = Interpreter(description, weights, CONTEXT)
-    plain = perplexity(interpreter.whole, ids, CONTEXT)
+    plain = perplexity(logits_of(by_interpreter(description, weights)), ids, CONTEXT)
     program = compile_stage(description, Plan(4, CONTEXT, every=True))
     session = Session(program.weights, weights)
 

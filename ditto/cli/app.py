@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 import ditto
-from ditto.cli import audit, bench, certs, cluster, demo, finetune, generate, infer, keys, model, plan
+from ditto.cli import audit, bench, certs, cluster, demo, evaluate, finetune, generate, infer, keys, model, plan
 from ditto.cli.common import ErrorGroup, exit_codes_help
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(model.app, name="model")
 app.command("infer")(infer.infer)
 app.command("generate")(generate.generate)
+app.command("evaluate")(evaluate.evaluate)
 app.command("finetune")(finetune.finetune)
 app.command("demo")(demo.demo)
 app.command("plan")(plan.plan)

@@ -64,6 +64,12 @@ class StoredModel:
             raise self._damaged(path, error) from None
         return dict(found)
 
+    @property
+    def digest(self) -> str:
+        """Of everything that its answers under MPC follow from: the description and the encoded weights."""
+        weights = self._origin().get("weights") or _digest(self.dir / "weights.safetensors")
+        return hashlib.sha256(f"{self.description.text()}{weights}".encode()).hexdigest()
+
     def weights(self) -> "dict[str, Tensor]":
         """Raises DamagedFile."""
         from safetensors import SafetensorError

@@ -38,16 +38,22 @@ def cross_entropy(
     total = 0.0
     with torch.inference_mode():
         for at in range(0, count, batch):
-            scores = logits_fn(inputs[at : at + batch].long()).flatten(0, 1)
-            wanted = targets[at : at + batch].long().flatten().to(scores.device)
-            for row in range(0, len(wanted), ROWS):
-                part = torch.nn.functional.cross_entropy(
-                    scores[row : row + ROWS].float(), wanted[row : row + ROWS], reduction="sum"
-                )
-                total += float(part)
+            total += math.fsum(nats(logits_fn(inputs[at : at + batch].long()), targets[at : at + batch].long()))
             if watch:
                 watch(min(at + batch, count), count)
     return total / (count * context), count * context
+
+
+def nats(scores: Tensor, targets: Tensor) -> list[float]:
+    """-ln p summed over each row's positions, of logits [B, N, V] and the tokens that came [B, N]."""
+    found = []
+    for row, wanted in zip(scores, targets.to(scores.device), strict=True):
+        parts = [
+            torch.nn.functional.cross_entropy(row[at : at + ROWS].float(), wanted[at : at + ROWS], reduction="sum")
+            for at in range(0, len(wanted), ROWS)
+        ]
+        found.append(float(torch.stack(parts).double().sum()))
+    return found
 
 
 def windows(ids: Tensor, context: int) -> tuple[Tensor, Tensor]:
