@@ -146,9 +146,6 @@ class _Reports(Reports["Distiller"]):
         text = f"{trainer.stage_name}: loss {trainer.at.loss or 0.0:.4f}"
         return f"{text}; {_cost(trainer.checks[-1])}" if trainer.checks else text
 
-    def validation(self, found: float) -> str:
-        return f"validation {found:.4f}"
-
 
 def _cost(check: "Check") -> str:
     return f"{check.mb:.1f} MB from the dealer, |x| to {check.widest:.1f}"

@@ -4,6 +4,8 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -18,6 +20,26 @@ LINE_EVERY = 30.0  # seconds between lines where there is no terminal
 T = TypeVar("T", bound="Trainer")
 
 
+@dataclass(frozen=True)
+class Options:
+    """What every kind of training is told; None where the kind has a value of its own. `deadline` by time.monotonic."""
+
+    out: Path
+    steps: int | None
+    epochs: float | None
+    deadline: float
+    batch: int | None
+    context: int | None
+    lr: float | None
+    seed: int
+    validations: int
+    device: str
+    json: bool
+
+    def validate_every(self, steps: int) -> int:
+        return max(1, -(-steps // self.validations))
+
+
 class Reports(Generic[T]):
     """How a kind of training speaks of itself."""
 
@@ -25,7 +47,7 @@ class Reports(Generic[T]):
         """Live figures after a step."""
         return f"loss {run.trainer.at.loss or 0.0:.3f}"
 
-    def validation(self, found: float) -> str:
+    def validation(self, run: "Run[T]", found: float) -> str:
         """What a validation gave."""
         return f"validation {found:.4f}"
 
@@ -106,8 +128,8 @@ class _Watcher(Generic[T]):
 
     def validation(self, found: float | None, done: int, parts: int) -> None:
         if found is not None:
-            self._valid = f", {self._reports.validation(found)}"
+            self._valid = f", {self._reports.validation(self._run, found)}"
             if not self._bar and not self._quiet:
-                note(f"step {self._run.trainer.at.step:,}: {self._reports.validation(found)}")
+                note(f"step {self._run.trainer.at.step:,}: {self._reports.validation(self._run, found)}")
         elif self._bar:
             self._bar.update(self._task, description=f"validating: {done:,} of {parts:,}{self._valid}")

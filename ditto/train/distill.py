@@ -7,24 +7,25 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ditto.errors import UsageError
+from ditto.files import make_directory, read_json
 from ditto.models.calibrated import save_calibrated, weights_digest
 from ditto.models.checkpoint import Checkpoint
 from ditto.models.description import Description, parse
 from ditto.models.encoder.encoder import Encoder
 from ditto.models.encoder.weights import arranged
+from ditto.models.export import save_encoder
 from ditto.models.importer import described
 from ditto.models.ranges import Observe, silent
 from ditto.models.tokenizer import Batch, Text
 from ditto.presets import preset_of
 from ditto.train.adamw import AdamW, Course, learning_rate
-from ditto.train.checkpoints import save_like
 from ditto.train.imitation import Given, InFloats, Model, answers, functions_of, layers_loss, output_loss
 from ditto.train.penalty import Prices, Watched, penalty
 from ditto.train.prices import Pricing, dealt, widest_seen
@@ -105,13 +106,14 @@ class Distiller:
         """`student` makes what the last two stages compute by the ranges: the preset's program itself. `metric` takes
         outputs of `valid`, in its order, and says how good they are; without it, validation gives the loss to the
         teacher."""
-        if not isinstance(teacher.architecture, Encoder):
+        if not isinstance(teacher.architecture, Encoder) or teacher.directory is None:
             raise UsageError(f"{teacher.class_name}: only encoders are distilled")
         if not any(settings.steps):
             raise UsageError("no step to do: all stages are empty")
         self.settings, self.device, self._metric = settings, torch.device(device), metric
         self._checkpoint, self._architecture = teacher, teacher.architecture
-        self._d = teacher.dimensions
+        self._d, self._source = teacher.dimensions, teacher.directory
+        self._kind = {"problem_type": read_json(self._source / "config.json").get("problem_type")}
         self._functions = functions_of(preset_of(settings.preset).style)
         self._make: Callable[[Description], Model] = student or Student
         self._teacher_tensors = {name: t.to(self.device) for name, t in teacher.tensors.items()}
@@ -299,7 +301,9 @@ class Distiller:
         self._note(description)
         tensors = {name: t.detach().cpu() for name, t in self.adamw.tensors.items()}
         tensors = arranged(tensors, [order.cpu() for order in orders])
-        save_like(directory, self._checkpoint, tensors, lambda: save_calibrated(directory, description, tensors))
+        make_directory(directory)
+        save_calibrated(directory, description, tensors)
+        save_encoder(replace(self._checkpoint, tensors=tensors), directory, self._source, **self._kind)
 
 
 def _texts(texts: Sequence[Text]) -> str:
