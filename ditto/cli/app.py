@@ -7,7 +7,9 @@ from typing import Annotated, Any
 import typer
 
 import ditto
-from ditto.cli import audit, bench, certs, cluster, demo, evaluate, finetune, generate, infer, keys, model, plan
+from ditto.cli import (
+    audit, bench, certs, cluster, demo, distill, evaluate, finetune, generate, infer, keys, model, plan,
+)  # fmt: skip
 from ditto.cli.common import ErrorGroup, exit_codes_help
 
 app = typer.Typer(
@@ -26,6 +28,7 @@ app.command("infer")(infer.infer)
 app.command("generate")(generate.generate)
 app.command("evaluate")(evaluate.evaluate)
 app.command("finetune")(finetune.finetune)
+app.command("distill")(distill.distill)
 app.command("demo")(demo.demo)
 app.command("plan")(plan.plan)
 app.command("audit")(audit.audit)
