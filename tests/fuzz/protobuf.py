@@ -20,6 +20,7 @@ _NUMBERS = (
     -(2**31),
 )  # fmt: skip
 _REALS = (0.0, 1.0, -1.0, 1e308, float("inf"), float("-inf"), float("nan"), 1e-320)
+MOST = 2**20  # bytes by which one change may lengthen a message: servers take messages of a few MB at most
 TEXTS = ("", "a", "a" * 32, "0" * 32, "x" * 64, "../x", "\x00", "é" * 40, "x" * 100_000, "{}", "client/alice", "\u202e")
 
 
@@ -60,7 +61,9 @@ def _set(source: Source, message: Any, field: Any, words: tuple[str, ...]) -> No
     if rows and source.one_in(3):
         del rows[source.below(len(rows))]
     else:
-        rows.extend([_value(source, field, words, None)] * (1 + 2000 * source.one_in(8)))
+        value = _value(source, field, words, None)
+        many = MOST // max(1, len(value) if isinstance(value, str | bytes) else 8)
+        rows.extend([value] * (1 + min(2000, many) * source.one_in(8)))
 
 
 def _value(source: Source, field: Any, words: tuple[str, ...], now: Any) -> Any:
