@@ -11,10 +11,14 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ditto import files
+from ditto.models.compact import compacted
 from ditto.models.description import Dimensions
 from ditto.models.gpt2.gpt2 import QUAD, TANH
+from ditto.models.tensors import SINGLE, read_tensors
 
-TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER = (
+    "vocab.json", "merges.txt", "vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+)  # fmt: skip
 
 
 def save_gpt2(directory: Path, d: Dimensions, tensors: dict[str, torch.Tensor], tokenizer: Path) -> None:
@@ -56,6 +60,17 @@ def gpt2_config(d: Dimensions, end: int | None) -> dict[str, Any]:
         "bos_token_id": end,
         "eos_token_id": end,
     }
+
+
+def save_compact(source: Path, target: Path) -> None:
+    """The checkpoint of directory `source`, its matrices in int8 (`ditto.models.compact`), in directory `target`, with
+    its configuration and its tokenizer's files as they are. Raises BadCheckpoint."""
+    tensors = compacted(read_tensors(source))
+    files.make_directory(target)
+    for name in ("config.json", *TOKENIZER):
+        if (source / name).is_file():
+            files.write(target / name, (source / name).read_bytes())
+    write_tensors(target / SINGLE, tensors)
 
 
 def write_json(path: Path, document: Any) -> None:
