@@ -22,19 +22,9 @@ from ditto.cli.run import Run, run_batch, watching
 from ditto.client.client import Client
 from ditto.client.local_cluster import embedded
 from ditto.models import import_model, load_checkpoint
+from ditto.train.metrics import spearman
 
 JOB = 24  # texts: a job's rounds take their time however many there are
-
-
-def ranks(x: np.ndarray) -> np.ndarray:
-    """Ranks with ties averaged."""
-    _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return ((ends - counts + ends - 1) / 2)[inverse]
-
-
-def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    return float(np.corrcoef(ranks(x), ranks(y))[0, 1])
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:

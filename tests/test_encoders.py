@@ -35,6 +35,7 @@ from ditto.models import (
     load_checkpoint,
 )
 from ditto.models.encoder.floats import forward
+from ditto.models.export import save_encoder
 from ditto.models.tokenizer import Batch
 from ditto.ops.positions import RelativePositions, buckets
 from ditto.presets import PRESETS, preset_of
@@ -224,6 +225,23 @@ def test_answers_are_those_of_transformers(load: Callable[[str, str], Loaded], f
         assert loaded.ours.dimensions.labels == labels and [len(answer) for answer in answers] == (
             [3, 3] if head == ONE else texts.mask.sum(1).tolist()
         )
+
+
+@pytest.mark.parametrize("head", [MODEL, ONE])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_written_transformers_read(
+    load: Callable[[str, str], Loaded], family: str, head: str, tmp_path: Path
+) -> None:
+    """With the names that they give, the head's included, and the same answers."""
+    loaded = load(family, head)
+    assert loaded.ours.directory is not None
+    save_encoder(loaded.ours, tmp_path, loaded.ours.directory)
+    model, info = type(loaded.theirs).from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["unexpected_keys"] and all("pooler" in key and head == MODEL for key in info["missing_keys"])
+    texts = loaded.texts[0]
+    again, want = (theirs(Loaded(of, loaded.ours), texts)[0] for of in (model.eval(), loaded.theirs))
+    real_tokens = texts.mask.bool() if head == MODEL else slice(None)
+    assert gap(again[real_tokens], want[real_tokens]) < 1e-5
 
 
 def test_a_family_with_one_token_type_knows_no_second_segment(load: Callable[[str, str], Loaded]) -> None:

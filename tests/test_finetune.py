@@ -24,9 +24,10 @@ from ditto.models.export import save_gpt2
 from ditto.models.gpt2.floats import forward, logits
 from ditto.train import output_loss as pieces
 from ditto.train import perplexity as measure
-from ditto.train.finetune import Run, Settings, Trainer, new_dimensions, new_weights
+from ditto.train.language import LanguageTrainer, Settings, new_dimensions, new_weights
 from ditto.train.output_loss import output_loss
 from ditto.train.perplexity import cross_entropy, perplexity
+from ditto.train.run import Run
 from ditto.train.text import BytePairs, Order, read_text
 
 TEXT = " = The cat = \n \n the cat sat on the mat , and the dog ran to the hat . it 's <unk> @-@ red .\n" * 12
@@ -163,11 +164,11 @@ def test_order_is_a_permutation_each_epoch_and_follows_from_the_position() -> No
 SMALL = new_dimensions(263, 2, 16, 2, 8)
 
 
-def started(words: Path, directory: Path, **other: Any) -> Run:
+def started(words: Path, directory: Path, **other: Any) -> Run[LanguageTrainer]:
     settings = Settings(**{"steps": 9, "batch": 3, "context": 8, "lr": 3e-3, "seed": 5, "validate_every": 3} | other)
     ids = BytePairs(words).encode(TEXT)
-    trainer = Trainer(new_weights(SMALL, settings.seed), SMALL, ids, ids[:100], settings)
-    return Run(trainer, directory, words)
+    trainer = LanguageTrainer(new_weights(SMALL, settings.seed), SMALL, ids, ids[:100], settings, words)
+    return Run(trainer, directory)
 
 
 def after(steps: int) -> Callable[[], bool]:
@@ -300,15 +301,15 @@ def test_signals_and_budgets_stop_between_steps(
     which: signal.Signals, words: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     common = ("--train", text, "--valid", text, "--tokenizer", words, "--out", tmp_path / "out", *SIZES, "--steps", 6)
-    before, step = signal.getsignal(which), Trainer.step
+    before, step = signal.getsignal(which), LanguageTrainer.step
 
-    def signalled(self: Trainer) -> float:
+    def signalled(self: LanguageTrainer) -> float:
         if self.at.step == 2:
             signal.raise_signal(which)
         return step(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", signalled)
+        patch.setattr(LanguageTrainer, "step", signalled)
         _, stderr = ditto(*common, code=130)
     assert "step 3 of 6" in stderr and signal.getsignal(which) is before
     paused, _ = ditto(*common, "--minutes", 0)

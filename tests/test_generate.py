@@ -21,7 +21,7 @@ from ditto.models.compiled import program_for
 from ditto.models.export import save_gpt2
 from ditto.models.gpt2.floats import continue_texts
 from ditto.models.tokenizer import Tokenizer
-from ditto.train.finetune import new_dimensions, new_weights
+from ditto.train.language import new_dimensions, new_weights
 
 ALPHABET = [chr(c) for c in range(33, 127)] + ["Ġ", "Ċ"]
 WORDS = [*ALPHABET, "<|endoftext|>"]

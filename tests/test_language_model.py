@@ -19,7 +19,7 @@ from ditto.models import Checkpoint, Description, Plan, compile_stage, describe,
 from ditto.models.importer import with_preset
 from ditto.models.tokenizer import Prompts
 from ditto.presets import PRESETS
-from ditto.train.finetune import Settings, Trainer, new_dimensions, new_weights
+from ditto.train.language import LanguageTrainer, Settings, new_dimensions, new_weights
 from ditto.train.perplexity import perplexity, windows
 from ditto.train.text import BytePairs
 
@@ -49,7 +49,7 @@ def _train(path: Path, activation: str) -> Trained:
     small = new_dimensions(256, layers=2, hidden=64, heads=2, context=CONTEXT)
     small = small.model_copy(update={"activation": activation})
     settings = Settings(steps=200, batch=16, context=CONTEXT, lr=4e-3, seed=1, validate_every=200)
-    trainer = Trainer(new_weights(small, 1), small, ids, ids, settings)
+    trainer = LanguageTrainer(new_weights(small, 1), small, ids, ids, settings, path)
     for _ in range(settings.steps):
         trainer.step()
     tensors = {name: w.detach() for name, w in trainer.tensors.items()}

@@ -1,37 +1,31 @@
 """`ditto finetune`: train a model on this machine, in floats, before it is imported."""
 
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ditto.cli.common import Json, emit, err, note, out
-from ditto.errors import Interrupted, UsageError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ditto.models import Dimensions
-    from ditto.train.finetune import Run, Trainer
-    from ditto.train.text import BytePairs
-
-LINE_EVERY = 30.0  # seconds between lines where there is no terminal
+from ditto.cli.common import Json
+from ditto.cli.finetune_labels import Metric, Pooling, Schedule, finetune_labels
+from ditto.cli.finetune_language import Activation, finetune_language
+from ditto.cli.training import Options
+from ditto.errors import UsageError
 
 
 class Task(StrEnum):
     lm = "lm"
+    classify = "classify"
+    regress = "regress"
+    sst2 = "sst2"
+    cola = "cola"
+    rte = "rte"
+    stsb = "stsb"
 
 
-class Activation(StrEnum):
-    gelu_new = "gelu_new"
-    quad = "quad"
+OWN = (Task.lm, Task.classify, Task.regress)  # with files of one's own
 
 
 class Device(StrEnum):
@@ -40,229 +34,116 @@ class Device(StrEnum):
 
 
 def finetune(
-    task: Annotated[Task, typer.Option(help="lm: GPT-2 on plain text.")],
-    train: Annotated[Path, typer.Option(help="The text to train on; files may end in .gz.")],
-    valid: Annotated[Path, typer.Option(help="The text whose loss decides which weights are kept.")],
+    task: Annotated[
+        Task,
+        typer.Option(help="lm: GPT-2 on plain text. classify, regress: an encoder on labelled texts. Or a data set."),
+    ],
     out_dir: Annotated[Path, typer.Option("--out", help="The checkpoint's directory; the same command goes on there.")],
+    train: Annotated[
+        Path | None, typer.Option(help="What to train on: text, or a table with text, text2 and label; also .gz.")
+    ] = None,
+    valid: Annotated[Path | None, typer.Option(help="The same, to decide which weights are kept.")] = None,
+    data: Annotated[Path | None, typer.Option(help="For a data set by name: the directory it lies in.")] = None,
     from_dir: Annotated[
-        Path | None, typer.Option("--from", help="A GPT-2 checkpoint to start from, with vocab.json and merges.txt.")
+        Path | None, typer.Option("--from", help="A checkpoint to start from: GPT-2, or an encoder, with tokenizer.")
     ] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option(help="Start from random weights: the directory of vocab.json and merges.txt.")
+        Path | None, typer.Option(help="lm from random weights: the directory of vocab.json and merges.txt.")
     ] = None,
     layers: Annotated[int | None, typer.Option(min=1, help="Layers of a new model.  [default: 4]")] = None,
     hidden: Annotated[int | None, typer.Option(min=1, help="Hidden size of a new model.  [default: 192]")] = None,
     heads: Annotated[int | None, typer.Option(min=1, help="Heads of a new model.  [default: 6]")] = None,
     context: Annotated[
-        int | None, typer.Option(min=1, help="Tokens in a chunk; a new model's positions.  [default: 128, or all]")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Tokens in a chunk, a new model's positions; or of a text, which is cut.  [default: 128, or all; 256]",
+        ),
     ] = None,
     activation: Annotated[
         Activation | None,
-        typer.Option(help="quad: what ditto-icml24 computes in the place of GELU.  [default: the checkpoint's]"),
+        typer.Option(help="lm; quad: what ditto-icml24 computes in the place of GELU.  [default: the checkpoint's]"),
     ] = None,
-    epochs: Annotated[float | None, typer.Option(min=1e-6, help="Passes over the text.  [default: 1]")] = None,
+    labels: Annotated[str | None, typer.Option(help="classify: the classes' names by number: no,yes.")] = None,
+    metric: Annotated[
+        Metric | None, typer.Option(help="classify: which weights are best.  [default: accuracy]")
+    ] = None,
+    pooling: Annotated[
+        Pooling | None,
+        typer.Option(
+            help="regress, stsb; cls: a head on the first token; mean: the cosine of two mean-pooled texts.  [default: "
+            "cls]"
+        ),
+    ] = None,
+    epochs: Annotated[float | None, typer.Option(min=1e-6, help="Passes over the data.  [default: 1; 3]")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps, instead of epochs.")] = None,
     minutes: Annotated[
         float | None, typer.Option(min=0, help="Stop training after this time, to go on later; then validate.")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Chunks in a step.")] = 8,
-    lr: Annotated[float, typer.Option(min=0, help="The highest learning rate.")] = 1e-3,
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of the weights and of the order.")] = 0,
+    batch: Annotated[int | None, typer.Option(min=1, help="Chunks or examples in a step.  [default: 8; 32]")] = None,
+    lr: Annotated[float | None, typer.Option(min=0, help="The highest learning rate.  [default: 1e-3; 5e-5]")] = None,
+    schedule: Annotated[
+        Schedule | None, typer.Option(help="How the learning rate falls, but for lm.  [default: linear]")
+    ] = None,
+    dropout: Annotated[
+        float | None, typer.Option(min=0, max=0.9, help="In training, but for lm.  [default: 0.1]")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of new weights, order and dropout.")] = 0,
     validations: Annotated[int, typer.Option(min=1, help="How often to validate, the last time at the end.")] = 4,
     bf16: Annotated[
-        bool, typer.Option("--bf16", help="The output layer in bfloat16 (1.7 times the speed with AVX512-BF16).")
+        bool, typer.Option("--bf16", help="lm: the output layer in bfloat16 (1.7 times the speed with AVX512-BF16).")
     ] = False,
-    test: Annotated[Path | None, typer.Option(help="A text to measure the result on, at the end.")] = None,
+    test: Annotated[Path | None, typer.Option(help="What to measure the result on, at the end.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads.  [default: one a core]")] = None,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.cpu,
     json: Json = False,
 ) -> None:
-    """Train GPT-2 on plain text and write a Hugging Face checkpoint. Interrupted, the same command goes on."""
+    """Train a model and write a Hugging Face checkpoint. Interrupted, the same command goes on.
+
+    Where an option has two defaults, the second one is for labelled texts.
+    """
     began = time.monotonic()
-    if (from_dir is None) == (tokenizer is None):
-        raise UsageError("give one of --from CHECKPOINT and --tokenizer DIR (a new model)")
-    if from_dir is not None and (layers, hidden, heads) != (None, None, None):
-        raise UsageError("--layers, --hidden and --heads are for a new model: --from has its sizes")
     if epochs is not None and steps is not None:
         raise UsageError("give one of --epochs and --steps")
+    if task in OWN:
+        given = _files(task, train, valid, test)
+        _refuse(task, data=data)
+    else:
+        given = {}
+        _refuse(task, train=train, valid=valid, test=test, labels=labels, metric=metric)
+    if task is Task.lm:
+        _refuse(task, labels=labels, metric=metric, pooling=pooling, schedule=schedule, dropout=dropout)
+    else:
+        new = {"tokenizer": tokenizer, "layers": layers, "hidden": hidden, "heads": heads}
+        _refuse(task, **new, activation=activation, bf16=bf16 or None)
+    deadline = began + 60 * minutes if minutes is not None else math.inf
+    options = Options(out_dir, steps, epochs, deadline, batch, context, lr, seed, validations, device.value, json)
+    _prepare(device, threads)
+    if task is Task.lm:
+        finetune_language(options, given, from_dir, tokenizer, (layers, hidden, heads), activation, bf16)
+    else:
+        finetune_labels(options, task.value, given, data, from_dir, labels, metric, pooling, schedule, dropout)
+
+
+def _files(task: Task, train: Path | None, valid: Path | None, test: Path | None) -> dict[str, Path]:
+    if train is None or valid is None:
+        raise UsageError(f"--task {task.value} needs --train FILE and --valid FILE")
+    return {"train": train, "valid": valid} | ({"test": test} if test else {})
+
+
+def _refuse(task: Task, **options: Any) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise UsageError(f"--{name} is not for --task {task.value}")
+
+
+def _prepare(device: Device, threads: int | None) -> None:
     import torch
 
     from ditto.ring.malloc import tune_memory
-    from ditto.train import finetune as training
-    from ditto.train.text import BytePairs
 
     tune_memory()
     if device is Device.cuda and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch finds no GPU here")
     if threads:
         torch.set_num_threads(threads)
-    words = BytePairs(from_dir or tokenizer or Path())
-    tensors, d = _start(words, from_dir, (layers or 4, hidden or 192, heads or 6, context or 128), seed)
-    if activation is not None:
-        d = d.model_copy(update={"activation": "quad" if activation is Activation.quad else "tanh gelu"})
-    length = context or d.positions
-    given = {"train": train, "valid": valid} | ({"test": test} if test else {})
-    texts = {name: _tokens(words, path, length, f"--{name}", quiet=json) for name, path in given.items()}
-    if steps is None:
-        chunks = (texts["train"].numel() - 1) // length
-        steps = max(1, -(-round((epochs or 1) * chunks) // batch))
-    settings = training.Settings(steps, batch, length, lr, seed, max(1, -(-steps // validations)), bf16)
-    trainer = training.Trainer(tensors, d, texts["train"], texts["valid"], settings, device.value)
-    run = training.Run(trainer, out_dir, words.directory)
-    del tensors
-    if run.resumed and not json:
-        note(f"{out_dir}: going on at step {trainer.at.step:,} of {steps:,}")
-    deadline = began + 60 * minutes if minutes is not None else float("inf")
-    with _signals() as signalled, _Watcher(run, quiet=json) as watcher:
-        run.go(
-            lambda: time.monotonic() > deadline, on_step=watcher.step, on_validation=watcher.validation,
-            abandon=signalled,
-        )  # fmt: skip
-        if signalled():
-            raise Interrupted(f"stopped at step {trainer.at.step:,} of {steps:,}; the same command goes on from there")
-        if run.finished:
-            best = trainer.at.best
-        else:
-            best = run.validate_early(lambda done, windows: watcher.validation(None, done, windows))
-            watcher.validation(best, 1, 1)
-    document = _document(run, out_dir, best, texts.get("test"))
-    if json:
-        emit(document)
-    else:
-        _print(document)
-
-
-def _start(
-    words: "BytePairs", from_dir: Path | None, sizes: tuple[int, int, int, int], seed: int
-) -> "tuple[dict[str, Tensor], Dimensions]":
-    """Weights and sizes at the start."""
-    from ditto.models import load_checkpoint
-    from ditto.models.registry import GENERATORS
-    from ditto.train.finetune import new_dimensions, new_weights
-
-    if from_dir is None:
-        layers, hidden, heads, context = sizes
-        d = new_dimensions(words.size, layers, hidden, heads, context)
-        return new_weights(d, seed), d
-    checkpoint = load_checkpoint(from_dir)
-    if checkpoint.class_name not in GENERATORS:
-        raise UsageError(f"{from_dir}: {checkpoint.class_name}; --task lm trains {', '.join(GENERATORS)}")
-    d = checkpoint.dimensions
-    if words.size > d.vocabulary:
-        raise UsageError(f"{from_dir}: {words.size} words in vocab.json, {d.vocabulary} embeddings")
-    return checkpoint.tensors, d
-
-
-def _tokens(words: "BytePairs", path: Path, context: int, option: str, *, quiet: bool) -> "Tensor":
-    """A text's tokens. Raises UsageError if they are too few, before hours have gone into training."""
-    from ditto.train.text import read_text
-
-    ids = words.encode(read_text(path))
-    if ids.numel() <= context:
-        raise UsageError(f"{option}: {ids.numel()} tokens; a context of {context} needs at least {context + 1}")
-    if not quiet:
-        note(f"{path}: {ids.numel():,} tokens")
-    return ids
-
-
-@contextmanager
-def _signals() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM ask for a stop between two steps; a second one stops at once, with what was saved last."""
-    seen: list[int] = []
-
-    def handle(signum: int, frame: Any) -> None:
-        if seen:
-            raise KeyboardInterrupt
-        seen.append(signum)
-
-    before = {}
-    for which in (signal.SIGINT, signal.SIGTERM):
-        try:
-            before[which] = signal.signal(which, handle)
-        except ValueError:  # only the main thread may set handlers
-            break
-    try:
-        yield lambda: bool(seen)
-    finally:
-        for which, former in before.items():
-            signal.signal(which, former)
-
-
-class _Watcher:
-    """Progress: a bar on a terminal, a line now and then elsewhere, nothing when quiet."""
-
-    def __init__(self, run: "Run", quiet: bool) -> None:
-        self._run, self._quiet = run, quiet
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=err, transient=True) if err.is_terminal and not quiet else None
-        self._line, self._valid = time.monotonic(), ""
-
-    def __enter__(self) -> "_Watcher":
-        if self._bar:
-            self._bar.start()
-            at, steps = self._run.trainer.at.step, self._run.trainer.settings.steps
-            self._task = self._bar.add_task("training", total=steps, completed=at)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._bar:
-            self._bar.stop()
-
-    def step(self, loss: float) -> None:
-        trainer = self._run.trainer
-        recent = sum(trainer.at.recent) / len(trainer.at.recent)
-        text = f"loss {recent:.3f}, {speed(self._run):,.0f} tokens/s{self._valid}"
-        if self._bar:
-            self._bar.update(self._task, completed=trainer.at.step, description=text)
-        elif not self._quiet and time.monotonic() - self._line > LINE_EVERY:
-            self._line = time.monotonic()
-            note(f"step {trainer.at.step:,} of {trainer.settings.steps:,}: {text}")
-
-    def validation(self, loss: float | None, done: int, windows: int) -> None:
-        step = self._run.trainer.at.step
-        if loss is not None:
-            self._valid = f", validation perplexity {_exp(loss):.2f}"
-            if not self._bar and not self._quiet:
-                note(f"step {step:,}: validation perplexity {_exp(loss):.2f}")
-        elif self._bar:
-            self._bar.update(self._task, description=f"validating: window {done:,} of {windows:,}{self._valid}")
-
-
-def speed(run: "Run") -> float:
-    """Tokens trained on a second, by this process."""
-    settings = run.trainer.settings
-    tokens = (run.trainer.at.step - run.began) * settings.batch * settings.context
-    return tokens / run.seconds if run.seconds else 0.0
-
-
-def _exp(loss: float) -> float:
-    return math.exp(min(loss, 700))
-
-
-def _document(run: "Run", out_dir: Path, best: float | None, test: "Tensor | None") -> dict[str, Any]:
-    trainer: Trainer = run.trainer
-    settings, at = trainer.settings, trainer.at
-    recent = sum(at.recent) / len(at.recent) if at.recent else None
-    document: dict[str, Any] = {
-        "out": str(out_dir),
-        "parameters": sum(t.numel() for t in trainer.tensors.values()),
-        "step": at.step,
-        "steps": settings.steps,
-        "finished": run.finished,
-        "tokens": at.step * settings.batch * settings.context,
-        "tokens_per_second": speed(run),
-        "train_perplexity": None if recent is None else _exp(recent),
-        "valid_perplexity": None if best is None else _exp(best),
-    }
-    if test is not None:
-        document["test_perplexity"] = _exp(run.loss_of_checkpoint(test))
-    return document
-
-
-def _print(document: dict[str, Any]) -> None:
-    state = "finished" if document["finished"] else "stopped; the same command goes on"
-    out.print(f"{document['out']}: {document['parameters']:,} parameters, step {document['step']:,} of "
-              f"{document['steps']:,}, {state}")  # fmt: skip
-    for text in ("train", "valid", "test"):
-        if document.get(f"{text}_perplexity") is not None:
-            out.print(f"{text} perplexity a token: {document[f'{text}_perplexity']:.2f}")

@@ -17,4 +17,4 @@ def sizes(config: Config) -> Dimensions:
     return dimensions(config, token_types=config.get("type_vocab_size", 2))
 
 
-CLASSES = family("Bert", Encoder(NAMES, sizes, "bert."), Pooled("pooler.dense", "classifier"))
+CLASSES = family("Bert", Encoder(NAMES, sizes, "bert.", inner=("pooler.dense",)), Pooled("pooler.dense", "classifier"))

@@ -11,8 +11,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ditto import files
+from ditto.errors import UsageError
+from ditto.models.checkpoint import Checkpoint
 from ditto.models.compact import compacted
 from ditto.models.description import Dimensions
+from ditto.models.encoder import Encoder
 from ditto.models.gpt2.gpt2 import QUAD, TANH
 from ditto.models.tensors import SINGLE, read_tensors
 
@@ -24,9 +27,7 @@ TOKENIZER = (
 def save_gpt2(directory: Path, d: Dimensions, tensors: dict[str, torch.Tensor], tokenizer: Path) -> None:
     """config.json, model.safetensors and the tokenizer's files; `d` and `tensors` as in a Checkpoint."""
     files.make_directory(directory)
-    for path in tokenizer.iterdir():
-        if path.name in TOKENIZER and path.resolve().parent != directory.resolve():
-            files.write(directory / path.name, path.read_bytes())
+    _copy_tokenizer(tokenizer, directory)
     write_json(directory / "config.json", gpt2_config(d, _end_of_text(tokenizer)))
     named = {f"transformer.{name}": tensor.detach().cpu() for name, tensor in tensors.items()}
     write_tensors(directory / "model.safetensors", named)
@@ -35,6 +36,33 @@ def save_gpt2(directory: Path, d: Dimensions, tensors: dict[str, torch.Tensor], 
 def _end_of_text(tokenizer: Path) -> int | None:
     words: dict[str, int] = json.loads((tokenizer / "vocab.json").read_text(encoding="utf-8"))
     return words.get("<|endoftext|>")
+
+
+def save_encoder(checkpoint: Checkpoint, directory: Path, source: Path, **changed: Any) -> None:
+    """A checkpoint of an encoder's class: config.json of `source` with what is `changed` (None: left out), the names of
+    the labels, model.safetensors in fp32, the tokenizer's files of `source`. Raises UsageError for another class."""
+    architecture, d = checkpoint.architecture, checkpoint.dimensions
+    if not isinstance(architecture, Encoder):
+        raise UsageError(f"{checkpoint.class_name} is no encoder")
+    config = files.read_json(source / "config.json")
+    for name in ("_name_or_path", "torch_dtype", "dtype", "id2label", "label2id", "num_labels", "problem_type"):
+        config.pop(name, None)
+    config |= {"architectures": [checkpoint.class_name], "torch_dtype": "float32"}
+    if d.labels:
+        config |= {"id2label": {str(i): label for i, label in enumerate(d.labels)}}
+        config |= {"label2id": {label: i for i, label in enumerate(d.labels)}}
+    config |= changed
+    files.make_directory(directory)
+    _copy_tokenizer(source, directory)
+    write_json(directory / "config.json", {name: value for name, value in config.items() if value is not None})
+    released = architecture.release(checkpoint.tensors, d)
+    write_tensors(directory / "model.safetensors", {name: t.detach().float().cpu() for name, t in released.items()})
+
+
+def _copy_tokenizer(source: Path, directory: Path) -> None:
+    for path in source.iterdir():
+        if path.name in TOKENIZER and path.resolve().parent != directory.resolve():
+            files.write(directory / path.name, path.read_bytes())
 
 
 def gpt2_config(d: Dimensions, end: int | None) -> dict[str, Any]:
@@ -67,9 +95,8 @@ def save_compact(source: Path, target: Path) -> None:
     its configuration and its tokenizer's files as they are. Raises BadCheckpoint."""
     tensors = compacted(read_tensors(source))
     files.make_directory(target)
-    for name in ("config.json", *TOKENIZER):
-        if (source / name).is_file():
-            files.write(target / name, (source / name).read_bytes())
+    _copy_tokenizer(source, target)
+    files.write(target / "config.json", (source / "config.json").read_bytes())
     write_tensors(target / SINGLE, tensors)
 
 

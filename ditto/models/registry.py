@@ -41,6 +41,17 @@ def generates(name: str) -> bool:
     return architecture_of(name).answer is Answer.text
 
 
+def sibling(name: str, head: str) -> str:
+    """The class of the same family with another head: ("BertForMaskedLM", "ForSequenceClassification"). Raises
+    UsageError for one that is no encoder."""
+    encoders = [known for known in ARCHITECTURES if known.endswith("Model") and known not in GENERATORS]
+    models = [known.removesuffix("Model") for known in encoders]
+    family = max((model for model in models if name.startswith(model)), key=len, default="")
+    if not family:
+        raise UsageError(f"{name} is no encoder: one of {', '.join(models)} expected")
+    return f"{family}{head}"
+
+
 # The protocol's verbs for whoever holds a description.
 
 

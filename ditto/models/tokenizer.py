@@ -15,7 +15,22 @@ from ditto.errors import EmptyText, TextTooLong, UsageError
 from ditto.models.tokenizer_files import END_OF_TEXT, of_the_library, read_backend
 
 Text = str | tuple[str, str]  # a text, or a pair of texts: two segments of one sequence
+Row = tuple[list[int], list[int]]  # token ids, token types
 BUCKETS = tuple(2**k for k in range(4, 16))  # 16 to 32,768 tokens
+
+
+def padded(rows: Sequence[Row], width: int) -> Batch:
+    """Rows of `width` tokens at most. Raises EmptyText for one without a token."""
+    ids, types, mask = (torch.zeros((len(rows), width), dtype=torch.int64) for _ in range(3))
+    for i, (row, kinds) in enumerate(rows):
+        n = len(row)
+        if not n:  # a tokenizer without special tokens, a text of characters that it drops
+            raise EmptyText("text without a token")
+        # masked positions are computed all the same; a copy of the last token ([SEP]), its type included, keeps their
+        # embeddings and attention scores in the range of real ones, where [PAD] drives them to three times it
+        ids[i], types[i] = row[-1], kinds[-1]
+        ids[i, :n], types[i, :n], mask[i, :n] = torch.tensor(row), torch.tensor(kinds), 1
+    return Batch(ids, types, mask)
 
 
 def padded_width(longest: int, limit: int) -> int:
@@ -34,6 +49,9 @@ class Batch:
     @property
     def shape(self) -> tuple[int, int]:
         return self.ids.shape[0], self.ids.shape[1]
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(self.ids.to(device), self.types.to(device), self.mask.to(device))
 
 
 @dataclass
@@ -79,17 +97,19 @@ class Tokenizer:
         longest = max(len(row.ids) for row in rows)
         if longest > max_length:
             raise TextTooLong(f"text of {longest} tokens: this model takes at most {max_length}")
-        width = padded_width(longest, max_length)
-        ids, types, mask = (torch.zeros((len(rows), width), dtype=torch.int64) for _ in range(3))
-        for i, row in enumerate(rows):
-            n = len(row.ids)
-            if not n:  # a tokenizer without special tokens, a text of characters that it drops
-                raise EmptyText("text without a token")
-            # masked positions are computed all the same; a copy of the last token ([SEP]), its type included, keeps
-            # their embeddings and attention scores in the range of real ones, where [PAD] drives them to three times it
-            ids[i], types[i] = row.ids[-1], row.type_ids[-1]
-            ids[i, :n], types[i, :n], mask[i, :n] = torch.tensor(row.ids), torch.tensor(row.type_ids), 1
-        return Batch(ids, types, mask)
+        return padded([(row.ids, row.type_ids) for row in rows], padded_width(longest, max_length))
+
+    def cut(self, texts: Sequence[Text], most: int) -> list[Row]:
+        """Each text's (or pair's) tokens and their types, `most` at most: what is too long loses its end, of a pair
+        the longer segment first. Raises UsageError where `most` has no room for a token of each segment."""
+        room = most - self._backend.num_special_tokens_to_add(any(isinstance(text, tuple) for text in texts))
+        if room < 2:
+            raise UsageError(f"{most} tokens: too few for a pair and this tokenizer's special tokens")
+        self._backend.enable_truncation(most, strategy="longest_first")
+        try:
+            return [(row.ids, row.type_ids) for row in self._rows(list(texts))]
+        finally:
+            self._backend.no_truncation()
 
     def _rows(self, texts: list[Any]) -> list[Any]:
         """Raises BadCheckpoint for a text that this tokenizer has no tokens for, not even one for the unknown."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import math
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -15,6 +17,7 @@ from ditto.models.tokenizer import Text
 
 Split = Literal["train", "dev"]
 Metric = Literal["accuracy", "mcc", "spearman"]
+MOST_CLASSES = 1000
 
 
 class Example(NamedTuple):
@@ -77,6 +80,36 @@ def examples_from(path: Path) -> list[Example]:
     return [_example(path, n, row, len(header), texts, label) for n, row in enumerate(rows, 2)]
 
 
+def task_of(
+    name: Literal["classify", "regress"],
+    examples: Sequence[Example],
+    labels: Sequence[str] = (),
+    metric: Metric = "accuracy",
+) -> Task:
+    """The task of files of one's own, by all of their examples. `labels`: the classes' names, or LABEL_0, LABEL_1, ….
+
+    Raises UsageError where texts and pairs are mixed, or labels are no classes or all scores 0.
+    """
+    pairs = isinstance(examples[0].text, tuple)
+    if any(isinstance(example.text, tuple) != pairs for example in examples):
+        raise UsageError("texts in one file, pairs in another: both of one kind are needed")
+    if name == "regress":
+        most = max(abs(example.label) for example in examples)
+        if not most:
+            raise UsageError("all scores are 0")
+        return Task(name, "spearman", most=most, pairs=pairs)
+    for _, label in examples:
+        if label < 0 or label != int(label) or label >= MOST_CLASSES:
+            raise UsageError(f"label {label:g}: classes are numbered from 0, and there are {MOST_CLASSES:,} at most")
+    count = int(max(label for _, label in examples)) + 1
+    if labels and len(labels) < count:
+        raise UsageError(f"label {count - 1} has no name: {len(labels)} are given")
+    named = tuple(labels) or tuple(f"LABEL_{i}" for i in range(count))
+    if len(named) < 2 or len(set(named)) < len(named):
+        raise UsageError("two classes or more are needed, each with a name of its own")
+    return Task(name, metric, named, pairs=pairs)
+
+
 def _example(path: Path, line: int, row: list[str], columns: int, texts: tuple[int, ...], label: int) -> Example:
     if len(row) != columns:
         raise UsageError(f"{path}, line {line}: {columns} columns expected, {len(row)} found")
@@ -84,6 +117,8 @@ def _example(path: Path, line: int, row: list[str], columns: int, texts: tuple[i
         value = float(row[label])
     except ValueError:
         raise UsageError(f"{path}, line {line}: the label {row[label][:40]!r} is not a number") from None
+    if not math.isfinite(value):
+        raise UsageError(f"{path}, line {line}: the label {row[label][:40]!r} is infinite, or no number")
     found = [row[i].strip() for i in texts]
     if not all(found):
         raise UsageError(f"{path}, line {line}: an empty text")

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 
 from ditto.errors import UsageError
+from ditto.train.run import Watch
 
 Tensor = torch.Tensor
-Watch = Callable[[int, int], None]
 ROWS = 256  # positions whose logits are held in fp32 at a time: 51 MB for GPT-2's 50,257 words
 
 

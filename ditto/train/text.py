@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import zlib
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 from ditto.errors import EmptyText, UsageError
 from ditto.models.tokenizer_files import byte_pairs
 from ditto.train.perplexity import windows
+from ditto.train.seeds import generator
 
 LINES = 4096
 
@@ -71,8 +71,6 @@ class Order:
     def _chunk(self, position: int) -> int:
         epoch, at = divmod(position, self.chunks)
         if epoch != self._epoch:
-            # torch's generator takes 32 bits of a seed, so that the two cannot stand side by side in it
-            mixed = hashlib.sha256(f"{self._seed}/{epoch}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(mixed[:4], "little"))
-            self._epoch, self._permutation = epoch, torch.randperm(self.chunks, generator=generator)
+            random = generator(self._seed, epoch)
+            self._epoch, self._permutation = epoch, torch.randperm(self.chunks, generator=random)
         return int(self._permutation[at])

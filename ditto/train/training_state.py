@@ -20,7 +20,8 @@ from ditto.models.export import write_json, write_tensors
 WORDS = {  # what a user set, by what is compared
     "steps": "--steps or --epochs", "batch": "--batch", "context": "--context", "lr": "--lr", "seed": "--seed",
     "validate_every": "--validations", "bf16": "--bf16", "train": "the text of --train", "valid": "the text of --valid",
-    "model": "the model's sizes", "weights": "the weights at the start",
+    "model": "the model's sizes", "weights": "the weights at the start", "dropout": "--dropout",
+    "schedule": "--schedule", "task": "--task, --labels, --metric or --pooling", "class": "the model's class",
 }  # fmt: skip
 _NAME = re.compile(r"state-[0-9]{1,18}\.safetensors")
 MODEL, BEST = "model.safetensors", "best.safetensors"
@@ -59,9 +60,9 @@ def load(directory: Path, identity: dict[str, Any]) -> State | None:
     except (OSError, LookupError, TypeError, ValueError) as error:
         raise UsageError(f"{folder / 'state.json'}: {error}; name another --out") from error
     now = json.loads(json.dumps(identity))
-    other = [word for key, word in WORDS.items() if before.get(key) != now.get(key)]
+    other = [key for key in (*WORDS, *sorted({*before, *now} - {*WORDS})) if before.get(key) != now.get(key)]
     if other:
-        changed = "; ".join(_change(key, before.get(key), now.get(key)) for key, word in WORDS.items() if word in other)
+        changed = "; ".join(_change(key, before.get(key), now.get(key)) for key in other)
         raise UsageError(f"{directory} was started with other settings ({changed}): use the same or another --out")
     try:
         tensors = load_file(folder / name)
@@ -74,7 +75,8 @@ def load(directory: Path, identity: dict[str, Any]) -> State | None:
 
 def _change(key: str, before: Any, now: Any) -> str:
     plain = isinstance(before, int | float) and isinstance(now, int | float)
-    return f"{WORDS[key]}: {before}, now {now}" if plain else WORDS[key]
+    word = WORDS.get(key, key)
+    return f"{word}: {before}, now {now}" if plain else word
 
 
 def set_aside(directory: Path) -> None:

@@ -22,7 +22,8 @@ from ditto.client.local_cluster import Cluster
 from ditto.client.sampling import Sampler
 from ditto.models.export import save_gpt2
 from ditto.report.presets import markdown
-from ditto.train.finetune import Run, Settings, Trainer, new_dimensions, new_weights
+from ditto.train.language import LanguageTrainer, Settings, new_dimensions, new_weights
+from ditto.train.run import Run
 from ditto.train.text import BytePairs, read_text
 from fuzz.model_files import PIECES, named, place
 from fuzz.mutate import as_json, flips
@@ -113,25 +114,25 @@ def _read_cluster(given: bytes) -> None:
 
 
 @cache
-def _trainer() -> tuple[Trainer, Path, dict[str, bytes]]:
+def _trainer() -> tuple[LanguageTrainer, Path, dict[str, bytes]]:
     """A run that was stopped after two steps: its trainer, its tokenizer and its files."""
     words = place("words", {
         "vocab.json": json.dumps(PIECES).encode(), "merges.txt": b"#version: 0.2\na b\n",
     })  # fmt: skip
     BytePairs(words)
-    trainer = _fresh()
+    trainer = _fresh(words)
     home = place("training", {})
     save_gpt2(home, trainer.dimensions, trainer.tensors, words)
-    run = Run(trainer, place("run", {}), words)
+    run = Run(trainer, place("run", {}))
     run.go(lambda: trainer.at.step >= 2)
     folder = run.directory / ".training"
     return trainer, words, {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def _fresh() -> Trainer:
+def _fresh(words: Path) -> LanguageTrainer:
     d = new_dimensions(len(PIECES), 1, 4, 2, 4)
     text = torch.arange(40, dtype=torch.int32) % len(PIECES)
-    return Trainer(new_weights(d, 0), d, text, text, Settings(9, 1, 4, 1e-3, 0, 9))
+    return LanguageTrainer(new_weights(d, 0), d, text, text, Settings(9, 1, 4, 1e-3, 0, 9), words)
 
 
 def _build_training(source: Source) -> bytes:
@@ -152,7 +153,7 @@ def _resume(given: bytes) -> None:
     folder.mkdir(exist_ok=True)
     for name, data in zip(("state.json", tensors), (*unpack(given), b"", b""), strict=False):
         (folder / name).write_bytes(data)
-    run = Run(_fresh(), home, words)
+    run = Run(_fresh(words), home)
     run.trainer.step()
 
 

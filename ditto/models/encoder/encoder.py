@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from ditto.engine.plan import Plan
 from ditto.engine.program import Program
@@ -30,7 +31,8 @@ from ditto.ring.fixedpoint import decode, encode
 class Encoder:
     """One class of a family: how it names things, how it reads its configuration, what stands on top.
 
-    `skipped`: rows of the table of positions before the first token's (RoBERTa counts from 2).
+    `skipped`: rows of the table of positions before the first token's (RoBERTa counts from 2). `inner`: modules of the
+    head that are the encoder's in a checkpoint, below its prefix (BERT's pooler).
     """
 
     names: Names
@@ -38,6 +40,7 @@ class Encoder:
     prefix: str
     head: Head = Hidden()  # noqa: RUF009 (frozen, without state)
     skipped: int = 0
+    inner: tuple[str, ...] = ()
 
     @property
     def answer(self) -> Answer:
@@ -66,6 +69,19 @@ class Encoder:
         found["embeddings.position.weight"] = found["embeddings.position.weight"][self.skipped :]
         for theirs, module in self.head.names().items():
             found |= {f"{module}.{part}": tensors[f"{theirs}.{part}"] for part in ("weight", "bias")}
+        return found
+
+    def release(self, tensors: Tensors, d: Dimensions) -> Tensors:
+        """What `adopt` took, by the names that transformers give: those of the encoder with the prefix if there is a
+        head. Rows of positions before the first token's are zeros, as transformers begin with them."""
+        modules = self.head.names()
+        prefix = self.prefix if modules else ""
+        found = {f"{prefix}{theirs}": tensors[ours] for ours, theirs, _ in self.names.rows(d, self.skipped)}
+        table = f"{prefix}{self.names.position}.weight"
+        found[table] = F.pad(found[table], (0, 0, self.skipped, 0))
+        for theirs, module in modules.items():
+            name = f"{prefix}{theirs}" if theirs in self.inner else theirs
+            found |= {f"{name}.{part}": tensors[f"{module}.{part}"] for part in ("weight", "bias")}
         return found
 
     def shapes(self, d: Dimensions) -> Shapes:

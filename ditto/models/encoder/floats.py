@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from ditto.ops.positions import buckets
 
 Tensor = torch.Tensor
 EMBEDDINGS = -1  # stands for the embeddings' layer in what is observed
+Drop = Callable[[Tensor], Tensor]
 
 
 def token_types(batch: Batch, d: Dimensions) -> Tensor:
@@ -22,8 +24,16 @@ def token_types(batch: Batch, d: Dimensions) -> Tensor:
     return batch.types.clamp(max=max(d.token_types - 1, 0))
 
 
-def forward(t: Tensors, d: Dimensions, batch: Batch, observe: Observe = silent) -> Tensor:
-    """Token ids, types and mask -> the last hidden state [B, N, H]. Padding is computed, too, but not attended to."""
+def whole(x: Tensor) -> Tensor:
+    """Nothing is dropped."""
+    return x
+
+
+def forward(t: Tensors, d: Dimensions, batch: Batch, observe: Observe = silent, drop: Drop = whole) -> Tensor:
+    """Token ids, types and mask -> the last hidden state [B, N, H]. Padding is computed, too, but not attended to.
+
+    `drop`, in training, changes the embeddings and what each block adds to them.
+    """
 
     def norm(x: Tensor, name: str, layer: int) -> Tensor:
         return tapped_norm(x, t, name, d.epsilon, layer, observe)
@@ -35,12 +45,14 @@ def forward(t: Tensors, d: Dimensions, batch: Batch, observe: Observe = silent) 
     x = F.embedding(batch.ids, t["embeddings.word.weight"]) + t["embeddings.position.weight"][:n]
     if d.token_types:
         x = x + F.embedding(token_types(batch, d), t["embeddings.type.weight"])
-    x = norm(x, "embeddings.norm", EMBEDDINGS)
+    x = drop(norm(x, "embeddings.norm", EMBEDDINGS))
     if d.embedding != d.hidden:
         x = dense(x, "embeddings.projection")
         observe(EMBEDDINGS, "projection", x)
     added = (1.0 - batch.mask[:, None, None, :].float()) * HIDDEN_SCORE
-    bias = t["relative.weight"].t()[:, buckets(n, d.relative_buckets, d.relative_distance)] if d.relative_buckets else 0
+    bias: Tensor | int = 0
+    if d.relative_buckets:
+        bias = t["relative.weight"].t()[:, buckets(n, d.relative_buckets, d.relative_distance).to(x.device)]
     for i in range(d.layers):
         at = f"layer.{i}"
         q, k, v = (dense(x, f"{at}.{p}").view(size, n, d.heads, -1).transpose(1, 2) for p in ("query", "key", "value"))
@@ -55,10 +67,10 @@ def forward(t: Tensors, d: Dimensions, batch: Batch, observe: Observe = silent) 
         observe(i, "context", context)
         y = dense(context, f"{at}.out")
         observe(i, "attention", y)
-        x = norm(x + y, f"{at}.norm1", i)
+        x = norm(x + drop(y), f"{at}.norm1", i)
         h = dense(x, f"{at}.ffn1")
         observe(i, "activation", h)
         y = dense(F.gelu(h), f"{at}.ffn2")
         observe(i, "ffn", y)
-        x = norm(x + y, f"{at}.norm2", i)
+        x = norm(x + drop(y), f"{at}.norm2", i)
     return x

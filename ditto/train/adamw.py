@@ -1,0 +1,85 @@
+"""The weights that a trainer changes: AdamW, clipped gradients, the learning rate's course, what to resume from."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+
+from ditto.errors import UsageError
+from ditto.train.run import Position
+
+Tensor = torch.Tensor
+Course = Literal["linear", "cosine", "constant"]
+CLIP = 1.0  # the largest norm of all gradients together
+
+
+class AdamW:
+    """fp32 tensors by name on a device, and their moments. Weight decay is on matrices alone."""
+
+    def __init__(
+        self, tensors: dict[str, Tensor], device: torch.device, betas: tuple[float, float], decay: float
+    ) -> None:
+        self.device = device
+        self.tensors = {name: t.to(device, torch.float32).clone() for name, t in tensors.items()}
+        for tensor in self.tensors.values():
+            tensor.requires_grad_(True)
+        matrices = [t for t in self.tensors.values() if t.dim() == 2]
+        vectors = [t for t in self.tensors.values() if t.dim() != 2]
+        groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
+        self._optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
+
+    def update(self, loss: Tensor, lr: float, at: Position) -> float:
+        """Step `at.step` down the gradient of a loss of these tensors: what it was; `at` counts it.
+
+        Raises UsageError for one that is no number; then nothing has changed.
+        """
+        self._optimizer.zero_grad()
+        if not torch.isfinite(loss):
+            raise UsageError(f"training diverged at step {at.step:,}: a lower --lr may help")
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.tensors.values(), CLIP)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._optimizer.step()
+        return at.passed(float(loss.detach()))
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights and moments by name."""
+        found = {f"weight/{name}": t.detach() for name, t in self.tensors.items()}
+        for name, tensor in self.tensors.items():
+            moments = self._optimizer.state.get(tensor, {})
+            found |= {f"{part}/{name}": moments[part] for part in ("exp_avg", "exp_avg_sq") if part in moments}
+        return found
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, tensor in self.tensors.items():
+                tensor.copy_(tensors[name])
+
+    def restore(self, state: dict[str, Tensor], step: int) -> None:
+        """What `state` gave after so many steps. Raises KeyError, ValueError for what is not these tensors' state."""
+        kinds = ("weight", "exp_avg", "exp_avg_sq") if step else ("weight",)
+        for name, tensor in self.tensors.items():
+            for kind in kinds:
+                if state[f"{kind}/{name}"].shape != tensor.shape:
+                    raise ValueError(f"{kind}/{name} has another shape")
+        self.load({name: state[f"weight/{name}"] for name in self.tensors})
+        if step:
+            for name, tensor in self.tensors.items():
+                # copies: the optimizer writes into them
+                self._optimizer.state[tensor] = {"step": torch.tensor(float(step), device=self.device)} | {
+                    part: state[f"{part}/{name}"].to(self.device, copy=True) for part in ("exp_avg", "exp_avg_sq")
+                }
+
+
+def learning_rate(step: int, steps: int, most: float, warm: int, course: Course, final: float = 0.0) -> float:
+    """Linear warm-up to `most` over `warm` steps (one at least), then straight, by a cosine or not at all down to the
+    part `final` of it."""
+    warm = max(1, warm)
+    if step < warm:
+        return most * (step + 1) / warm
+    done = (step - warm) / max(1, steps - warm)
+    left = {"linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done)), "constant": 1.0}[course]
+    return most * (final + (1 - final) * left)
