@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 import ditto
-from ditto.cli import audit, bench, certs, cluster, demo, finetune, generate, infer, keys, model, plan
+from ditto.cli import audit, bench, certs, cluster, demo, distill, finetune, generate, infer, keys, model, plan
 from ditto.cli.common import ErrorGroup, exit_codes_help
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.add_typer(model.app, name="model")
 app.command("infer")(infer.infer)
 app.command("generate")(generate.generate)
 app.command("finetune")(finetune.finetune)
+app.command("distill")(distill.distill)
 app.command("demo")(demo.demo)
 app.command("plan")(plan.plan)
 app.command("audit")(audit.audit)

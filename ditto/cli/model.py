@@ -17,7 +17,7 @@ from ditto.names import check_name
 from ditto.net.emulation import network as profile
 
 if TYPE_CHECKING:
-    from ditto.models import Description
+    from ditto.models import Checkpoint, Description
 
 app = typer.Typer(help="Models: import, share, grant, remove, list.", no_args_is_help=True)
 
@@ -39,10 +39,17 @@ def _row(description: "Description") -> dict[str, Any]:
 def import_(
     dir: Annotated[Path, typer.Argument(help="A checkpoint: config.json, safetensors, tokenizer files.")],
     calibrate: Annotated[
-        Path, typer.Option(help="A text file, one sentence (or pair, with a tab) a line, typical of later use.")
-    ],
+        Path | None,
+        typer.Option(
+            help="A text file, one sentence (or pair, with a tab) a line, typical of later use. "
+            "Not needed for what `ditto distill` made."
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="The model's name; default: the directory's.")] = None,
-    preset: Annotated[str, typer.Option(help="Which operation and type each layer uses.")] = "ditto",
+    preset: Annotated[
+        str | None,
+        typer.Option(help="Which operation and type each layer uses.  [default: ditto, or what it was distilled for]"),
+    ] = None,
     embeddings: Annotated[
         Embeddings, typer.Option(help="Is the word-embedding table a secret, or looked up by the client?")
     ] = Embeddings.secret,
@@ -59,28 +66,28 @@ def import_(
     check_objective(objective)
     emulated = profile(network) if network else None
     known = check_name(name or dir.resolve().name)
-    if not calibrate.is_file():
+    if calibrate is not None and not calibrate.is_file():
         raise UsageError(f"{calibrate}: no such calibration file")
-    from ditto.models import Answer, import_model, load_checkpoint
+    from ditto.models import import_calibrated, import_model, load_checkpoint
+    from ditto.models.calibrated import is_calibrated
     from ditto.presets import preset_of
 
-    chosen, checkpoint = preset_of(preset), load_checkpoint(dir)
-    lines = read_file(calibrate)
-    if checkpoint.architecture.answer is Answer.text:  # where a tab is a character like others
-        texts: list[Any] = [line for line in lines.splitlines() if line.strip()]
-    else:
-        texts = read_lines(lines, str(calibrate), skip_blank=True)
-    if not texts:
-        raise UsageError(f"{calibrate}: no sentence in this file")
-    if chosen.distilled and not (chosen.style.quad and checkpoint.dimensions.activation == "quad"):
+    if calibrate is None and not is_calibrated(dir):
+        raise UsageError(f"{dir} brings no calibrated ranges: name texts with --calibrate FILE")
+    chosen, checkpoint = preset_of(preset or "ditto"), load_checkpoint(dir)
+    texts = _texts(calibrate, checkpoint) if calibrate else []
+    if calibrate and chosen.distilled and not (chosen.style.quad and checkpoint.dimensions.activation == "quad"):
         note(f"preset {preset} replaces functions: its answers mean something only for a model trained with them")
     if not json:
-        note(f"{dir}: {checkpoint.class_name}; calibrating on {len(texts)} texts")
+        note(f"{dir}: {checkpoint.class_name}; " + (f"calibrating on {len(texts)} texts" if texts else "as distilled"))
     say: Callable[[str], None] = (lambda text: None) if json else note
     choose = None
     if emulated:
         choose = chooser(emulated, objective, tolerance, machine_at(machine, False, say), seq, say)
-    description, weights = import_model(checkpoint, known, texts, preset, embeddings.value, choose)
+    if calibrate is None:
+        description, weights = import_calibrated(checkpoint, known, preset, embeddings.value, choose)
+    else:
+        description, weights = import_model(checkpoint, known, texts, chosen.name, embeddings.value, choose)
     model = store.save(description, weights, dir)
     summary = _row(description) | {"embeddings": description.embeddings, "dir": str(model.dir)}
     if json:
@@ -88,6 +95,20 @@ def import_(
     else:
         out.print(f"imported {known} ({description.architecture}, preset {description.preset}) into {model.dir}")
         out.print(f"next: ditto cluster up && ditto model share {known}")
+
+
+def _texts(path: Path, checkpoint: "Checkpoint") -> list[Any]:
+    """What to calibrate on. Raises UsageError for a file without a text."""
+    from ditto.models import Answer
+
+    lines = read_file(path)
+    if checkpoint.architecture.answer is Answer.text:  # where a tab is a character like others
+        texts: list[Any] = [line for line in lines.splitlines() if line.strip()]
+    else:
+        texts = read_lines(lines, str(path), skip_blank=True)
+    if not texts:
+        raise UsageError(f"{path}: no sentence in this file")
+    return texts
 
 
 @app.command()

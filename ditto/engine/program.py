@@ -96,6 +96,7 @@ class Program:
     weights: dict[str, Wire] = field(default_factory=dict)
     carried: dict[str, Wire] = field(default_factory=dict)
     kept: dict[str, Wire] = field(default_factory=dict)
+    taps: dict[str, Wire] = field(default_factory=dict)  # what who trains looks at; no part of what is agreed on
     sizes: dict[str, int] = field(default_factory=dict)  # bytes of each wire that a step makes, in its carrier
 
     @property
@@ -196,7 +197,7 @@ class Builder:
     def _kept(self) -> list[list[Any] | dict[str, Any]]:
         """All that only grows."""
         of = self.program
-        wires = of.inputs, of.outputs, of.weights, of.carried, of.kept, of.sizes
+        wires = of.inputs, of.outputs, of.weights, of.carried, of.kept, of.taps, of.sizes
         return [of.layers, of.steps, *wires]
 
     def finish(self) -> Program:
@@ -286,6 +287,10 @@ class Builder:
 
     def output(self, name: str, wire: Wire) -> None:
         self.program.outputs[name] = wire
+
+    def tap(self, name: str, wire: Wire) -> None:
+        """Name a wire for who trains: it stays as it is."""
+        self.program.taps[name] = wire
 
     def carry(self, name: str, ring: int, frac: int, shape: Shape, bound: float) -> Wire:
         """What an earlier stage of the job kept under this name."""

@@ -42,8 +42,8 @@ def scheduled(program: Program, unit: Unit = by_layer) -> Program:
     opened: dict[Hashable, str] = {}
     for _, group in groupby(_needed(program), key=lambda step: (step.layer, unit(step))):  # 1
         steps += _by_depth(list(group), opened, same)
-    outputs, kept = _renamed(program.outputs, same), _renamed(program.kept, same)
-    return replace(program, steps=steps, outputs=outputs, kept=kept)
+    outputs, kept, taps = (_renamed(wires, same) for wires in (program.outputs, program.kept, program.taps))
+    return replace(program, steps=steps, outputs=outputs, kept=kept, taps=taps)
 
 
 def _needed(program: Program) -> list[Step]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated
 
 import numpy as np
@@ -123,6 +124,7 @@ def fit(smooth: Smooth, bound: float, period: float, harmonics: int) -> tuple[fl
     return float(c[0]), tuple(values.tolist()), error
 
 
+@lru_cache(maxsize=1024)
 def choose(smooth: Smooth, bound: float, tolerance: float) -> Fit:
     """The fewest harmonics within tolerance, for the smallest usable period 2^k or the next.
 
@@ -141,6 +143,7 @@ def choose(smooth: Smooth, bound: float, tolerance: float) -> Fit:
     )  # fmt: skip
 
 
+@lru_cache(maxsize=1024)
 def choose_free(smooth: Smooth, bound: float, tolerance: float) -> Fit:
     """The fewest harmonics within tolerance over the best of the periods by RATIOS.
 

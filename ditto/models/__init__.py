@@ -4,7 +4,7 @@ from ditto.engine.plan import Plan
 from ditto.models.architecture import Answer
 from ditto.models.checkpoint import Checkpoint, load_checkpoint
 from ditto.models.description import Description, Dimensions, parse
-from ditto.models.importer import describe, encode_weights, import_model
+from ditto.models.importer import describe, encode_weights, import_calibrated, import_model
 from ditto.models.random import random_batch, random_model
 from ditto.models.registry import (
     ARCHITECTURES,
@@ -29,6 +29,7 @@ __all__ = [
     "encode_inputs",
     "encode_weights",
     "generator_of",
+    "import_calibrated",
     "import_model",
     "load_checkpoint",
     "parse",

@@ -12,8 +12,9 @@ from ditto.engine.plan import Plan
 from ditto.errors import BadCheckpoint, RangeError, UsageError
 from ditto.functions.fit import Fitting
 from ditto.models.architecture import Tensors, Texts
+from ditto.models.calibrated import load_calibrated
 from ditto.models.checkpoint import Checkpoint
-from ditto.models.description import Description, explain
+from ditto.models.description import Description, Ranges, explain
 from ditto.models.registry import architecture_of
 from ditto.models.tokenizer import Text
 from ditto.presets import preset_of
@@ -46,6 +47,28 @@ def import_model(
     return description, encode_weights(description, arranged.tensors)
 
 
+def import_calibrated(
+    checkpoint: Checkpoint,
+    name: str,
+    preset: str | None = None,
+    embeddings: str = "secret",
+    choose: Callable[[Description], tuple[Choices, ...]] | None = None,
+) -> tuple[Description, Tensors]:
+    """The same with the ranges that the checkpoint brings, which are for one preset (`ditto.models.calibrated`).
+
+    Raises UsageError for another preset, BadCheckpoint for ranges that are not these weights'.
+    """
+    found = load_calibrated(checkpoint)
+    if preset not in (None, found.preset):
+        raise UsageError(f"this checkpoint was made for preset {found.preset}; for {preset} name texts to calibrate on")
+    # checked as a whole again: the name is somebody's
+    changed = found.model_dump() | {"name": name, "embeddings": embeddings}
+    description = fitted(Description.model_validate(changed))
+    if choose is not None:
+        description = with_choices(description, choose(description))
+    return description, encode_weights(description, checkpoint.tensors)
+
+
 def describe(
     checkpoint: Checkpoint, name: str, batches: list[Texts], preset: str = "ditto", embeddings: str = "secret"
 ) -> tuple[Description, Checkpoint]:
@@ -65,7 +88,18 @@ def describe(
         ranges, tensors = checkpoint.architecture.calibrate(checkpoint.tensors, checkpoint.dimensions, batches)
     except ValidationError as error:  # infinite, or beyond what a description takes
         raise RangeError(f"calibration: {explain(error)}") from None
-    description = fitted(
+    return described(checkpoint, name, ranges, preset, embeddings), replace(checkpoint, tensors=tensors)
+
+
+def described(
+    checkpoint: Checkpoint,
+    name: str,
+    ranges: Ranges,
+    preset: str,
+    embeddings: str = "secret",
+) -> Description:
+    """The description by ranges that are known."""
+    return fitted(
         Description(
             name=name,
             architecture=checkpoint.class_name,
@@ -75,7 +109,6 @@ def describe(
             ranges=ranges,
         )
     )
-    return description, replace(checkpoint, tensors=tensors)
 
 
 def fitted(draft: Description) -> Description:

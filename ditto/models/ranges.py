@@ -118,14 +118,21 @@ class Seen:
         """The neurons of a block's feed-forward network, narrowest first."""
         return self._neurons[i].argsort()
 
+    def neurons(self, i: int) -> torch.Tensor:
+        """The largest |x| of each neuron before its activation, without a margin."""
+        return self._neurons[i]
+
+    def added(self, i: int) -> float:
+        """What a neuron's bound has beside its margin."""
+        return min(0.5 + FEW_TOKENS / self._tokens[i], MOST_ADDED)
+
     def _groups(self, i: int) -> tuple[Neurons, ...]:
         """Neurons by the class of their bound, in that order; none where one is wider than the widest class.
 
         The bound is GELU_MARGIN times what was seen and a little more, which was measured and not derived: on two real
         models (docs/performance.md) other texts of the calibration's kind leave it in no neuron or in a handful.
         """
-        added = min(0.5 + FEW_TOKENS / self._tokens[i], MOST_ADDED)
-        bounds = (self._neurons[i].sort().values * GELU_MARGIN + added).tolist()
+        bounds = (self._neurons[i].sort().values * GELU_MARGIN + self.added(i)).tolist()
         if bounds[-1] > CLASSES[-1]:
             return ()
         groups: list[Neurons] = []

@@ -115,6 +115,14 @@ class Op:
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         raise NotImplementedError
 
+    def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
+        """For training: the differentiable function that `plain` rounds and reduces, of the same integers as floats.
+
+        Only its derivatives count; its value is replaced by `plain`'s. None for an output that nothing is learnt from,
+        such as a bit.
+        """
+        raise NotImplementedError
+
     def opens(self) -> tuple[Types, ...]:
         """What the operation opens itself, round by round: each under a fresh mask, of this name and type."""
         return ()
@@ -204,6 +212,9 @@ class Op:
 class BitRounds(Op):
     """An operation that opens packed bits in rounds of its own, one tensor each: other operations may share them."""
 
+    def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
+        return (None,)
+
     def rounds(self, party: int, k: Correlations, *x: Any) -> Rounds[tuple[Any, ...]]:
         """`online`, whoever carries what it opens."""
         raise NotImplementedError
@@ -245,6 +256,9 @@ class Rearrangement(Op):
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         return (self.move(*x),)
 
+    def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
+        return (self.move(*x),)
+
     def output_masks(self, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
         known = [mask for mask in masks if mask is not None]
         return (self.move(*known) if len(known) == len(masks) else None,)
@@ -253,6 +267,11 @@ class Rearrangement(Op):
         if all(isinstance(a, Masked) for a in x):
             return (Masked(self.move(*(a.value for a in x)), self.move(*(a.mask for a in x))),)
         return (self.move(*x),)
+
+
+def tangent(x: Tensor, y: Tensor, slope: Tensor) -> Tensor:
+    """y at x, with this slope: what `smooth` says of a function whose derivative is known."""
+    return y + slope * (x - x.detach())
 
 
 REGISTRY: dict[str, type[Op]] = {}

@@ -26,6 +26,9 @@ class Join(Rearrangement):
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         return (torch.cat(x, self.dim),)
 
+    def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
+        return (torch.cat(x, self.dim),)
+
 
 def _triangle(n: int) -> Tensor:
     """Flat positions (row n + column) of the entries with column <= row."""
@@ -41,7 +44,7 @@ class Triangle(Rearrangement):
     n: int
 
     def move(self, *x: Tensor) -> Tensor:
-        return x[0].reshape(*x[0].shape[:-2], self.n * self.n).index_select(-1, _triangle(self.n))
+        return x[0].reshape(*x[0].shape[:-2], self.n * self.n).index_select(-1, _triangle(self.n).to(x[0].device))
 
 
 @register
@@ -56,7 +59,7 @@ class Untriangle(Rearrangement):
         at = x[0].dim() - 1 - len(self.rest)
         lead = x[0].shape[:at]
         full = x[0].new_zeros(*lead, self.n * self.n, *self.rest)
-        full.index_copy_(at, _triangle(self.n), x[0])
+        full.index_copy_(at, _triangle(self.n).to(x[0].device), x[0])
         return full.reshape(*lead, self.n, self.n, *self.rest)
 
 
@@ -70,10 +73,13 @@ class CausalMask(Op):
     value: int
 
     def _added(self, x: Tensor) -> Tensor:
-        return torch.full((self.n, self.n), wrap(self.value, self.bits), dtype=x.dtype).triu(1)
+        return torch.full((self.n, self.n), wrap(self.value, self.bits), dtype=x.dtype, device=x.device).triu(1)
 
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         return (signed(x[0] + self._added(x[0]), self.bits),)
+
+    def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
+        return (x[0] + self._added(x[0]),)
 
     def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
         y = cast(x[0], self.bits)

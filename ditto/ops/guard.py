@@ -36,6 +36,9 @@ class Random(Op):
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         return (torch.ones(self.count, dtype=torch.int64),)
 
+    def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
+        return (None,)
+
     def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
         return (Prg(p.draw()).ring((self.count,), 64),)
 
@@ -85,6 +88,9 @@ class Guard(Op):
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         top = self._top(x[1])
         return (((top > self._zone) & (top < PARTS - 1)).sum(dtype=torch.int64).reshape(1),)
+
+    def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
+        return (None,)
 
     def may_find(self, x: Tensor) -> bool:
         """Can the carry make b = 1 for any of these?"""

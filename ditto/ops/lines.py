@@ -22,6 +22,7 @@ from ditto.ops.base import (
     Types,
     register,
     shared_bits,
+    tangent,
 )
 from ditto.ring import carrier, signed, unsigned
 from ditto.ring.bits import planes, unplane, words
@@ -96,7 +97,7 @@ class InverseLines(Op):
         if starts.numel() < 1 << (self.low + self.n):
             return _columns(starts, self)
         a, b = _all_columns(replace(self, shape=(), bits=0, shift=0))
-        return a[starts], b[starts]
+        return a.to(starts.device)[starts], b.to(starts.device)[starts]
 
     def _window(self, x: Tensor) -> Tensor:
         return window(x, self.bits, self.shift, self.low + self.n)
@@ -106,6 +107,13 @@ class InverseLines(Op):
         c = w & ((1 << self.low) - 1)
         a, b = self._lines(w - c)
         return (signed(a + c * b, self.out).reshape(self.shape),)
+
+    def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
+        w, (y,) = self._window(x[0].detach().to(torch.int64)), self.plain(x[0].detach().to(torch.int64))
+        inside = w >= self.first  # elsewhere it is no number, and a bit keeps it out
+        power = 0.5 if self.root else 1.0
+        slope = -power * 2.0**-self.shift * y / w.clamp(min=self.first).reshape(self.shape)
+        return (tangent(x[0], y.to(x[0].dtype), (slope * inside.reshape(self.shape)).to(x[0].dtype)),)
 
     def dealt(self) -> Types:
         table = Shared((math.prod(self.shape), 1 << self.n), self.out)

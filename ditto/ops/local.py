@@ -29,6 +29,10 @@ class Add(Op):
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         return (signed(self._sum(x), self.bits),)
 
+    def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
+        first, *rest = (a * 2.0**shift for a, shift in zip(x, self.shifts, strict=True))
+        return (sum(rest, first),)
+
     def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
         return (self._sum(x),)
 
@@ -50,6 +54,9 @@ class Affine(Op):
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         return (signed(cast(x[0], 64) * wrap(self.a, 64) + wrap(self.b, 64), self.bits),)
 
+    def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
+        return (x[0] * float(wrap(self.a, 64)) + float(wrap(self.b, 64)),)
+
     def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
         y = cast(x[0], self.bits)
         if self.a != 1:
@@ -68,6 +75,9 @@ class Sum(Op):
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         return (signed(x[0].sum(self.dim, keepdim=True), self.bits),)
 
+    def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
+        return (x[0].sum(self.dim, keepdim=True),)
+
     def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
         y = cast(x[0], self.bits)
         return (y.sum(self.dim, keepdim=True, dtype=y.dtype),)
@@ -82,6 +92,9 @@ class SuffixSum(Op):
 
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         return (signed(x[0].flip(-1).cumsum(-1).flip(-1), self.bits),)
+
+    def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
+        return (x[0].flip(-1).cumsum(-1).flip(-1),)
 
     def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
         y = cast(x[0], self.bits)

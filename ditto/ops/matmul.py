@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from ditto.ops.base import Correlations, Op, Party, Shape, Shared, Tensor, Types, register
 from ditto.ops.product import broadcast
 from ditto.ring import batched_product, carrier, cast, signed
-from ditto.ring.kernels import RingMatrix
+from ditto.ring.kernels import RingMatrix, float_product
 
 
 class RightHand(Protocol):
@@ -47,8 +47,14 @@ class MatmulWeight(Op):
     bits: int
 
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
+        if x[0].device.type != "cpu":
+            y = float_product(signed(x[0], self.bits), signed(x[1], self.bits), self.bits)
+            return (signed(y, self.bits),)
         w = x[1] if isinstance(x[1], RingMatrix) else RingMatrix(cast(x[1], self.bits), self.bits)
         return (signed(w.plain_product(signed(x[0], self.bits)), self.bits),)
+
+    def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
+        return (x[0] @ x[1],)
 
     def dealt(self) -> Types:
         return {"C": Shared((self.rows, self.columns), self.bits)}
@@ -85,6 +91,9 @@ class Matmul(Op):
 
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         return (signed(batched_product(x[0], x[1], self.bits), self.bits),)
+
+    def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
+        return (x[0] @ x[1],)
 
     def dealt(self) -> Types:
         return {"AB": Shared(self.shape, self.bits)}

@@ -21,6 +21,9 @@ class B2A(Op):
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         return (signed(x[0], self.bits),)
 
+    def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
+        return (None,)
+
     def dealt(self) -> Types:
         return {"s": Shared(self.shape, self.bits)}
 
@@ -50,6 +53,9 @@ class Mux(Op):
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         return (signed(x[0] * x[1], self.bits),)
 
+    def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
+        return (x[0].detach() * x[1],)
+
     def dealt(self) -> Types:
         return {"s": Shared(self.bit, self.bits), "sr": Shared(broadcast(self.bit, self.shape), self.bits)}
 
@@ -78,6 +84,9 @@ class Mux2(Op):
 
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         return (signed(x[0] * x[1] * x[2], self.bits),)
+
+    def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
+        return (x[0].detach() * x[1].detach() * x[2],)
 
     def dealt(self) -> Types:
         return {name: Shared(self.shape, self.bits) for name in ("s", "t", "st", "sr", "tr", "str")}

@@ -23,6 +23,9 @@ class Open(Op):
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         return x
 
+    def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
+        return x
+
     def opens(self) -> tuple[Types, ...]:
         return ({f"r{i}": Shared(shape, bits) for i, (shape, bits) in enumerate(self.wires)},)
 

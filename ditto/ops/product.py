@@ -27,6 +27,9 @@ class Square(Op):
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         return (signed(x[0] * x[0], self.bits),)
 
+    def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
+        return (x[0] * x[0],)
+
     def dealt(self) -> Types:
         return {"rr": Shared(self.shape, self.bits)}
 
@@ -53,6 +56,9 @@ class Product(Op):
 
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         return (signed(x[0] * x[1], self.bits),)
+
+    def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
+        return (x[0] * x[1],)
 
     def dealt(self) -> Types:
         return {"ab": Shared(broadcast(*self.shapes), self.bits)}
@@ -83,6 +89,9 @@ class Product3(Op):
 
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         return (signed(signed(x[0] * x[1], self.bits) * x[2], self.bits),)
+
+    def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
+        return (x[0] * x[1] * x[2],)
 
     def dealt(self) -> Types:
         x, y, z = self.shapes

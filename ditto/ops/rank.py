@@ -85,11 +85,15 @@ class Losses(Op):
 
     def _count(self, x: Tensor) -> Tensor:
         first, second = pairs(self.k)
-        y = torch.zeros((*x.shape[:-1], self.k), dtype=x.dtype)
+        y = x.new_zeros((*x.shape[:-1], self.k))
+        first, second = first.to(x.device), second.to(x.device)
         return y.index_add_(-1, first, x).index_add_(-1, second, -x)
 
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
-        return (signed(self._count(x[0]) + torch.arange(self.k), self.bits),)
+        return (signed(self._count(x[0]) + torch.arange(self.k, device=x[0].device), self.bits),)
+
+    def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
+        return (None,)
 
     def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
         y = self._count(cast(x[0], self.bits))
@@ -157,7 +161,10 @@ class AddStarts(Op):
     bits: int
 
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
-        return (signed(x[0] + starts(self.n, self.size), self.bits),)
+        return (signed(x[0] + starts(self.n, self.size).to(x[0].device), self.bits),)
+
+    def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
+        return (None,)
 
     def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
         y = cast(x[0], self.bits)

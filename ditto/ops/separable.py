@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ditto.ops.base import Correlations, Op, Party, Shape, Shared, Tensor, Types, register
+from ditto.ops.base import Correlations, Op, Party, Shape, Shared, Tensor, Types, register, tangent
 from ditto.ring import carrier, signed, unsigned
 from ditto.ring.exact import circle, exponentials
 from ditto.ring.fixedpoint import encode
@@ -101,8 +101,20 @@ class Harmonic(Op):
         a, b = (torch.tensor([term[i] for term in self.terms], dtype=torch.float64) for i in (1, 2))
         return torch.floor((c @ a + s @ b + self.c0) * 2.0 ** (self.fu + self.fv) + 0.5).to(torch.int64)
 
+    @cached_property
+    def _slopes(self) -> Tensor:
+        """g' on Z_2^n, in results' units by steps of x: float64 [2^n]."""
+        c, s = _waves(self.n, self._frequencies)
+        step = [2 * math.pi * k / (1 << self.n) for k in self._frequencies]
+        a, b = (torch.tensor([t[i] * w for t, w in zip(self.terms, step, strict=True)]).double() for i in (1, 2))
+        return (c @ b - s @ a) * 2.0 ** (self.fu + self.fv)
+
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
-        return (signed(self.table[unsigned(x[0], self.n)], self.bits),)
+        return (signed(self.table.to(x[0].device)[unsigned(x[0], self.n)], self.bits),)
+
+    def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
+        at, (y,) = x[0].detach().to(torch.int64), self.plain(x[0].detach().to(torch.int64))
+        return (tangent(x[0], y.to(x[0].dtype), self._slopes.to(at.device, x[0].dtype)[unsigned(at, self.n)]),)
 
     def dealt(self) -> Types:
         return {"v": Shared((math.prod(self.shape), 2 * len(self.terms)), self.bits)}
@@ -168,9 +180,14 @@ class Exponential(Op):
 
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         v = unsigned(x[0], self.n)
-        g = self._window[v >> self.low]
-        y = g * 2.0**self.fv * self._public[v & ((1 << self.low) - 1)].to(torch.float64)
+        g = self._window.to(v.device)[v >> self.low]
+        y = g * 2.0**self.fv * self._public.to(v.device)[v & ((1 << self.low) - 1)].to(torch.float64)
         return (signed(torch.floor(y + 0.5).to(torch.int64), self.bits),)
+
+    def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
+        (y,) = self.plain(x[0].detach().to(torch.int64))
+        y = y.to(x[0].dtype)
+        return (tangent(x[0], y, y * 2.0**-self.frac),)
 
     def dealt(self) -> Types:
         return {"V": Shared((math.prod(self.shape), self.entries), self.bits)}

@@ -88,13 +88,16 @@ class Sketch(BitRounds):
     def ulp(self) -> float:
         return float(self.bits > self.n)
 
+    def _ids(self, x: Tensor) -> Tensor:
+        return unsigned(x >> (self.bits - self.n), self.n)
+
     def _top(self, x: Tensor) -> npt.NDArray[np.int64]:
-        top: npt.NDArray[np.int64] = unsigned(x >> (self.bits - self.n), self.n).numpy()
+        top: npt.NDArray[np.int64] = self._ids(x).numpy()
         return top
 
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         half = (1 << (self.bits - self.n)) >> 1
-        ids = torch.from_numpy(self._top(x[1] + half))
+        ids = self._ids(x[1] + half)
         if self.causal:
             ids = self._squared(ids)
         rows = [((ids >= t) & (ids <= self.counted)).any(-1) for t in range(1, self.asked + 1)]
@@ -197,6 +200,9 @@ class NonZero(Op):
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         return (signed((x[0] != 0).sum(-1), self.bits),)
 
+    def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
+        return (None,)
+
     def dealt(self) -> Types:
         return {"hot": Shared((math.prod(self.shape), OTHERS), self.bits)}
 
@@ -231,3 +237,9 @@ class LessRow(Rearrangement):
 
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         return (signed(self.move(*x), self.bits),)
+
+    def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
+        row = x[1] * 2.0**self.shift
+        if self.causal:
+            row = Triangle(self.causal).move(row.expand(*row.shape[:-1], self.causal))
+        return (x[0] - row,)

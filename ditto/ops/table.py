@@ -40,7 +40,10 @@ class Lookup(Op):
         return ring_table(self.table, self.bits)
 
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
-        return (signed(self._table[unsigned(x[0], self.n)], self.bits),)
+        return (signed(self._table.to(x[0].device)[unsigned(x[0], self.n)], self.bits),)
+
+    def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
+        return (None,)
 
     def dealt(self) -> Types:
         return {"T": Shared((math.prod(self.shape), 1 << self.n), self.bits)}
@@ -83,6 +86,9 @@ class OneHot(Op):
         hot = torch.nn.functional.one_hot(self._index(x[0] + ((1 << self.dropped) >> 1)), 1 << self.n)
         return (signed(hot, self.bits),)
 
+    def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
+        return (None,)
+
     def dealt(self) -> Types:
         return {"hot": Shared((math.prod(self.shape), 1 << self.n), self.bits)}
 
@@ -119,7 +125,10 @@ class Combine(Op):
         return ring_table(self.table, self.bits)
 
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
-        return (signed((x[0] * self._weights.to(torch.int64)).sum(-1), self.bits),)
+        return (signed((x[0] * self._weights.to(x[0].device, torch.int64)).sum(-1), self.bits),)
+
+    def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
+        return (None,)
 
     def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
         weights = self._weights

@@ -23,6 +23,9 @@ class Begin(Op):
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         return self.op.plain(*x)
 
+    def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
+        return self.op.smooth(*x)
+
     @cached_property
     def _masks(self) -> Types:
         """Drawn here, opened later."""
@@ -52,6 +55,9 @@ class Together(Op):
     under_way: tuple[tuple[BitRounds, int], ...]
 
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
+        return x
+
+    def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
         return x
 
     def opens(self) -> tuple[Types, ...]:

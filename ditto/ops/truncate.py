@@ -31,6 +31,9 @@ class TruncateReduce(Op):
         half = (1 << self.t) >> 1
         return (signed(signed(x[0] + half, self.bits) >> self.t, self.out),)
 
+    def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
+        return (x[0] * 2.0**-self.t,)
+
     def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
         y = cast(x[0] >> self.t, self.out)  # what an arithmetic shift brings in lies above the out <= l - t bits kept
         return (y + 1 if p.party == 0 and self.t else y,)

@@ -61,6 +61,9 @@ class Widen(Op):
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         return x
 
+    def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
+        return x
+
     def dealt(self) -> Types:
         return {"r": Shared(self.shape, self.out), "w": Shared(self.shape, self.out - self.bits)}
 
@@ -91,6 +94,9 @@ class WideSquare(Op):
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         y = _exact(x[0], self.bits, self.out)
         return (signed(y * y, self.out),)
+
+    def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
+        return (x[0] * x[0],)
 
     def dealt(self) -> Types:
         whole, rest = Shared(self.shape, self.out), Shared(self.shape, self.out - self.bits)
@@ -129,6 +135,9 @@ class SumOfSquares(Op):
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         y = _exact(x[0], self.bits, self.out)
         return (signed((y * y).sum(-1, keepdim=True), self.out),)
+
+    def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
+        return ((x[0] * x[0]).sum(-1, keepdim=True),)
 
     def dealt(self) -> Types:
         sums = Shared((*self.shape[:-1], 1), self.out)
@@ -175,6 +184,9 @@ class WideProduct(Op):
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
         a, b = (_exact(v, bits, self.out) for v, bits in zip(x, self.bits, strict=True))
         return (signed(a * b, self.out),)
+
+    def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
+        return (x[0] * x[1],)
 
     def dealt(self) -> Types:
         (x, y), both, (n, k), out = self.shapes, broadcast(*self.shapes), self.bits, self.out

@@ -19,13 +19,14 @@ import torch
 
 from ditto.ring.digits import digits_of, half, matrix_of, rows_of_digits, subtract
 from ditto.ring.malloc import apart
-from ditto.ring.ring import carrier, cast
+from ditto.ring.ring import carrier, cast, signed
 
 Tensor = torch.Tensor
 FEW = 4  # rows or columns up to which a product is a matter of reading once, which whole integers serve best
 SPARSE = 100  # elements for each that is not zero, from which a plain product picks rows
 LONG = 4096  # of K at a time in integers: torch does not block for the cache, and a vocabulary took three times as long
 COLUMNS = 1024  # of a result in float64 digits at a time
+LEAST = 8  # bits of a digit beside which a whole number is multiplied
 
 
 def split_digits(x: Tensor, bits: int, base: int) -> list[Tensor]:
@@ -251,11 +252,32 @@ def integer_carrier(bits: int) -> torch.dtype:
     return torch.int16 if bits <= 16 else _accumulator(bits)
 
 
+def float_product(a: Tensor, b: Tensor, bits: int, size: int = 0) -> Tensor:
+    """Exact a b over Z_2^bits of signed integers, by float64 alone: for devices without integer products. int64.
+
+    |a| < 2^(size - 1), the ring if nothing else is said. b goes in digits of so few bits that a sum of products stays
+    below 2^53; where that leaves next to none, a goes in two halves.
+    """
+    size = size or bits
+    base = 53 - size + 2 - (a.shape[-1] - 1).bit_length()
+    if base < LEAST:
+        half = size // 2
+        low = signed(a, half)
+        high = float_product((a - low) >> half, b, bits, size - half + 1)
+        return float_product(low, b, bits, half) + (high << half)
+    left, out = a.double(), torch.zeros((), dtype=torch.int64, device=a.device)
+    for i, digit in enumerate(split_digits(b, bits, base)):
+        out = out + (torch.matmul(left, digit.double()).to(torch.int64) << (base * i))
+    return out
+
+
 def batched_product(a: Tensor, b: Tensor, bits: int) -> Tensor:
     """Exact a b over Z_2^bits for activations, a [..., M, K] by b [..., K, N], in the ring's carrier.
 
     Nothing is prepared ahead; the leading dimensions broadcast.
     """
+    if a.device.type != "cpu":
+        return float_product(signed(a, bits), signed(b, bits), bits).to(carrier(bits))
     digits, k = _digits("float64", bits), a.shape[-1]
     few = a.shape[-2] <= FEW  # then taking b apart takes longer than the product
     if bits <= 32 or few or kernel_of(64) != "float64" or k > digits.longest:

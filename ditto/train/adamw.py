@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -35,15 +36,35 @@ class AdamW:
 
         Raises UsageError for one that is no number; then nothing has changed.
         """
-        self._optimizer.zero_grad()
         if not torch.isfinite(loss):
             raise UsageError(f"training diverged at step {at.step:,}: a lower --lr may help")
+        self.descend(loss, lr)
+        return at.passed(float(loss.detach()))
+
+    def descend(self, loss: Tensor, lr: float) -> None:
+        """The same step whatever the loss is, without waiting for it."""
+        self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.tensors.values(), CLIP)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._optimizer.step()
-        return at.passed(float(loss.detach()))
+
+    def forget(self) -> None:
+        """Begin anew with the weights as they are: without moments."""
+        self._optimizer.state.clear()
+
+    def rearrange(self, how: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+        """Weights, and moments likewise, with their rows or columns in another order."""
+        with torch.no_grad():
+            for name, tensor in how({name: t.detach() for name, t in self.tensors.items()}).items():
+                self.tensors[name].copy_(tensor)
+            for part in ("exp_avg", "exp_avg_sq"):
+                found = {name: self._optimizer.state.get(t, {}).get(part) for name, t in self.tensors.items()}
+                moments = {name: moment for name, moment in found.items() if moment is not None}
+                if moments:
+                    for name, moment in how(moments).items():
+                        moments[name].copy_(moment)
 
     def state(self) -> dict[str, Tensor]:
         """Weights and moments by name."""
@@ -58,20 +79,21 @@ class AdamW:
             for name, tensor in self.tensors.items():
                 tensor.copy_(tensors[name])
 
-    def restore(self, state: dict[str, Tensor], step: int) -> None:
-        """What `state` gave after so many steps. Raises KeyError, ValueError for what is not these tensors' state."""
-        kinds = ("weight", "exp_avg", "exp_avg_sq") if step else ("weight",)
+    def restore(self, state: dict[str, Tensor], step: int, partial: bool = False) -> None:
+        """What `state` gave after so many steps. `partial`: a loss may not have been of all tensors.
+
+        Raises KeyError, ValueError for what is not these tensors' state."""
+        stepped = [name for name in self.tensors if step and (not partial or f"exp_avg/{name}" in state)]
         for name, tensor in self.tensors.items():
-            for kind in kinds:
+            for kind in ("weight", "exp_avg", "exp_avg_sq") if name in stepped else ("weight",):
                 if state[f"{kind}/{name}"].shape != tensor.shape:
                     raise ValueError(f"{kind}/{name} has another shape")
         self.load({name: state[f"weight/{name}"] for name in self.tensors})
-        if step:
-            for name, tensor in self.tensors.items():
-                # copies: the optimizer writes into them
-                self._optimizer.state[tensor] = {"step": torch.tensor(float(step), device=self.device)} | {
-                    part: state[f"{part}/{name}"].to(self.device, copy=True) for part in ("exp_avg", "exp_avg_sq")
-                }
+        for name in stepped:
+            # copies: the optimizer writes into them
+            self._optimizer.state[self.tensors[name]] = {"step": torch.tensor(float(step), device=self.device)} | {
+                part: state[f"{part}/{name}"].to(self.device, copy=True) for part in ("exp_avg", "exp_avg_sq")
+            }
 
 
 def learning_rate(step: int, steps: int, most: float, warm: int, course: Course, final: float = 0.0) -> float:

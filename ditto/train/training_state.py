@@ -22,6 +22,9 @@ WORDS = {  # what a user set, by what is compared
     "validate_every": "--validations", "bf16": "--bf16", "train": "the text of --train", "valid": "the text of --valid",
     "model": "the model's sizes", "weights": "the weights at the start", "dropout": "--dropout",
     "schedule": "--schedule", "task": "--task, --labels, --metric or --pooling", "class": "the model's class",
+    "preset": "--preset", "rates": "--ranges-lr, --stage1-lr or --stage2-lr", "longest": "--length",
+    "budget_mb": "--budget-mb", "max_range": "--max-range", "strength": "--strength", "check_every": "--check-every",
+    "calibrated": "--calibrated",
 }  # fmt: skip
 _NAME = re.compile(r"state-[0-9]{1,18}\.safetensors")
 MODEL, BEST = "model.safetensors", "best.safetensors"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from ditto.errors import UsageError
 from ditto.functions.fit import Fits
 from ditto.models.architecture import Answer, Config, Shapes, Tensors, Texts
 from ditto.models.description import Description, Dimensions, Ranges, round_up
-from ditto.models.encoder.floats import EMBEDDINGS, forward, token_types
+from ditto.models.encoder.floats import EMBEDDINGS, EXACT, Functions, forward, token_types
 from ditto.models.encoder.heads import SPAN, EveryToken, Head, Hidden
 from ditto.models.encoder.names import Names
 from ditto.models.encoder.program import compile_encoder
@@ -84,6 +84,13 @@ class Encoder:
             found |= {f"{name}.{part}": tensors[f"{module}.{part}"] for part in ("weight", "bias")}
         return found
 
+    def published(self, tensors: Tensors, d: Dimensions) -> Tensors:
+        """The way back from `adopt`, but for rows of positions before the first token's."""
+        found = {theirs: tensors[ours] for ours, theirs, _ in self.names.rows(d, self.skipped)}
+        for theirs, module in self.head.names().items():
+            found |= {f"{theirs}.{part}": tensors[f"{module}.{part}"] for part in ("weight", "bias")}
+        return found
+
     def shapes(self, d: Dimensions) -> Shapes:
         return {ours: shape for ours, _, shape in self.names.rows(d)} | self.head.shapes(d)
 
@@ -93,22 +100,30 @@ class Encoder:
         return [tokenizer.encode([text], d.positions) for text in texts]
 
     def calibrate(self, t: Tensors, d: Dimensions, batches: list[Texts]) -> tuple[Ranges, Tensors]:
+        seen = self.seen(t, d, batches)
+        return self.ranges(t, d, seen), arranged(t, [seen.order(i) for i in range(d.layers)])
+
+    def seen(self, t: Tensors, d: Dimensions, batches: Sequence[Texts], functions: Functions = EXACT) -> Seen:
+        """What a plaintext forward with these functions shows of itself over token batches."""
         seen = Seen()
         with torch.inference_mode():
             for batch in batches:
                 assert isinstance(batch, Batch)
-                self.head.floats(t, forward(t, d, batch, seen), seen)
+                self.head.floats(t, forward(t, d, batch, seen, functions=functions), seen)
+        return seen
+
+    def ranges(self, t: Tensors, d: Dimensions, seen: Seen) -> Ranges:
+        """Of what was seen; neurons are in the order of their own ranges (`Seen.order`)."""
         tables = [t[f"embeddings.{part}.weight"] for part in ("word", "position")]
         if d.token_types:
             tables.append(t["embeddings.type.weight"])
-        ranges = Ranges(
+        return Ranges(
             embeddings=round_up(sum(largest(table) for table in tables)),
             embedding_norm=seen.norm(EMBEDDINGS, "norm"),
             embedding_projection=seen.bound(EMBEDDINGS, "projection") if d.embedding != d.hidden else None,
             layers=tuple(seen.layer(i, "norm1", "norm2") for i in range(d.layers)),
             **self.head.ranges(seen),
         )
-        return ranges, arranged(t, [seen.order(i) for i in range(d.layers)])
 
     def compile(self, description: Description, plan: Plan, stage: int = 0, fits: Fits | None = None) -> Program:
         if stage:

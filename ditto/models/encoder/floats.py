@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from ditto.functions.softmax_published import SHIFT
 from ditto.models.architecture import Tensors
 from ditto.models.description import Dimensions
 from ditto.models.ranges import HIDDEN_SCORE, Observe, silent, tapped_norm
@@ -17,6 +19,27 @@ from ditto.ops.positions import buckets
 Tensor = torch.Tensor
 EMBEDDINGS = -1  # stands for the embeddings' layer in what is observed
 Drop = Callable[[Tensor], Tensor]
+
+
+def probabilities(scores: Tensor) -> Tensor:
+    """Softmax by row."""
+    return scores.softmax(-1)
+
+
+def quad_probabilities(scores: Tensor) -> Tensor:
+    """2Quad in its place: (x + 5)^2 / sum, 0 for what is not attended to. (MPCFormer, section 3.1.)"""
+    squares = (scores + SHIFT).square() * (scores > HIDDEN_SCORE / 2)
+    return squares / squares.sum(-1, keepdim=True)
+
+
+class Functions(NamedTuple):
+    """What a block computes: its activation, and attention probabilities of scores (HIDDEN_SCORE: not attended to)."""
+
+    activation: Callable[[Tensor], Tensor] = F.gelu
+    probabilities: Callable[[Tensor], Tensor] = probabilities
+
+
+EXACT = Functions()
 
 
 def token_types(batch: Batch, d: Dimensions) -> Tensor:
@@ -29,7 +52,14 @@ def whole(x: Tensor) -> Tensor:
     return x
 
 
-def forward(t: Tensors, d: Dimensions, batch: Batch, observe: Observe = silent, drop: Drop = whole) -> Tensor:
+def forward(
+    t: Tensors,
+    d: Dimensions,
+    batch: Batch,
+    observe: Observe = silent,
+    functions: Functions = EXACT,
+    drop: Drop = whole,
+) -> Tensor:
     """Token ids, types and mask -> the last hidden state [B, N, H]. Padding is computed, too, but not attended to.
 
     `drop`, in training, changes the embeddings and what each block adds to them.
@@ -63,14 +93,14 @@ def forward(t: Tensors, d: Dimensions, batch: Batch, observe: Observe = silent, 
         observe(i, "scores", scores)
         scores = scores + added
         observe(i, "masked scores", scores)
-        context = (scores.softmax(-1) @ v).transpose(1, 2).reshape(size, n, -1)
+        context = (functions.probabilities(scores) @ v).transpose(1, 2).reshape(size, n, -1)
         observe(i, "context", context)
         y = dense(context, f"{at}.out")
         observe(i, "attention", y)
         x = norm(x + drop(y), f"{at}.norm1", i)
         h = dense(x, f"{at}.ffn1")
         observe(i, "activation", h)
-        y = dense(F.gelu(h), f"{at}.ffn2")
+        y = dense(functions.activation(h), f"{at}.ffn2")
         observe(i, "ffn", y)
         x = norm(x + drop(y), f"{at}.norm2", i)
     return x

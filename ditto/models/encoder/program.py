@@ -41,6 +41,7 @@ def compile_encoder(head: Head, description: Description, plan: Plan, fits: Fits
     for i in range(d.layers):
         b.layer(f"layer {i}")
         x = _block(b, x, masks[i], biases[i], description, i, style, plan, fits, head.whole)
+        b.tap(f"hidden {i}", x.out)
         check_count(len(b.program.layers) * d.layers // (i + 2))  # before the other layers are compiled
     head.compile(b, x.out, style, d, ranges, fits, plan.batch)
     return scheduled(b.finish())
@@ -146,6 +147,7 @@ def _block(
     d, ranges, name = description.dimensions, description.ranges.layers[i], f"layer.{i}"
     style = style.chosen(description.choices_of(i))
     context = _attention(b, x, mask, bias, description, i, style, plan)
+    b.tap(f"context {i}", context)
     zones, wide = activation_of(style, description, i, fits)
     after = description.ranges.layers[i + 1].norm1 if i + 1 < d.layers else None
 

@@ -68,7 +68,7 @@ def encoder_weights(description: Description, t: Tensors, first: str) -> Tensors
         by_q, by_k = style.scales(scores_of(description.ranges.layers[i]), d.hidden // d.heads)
         qkv = torch.cat([q[0] * by_q, k[0] * by_k, v[0]], 1), torch.cat([q[1] * by_q, k[1] * by_k, v[1]])
         after(before, f"{at}.qkv", *qkv)
-        scale = neuron_scales(style, description, i)
+        scale = neuron_scales(style, description, i).to(t[f"{at}.ffn1.weight"].device)
         linear(f"{at}.out", into_norm(t[f"{at}.out.weight"].t()), into_norm(t[f"{at}.out.bias"]))
         after(f"{at}.norm1", f"{at}.ffn1", t[f"{at}.ffn1.weight"].t() * scale, t[f"{at}.ffn1.bias"] * scale)
         ffn2 = into_norm(t[f"{at}.ffn2.weight"].t()) / scale[:, None]

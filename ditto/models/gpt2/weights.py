@@ -63,18 +63,18 @@ def gpt2_weights(description: Description, t: Tensors) -> Tensors:
         for part, x in (("weight", w), ("bias", bias)):
             real[f"{name}.{part}"] = centre(x) if style.centred else x
 
-    shrink = torch.ones(3 * d.hidden)
+    shrink = torch.ones(3 * d.hidden, device=t["wte.weight"].device)
     shrink[: d.hidden] = 1 / math.sqrt(d.hidden // d.heads)
     for i in range(d.layers):
         at, to = f"h.{i}", f"layer.{i}"
         qkv, bias = t[f"{at}.attn.c_attn.weight"] * shrink, t[f"{at}.attn.c_attn.bias"] * shrink
         after_norm(f"{to}.qkv", f"{to}.norm1", f"{at}.ln_1", qkv, bias)
         into_stream(f"{to}.out", t[f"{at}.attn.c_proj.weight"], t[f"{at}.attn.c_proj.bias"])
-        wider = neuron_scales(style, description, i)
+        wider = neuron_scales(style, description, i).to(shrink.device)
         fc, bias = t[f"{at}.mlp.c_fc.weight"] * wider, t[f"{at}.mlp.c_fc.bias"] * wider
         after_norm(f"{to}.ffn1", f"{to}.norm2", f"{at}.ln_2", fc, bias)
         into_stream(f"{to}.ffn2", t[f"{at}.mlp.c_proj.weight"] / wider[:, None], t[f"{at}.mlp.c_proj.bias"])
-    after_norm("head", "final", "ln_f", t["wte.weight"].t(), torch.zeros(d.vocabulary))
+    after_norm("head", "final", "ln_f", t["wte.weight"].t(), torch.zeros(d.vocabulary, device=shrink.device))
     if style.centred:
         real["embeddings"] = centre(real["embeddings"])
     return real
