@@ -13,9 +13,11 @@ from safetensors.torch import save_file
 from ditto import files
 from ditto.errors import UsageError
 from ditto.models.checkpoint import Checkpoint
+from ditto.models.compact import compacted
 from ditto.models.description import Dimensions
 from ditto.models.encoder import Encoder
 from ditto.models.gpt2.gpt2 import QUAD, TANH
+from ditto.models.tensors import SINGLE, read_tensors
 
 TOKENIZER = (
     "vocab.json", "merges.txt", "vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
@@ -86,6 +88,16 @@ def gpt2_config(d: Dimensions, end: int | None) -> dict[str, Any]:
         "bos_token_id": end,
         "eos_token_id": end,
     }
+
+
+def save_compact(source: Path, target: Path) -> None:
+    """The checkpoint of directory `source`, its matrices in int8 (`ditto.models.compact`), in directory `target`, with
+    its configuration and its tokenizer's files as they are. Raises BadCheckpoint."""
+    tensors = compacted(read_tensors(source))
+    files.make_directory(target)
+    _copy_tokenizer(source, target)
+    files.write(target / "config.json", (source / "config.json").read_bytes())
+    write_tensors(target / SINGLE, tensors)
 
 
 def write_json(path: Path, document: Any) -> None:

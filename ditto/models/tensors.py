@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from ditto import files
 from ditto.errors import BadCheckpoint
+from ditto.models import compact
 
 Tensor = torch.Tensor
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -24,12 +25,13 @@ LEGACY = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bi
 
 
 def read_tensors(directory: Path) -> dict[str, Tensor]:
-    """All real tensors of a checkpoint by their names, fp32: from fp16 and bf16 exactly, from fp64 rounded.
+    """All real tensors of a checkpoint by their names, fp32: from fp16 and bf16 exactly, from fp64 rounded, from int8
+    with scales (`ditto.models.compact`) as their product.
 
-    Integers and booleans (`position_ids`, causal masks) are buffers that follow from the configuration; they are left
-    out. safetensors checks the sizes that a header declares against each other and the file before a tensor is read,
-    so that memory is bounded by the files' sizes. Raises BadCheckpoint naming the file, shard or tensor; for a pickled
-    checkpoint, with the command that converts it.
+    Other integers and booleans (`position_ids`, causal masks) are buffers that follow from the configuration; they are
+    left out. safetensors checks the sizes that a header declares against each other and the file before a tensor is
+    read, so that memory is bounded by four times the files' sizes. Raises BadCheckpoint naming the file, shard or
+    tensor; for a pickled checkpoint, with the command that converts it.
     """
     if (directory / SINGLE).exists():
         shards: dict[str, list[str] | None] = {SINGLE: None}
@@ -83,11 +85,17 @@ def _read(path: Path, names: list[str] | None) -> Iterable[tuple[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             present = set(file.keys())
+            compacted = compact.matrices(file, present)
             for name in sorted(present) if names is None else names:
                 if name not in present:
                     raise BadCheckpoint(f"{path}: tensor {name} is missing, which {INDEX} has in it")
                 dtype = file.get_slice(name).get_dtype()
-                if dtype in BUFFERS:
+                if name in compacted:
+                    yield name, compact.read(file, name)
+                    continue
+                if dtype in BUFFERS and name.endswith(".weight"):
+                    raise BadCheckpoint(f"{path}: tensor {name} is {dtype} without {name + compact.SCALE}")
+                if dtype in BUFFERS or name.removesuffix(compact.SCALE) in compacted:
                     continue
                 if dtype not in REAL:
                     raise BadCheckpoint(f"{path}: tensor {name} is {dtype}: only {', '.join(REAL)} are read")
