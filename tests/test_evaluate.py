@@ -32,7 +32,7 @@ from ditto.models import architecture_of, load_checkpoint
 from ditto.models.architecture import Answer
 from ditto.models.export import save_gpt2
 from ditto.train.data import TASKS, Example
-from ditto.train.finetune import new_dimensions, new_weights
+from ditto.train.language import new_dimensions, new_weights
 from ditto.train.perplexity import perplexity
 from ditto.train.text import BytePairs
 

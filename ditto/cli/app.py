@@ -8,7 +8,19 @@ import typer
 
 import ditto
 from ditto.cli import (
-    audit, bench, certs, cluster, demo, distill, evaluate, finetune, generate, infer, keys, model, plan,
+    audit,
+    bench,
+    certs,
+    cluster,
+    demo,
+    distill,
+    evaluate,
+    finetune,
+    generate,
+    infer,
+    keys,
+    model,
+    plan,
 )  # fmt: skip
 from ditto.cli.common import ErrorGroup, exit_codes_help
 
