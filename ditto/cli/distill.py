@@ -220,12 +220,12 @@ def _document(run: "Run[Distiller]", out_dir: Path, best: float | None) -> dict[
         "finished": run.finished,
         "loss": trainer.at.loss,
         "valid": best,
-        "seq": settings.seq,
+        "seq": trainer.seq,
         "dealer_mb": last and last.mb,
         "widest": last and last.widest,
         "budget_mb": settings.budget_mb,
         "max_range": settings.max_range,
-        "kept": last and trainer.kept(last),
+        "kept": trainer.kept(last) if last and settings.penalized else None,
         "steps_per_second": (trainer.at.step - run.began) / run.seconds if run.seconds else None,
     }
 

@@ -48,7 +48,8 @@ MB = 1e6
 class Settings:
     """What decides the student, besides teacher and texts. Steps and learning rates are by stage, as STAGES has them.
 
-    `budget_mb`: bytes from the dealer for one text of `seq` tokens; `max_range`: of |x| before activations.
+    `budget_mb`: bytes from the dealer for one text of `seq` tokens, or of as many as the model takes; `max_range`: of
+    |x| before activations.
     `strength`: of the penalty at the beginning. `longest`: tokens of a text that is trained on.
     """
 
@@ -123,7 +124,8 @@ class Distiller:
         self.train = Widths(tokenizer, train, longest, settings.batch, settings.seed, device)
         self.valid = Widths(tokenizer, valid, self._d.positions, settings.batch, 0, device) if valid else None
         self._calibration = self.train.sample(settings.calibrated)
-        self._pricing = Pricing(settings.seq)
+        self.seq = min(settings.seq, self._d.positions)
+        self._pricing = Pricing(self.seq)
         self.identity: dict[str, Any] = asdict(settings) | {"model": self._d.model_dump(mode="json")}
         self.identity |= {"weights": weights_digest(teacher.tensors)[:16]}
         self.identity |= {"train": _texts(train), "valid": _texts(valid)}
@@ -234,7 +236,7 @@ class Distiller:
         return found
 
     def _note(self, description: Description) -> Check:
-        mb = dealt(description, self.settings.seq) / MB
+        mb = dealt(description, self.seq) / MB
         self.checks.append(Check(self.at.step, mb, widest_seen(description), self.strength))
         return self.checks[-1]
 
