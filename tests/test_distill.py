@@ -52,6 +52,7 @@ def sentences(count: int, seed: int, most: int = 14) -> list[str]:
 
 
 TRAIN, VALID = sentences(64, 0), sentences(8, 1)
+PAIRS = list(enumerate(zip(sentences(10, 2, most=6), sentences(10, 3, most=6), strict=True)))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -212,6 +213,22 @@ def test_losses_are_zero_for_the_teacher_and_padding_does_not_count(teacher: Che
     assert of.layers_loss(shifted, same, batch) == 0
     moved = Shown(other.output + torch.tensor([1.0, 0.0]), [x + 1 for x in other.hidden], [*other.contexts])
     assert of.layers_loss(moved, same, batch) > 0 and of.output_loss(moved, same, batch) > 0
+
+
+def test_embeddings_and_scores_are_distilled_by_mean_squares(directory: Path, tmp_path: Path) -> None:
+    """A pair's texts by the cosine of their means, as the command measures them; a head of one output by its value."""
+    (tmp_path / "pairs.csv").write_text("text,text2,label\n" + "".join(f"{a},{b},{i}\n" for i, (a, b) in PAIRS))
+    for name, labels in (("BertModel", None), ("BertForSequenceClassification", {"0": "score"})):
+        of = shutil.copytree(directory, tmp_path / name)
+        (of / "config.json").write_text(json.dumps(CONFIG | {"architectures": [name], "id2label": labels}))
+        if labels:
+            tensors = load_file(of / "model.safetensors")
+            kept = {n: t[:1].clone() if n.startswith("classifier") else t for n, t in tensors.items()}
+            save_file(kept, of / "model.safetensors")
+        command = ("distill", "--teacher", of, "--task", tmp_path / "pairs.csv", "--out", tmp_path / f"{name}-out")
+        document = json.loads(ditto(*command, "--batch", 4, "--validations", 1, "--calibrated", 8, "--json"))
+        assert document["finished"] and -1 <= document["valid"] <= 1
+        assert load_calibrated(load_checkpoint(tmp_path / f"{name}-out")).architecture == name
 
 
 def test_presets_with_other_functions_are_distilled_with_them() -> None:
