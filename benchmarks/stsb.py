@@ -32,9 +32,14 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def measure(
-    data: Path, pairs: int, preset: str = "ditto", checkpoint: Path | None = None, calibrate: Path | None = None
+    client: Client,
+    data: Path,
+    pairs: int,
+    preset: str = "ditto",
+    checkpoint: Path | None = None,
+    calibrate: Path | None = None,
 ) -> dict[str, Any]:
-    """Run the first `pairs` pairs on an embedded cluster; return Spearman, cosines and costs."""
+    """Run the first `pairs` pairs on the client's cluster; return Spearman, cosines and costs."""
     with (data / "stsb" / "dev.csv").open(newline="") as file:
         rows = list(csv.reader(file))[:pairs]
     texts = [row[0] for row in rows] + [row[1] for row in rows]
@@ -49,12 +54,12 @@ def measure(
     ]
     run = Run()
     began = time.perf_counter()
-    with embedded() as cluster, Client(cluster.client_config()) as client:
-        client.share_model(description, weights)
-        with watching(False) as watcher:
-            for at, batch in enumerate(batches):
-                watcher.job(f"job {at + 1} of {len(batches)}")
-                run_batch(client, description, batch, watcher, run)
+    client.share_model(description, weights)
+    with watching(False) as watcher:
+        for at, batch in enumerate(batches):
+            watcher.job(f"job {at + 1} of {len(batches)}")
+            run_batch(client, description, batch, watcher, run)
+    seconds = time.perf_counter() - began
     for batch in batches:
         run.reference += loaded.reference(batch)
     mpc, fp32 = (np.array(v)[np.argsort(order)] for v in (run.results, run.reference))
@@ -67,7 +72,7 @@ def measure(
         "cosine": {"mean": float(close.mean()), "min": float(close.min())},
         "online": run.report["online"],
         "offline": run.report["offline"],
-        "wall_seconds": time.perf_counter() - began,
+        "wall_seconds": seconds,
     }
 
 
@@ -79,7 +84,8 @@ def main(
     calibrate: Annotated[Path | None, typer.Option(help="Sentences for its calibration, one a line.")] = None,
 ) -> None:
     """Print what `measure` finds, as JSON."""
-    typer.echo(json.dumps(measure(data, pairs, preset, checkpoint, calibrate), indent=1))
+    with embedded() as cluster, Client(cluster.client_config()) as client:
+        typer.echo(json.dumps(measure(client, data, pairs, preset, checkpoint, calibrate), indent=1))
 
 
 if __name__ == "__main__":

@@ -16,8 +16,6 @@ def main() -> None:
 
     def one(data: Any) -> None:
         engine.one(bytes(data))
-        if engine.done % 200 == 0 or engine.done >= engine.inputs:
-            engine.say()
 
     flags = [
         f"-runs={engine.inputs}", f"-seed={engine.seed}", "-max_len=256", "-rss_limit_mb=4096", "-timeout=20",
