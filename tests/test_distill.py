@@ -244,6 +244,29 @@ def test_another_budget_is_another_run(teacher: Checkpoint, student: Path) -> No
         Run(distiller(teacher, budget_mb=1.0), student)
 
 
+def test_from_a_file_to_an_imported_model(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line: stopped by its time, going on, and what it says."""
+    monkeypatch.setenv("DITTO_HOME", str(tmp_path / "home"))
+    rows = "".join(f"{text}\t{i % 2}\n" for i, text in enumerate(TRAIN))
+    (tmp_path / "texts.tsv").write_text("text\tlabel\n" + rows)
+    command = (
+        "distill", "--teacher", directory, "--task", tmp_path / "texts.tsv", "--out", tmp_path / "out", "--batch", 8,
+        "--preset", "ditto-icml24", "--stage1-epochs", 0.5, "--stage2-epochs", 0.25, "--json",
+    )  # fmt: skip
+    stopped = json.loads(ditto(*command, "--minutes", 0))
+    assert (stopped["step"], stopped["finished"]) == (0, False)
+    done = json.loads(ditto(*command))
+    assert done["finished"] and done["step"] == done["steps"] == 4 + 2 and 0 <= done["valid"] <= 1
+    assert done["kept"] is None and done["dealer_mb"] > 0
+    description, _ = import_calibrated(load_checkpoint(tmp_path / "out"), "x")
+    assert description.preset == "ditto-icml24"
+    ditto(*command, "--seed", 1, code=2)
+    ditto(*command, "--ranges-epochs", 1, code=2)
+    ditto("distill", "--teacher", directory, "--task", "sst2", "--out", tmp_path / "other", code=2)
+    ditto("distill", "--teacher", directory, "--task", "nosuch", "--out", tmp_path / "other", code=2)
+    assert not (tmp_path / "other").exists()
+
+
 # Importing -----------------------------------------------------------------------------------------
 
 

@@ -146,9 +146,6 @@ class _Reports(Reports["Distiller"]):
         text = f"{trainer.stage_name}: loss {trainer.at.loss or 0.0:.4f}"
         return f"{text}; {_cost(trainer.checks[-1])}" if trainer.checks else text
 
-    def validation(self, found: float) -> str:
-        return f"validation {found:.4f}"
-
 
 def _cost(check: "Check") -> str:
     return f"{check.mb:.1f} MB from the dealer, |x| to {check.widest:.1f}"
@@ -223,12 +220,12 @@ def _document(run: "Run[Distiller]", out_dir: Path, best: float | None) -> dict[
         "finished": run.finished,
         "loss": trainer.at.loss,
         "valid": best,
-        "seq": settings.seq,
+        "seq": trainer.seq,
         "dealer_mb": last and last.mb,
         "widest": last and last.widest,
         "budget_mb": settings.budget_mb,
         "max_range": settings.max_range,
-        "kept": last and trainer.kept(last),
+        "kept": trainer.kept(last) if last and settings.penalized else None,
         "steps_per_second": (trainer.at.step - run.began) / run.seconds if run.seconds else None,
     }
 

@@ -7,24 +7,25 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ditto.errors import UsageError
+from ditto.files import make_directory, read_json
 from ditto.models.calibrated import save_calibrated, weights_digest
 from ditto.models.checkpoint import Checkpoint
 from ditto.models.description import Description, parse
 from ditto.models.encoder.encoder import Encoder
 from ditto.models.encoder.weights import arranged
+from ditto.models.export import save_encoder
 from ditto.models.importer import described
 from ditto.models.ranges import Observe, silent
 from ditto.models.tokenizer import Batch, Text
 from ditto.presets import preset_of
 from ditto.train.adamw import AdamW, Course, learning_rate
-from ditto.train.checkpoints import save_like
 from ditto.train.imitation import Given, InFloats, Model, answers, functions_of, layers_loss, output_loss
 from ditto.train.penalty import Prices, Watched, penalty
 from ditto.train.prices import Pricing, dealt, widest_seen
@@ -47,7 +48,8 @@ MB = 1e6
 class Settings:
     """What decides the student, besides teacher and texts. Steps and learning rates are by stage, as STAGES has them.
 
-    `budget_mb`: bytes from the dealer for one text of `seq` tokens; `max_range`: of |x| before activations.
+    `budget_mb`: bytes from the dealer for one text of `seq` tokens, or of as many as the model takes; `max_range`: of
+    |x| before activations.
     `strength`: of the penalty at the beginning. `longest`: tokens of a text that is trained on.
     """
 
@@ -105,13 +107,14 @@ class Distiller:
         """`student` makes what the last two stages compute by the ranges: the preset's program itself. `metric` takes
         outputs of `valid`, in its order, and says how good they are; without it, validation gives the loss to the
         teacher."""
-        if not isinstance(teacher.architecture, Encoder):
+        if not isinstance(teacher.architecture, Encoder) or teacher.directory is None:
             raise UsageError(f"{teacher.class_name}: only encoders are distilled")
         if not any(settings.steps):
             raise UsageError("no step to do: all stages are empty")
         self.settings, self.device, self._metric = settings, torch.device(device), metric
         self._checkpoint, self._architecture = teacher, teacher.architecture
-        self._d = teacher.dimensions
+        self._d, self._source = teacher.dimensions, teacher.directory
+        self._kind = {"problem_type": read_json(self._source / "config.json").get("problem_type")}
         self._functions = functions_of(preset_of(settings.preset).style)
         self._make: Callable[[Description], Model] = student or Student
         self._teacher_tensors = {name: t.to(self.device) for name, t in teacher.tensors.items()}
@@ -121,7 +124,8 @@ class Distiller:
         self.train = Widths(tokenizer, train, longest, settings.batch, settings.seed, device)
         self.valid = Widths(tokenizer, valid, self._d.positions, settings.batch, 0, device) if valid else None
         self._calibration = self.train.sample(settings.calibrated)
-        self._pricing = Pricing(settings.seq)
+        self.seq = min(settings.seq, self._d.positions)
+        self._pricing = Pricing(self.seq)
         self.identity: dict[str, Any] = asdict(settings) | {"model": self._d.model_dump(mode="json")}
         self.identity |= {"weights": weights_digest(teacher.tensors)[:16]}
         self.identity |= {"train": _texts(train), "valid": _texts(valid)}
@@ -232,7 +236,7 @@ class Distiller:
         return found
 
     def _note(self, description: Description) -> Check:
-        mb = dealt(description, self.settings.seq) / MB
+        mb = dealt(description, self.seq) / MB
         self.checks.append(Check(self.at.step, mb, widest_seen(description), self.strength))
         return self.checks[-1]
 
@@ -299,7 +303,9 @@ class Distiller:
         self._note(description)
         tensors = {name: t.detach().cpu() for name, t in self.adamw.tensors.items()}
         tensors = arranged(tensors, [order.cpu() for order in orders])
-        save_like(directory, self._checkpoint, tensors, lambda: save_calibrated(directory, description, tensors))
+        make_directory(directory)
+        save_calibrated(directory, description, tensors)
+        save_encoder(replace(self._checkpoint, tensors=tensors), directory, self._source, **self._kind)
 
 
 def _texts(texts: Sequence[Text]) -> str:

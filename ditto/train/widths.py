@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 
-from ditto.errors import UsageError
-from ditto.models.tokenizer import BUCKETS, Batch, Text, Tokenizer, padded_width
+from ditto.errors import EmptyText
+from ditto.models.tokenizer import Batch, Row, Text, Tokenizer, padded, padded_width
+from ditto.train.seeds import generator
 
 Tensor = torch.Tensor
 ENCODED = 1024  # texts that are encoded at once
@@ -41,13 +41,11 @@ class Widths:
     def __init__(
         self, tokenizer: Tokenizer, texts: Sequence[Text], longest: int, size: int, seed: int, device: str = "cpu"
     ) -> None:
-        """Texts of more than `longest` tokens are left out and counted in `dropped`. Raises UsageError if all are."""
+        """Texts are cut to `longest` tokens. Raises EmptyText for no text, or one without a token."""
+        if not texts:
+            raise EmptyText("no text to train on")
         self.size, self._seed, self._device = size, seed, torch.device(device)
-        found = _by_width(tokenizer, texts, longest)
-        self.count = sum(len(rows) for rows in found.values())
-        self.dropped = len(texts) - self.count
-        if not self.count:
-            raise UsageError(f"no text of at most {longest} tokens")
+        self.count, found = len(texts), _by_width(tokenizer, texts, longest)
         self.groups = [_group(rows, width).on(self._device) for width, rows in _merged(found, size)]
         self.steps = sum(-(-len(group.place) // size) for group in self.groups)  # of an epoch
         self._epoch, self._order = -1, list[tuple[int, Tensor]]()
@@ -61,21 +59,18 @@ class Widths:
         return self.groups[group].rows(picked)
 
     def _epoch_order(self, epoch: int) -> list[tuple[int, Tensor]]:
-        mixed = hashlib.sha256(f"{self._seed}/{epoch}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(mixed[:4], "little"))
+        random = generator(self._seed, epoch)
         found: list[tuple[int, Tensor]] = []
         for number, group in enumerate(self.groups):
-            order = torch.randperm(len(group.place), generator=generator)
+            order = torch.randperm(len(group.place), generator=random)
             filled = order.repeat(-(-self.size // len(order)) + 1)[: -(-len(order) // self.size) * self.size]
             found += [(number, picked) for picked in torch.split(filled.to(self._device), self.size)]
-        return [found[i] for i in torch.randperm(len(found), generator=generator).tolist()]
+        return [found[i] for i in torch.randperm(len(found), generator=random).tolist()]
 
     def sample(self, count: int) -> list[Batch]:
         """About `count` of the texts, the same ones for a seed, of all widths, each once."""
-        generator = torch.Generator().manual_seed(self._seed)
-        chosen = torch.zeros(self._most + 1, dtype=torch.bool)
-        everything = torch.cat([group.place.cpu() for group in self.groups])
-        chosen[everything[torch.randperm(len(everything), generator=generator)[:count]]] = True
+        chosen = torch.zeros(self.count, dtype=torch.bool)
+        chosen[torch.randperm(self.count, generator=generator(self._seed, "sample"))[:count]] = True
         found: list[Batch] = []
         for group in self.groups:
             picked = chosen[group.place.cpu()].nonzero().flatten().to(self._device)
@@ -92,29 +87,19 @@ class Widths:
                 index = torch.where(picked < count, group.place[picked % count], -1)
                 yield group.rows(picked % count), index
 
-    @property
-    def _most(self) -> int:
-        return max(int(group.place.max()) for group in self.groups)
 
-
-Row = tuple[int, Tensor, Tensor]  # which text, its token ids and types
-
-
-def _by_width(tokenizer: Tokenizer, texts: Sequence[Text], longest: int) -> dict[int, list[Row]]:
-    found: dict[int, list[Row]] = {}
+def _by_width(tokenizer: Tokenizer, texts: Sequence[Text], longest: int) -> dict[int, list[tuple[int, Row]]]:
+    found: dict[int, list[tuple[int, Row]]] = {}
     for start in range(0, len(texts), ENCODED):
-        encoded = tokenizer.encode(texts[start : start + ENCODED], BUCKETS[-1])
-        for i, n in enumerate(encoded.mask.sum(1).tolist()):
-            if n <= longest:
-                row = start + i, encoded.ids[i, :n], encoded.types[i, :n]
-                found.setdefault(padded_width(n, longest), []).append(row)
+        for place, row in enumerate(tokenizer.cut(texts[start : start + ENCODED], longest), start):
+            found.setdefault(padded_width(len(row[0]), longest), []).append((place, row))
     return found
 
 
-def _merged(found: dict[int, list[Row]], size: int) -> list[tuple[int, list[Row]]]:
+def _merged(found: dict[int, list[tuple[int, Row]]], size: int) -> list[tuple[int, list[tuple[int, Row]]]]:
     """Narrowest first; those of which there are too few for a batch go with the next wider."""
-    merged: list[tuple[int, list[Row]]] = []
-    waiting: list[Row] = []
+    merged: list[tuple[int, list[tuple[int, Row]]]] = []
+    waiting: list[tuple[int, Row]] = []
     for width in sorted(found):
         waiting = waiting + found[width]
         if len(waiting) >= size or width == max(found):
@@ -123,10 +108,6 @@ def _merged(found: dict[int, list[Row]], size: int) -> list[tuple[int, list[Row]
     return merged
 
 
-def _group(rows: list[Row], width: int) -> Group:
-    ids, types, mask = (torch.zeros((len(rows), width), dtype=torch.int64) for _ in range(3))
-    for i, (_, row, kinds) in enumerate(rows):
-        n = len(row)
-        ids[i], types[i] = row[-1], kinds[-1]  # as `Tokenizer.encode` fills a row up
-        ids[i, :n], types[i, :n], mask[i, :n] = row, kinds, 1
-    return Group(ids, types, mask, torch.tensor([row[0] for row in rows]))
+def _group(rows: list[tuple[int, Row]], width: int) -> Group:
+    batch = padded([row for _, row in rows], width)
+    return Group(batch.ids, batch.types, batch.mask, torch.tensor([place for place, _ in rows]))

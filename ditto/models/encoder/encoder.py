@@ -84,13 +84,6 @@ class Encoder:
             found |= {f"{name}.{part}": tensors[f"{module}.{part}"] for part in ("weight", "bias")}
         return found
 
-    def published(self, tensors: Tensors, d: Dimensions) -> Tensors:
-        """The way back from `adopt`, but for rows of positions before the first token's."""
-        found = {theirs: tensors[ours] for ours, theirs, _ in self.names.rows(d, self.skipped)}
-        for theirs, module in self.head.names().items():
-            found |= {f"{theirs}.{part}": tensors[f"{module}.{part}"] for part in ("weight", "bias")}
-        return found
-
     def shapes(self, d: Dimensions) -> Shapes:
         return {ours: shape for ours, _, shape in self.names.rows(d)} | self.head.shapes(d)
 

@@ -57,12 +57,12 @@ def forward(
     d: Dimensions,
     batch: Batch,
     observe: Observe = silent,
-    functions: Functions = EXACT,
     drop: Drop = whole,
+    functions: Functions = EXACT,
 ) -> Tensor:
     """Token ids, types and mask -> the last hidden state [B, N, H]. Padding is computed, too, but not attended to.
 
-    `drop`, in training, changes the embeddings and what each block adds to them.
+    `drop`, in training, changes the embeddings and what each block adds to them. `functions`: what a preset computes.
     """
 
     def norm(x: Tensor, name: str, layer: int) -> Tensor:
