@@ -111,7 +111,7 @@ class LabelTrainer:
     def answers(self, batch: Batch, drop: Drop = whole) -> Tensor:
         """[examples, labels], as `Objective.answers`."""
         d = self.checkpoint.dimensions
-        hidden = forward(self.tensors, d, batch, drop=drop)
+        hidden = forward(self.tensors, d, batch, silent, drop)
         return self.objective.answers(self._architecture.head.floats(self.tensors, hidden, silent), batch)
 
     def step(self) -> float:
