@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, cast
 
@@ -29,21 +29,22 @@ def import_model(
     texts: Sequence[Text],
     preset: str = "ditto",
     embeddings: str = "secret",
-    choose: Callable[[Description], tuple[Choices, ...]] | None = None,
 ) -> tuple[Description, Tensors]:
-    """Calibrate on texts (or pairs) and encode the weights: (description, ring integers by the program's names).
-    `choose` decides what the preset leaves open, by the calibrated description."""
+    """Calibrate on texts (or pairs) and encode the weights: (description, ring integers by the program's names)."""
+    description, arranged = describe(checkpoint, name, batches_of(checkpoint, texts), preset, embeddings)
+    return description, encode_weights(description, arranged.tensors)
+
+
+def batches_of(checkpoint: Checkpoint, texts: Sequence[Text]) -> list[Texts]:
+    """Texts (or pairs) as calibration takes them. Raises UsageError where there are none, BadCheckpoint for a tokenizer
+    that is another model's."""
     texts = [text for text in texts if not isinstance(text, str) or text.strip()]
     if not texts:
         raise UsageError("calibration needs at least one line of text")
     tokenizer, words = checkpoint.tokenizer(), checkpoint.dimensions.vocabulary
     if tokenizer.size > words:
         raise BadCheckpoint(f"a tokenizer of {tokenizer.size:,} ids, a model of {words:,} embeddings: another model's?")
-    batches = checkpoint.architecture.batches(tokenizer, texts, checkpoint.dimensions)
-    description, arranged = describe(checkpoint, name, batches, preset, embeddings)
-    if choose is not None:
-        description = with_choices(description, choose(description))
-    return description, encode_weights(description, arranged.tensors)
+    return checkpoint.architecture.batches(tokenizer, texts, checkpoint.dimensions)
 
 
 def describe(
