@@ -18,7 +18,7 @@ from ditto.models.importer import with_choices
 from ditto.models.tokenizer import Batch, Prompts
 from ditto.net.emulation import network
 from ditto.planning import import_report
-from ditto.planning.answers import Trial
+from ditto.planning.answers import Group, Trial, loss_of
 from ditto.planning.import_report import Made, document, program_of, types_of
 from ditto.planning.machine import COUNTING
 from ditto.planning.planner import PARTS, Budget, Objective, plan
@@ -100,6 +100,40 @@ def test_a_layer_alone_is_the_whole_run(model: Model, choices: Choices) -> None:
         whole = trial.loss(one, encode_weights(one, checkpoint.tensors))
         assert sensitivity.own + sensitivity.added(layer, choices) == pytest.approx(whole, rel=1e-12, abs=0)
     assert sensitivity.together((DEFAULT, choices)) == pytest.approx(sensitivity.added(1, choices), rel=1e-9)
+
+
+def test_sensitivity_of_generation() -> None:
+    """Of a loss over all tokens of a text, later layers changed alone."""
+    description, checkpoint, trial = made("gpt2", [Prompts(ids(1), [SEQ])])
+    sensitivity = Sensitivity(description, trial)
+    whole = with_choices(description, (DEFAULT, COARSE))
+    lost = trial.loss(whole, encode_weights(whole, checkpoint.tensors))
+    assert sensitivity.added(1, COARSE) == pytest.approx(lost - sensitivity.own, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("head", "want", "got", "loss"),
+    [
+        ("Model", [[[1.0, 0.0], [0.0, 2.0]]], [[[3.0, 0.0], [5.0, 0.0]]], 0.0),
+        ("Model", [[[1.0, 0.0], [0.0, 2.0]]], [[[0.0, 3.0], [5.0, 0.0]]], 1.0),
+        ("ForSequenceClassification", [[0.5]], [[2.0]], 2.25),
+        ("ForSequenceClassification", [[0.0, 0.0]], [[0.0, math.log(3)]], math.log(2) - math.log(3) / 2),
+        (
+            "ForTokenClassification",
+            [[[0.0, 0.0], [7.0, 0.0]]],
+            [[[0.0, math.log(3)], [0.0, 9.0]]],
+            math.log(2 / 3**0.5),
+        ),
+        ("ForQuestionAnswering", [[[4.0, 1.0], [9.0, 0.0]]], [[[8.0, 2.0], [0.0, 5.0]]], 0.0),
+    ],
+)
+def test_losses_by_hand(model: Model, head: str, want: Any, got: Any, loss: float) -> None:
+    """Of two tokens the second is padding and does not count. KL(1/2, 1/2 | 1/4, 3/4) = log 2 - log(3) / 2."""
+    description = model[0].model_copy(update={"architecture": f"Bert{head}"})
+    real = torch.tensor([[True, False]])
+    answers = (torch.tensor(rows, dtype=torch.float64) for rows in (want, got))
+    group = Group(model[2].groups[0].batch, real, next(answers), Plan(1, 2))
+    assert loss_of(description, group, next(answers)) == pytest.approx(loss, abs=1e-12)
 
 
 def test_what_a_layer_cannot_have_is_never_taken(model: Model) -> None:
