@@ -336,6 +336,8 @@ class OneOpening:
             room = types.values - whole
             if room < e.frac:
                 e = b.truncate(e, e.frac - room, e.ring - e.frac + room)
+            if e.ring > types.values:  # the product reads no more
+                e = b.add(e, ring=types.values)
             inverse, (e_open,) = reciprocal_of_sum(b, total, limits, (e,))
             if inverse.frac > types.inverse:
                 cut = inverse.frac - types.inverse
