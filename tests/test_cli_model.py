@@ -194,6 +194,26 @@ def test_choices_are_fixed_at_import(shared: str, checkpoint: Path, tmp_path: Pa
     assert answer["max_abs_error"] < 0.05
 
 
+def test_an_import_reports(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A budget of the answers' loss is spent, and the report says what it won; the model is stored as chosen. 3 s."""
+    monkeypatch.setenv("DITTO_HOME", str(tmp_path / "home"))
+    texts, report = str(checkpoint / "texts.txt"), tmp_path / "report.json"
+    args = ("model", "import", str(checkpoint), "--calibrate", texts, "--name", "tried", "--seq", "16")
+    run(*args, "--sensitivity", "0.001", "--report", str(report), "--held-out", texts)
+    found = json.loads(report.read_text())
+    assert [step["step"] for step in found["steps"]] == ["calibration", "choices"] and found["held_out"]
+    before, after = (2 * step["bytes_sent"] + step["bytes_from_dealer"] for step in found["steps"])
+    assert after < before
+    assert found["steps"][1]["loss"] <= found["steps"][0]["loss"] + 0.001, "the same texts as those of the calibration"
+    kept = json.loads((tmp_path / "home" / "models" / "tried" / "description.json").read_text())["choices"]
+    assert [{k: v for k, v in kept[0].items() if v}] == [found["layers"][1]["choices"]]
+    run(*args, "--tolerance", "0.9", "--report", str(tmp_path / "report.md"))
+    assert "## layer 0" in (tmp_path / "report.md").read_text()
+    run(*args, "--report", str(tmp_path / "report.pdf"), code=2)
+    run(*args, "--held-out", texts, code=2)
+    run(*args, "--report", str(report), "--held-out", str(tmp_path / "absent"), code=2)
+
+
 @pytest.mark.parametrize(("damage", "code"), [("tensor", 13), ("config", 13), ("architecture", 14), ("preset", 2)])
 def test_bad_checkpoints(
     checkpoint: Path, tmp_path: Path, damage: str, code: int, monkeypatch: pytest.MonkeyPatch

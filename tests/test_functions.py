@@ -19,7 +19,7 @@ from ditto.engine.schedule import scheduled
 from ditto.errors import RangeError
 from ditto.functions import ScoreType, gelu, inverse, layernorm, softmax_numerator, tanh
 from ditto.functions.fit import Fitting
-from ditto.functions.gelu import GeluType, even_part, gelu_zones
+from ditto.functions.gelu import TYPES, GeluType, even_part, gelu_zones
 from ditto.functions.layernorm import (
     FEWEST_BYTES,
     FEWEST_ROUNDS,
@@ -88,10 +88,9 @@ def test_gelu(bound: float) -> None:
 
 
 BOUNDS = (6.0, 9.0, 24.0, 128.0)
-NARROWER = GeluType(ring=16, result=12, frac=6)
 
 
-@pytest.mark.parametrize("kind", [GeluType(), NARROWER], ids=["24 bits", "16 bits"])
+@pytest.mark.parametrize("kind", TYPES.values(), ids=TYPES)
 @pytest.mark.parametrize("function", ["gelu", "tanh gelu"])
 def test_gelu_by_the_range_of_each_column(function: str, kind: GeluType) -> None:
     """Columns of four ranges, each with its scale: as near to GELU as its fit and the roundings of its coefficients.
@@ -100,7 +99,7 @@ def test_gelu_by_the_range_of_each_column(function: str, kind: GeluType) -> None
     much; by `Harmonic.ulp`; by x's rounding to 12 fraction bits and, where its harmonics have fewer, to theirs; and by
     the truncation of the result, one unit. All but the first two are of the scaled result.
     """
-    zones = gelu_zones(function, [(1, bound) for bound in BOUNDS], Fitting())
+    zones = gelu_zones(function, [(1, bound) for bound in BOUNDS], Fitting(), kind.frac)
     x = torch.stack([torch.linspace(-bound, bound, 4001, dtype=torch.float64) for bound in BOUNDS], 1)
     scale = torch.tensor([zone.fit.scale for zone in zones], dtype=torch.float64)
     wide = max(zone.bound for zone in zones)
@@ -113,7 +112,7 @@ def test_gelu_by_the_range_of_each_column(function: str, kind: GeluType) -> None
 
     y, _ = evaluate(x * scale, 24, 12, wide, function_of)
     want = torch.nn.functional.gelu(x, approximate="tanh" if function == "tanh gelu" else "none")
-    assert [op.bits for op in harmonics] == ([24, 24, 32, 32] if kind.ring == 24 else [16, 16, 32, 32])
+    assert [op.bits for op in harmonics] == [kind.ring, kind.ring, 32, 32]
     for i, (zone, op) in enumerate(zip(zones, harmonics, strict=True)):
         step = 2.0**zone.fit.period / zone.fit.scale / 2**12
         digits = op.fu + op.fv

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ditto.cli import store
 from ditto.cli.common import ConfigFile, Json, connect, emit, note, one_line, out
-from ditto.cli.plan import For, MachineFile, Tolerance, check_objective, chooser, machine_at
+from ditto.cli.plan import For, MachineFile, Tolerance, check_objective, machine_at, planned
 from ditto.cli.texts import read_file, read_lines
 from ditto.errors import DittoError, UsageError
 from ditto.names import check_name
@@ -18,6 +18,11 @@ from ditto.net.emulation import network as profile
 
 if TYPE_CHECKING:
     from ditto.models import Checkpoint, Description
+    from ditto.models.architecture import Texts
+    from ditto.net.emulation import Network
+    from ditto.planning.machine import Machine
+    from ditto.planning.post_training import Choose
+    from ditto.presets.choices import Choices
 
 app = typer.Typer(help="Models: import, share, grant, remove, list.", no_args_is_help=True)
 
@@ -58,8 +63,18 @@ def import_(
     ] = None,
     objective: For = "latency",
     tolerance: Tolerance = None,
-    seq: Annotated[int, typer.Option(min=2, max=512, help="With --network: tokens of a usual request.")] = 128,
+    sensitivity: Annotated[
+        float | None,
+        typer.Option(min=0, help="Choose by what each choice adds to the answers' loss, this much in all at most."),
+    ] = None,
+    seq: Annotated[int, typer.Option(min=2, max=512, help="Tokens of a usual request, by which choices cost.")] = 128,
     machine: MachineFile = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write ranges, types, costs and errors by layer, as .json or .md.")
+    ] = None,
+    held_out: Annotated[
+        Path | None, typer.Option(help="With --report: texts to measure on; default: those of the calibration.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Calibrate and quantize a checkpoint; nothing leaves this machine yet."""
@@ -68,27 +83,44 @@ def import_(
     known = check_name(name or dir.resolve().name)
     if calibrate is not None and not calibrate.is_file():
         raise UsageError(f"{calibrate}: no such calibration file")
-    from ditto.models import import_calibrated, import_model, load_checkpoint
+    if held_out and not report:
+        raise UsageError("--held-out is for --report")
+    from ditto.models import load_checkpoint
     from ditto.models.calibrated import is_calibrated
+    from ditto.models.importer import batches_of, with_its_ranges
+    from ditto.planning import import_report
+    from ditto.planning.answers import Trial
+    from ditto.planning.post_training import post_train
     from ditto.presets import preset_of
 
+    if report:
+        import_report.check_suffix(report)
     if calibrate is None and not is_calibrated(dir):
         raise UsageError(f"{dir} brings no calibrated ranges: name texts with --calibrate FILE")
+    if calibrate is None and (report or sensitivity is not None):
+        raise UsageError("--report and --sensitivity measure on texts: name them with --calibrate FILE")
     chosen, checkpoint = preset_of(preset or "ditto"), load_checkpoint(dir)
     texts = _texts(calibrate, checkpoint) if calibrate else []
+    others = _texts(held_out, checkpoint) if held_out else texts
     if calibrate and chosen.distilled and not (chosen.style.quad and checkpoint.dimensions.activation == "quad"):
         note(f"preset {preset} replaces functions: its answers mean something only for a model trained with them")
     if not json:
         note(f"{dir}: {checkpoint.class_name}; " + (f"calibrating on {len(texts)} texts" if texts else "as distilled"))
     say: Callable[[str], None] = (lambda text: None) if json else note
+    batches = batches_of(checkpoint, texts) if calibrate else []
+    measured = batches_of(checkpoint, others) if held_out else batches
     choose = None
-    if emulated:
-        choose = chooser(emulated, objective, tolerance, machine_at(machine, False, say), seq, say)
-    if calibrate is None:
-        description, weights = import_calibrated(checkpoint, known, preset, embeddings.value, choose)
-    else:
-        description, weights = import_model(checkpoint, known, texts, chosen.name, embeddings.value, choose)
-    model = store.save(description, weights, dir)
+    if emulated or sensitivity is not None or tolerance is not None:
+        rates = machine_at(machine, False, say) if emulated else None
+        choose = _chooser(emulated, objective, tolerance, rates, seq, sensitivity, batches, say)
+    ready = None if calibrate else with_its_ranges(checkpoint, known, preset, embeddings.value)
+    made = post_train(checkpoint, known, batches, chosen.name, embeddings.value, choose, ready)
+    description = made.description
+    model = store.save(description, made.encoded, dir)
+    if report:
+        say("measuring the report's errors")
+        trial = Trial(made.checkpoint, measured)
+        import_report.write(report, import_report.document(made.steps, trial, seq, held_out is not None))
     summary = _row(description) | {"embeddings": description.embeddings, "dir": str(model.dir)}
     if json:
         emit(summary)
@@ -109,6 +141,27 @@ def _texts(path: Path, checkpoint: "Checkpoint") -> list[Any]:
     if not texts:
         raise UsageError(f"{path}: no sentence in this file")
     return texts
+
+
+def _chooser(
+    network: "Network | None", objective: str, tolerance: float | None, machine: "Machine | None", seq: int,
+    most: float | None, batches: "list[Texts]", say: Callable[[str], None],
+) -> "Choose":  # fmt: skip
+    """What is left open is decided by the network, or (without one) by bytes; under a budget of the answers' loss, or
+    by stated errors alone."""
+    from ditto.planning.answers import Trial
+    from ditto.planning.machine import COUNTING
+    from ditto.planning.sensitivity import Sensitivity
+
+    def choose(description: "Description", checkpoint: "Checkpoint") -> "tuple[Choices, ...]":
+        budget = None
+        if most is not None:
+            say("measuring what choices add to the answers' loss")
+            budget = Sensitivity(description, Trial(checkpoint, batches)).budget(most)
+        on, of = network or profile("loopback"), objective if network else "bytes"
+        return planned(description, on, of, tolerance, machine or COUNTING, seq, 1, 1, say, budget).choices
+
+    return choose
 
 
 @app.command()

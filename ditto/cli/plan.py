@@ -20,16 +20,17 @@ if TYPE_CHECKING:
     from ditto.models import Description
     from ditto.planning.forecast import Demand, Forecast
     from ditto.planning.machine import Machine
-    from ditto.planning.planner import Planned, Row
-    from ditto.presets.choices import Choices
+    from ditto.planning.planner import Budget, Planned, Row
 
 MACHINE = "machine.json"  # in $DITTO_HOME
 WORDS = {  # for a choice, in the table
     "exponential": "{} exponentials",
-    "used": "buckets by {}",
+    "used": "{}",
     "deviation": "{} tables",
     "activation": "{}",
+    "gelu": "{} type",
 }
+USED = {"bits": "buckets by bits", "table": "buckets by table"}
 OBJECTIVES = ("latency", "bytes", "offline")
 For = Annotated[str, typer.Option("--for", help="What is to be least: latency (both phases), bytes or offline.")]
 Tolerance = Annotated[
@@ -79,21 +80,11 @@ def _calibrated(path: Path, calibrate: Path | None) -> "Description":
     return describe(checkpoint, "planned", batches)[0]
 
 
-def chooser(
-    network: Network, objective: str, tolerance: float | None, machine: "Machine", seq: int, say: Callable[[str], None],
-) -> "Callable[[Description], tuple[Choices, ...]]":  # fmt: skip
-    """What `model import --network` decides by."""
-
-    def choose(description: "Description") -> "tuple[Choices, ...]":
-        return planned(description, network, objective, tolerance, machine, seq, 1, 1, say).choices
-
-    return choose
-
-
 def planned(
     description: "Description", network: Network, objective: str, tolerance: float | None, machine: "Machine",
-    seq: int, batch: int, tokens: int, say: Callable[[str], None],
+    seq: int, batch: int, tokens: int, say: Callable[[str], None], budget: "Budget | None" = None,
 ) -> "Planned":  # fmt: skip
+    """Without a tolerance, what a budget is spent on errs as it may."""
     from ditto.models import Plan
     from ditto.models.registry import generates
     from ditto.planning.planner import TOLERANCE, Objective, plan
@@ -102,9 +93,9 @@ def planned(
         raise UsageError(f"{description.architecture} generates no text: --tokens is for GPT-2")
     length = min(seq, description.dimensions.positions)
     job = Plan(batch, length, tokens)
-    return plan(
-        description, job, machine, network, Objective(objective), TOLERANCE if tolerance is None else tolerance, say=say
-    )
+    if tolerance is None:
+        tolerance = TOLERANCE if budget is None else 1.0
+    return plan(description, job, machine, network, Objective(objective), tolerance, say=say, budget=budget)
 
 
 def check_objective(objective: str) -> None:
@@ -221,4 +212,4 @@ def _show(result: "Planned", summary: dict[str, Any]) -> None:
 def _named(option: dict[str, Any]) -> str:
     if option["own"]:
         return "the preset's"
-    return ", ".join(WORDS[k].format(v) for k, v in option["choice"].items())
+    return ", ".join(WORDS[k].format(USED.get(v, v)) for k, v in option["choice"].items())

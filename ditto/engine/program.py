@@ -98,6 +98,7 @@ class Program:
     kept: dict[str, Wire] = field(default_factory=dict)
     taps: dict[str, Wire] = field(default_factory=dict)  # what who trains looks at; no part of what is agreed on
     sizes: dict[str, int] = field(default_factory=dict)  # bytes of each wire that a step makes, in its carrier
+    wires: dict[str, Wire] = field(default_factory=dict)  # that steps make, as they were made: for who reports types
 
     @property
     def fingerprint(self) -> str:
@@ -197,7 +198,7 @@ class Builder:
     def _kept(self) -> list[list[Any] | dict[str, Any]]:
         """All that only grows."""
         of = self.program
-        wires = of.inputs, of.outputs, of.weights, of.carried, of.kept, of.taps, of.sizes
+        wires = of.inputs, of.outputs, of.weights, of.carried, of.kept, of.taps, of.sizes, of.wires
         return [of.layers, of.steps, *wires]
 
     def finish(self) -> Program:
@@ -310,6 +311,7 @@ class Builder:
         for wire in wires:
             self.fits(wire, 1)
             self.program.sizes[wire.name] = carrier_bytes(wire.shape, wire.ring)
+            self.program.wires[wire.name] = wire
         if isinstance(op, Matmul | MatmulWeight) and any(wire.ring < op.bits for wire in inputs):
             raise RangeError(f"{self.place}: a product on {op.bits} bits of what is opened on fewer")
         layer = len(self.program.layers) - 1

@@ -16,6 +16,7 @@ from ditto.functions.smooth import INDEX_BITS, Part, Zone, harmonics
 
 ROOM = 0.1  # of a result over what its bound says: the fit's own error
 PRECISE, COARSE = 3.5e-3, 0.02  # tolerances of the fits
+LOST = 0.875  # of a unit of the result's last place, to which a fit is held where that is more
 STEPS = 0.2  # of the opened argument, to which a wide range's fit is held: e moves by up to half of each
 
 
@@ -57,13 +58,24 @@ class GeluType:
         return Part(x, fit, self.ring, self.digits // 2, self.digits - self.digits // 2)
 
 
-def gelu_tolerance(function: str, bound: float) -> float:
-    """What a zone's fit is held to: a wide one's argument has wide steps, beside which a closer fit is not seen."""
-    return max(FITTED[function][1], STEPS * RATIOS[0] * bound / (1 << INDEX_BITS))
+TYPES = {"precise": GeluType(), "narrow": GeluType(20, 13, 7), "coarse": GeluType(16, 12, 6)}
 
 
-def gelu_zones(function: str, neurons: Sequence[tuple[int, float]], fits: Fits) -> list[Zone]:
-    """For (columns, bound) of a feed-forward network's neurons the fits by which `gelu` goes.
+def gelu_tolerance(function: str, frac: int = GeluType.frac) -> float:
+    """What a fit is held to whose result has `frac` fraction bits."""
+    return max(FITTED[function][1], math.ldexp(LOST, -frac))
+
+
+def zone_tolerance(function: str, bound: float, frac: int = GeluType.frac) -> float:
+    """The same of a zone: a wide one's argument has wide steps, beside which a closer fit is not seen."""
+    return max(gelu_tolerance(function, frac), STEPS * RATIOS[0] * bound / (1 << INDEX_BITS))
+
+
+def gelu_zones(
+    function: str, neurons: Sequence[tuple[int, float]], fits: Fits, frac: int = GeluType.frac
+) -> list[Zone]:
+    """For (columns, bound) of a feed-forward network's neurons the fits by which `gelu` goes, for results with `frac`
+    fraction bits.
 
     Neurons differ: on real models nine of ten stay within 4 to 7 where the widest reaches 25 to 100, and a harmonic fit
     costs about one harmonic for each two units of its bound. The scale of a zone's fit belongs to the weights:
@@ -71,23 +83,26 @@ def gelu_zones(function: str, neurons: Sequence[tuple[int, float]], fits: Fits) 
     """
     smooth, _ = FITTED[function]
     return [
-        Zone(columns, fits.find(smooth, bound, gelu_tolerance(function, bound), True)) for columns, bound in neurons
+        Zone(columns, fits.find(smooth, bound, zone_tolerance(function, bound, frac), True))
+        for columns, bound in neurons
     ]
 
 
 def gelu(
-    b: Builder, function: str, x: Wire, bound: float, fits: Fits, kind: GeluType, zones: Sequence[Zone] = ()
-) -> list[Wire]:
+    b: Builder, function: str, x: Wire, bound: float, fits: Fits, kind: GeluType, zones: Sequence[Zone] = (),
+    held_to: int = GeluType.frac,
+) -> list[Wire]:  # fmt: skip
     """[GELU(x)] of x [rows, columns] (24, 12), |x| <= bound, side by side on (result, frac) of `kind`, to about 0.02
     for "gelu"; columns too wide for that, if any, on (19, frac). One round. Where `kind` has a wider result than x has
     bits for, x is opened, too, and x/2 extended.
 
-    With `zones` its columns are scaled, each zone's with a fit of its own, and so is the result.
+    With `zones` its columns are scaled, each zone's with a fit of its own, and so is the result. Without them the fit
+    is that for results with `held_to` fraction bits.
     1. [e(x)] by harmonics on 12 opened bits.  2. Add x/2, x re-read with one more fraction bit.  3. Truncate.
     """
     if not zones:
-        smooth, tolerance = FITTED[function]
-        zones = [Zone(x.shape[1], fits.find(smooth, bound, tolerance))]
+        fit = fits.find(FITTED[function][0], bound, gelu_tolerance(function, held_to))
+        zones = [Zone(x.shape[1], fit)]
     # 1
     parts: list[Part] = []
     columns = [zone.columns for zone in zones]

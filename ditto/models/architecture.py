@@ -16,6 +16,7 @@ from ditto.engine.plan import Plan
 from ditto.engine.program import Program
 from ditto.functions.fit import Fits
 from ditto.models.description import Description, Dimensions, Ranges
+from ditto.models.ranges import Observe
 from ditto.models.tokenizer import Batch, Prompts, Tokenizer
 
 Tensors = dict[str, torch.Tensor]
@@ -76,6 +77,9 @@ class Architecture(Protocol):
 
     def decode(self, description: Description, program: Program, outputs: Tensors, batch: Any) -> list[Any]:
         """One answer a text, as `answer` says."""
+
+    def floats(self, t: Tensors, d: Dimensions, batch: Any, observe: Observe) -> torch.Tensor:
+        """The plaintext model's output in fp32, by token or by text; what it comes by is shown to `observe`."""
 
     def reference(self, t: Tensors, d: Dimensions, batch: Any) -> list[Any]:
         """The same answers by the plaintext model in fp32."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, cast
 
@@ -30,31 +30,36 @@ def import_model(
     texts: Sequence[Text],
     preset: str = "ditto",
     embeddings: str = "secret",
-    choose: Callable[[Description], tuple[Choices, ...]] | None = None,
 ) -> tuple[Description, Tensors]:
-    """Calibrate on texts (or pairs) and encode the weights: (description, ring integers by the program's names).
-    `choose` decides what the preset leaves open, by the calibrated description."""
+    """Calibrate on texts (or pairs) and encode the weights: (description, ring integers by the program's names)."""
+    description, arranged = describe(checkpoint, name, batches_of(checkpoint, texts), preset, embeddings)
+    return description, encode_weights(description, arranged.tensors)
+
+
+def batches_of(checkpoint: Checkpoint, texts: Sequence[Text]) -> list[Texts]:
+    """Texts (or pairs) as calibration takes them. Raises UsageError where there are none, BadCheckpoint for a tokenizer
+    that is another model's."""
     texts = [text for text in texts if not isinstance(text, str) or text.strip()]
     if not texts:
         raise UsageError("calibration needs at least one line of text")
     tokenizer, words = checkpoint.tokenizer(), checkpoint.dimensions.vocabulary
     if tokenizer.size > words:
         raise BadCheckpoint(f"a tokenizer of {tokenizer.size:,} ids, a model of {words:,} embeddings: another model's?")
-    batches = checkpoint.architecture.batches(tokenizer, texts, checkpoint.dimensions)
-    description, arranged = describe(checkpoint, name, batches, preset, embeddings)
-    if choose is not None:
-        description = with_choices(description, choose(description))
-    return description, encode_weights(description, arranged.tensors)
+    return checkpoint.architecture.batches(tokenizer, texts, checkpoint.dimensions)
 
 
 def import_calibrated(
-    checkpoint: Checkpoint,
-    name: str,
-    preset: str | None = None,
-    embeddings: str = "secret",
-    choose: Callable[[Description], tuple[Choices, ...]] | None = None,
+    checkpoint: Checkpoint, name: str, preset: str | None = None, embeddings: str = "secret"
 ) -> tuple[Description, Tensors]:
-    """The same with the ranges that the checkpoint brings, which are for one preset (`ditto.models.calibrated`).
+    """The same with the ranges that the checkpoint brings (`with_its_ranges`)."""
+    description = with_its_ranges(checkpoint, name, preset, embeddings)
+    return description, encode_weights(description, checkpoint.tensors)
+
+
+def with_its_ranges(
+    checkpoint: Checkpoint, name: str, preset: str | None = None, embeddings: str = "secret"
+) -> Description:
+    """The description by the ranges that the checkpoint brings, which are for one preset (`ditto.models.calibrated`).
 
     Raises UsageError for another preset, BadCheckpoint for ranges that are not these weights'.
     """
@@ -62,11 +67,7 @@ def import_calibrated(
     if preset not in (None, found.preset):
         raise UsageError(f"this checkpoint was made for preset {found.preset}; for {preset} name texts to calibrate on")
     # checked as a whole again: the name is somebody's
-    changed = found.model_dump() | {"name": name, "embeddings": embeddings}
-    description = fitted(Description.model_validate(changed))
-    if choose is not None:
-        description = with_choices(description, choose(description))
-    return description, encode_weights(description, checkpoint.tensors)
+    return fitted(Description.model_validate(found.model_dump() | {"name": name, "embeddings": embeddings}))
 
 
 def describe(

@@ -21,6 +21,8 @@ from ditto.presets import preset_of
 from ditto.presets.choices import DEFAULT, Choices
 
 TOLERANCE = 0.005  # of a part's result: about what rounding it to 8 fraction bits leaves of a context
+TRIES, LESS = 6, 0.9  # to keep a budget: how often, and how much less than its part of what was measured
+FREE = 1e-12  # what adds less to a loss adds nothing
 SWEEPS = 4  # over the layers; each one's choice changes what the next can do meanwhile
 
 
@@ -47,7 +49,7 @@ class Part:
 PARTS = (
     Part("softmax", {"exponential": ("precise", "narrow"), "used": ("bits", "table", "no maximum")}),
     Part("layernorm", {"deviation": ("medium", "small", "large")}),
-    Part("gelu", {"activation": ("by neuron", "as one")}),
+    Part("gelu", {"activation": ("by neuron", "as one"), "gelu": ("precise", "narrow", "coarse")}),
 )
 
 
@@ -91,6 +93,19 @@ class Planned:
 
 
 Value = tuple[float, float]
+Added = Callable[[int, Choices], float]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What choices may add to the loss of a model's answers, in all.
+
+    `added`: by choices of one layer alone. `together`: by choices of all layers.
+    """
+
+    most: float
+    added: Added
+    together: Callable[[tuple[Choices, ...]], float]
 
 
 def value(objective: Objective, layers: Sequence[Demand], machine: Machine, network: Network) -> Value:
@@ -136,24 +151,28 @@ class _Compiler:
         return found
 
 
-def errors(description: Description, layer: int, part: Part) -> dict[Choices, float]:
-    """Of those alternatives of a part that this layer can have, and of the preset's own."""
+def error_of(description: Description, layer: int, part: Part, choices: Choices) -> float:
+    """Of a part's result in a layer, stated: relative. Raises RangeError where the layer cannot have these choices."""
     preset, d, ranges = description.preset, description.dimensions, description.ranges.layers[layer]
     causal = generates(description.architecture)
+    match part.label:
+        case "softmax":
+            used = "bits" if choices.used == "table" else choices.used  # both say the same
+            error = softmax_error(preset, choices.model_copy(update={"used": used}), d, ranges, causal)
+        case "layernorm":
+            norms = (ranges.norm1, ranges.norm2)
+            error = max(layernorm_error(preset, choices, d, norm, causal) for norm in norms)
+        case _:
+            error = activation_error(preset, choices, d, ranges)
+    return float(f"{error:.2g}")  # further digits are chance
+
+
+def errors(description: Description, layer: int, part: Part) -> dict[Choices, float]:
+    """Of those alternatives of a part that this layer can have, and of the preset's own."""
     found = {}
     for choices in (DEFAULT, *part.alternatives()):
         try:
-            match part.label:
-                case "softmax":
-                    used = "bits" if choices.used == "table" else choices.used  # both say the same
-                    alike = choices.model_copy(update={"used": used})
-                    error = softmax_error(preset, alike, d, ranges, causal)
-                case "layernorm":
-                    norms = (ranges.norm1, ranges.norm2)
-                    error = max(layernorm_error(preset, choices, d, norm, causal) for norm in norms)
-                case _:
-                    error = activation_error(preset, choices, d, ranges)
-            found[choices] = float(f"{error:.2g}")  # further digits are chance
+            found[choices] = error_of(description, layer, part, choices)
         except RangeError:
             if choices == DEFAULT:
                 raise
@@ -169,6 +188,7 @@ def plan(
     tolerance: float = TOLERANCE,
     parts: Sequence[Part] = PARTS,
     say: Callable[[str], None] = lambda text: None,
+    budget: Budget | None = None,
 ) -> Planned:
     """Choose for every layer and part.
 
@@ -176,7 +196,8 @@ def plan(
        A layer's difference is what the alternative costs there: parts of a layer add up.
     2. Errors of each alternative in each layer, by `ditto.planning.probes`.
     3. Layer by layer, of all combinations of what is tolerated, the one of least value for the whole job, the other
-       layers as they are by then; again, until nothing changes.
+       layers as they are by then; again, until nothing changes. With a budget: by what each adds to the loss of the
+       answers, as `_spend` says.
     4. Compile what was chosen: the totals are its own.
     Raises RangeError where the preset itself has no type for a layer.
     """
@@ -206,11 +227,15 @@ def plan(
                     row.options.append(option)
                     changes[row.layer, row.part, choices] = change
     # 3
-    layers = _choose(rows, changes, own, lambda found: value(objective, found, machine, network), tolerance)
+    worth: Worth = lambda found: value(objective, found, machine, network)  # noqa: E731
+    if budget is None:
+        layers = _choose(rows, changes, own, worth, tolerance)
+    else:
+        layers = _spend(rows, changes, own, worth, tolerance, budget)
     for row in rows:
         row.seconds = [_seconds(row, i, changes, layers, machine, network) for i in range(len(row.options))]
     # 4
-    chosen = tuple(_together(row.options[row.taken].choices for row in rows if row.layer == i) for i in range(count))
+    chosen = _chosen(rows, count)
     before, after = (
         [whole(operations) for _, operations in compiler.parts(choices)] for choices in ((DEFAULT,) * count, chosen)
     )
@@ -239,12 +264,15 @@ def _together(several: Iterable[Choices]) -> Choices:
     return Choices.model_validate(fields)
 
 
+def _chosen(rows: list[Row], count: int) -> tuple[Choices, ...]:
+    return tuple(_together(row.options[row.taken].choices for row in rows if row.layer == i) for i in range(count))
+
+
 Changes = dict[tuple[int, str, Choices], dict[int, Demand]]
+Worth = Callable[[list[Demand]], Value]
 
 
-def _choose(
-    rows: list[Row], changes: Changes, own: list[Demand], worth: Callable[[list[Demand]], Value], tolerance: float
-) -> list[Demand]:
+def _choose(rows: list[Row], changes: Changes, own: list[Demand], worth: Worth, tolerance: float) -> list[Demand]:
     """Set what every row takes; the layers with it."""
     layers = list(own)
     for _ in range(SWEEPS):
@@ -261,6 +289,59 @@ def _choose(
         if [row.taken for row in rows] == before:
             break
     return layers
+
+
+def _spend(
+    rows: list[Row], changes: Changes, own: list[Demand], worth: Worth, tolerance: float, budget: Budget
+) -> list[Demand]:
+    """Set what every row takes; the layers with it.
+
+    1. Of all changes of one row that are worth something, the one that is worth most for what it adds to the loss, as
+       long as the sum of what was added stays within the budget.
+    2. Losses add up, about: measure all that was taken together. Beyond the budget, begin anew with that much less.
+    """
+    count, most = max((row.layer for row in rows), default=-1) + 1, budget.most
+    for _ in range(TRIES):
+        for row in rows:
+            row.taken = 0
+        layers = _within(rows, changes, own, worth, tolerance, budget.added, most)  # 1
+        if not any(row.taken for row in rows):
+            break
+        found = budget.together(_chosen(rows, count))  # 2
+        if found <= budget.most:
+            break
+        most *= LESS * budget.most / found
+    else:
+        for row in rows:
+            row.taken = 0
+        layers = list(own)
+    return layers
+
+
+def _within(
+    rows: list[Row], changes: Changes, own: list[Demand], worth: Worth, tolerance: float, added: Added, most: float
+) -> list[Demand]:
+    layers, spent = list(own), 0.0
+    while True:
+        now, best = worth(layers)[0], None
+        for row in rows:
+            here = [other for other in rows if other.layer == row.layer]
+            for index in row.tolerated(tolerance):
+                taken = [index if other is row else other.taken for other in here]
+                tried = _with(here, taken, changes, layers, own)
+                gain = now - worth(tried)[0]
+                if index == row.taken or gain <= 0:
+                    continue
+                more = added(row.layer, row.options[index].choices) - added(row.layer, row.options[row.taken].choices)
+                if spent + more > most:
+                    continue
+                rate = gain / max(more, FREE)
+                if best is None or rate > best[0]:
+                    best = rate, row, index, more, tried
+        if best is None:
+            return layers
+        _, row, row.taken, more, layers = best
+        spent += more
 
 
 def _with(

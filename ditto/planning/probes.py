@@ -21,8 +21,7 @@ from ditto.functions.layernorm import RESIDUAL, deviation_scale
 from ditto.functions.smooth import column_scales, widest
 from ditto.models.description import Dimensions, LayerRanges, NormRange
 from ditto.models.ranges import ACTIVATION_MARGIN, GELU_MARGIN, SCORE_MARGIN, VARIANCE_MARGIN, attention_of
-from ditto.ops import Masked, Op, TruncateReduce
-from ditto.planning.work import ring_of
+from ditto.planning.lossy import run_lossy
 from ditto.presets import preset_of
 from ditto.presets.choices import Choices
 from ditto.presets.style import ENCODER, AttentionBounds, Norm, Stage
@@ -35,7 +34,6 @@ SIGMAS = 4.0  # what a calibration's maximum is of a normal distribution, about
 WIDE, CUT = 32, 20  # of a projection on its way to an activation
 WIDEST, READ = 48, 8  # of what a causal attention's projection reads (else WIDE), with so many fraction bits
 EXACT = 1 << 6  # parts of a unit that any type here holds
-MASKS = 1 << 62
 KEPT = 256  # errors: layers repeat, and so do requests
 
 
@@ -140,35 +138,10 @@ def activation_error(preset: str, choices: Choices, d: Dimensions, ranges: Layer
 
 
 def _run(b: Builder, inputs: dict[str, Tensor], weights: dict[str, Tensor]) -> Tensor:
-    """The program's first output, with the errors that shares make: truncations round up or down at random; any other
-    operation that is not exact runs on masks and correlations, as one party that holds all of both."""
-    program, generator = b.finish(), torch.Generator().manual_seed(1)
-    values = {name: signed(encode(inputs[name], w.ring, w.frac), w.ring) for name, w in program.inputs.items()}
+    """The program's first output, with the errors that shares make."""
+    program = b.finish()
+    values: dict[str, Any] = {n: signed(encode(inputs[n], w.ring, w.frac), w.ring) for n, w in program.inputs.items()}
     held = {name: encode(weights[name], wire.ring, wire.frac) for name, wire in program.weights.items()}
-    values |= plain_weights(program, held)
-    for step in program.steps:
-        outputs = _step(step.op, [values[name] for name in step.inputs], generator)
-        values.update(zip(step.outputs, outputs, strict=True))
-    wire = next(iter(program.outputs.values()))
-    return decode(values[wire.name], wire.ring, wire.frac).double()
-
-
-def _step(op: Op, read: list[Tensor], generator: torch.Generator) -> tuple[Tensor, ...]:
-    if isinstance(op, TruncateReduce):
-        lost = torch.randint(0, 1 << op.t, read[0].shape, generator=generator)
-        return (signed(signed(read[0] + lost, op.bits) >> op.t, op.out),)
-    if op.ulp() and not op.opens():
-        masks = [torch.randint(-MASKS, MASKS, x.shape, generator=generator) for x in read]
-        opened = [Masked(x + mask, mask) for x, mask in zip(read, masks, strict=True)]
-        outputs = op.online(_Alone(), op.correlate(*masks), *opened)
-        return tuple(signed(y, ring_of(op)) for y in outputs)
-    return op.plain(*read)
-
-
-class _Alone:
-    """A party that holds every share whole, and what it asks nobody for."""
-
-    party = 0
-
-    def __getattr__(self, name: str) -> Any:
-        raise TypeError(f"an operation that opens nothing asked for {name}")
+    outputs = run_lossy(program, values | plain_weights(program, held))
+    name, wire = next(iter(program.outputs.items()))
+    return decode(outputs[name], wire.ring, wire.frac).double()

@@ -21,6 +21,8 @@ class Choices(BaseModel):
     `deviation`: of LayerNorm's 1 / sqrt(v) (`ditto.functions.inverse`): from one table of lines where that has at most
     2^13 entries (large), 2^10 (medium), or from small ones, which take one more round.
     `activation`: of neurons by the range of each, or by that of the widest.
+    `gelu`: of its result 8, 7 or 6 fraction bits, from harmonics on 24, 20 or 16 bits, its fits held to about such a
+    unit (`ditto.functions.gelu.TYPES`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -29,6 +31,7 @@ class Choices(BaseModel):
     used: Literal["bits", "table", "no maximum"] | None = None
     deviation: Literal["large", "medium", "small"] | None = None
     activation: Literal["by neuron", "as one"] | None = None
+    gelu: Literal["precise", "narrow", "coarse"] | None = None
 
 
 DEFAULT = Choices()

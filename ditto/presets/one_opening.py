@@ -13,7 +13,7 @@ from ditto.errors import RangeError, UsageError
 from ditto.functions import ScoreType, gelu, layernorm, linear, softmax_numerator, tanh
 from ditto.functions.fit import Fits
 from ditto.functions.fixed import FixedPoint, minus, multiply
-from ditto.functions.gelu import GeluType, gelu_zones
+from ditto.functions.gelu import TYPES, GeluType, gelu_zones
 from ditto.functions.layernorm import (
     BALANCED,
     FEWEST_BYTES,
@@ -137,9 +137,9 @@ def _excess(circle: ScoreType) -> int:
     return ENCODED.ring - 2 * ENCODED.frac - circle.log_range
 
 
-def gelu_type(stage: Stage, result: int) -> GeluType:
+def gelu_type(stage: Stage, result: int, own: GeluType) -> GeluType:
     """On few bits, which an opening extends; of few rows at once on the `result` bits that the next product takes."""
-    kind = GeluType(ring=16, result=12, frac=6) if stage.narrow else GeluType()
+    kind = TYPES["coarse"] if stage.narrow else own
     if not stage.later:
         return kind
     return replace(kind, ring=result + kind.ring - kind.result, result=result)
@@ -172,6 +172,10 @@ class OneOpening:
         if self.choices.used in (None, "no maximum"):
             without = types.without_maximum(bounds, stage, keys, own)
         return without or (types, own)
+
+    @property
+    def gelu_kind(self) -> GeluType:
+        return TYPES[self.choices.gelu or "precise"]
 
     @property
     def single(self) -> int:
@@ -332,6 +336,8 @@ class OneOpening:
             room = types.values - whole
             if room < e.frac:
                 e = b.truncate(e, e.frac - room, e.ring - e.frac + room)
+            if e.ring > types.values:  # the product reads no more
+                e = b.add(e, ring=types.values)
             inverse, (e_open,) = reciprocal_of_sum(b, total, limits, (e,))
             if inverse.frac > types.inverse:
                 cut = inverse.frac - types.inverse
@@ -345,7 +351,9 @@ class OneOpening:
             return merge_heads(b, b.truncate(context, cut, ring))
 
     def zones(self, function: str, neurons: Sequence[tuple[int, float]], fits: Fits) -> list[Zone]:
-        return [] if self.choices.activation == "as one" else gelu_zones(function, neurons, fits)
+        if self.choices.activation == "as one":
+            return []
+        return gelu_zones(function, neurons, fits, self.gelu_kind.frac)
 
     def activation(
         self, b: Builder, function: str, h: Wire, bound: float, residual: Wire | None, fits: Fits, stage: Stage,
@@ -356,7 +364,8 @@ class OneOpening:
         ring = HIDDEN.ring if residual is None else residual.ring + CUT
         match function:
             case "gelu" | "tanh gelu":
-                narrow = gelu(b, function, x, bound, fits, gelu_type(stage, ring), zones)
+                own = self.gelu_kind
+                narrow = gelu(b, function, x, bound, fits, gelu_type(stage, ring, own), zones, own.frac)
             case "tanh":
                 narrow = [_cut(b, tanh(b, x, bound, fits), TANH_FRAC)]
             case "relu":

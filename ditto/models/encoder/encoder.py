@@ -20,7 +20,7 @@ from ditto.models.encoder.heads import SPAN, EveryToken, Head, Hidden
 from ditto.models.encoder.names import Names
 from ditto.models.encoder.program import compile_encoder
 from ditto.models.encoder.weights import arranged, encoder_weights
-from ditto.models.ranges import Seen, centre, largest, scores_of, silent
+from ditto.models.ranges import Observe, Seen, centre, largest, scores_of, silent
 from ditto.models.tokenizer import Batch, Tokenizer
 from ditto.presets import preset_of
 from ditto.ring import carrier
@@ -162,9 +162,12 @@ class Encoder:
         name, wire = next(iter(program.outputs.items()))
         return self.head.answers(decode(outputs[name], wire.ring, wire.frac), batch)
 
+    def floats(self, t: Tensors, d: Dimensions, batch: Batch, observe: Observe) -> torch.Tensor:
+        return self.head.floats(t, forward(t, d, batch, observe), observe)
+
     def reference(self, t: Tensors, d: Dimensions, batch: Batch) -> list[Any]:
         with torch.inference_mode():
-            return self.head.answers(self.head.floats(t, forward(t, d, batch, silent), silent), batch)
+            return self.head.answers(self.floats(t, d, batch, silent), batch)
 
 
 def family(name: str, encoder: Encoder, classifier: Head) -> dict[str, Encoder]:

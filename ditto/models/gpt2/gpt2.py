@@ -18,7 +18,7 @@ from ditto.models.description import Description, Dimensions, Ranges, round_up
 from ditto.models.gpt2.floats import continue_texts, forward, logits
 from ditto.models.gpt2.program import compile_gpt2
 from ditto.models.gpt2.weights import arranged, gpt2_weights, shapes
-from ditto.models.ranges import LOGITS_MARGIN, Seen, largest, scores_of
+from ditto.models.ranges import LOGITS_MARGIN, Observe, Seen, largest, scores_of, silent
 from ditto.models.tokenizer import Prompts, Tokenizer
 from ditto.presets import preset_of
 from ditto.ring import carrier
@@ -147,9 +147,12 @@ class GPT2:
         rows: list[Any] = self.logits(program, outputs).tolist()
         return rows
 
+    def floats(self, t: Tensors, d: Dimensions, batch: Texts, observe: Observe) -> torch.Tensor:
+        return logits(t, forward(t, d, batch.ids, observe))
+
     def reference(self, t: Tensors, d: Dimensions, batch: Texts) -> list[Any]:
         with torch.inference_mode():
-            found = logits(t, forward(t, d, batch.ids))
+            found = self.floats(t, d, batch, silent)
         return [row[n - 1].tolist() for row, n in zip(found, _lengths(batch), strict=True)]
 
     def continue_texts(

@@ -1,0 +1,50 @@
+"""A checkpoint becomes a model, and step by step a cheaper one; each step is switched on by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from ditto.models.architecture import Tensors, Texts
+from ditto.models.checkpoint import Checkpoint
+from ditto.models.description import Description
+from ditto.models.importer import describe, encode_weights, with_choices
+from ditto.planning.import_report import Made
+from ditto.presets.choices import Choices
+
+Choose = Callable[[Description, Checkpoint], tuple[Choices, ...]]
+
+
+class Imported(NamedTuple):
+    """The model, the checkpoint in its order, and what each step left, the last of which it is."""
+
+    description: Description
+    encoded: Tensors
+    checkpoint: Checkpoint
+    steps: tuple[Made, ...]
+
+
+def post_train(
+    checkpoint: Checkpoint,
+    name: str,
+    batches: Sequence[Texts],
+    preset: str = "ditto",
+    embeddings: str = "secret",
+    choose: Choose | None = None,
+    ready: Description | None = None,
+) -> Imported:
+    """Calibrate, unless `ready` says what the checkpoint's ranges are, then whatever is asked for: `choose` decides
+    what the preset leaves open."""
+    if ready:
+        description, arranged = ready, checkpoint
+    else:
+        description, arranged = describe(checkpoint, name, list(batches), preset, embeddings)
+    steps = [_made("calibration", description, arranged)]
+    if choose is not None:
+        description = with_choices(description, choose(description, arranged))
+        steps.append(_made("choices", description, arranged))
+    return Imported(description, steps[-1].encoded, arranged, tuple(steps))
+
+
+def _made(step: str, description: Description, arranged: Checkpoint) -> Made:
+    return Made(step, description, encode_weights(description, arranged.tensors))
