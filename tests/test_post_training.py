@@ -9,22 +9,26 @@ from typing import Any
 
 import pytest
 import torch
+from engine import Session
 from tiny import small_shapes
 
+from ditto.engine.plain import plain_weights, run_plain
 from ditto.engine.plan import Plan
 from ditto.errors import UsageError
-from ditto.models import Checkpoint, Description, encode_weights, random_model
+from ditto.models import Checkpoint, Description, compile_stage, encode_inputs, encode_weights, random_model
 from ditto.models.importer import with_choices
 from ditto.models.tokenizer import Batch, Prompts
 from ditto.net.emulation import network
 from ditto.planning import import_report
 from ditto.planning.answers import Group, Trial, loss_of
 from ditto.planning.import_report import Made, document, program_of, types_of
+from ditto.planning.lossy import run_lossy
 from ditto.planning.machine import COUNTING
 from ditto.planning.planner import PARTS, Budget, Objective, plan
 from ditto.planning.sensitivity import Sensitivity
 from ditto.planning.taps import gaps_of
 from ditto.presets.choices import DEFAULT, Choices
+from ditto.ring import signed
 
 SEQ = 16
 NARROW, COARSE = Choices(exponential="narrow"), Choices(gelu="coarse")
@@ -50,6 +54,20 @@ def model() -> Model:
     mask[1, 11:] = 0
     batches = [Batch(ids(2)[i : i + 1], torch.zeros(1, SEQ, dtype=torch.long), mask[i : i + 1]) for i in range(2)]
     return made("bert", batches)
+
+
+@pytest.mark.parametrize("choices", [DEFAULT, COARSE])
+def test_what_shares_lose(model: Model, choices: Choices) -> None:
+    """From the plain interpreter's, answers on shares are as far as those of the one that says what shares lose."""
+    found = with_choices(model[0], (choices,) * 2)
+    program, weights = compile_stage(found, Plan(2, SEQ)), encode_weights(found, model[1].tensors)
+    inputs, ring = encode_inputs(found, program, model[2].groups[0].batch), program.outputs["hidden"].ring
+    plain = run_plain(program, inputs, weights)["hidden"]
+    values = {name: signed(inputs[name], wire.ring) for name, wire in program.inputs.items()}
+    shared = [signed(Session(program.weights, weights).run(program, inputs).outputs["hidden"], ring) for _ in range(2)]
+    lossy = [run_lossy(program, values | plain_weights(program, weights), seed)["hidden"] for seed in range(2)]
+    far, near = (float((torch.stack(runs) - plain).double().square().mean().sqrt()) for runs in (shared, lossy))
+    assert near / 1.5 < far < near * 1.5  # not derived: a seventh is what eight runs showed
 
 
 def errors(model: Model, choices: tuple[Choices, ...]) -> tuple[float, dict[str, Any]]:

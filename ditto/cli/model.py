@@ -152,10 +152,11 @@ def _chooser(
     from ditto.planning.answers import Trial
     from ditto.planning.machine import COUNTING
     from ditto.planning.sensitivity import Sensitivity
+    from ditto.presets import preset_of
 
     def choose(description: "Description", checkpoint: "Checkpoint") -> "tuple[Choices, ...]":
         budget = None
-        if most is not None:
+        if most is not None and preset_of(description.preset).style.open:
             say("measuring what choices add to the answers' loss")
             budget = Sensitivity(description, Trial(checkpoint, batches)).budget(most)
         on, of = network or profile("loopback"), objective if network else "bytes"
