@@ -34,7 +34,6 @@ SCHEDULES: tuple[tuple[float, Course], ...] = ((0.0, "constant"), (0.0, "constan
 CALIBRATED = 512  # texts whose values give ranges
 SYNC = 50  # steps between looks at the loss, on a device that would have to wait for each
 STRONGER, WEAKER, WELL_BELOW = 1.5, 0.9, 0.95  # of the penalty, by what is predicted over what is wanted
-MEASURED = 4
 MB = 1e6
 
 
@@ -194,31 +193,27 @@ class Distiller:
 
     # Ranges ----------------------------------------------------------------------------------------
 
-    def calibrate(self, measure: bool = False) -> tuple[Description, list[Tensor], Prices | None]:
+    def calibrate(self) -> tuple[Description, list[Tensor], Prices | None]:
         """By the weights as they are: the description, the order of each block's neurons that it speaks of, and prices
-        where there is a penalty, neurons in that order. `measure`: prices anew, else those that are known.
-
-        Raises RangeError where ranges do not fit the preset's types.
+        where there is a penalty, neurons in that order. Raises RangeError where ranges do not fit the preset's types.
         """
         tensors = {name: t.detach() for name, t in self.adamw.tensors.items()}
         seen = self.subject.seen(tensors)
         ranges = self.subject.ranges(tensors, seen)
         description = described(self.subject.student, "distilled", ranges, self.settings.preset)
         orders = [seen.order(i) for i in range(self._d.layers)]
-        prices = self._prices
-        if self.settings.penalized and (measure or prices is None):
-            budget = self.settings.budget_mb is not None
-            prices = self._pricing.prices(description, seen, self.settings.max_range, budget).to(self.device)
-        return description, orders, prices.ordered(orders) if prices else None
+        if not self.settings.penalized:
+            return description, orders, None
+        budget = self.settings.budget_mb is not None
+        prices = self._pricing.prices(description, seen, self.settings.max_range, budget).to(self.device)
+        return description, orders, prices.ordered(orders)
 
     def check(self, fresh: bool = False) -> Check:
         """Calibrate, put neurons in order, and judge what is predicted; `fresh`: at the beginning of a stage.
 
-        Prices are measured anew then and at each MEASURED-th calibration, since it takes a few seconds.
         The penalty grows by STRONGER while a bound is not kept, and shrinks by WEAKER while there is room.
         """
-        measure = self.stage(self.at.step)[1] % (MEASURED * self.settings.check_every) == 0
-        self.description, orders, self._prices = self.calibrate(measure)
+        self.description, orders, self._prices = self.calibrate()
         self.adamw.rearrange(lambda named: self.subject.arranged(named, orders))
         if fresh:
             self.adamw.forget()
