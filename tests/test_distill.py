@@ -331,6 +331,11 @@ def test_a_damaged_file_is_refused(student: Path, tmp_path: Path, change: dict[s
     (damaged / NAME).write_text(json.dumps(document | change))
     with pytest.raises(BadCheckpoint, match=said):
         load_calibrated(load_checkpoint(damaged))
+    layer = document["description"]["ranges"]["layers"][0]
+    layer["norm1"]["variance"][0] = 1e-300  # allowed, and no type has room for it
+    (damaged / NAME).write_text(json.dumps(document))
+    with pytest.raises(BadCheckpoint, match="do not compile"):
+        import_calibrated(load_checkpoint(damaged), "x")
     (damaged / NAME).write_text("[" * 100_000)
     with pytest.raises(BadCheckpoint, match=NAME):
         load_calibrated(load_checkpoint(damaged))
