@@ -42,7 +42,8 @@ class Settings:
     """What decides the student, besides teacher and texts. Steps and learning rates are by stage, as STAGES has them.
 
     `budget_mb`: bytes from the dealer for one text of `seq` tokens, or of as many as the model takes; `max_range`: of
-    |x| before activations. `strength`: of the penalty at the beginning. `longest`: tokens of a text that is trained on,
+    |x| before activations. `strength`: of the penalty at the beginning (1), or all along where
+    neither is given. `longest`: tokens of a text that is trained on,
     or of a window. `calibrated`: texts or windows of the training set that ranges are taken from.
     """
 
@@ -55,14 +56,18 @@ class Settings:
     budget_mb: float | None = None
     max_range: float | None = None
     seq: int = 128
-    strength: float = 1.0
+    strength: float | None = None
     check_every: int = 200
     validate_every: int = 1000
     calibrated: int = CALIBRATED
 
     @property
-    def penalized(self) -> bool:
+    def bounded(self) -> bool:
         return self.budget_mb is not None or self.max_range is not None
+
+    @property
+    def penalized(self) -> bool:
+        return self.bounded or self.strength is not None
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ class Distiller:
         self.description: Description | None = None
         self._prices: Prices | None = None
         self._student: Model | None = None
-        self.strength, self._checked, self._loss = settings.strength, -1, math.nan
+        self.strength, self._checked, self._loss = 1.0 if settings.strength is None else settings.strength, -1, math.nan
 
     @classmethod
     def on_texts(
@@ -204,8 +209,9 @@ class Distiller:
         orders = [seen.order(i) for i in range(self._d.layers)]
         if not self.settings.penalized:
             return description, orders, None
-        budget = self.settings.budget_mb is not None
-        prices = self._pricing.prices(description, seen, self.settings.max_range, budget).to(self.device)
+        most = self.settings.max_range
+        cheap = most is None or self.settings.budget_mb is not None
+        prices = self._pricing.prices(description, seen, most, cheap).to(self.device)
         return description, orders, prices.ordered(orders)
 
     def check(self, fresh: bool = False) -> Check:
@@ -220,7 +226,7 @@ class Distiller:
         if self.stage(self.at.step)[0]:
             self._student = self._make(self.description)
         found = self._note(self.description)
-        if not fresh and self.settings.penalized:
+        if not fresh and self.settings.bounded:
             over = self._over(found)
             self.strength *= STRONGER if over > 1 else WEAKER if over < WELL_BELOW else 1.0
         return found
