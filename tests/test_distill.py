@@ -186,12 +186,14 @@ def test_ranges_move_and_the_program_costs_less(teacher: Checkpoint, student: Pa
 def test_strength_follows_what_is_predicted(teacher: Checkpoint) -> None:
     short = distiller(teacher, budget_mb=1e-3)
     far = distiller(teacher, budget_mb=1e3)
-    for trainer in (short, far):
+    fixed = distiller(teacher, budget_mb=None, strength=0.5)
+    for trainer in (short, far, fixed):
         for _ in range(7):
             trainer.step()
-        assert len(trainer.checks) == 2 and trainer.checks[0].strength == 1
+        assert len(trainer.checks) == 2 and trainer.checks[0].strength == (0.5 if trainer is fixed else 1)
     assert short.strength == 1.5 and not short.kept(short.checks[-1])
     assert far.strength == 0.9 and far.kept(far.checks[-1])
+    assert fixed.strength == 0.5 and fixed.checks[-1].mb < fixed.checks[0].mb
 
 
 def test_only_wanted_ranges_count(teacher: Checkpoint) -> None:
@@ -331,6 +333,11 @@ def test_a_damaged_file_is_refused(student: Path, tmp_path: Path, change: dict[s
     (damaged / NAME).write_text(json.dumps(document | change))
     with pytest.raises(BadCheckpoint, match=said):
         load_calibrated(load_checkpoint(damaged))
+    layer = document["description"]["ranges"]["layers"][0]
+    layer["norm1"]["variance"][0] = 1e-300  # allowed, and no type has room for it
+    (damaged / NAME).write_text(json.dumps(document))
+    with pytest.raises(BadCheckpoint, match="do not compile"):
+        import_calibrated(load_checkpoint(damaged), "x")
     (damaged / NAME).write_text("[" * 100_000)
     with pytest.raises(BadCheckpoint, match=NAME):
         load_calibrated(load_checkpoint(damaged))

@@ -77,7 +77,14 @@ def distill(
     ranges_lr: Annotated[float, typer.Option(min=0, help="Learning rate of the stage that moves ranges.")] = 1e-4,
     stage1_lr: Annotated[float, typer.Option(min=0, help="Of the first stage.")] = 5e-5,
     stage2_lr: Annotated[float, typer.Option(min=0, help="Of the second stage, the highest.")] = 1e-5,
-    strength: Annotated[float, typer.Option(min=0, help="Of the penalty on ranges, at the beginning.")] = 1.0,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Of the penalty on ranges: at the beginning, or without --budget-mb and --max-range all along.  "
+            "[default: 1, if asked for]",
+        ),
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Texts in a step.")] = 32,
     length: Annotated[int, typer.Option(min=4, help="Tokens of a text at most: what is longer loses its end.")] = 128,
     limit: Annotated[
@@ -116,9 +123,9 @@ def distill(
     if threads:
         torch.set_num_threads(threads)
     checkpoint = load_checkpoint(teacher)
-    moved = budget_mb is not None or max_range is not None
+    moved = any(option is not None for option in (budget_mb, max_range, strength))
     if ranges_epochs and not moved:
-        raise UsageError("--ranges-epochs is of the stage that --budget-mb or --max-range ask for")
+        raise UsageError("--ranges-epochs is of the stage that --budget-mb, --max-range or --strength ask for")
     texts: list[Text] = []
     if task == LM:
         given = _windows(checkpoint, teacher, train, valid, length)
@@ -265,7 +272,7 @@ def _document(run: "Run[Distiller]", out_dir: Path, best: float | None) -> dict[
         "widest": last and last.widest,
         "budget_mb": settings.budget_mb,
         "max_range": settings.max_range,
-        "kept": trainer.kept(last) if last and settings.penalized else None,
+        "kept": trainer.kept(last) if last and settings.bounded else None,
         "steps_per_second": (trainer.at.step - run.began) / run.seconds if run.seconds else None,
     }
 

@@ -34,7 +34,6 @@ SCHEDULES: tuple[tuple[float, Course], ...] = ((0.0, "constant"), (0.0, "constan
 CALIBRATED = 512  # texts whose values give ranges
 SYNC = 50  # steps between looks at the loss, on a device that would have to wait for each
 STRONGER, WEAKER, WELL_BELOW = 1.5, 0.9, 0.95  # of the penalty, by what is predicted over what is wanted
-MEASURED = 4
 MB = 1e6
 
 
@@ -43,7 +42,8 @@ class Settings:
     """What decides the student, besides teacher and texts. Steps and learning rates are by stage, as STAGES has them.
 
     `budget_mb`: bytes from the dealer for one text of `seq` tokens, or of as many as the model takes; `max_range`: of
-    |x| before activations. `strength`: of the penalty at the beginning. `longest`: tokens of a text that is trained on,
+    |x| before activations. `strength`: of the penalty at the beginning (1), or all along where
+    neither is given. `longest`: tokens of a text that is trained on,
     or of a window. `calibrated`: texts or windows of the training set that ranges are taken from.
     """
 
@@ -56,14 +56,18 @@ class Settings:
     budget_mb: float | None = None
     max_range: float | None = None
     seq: int = 128
-    strength: float = 1.0
+    strength: float | None = None
     check_every: int = 200
     validate_every: int = 1000
     calibrated: int = CALIBRATED
 
     @property
-    def penalized(self) -> bool:
+    def bounded(self) -> bool:
         return self.budget_mb is not None or self.max_range is not None
+
+    @property
+    def penalized(self) -> bool:
+        return self.bounded or self.strength is not None
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ class Distiller:
         self.description: Description | None = None
         self._prices: Prices | None = None
         self._student: Model | None = None
-        self.strength, self._checked, self._loss = settings.strength, -1, math.nan
+        self.strength, self._checked, self._loss = 1.0 if settings.strength is None else settings.strength, -1, math.nan
 
     @classmethod
     def on_texts(
@@ -194,38 +198,35 @@ class Distiller:
 
     # Ranges ----------------------------------------------------------------------------------------
 
-    def calibrate(self, measure: bool = False) -> tuple[Description, list[Tensor], Prices | None]:
+    def calibrate(self) -> tuple[Description, list[Tensor], Prices | None]:
         """By the weights as they are: the description, the order of each block's neurons that it speaks of, and prices
-        where there is a penalty, neurons in that order. `measure`: prices anew, else those that are known.
-
-        Raises RangeError where ranges do not fit the preset's types.
+        where there is a penalty, neurons in that order. Raises RangeError where ranges do not fit the preset's types.
         """
         tensors = {name: t.detach() for name, t in self.adamw.tensors.items()}
         seen = self.subject.seen(tensors)
         ranges = self.subject.ranges(tensors, seen)
         description = described(self.subject.student, "distilled", ranges, self.settings.preset)
         orders = [seen.order(i) for i in range(self._d.layers)]
-        prices = self._prices
-        if self.settings.penalized and (measure or prices is None):
-            budget = self.settings.budget_mb is not None
-            prices = self._pricing.prices(description, seen, self.settings.max_range, budget).to(self.device)
-        return description, orders, prices.ordered(orders) if prices else None
+        if not self.settings.penalized:
+            return description, orders, None
+        most = self.settings.max_range
+        cheap = most is None or self.settings.budget_mb is not None
+        prices = self._pricing.prices(description, seen, most, cheap).to(self.device)
+        return description, orders, prices.ordered(orders)
 
     def check(self, fresh: bool = False) -> Check:
         """Calibrate, put neurons in order, and judge what is predicted; `fresh`: at the beginning of a stage.
 
-        Prices are measured anew then and at each MEASURED-th calibration, since it takes a few seconds.
         The penalty grows by STRONGER while a bound is not kept, and shrinks by WEAKER while there is room.
         """
-        measure = self.stage(self.at.step)[1] % (MEASURED * self.settings.check_every) == 0
-        self.description, orders, self._prices = self.calibrate(measure)
+        self.description, orders, self._prices = self.calibrate()
         self.adamw.rearrange(lambda named: self.subject.arranged(named, orders))
         if fresh:
             self.adamw.forget()
         if self.stage(self.at.step)[0]:
             self._student = self._make(self.description)
         found = self._note(self.description)
-        if not fresh and self.settings.penalized:
+        if not fresh and self.settings.bounded:
             over = self._over(found)
             self.strength *= STRONGER if over > 1 else WEAKER if over < WELL_BELOW else 1.0
         return found
