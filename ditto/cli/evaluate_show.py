@@ -103,7 +103,8 @@ def _answers(rows: list[dict[str, Any]]) -> Table:
 def _between(found: dict[str, Any] | None, sign: str = "") -> tuple[str, str]:
     if found is None:
         return "", ""
-    value, low, high = (format(x, f"{sign}.4f") for x in (found["value"], *found["interval"]))
+    digits = 4 if abs(found["value"]) < 10 else 2  # perplexity
+    value, low, high = (format(x, f"{sign}.{digits}f") for x in (found["value"], *found["interval"]))
     return value, f"{low} to {high}"
 
 
