@@ -108,6 +108,7 @@ def evaluate(
         deadline = began + 60 * minutes if minutes is not None else float("inf")
         try:
             asks = _asks(asked, modes, cluster, stack, say) if jobs else {}
+            watcher.start()
             for records in run(subject, asks, jobs):
                 found.add(records)
                 watcher.add(records)

@@ -41,15 +41,22 @@ class Watcher:
         if self._bar:
             self._bar.stop()
 
+    def start(self) -> None:
+        """Servers are up: what came before is no part of an example's time."""
+        self._began = time.monotonic()
+        if self._bar:
+            self._bar.reset(self._task, completed=self._before)
+
     def add(self, records: "Sequence[Record]") -> None:
         self._records += records
         if self._bar:
             self._bar.update(self._task, completed=len(self._records), description=self._so_far())
-        elif not self._quiet and time.monotonic() - self._line > LINE_EVERY:
+        elif not self._quiet and time.monotonic() - self._line > LINE_EVERY and len(self._records) < self._total:
             self._line = time.monotonic()
             done = len(self._records)
             left = (self._line - self._began) / (done - self._before) * (self._total - done)
-            note(f"{done:,} of {self._total:,} examples, {self._so_far()}; {left / 60:.0f} min left")
+            shown = f"{left:.0f} s" if left < 100 else f"{left / 60:.0f} min"
+            note(f"{done:,} of {self._total:,} examples, {self._so_far()}; {shown} left")
 
     def _so_far(self) -> str:
         import torch
@@ -96,7 +103,8 @@ def _answers(rows: list[dict[str, Any]]) -> Table:
 def _between(found: dict[str, Any] | None, sign: str = "") -> tuple[str, str]:
     if found is None:
         return "", ""
-    value, low, high = (format(x, f"{sign}.4f") for x in (found["value"], *found["interval"]))
+    digits = 4 if abs(found["value"]) < 10 else 2  # perplexity
+    value, low, high = (format(x, f"{sign}.{digits}f") for x in (found["value"], *found["interval"]))
     return value, f"{low} to {high}"
 
 
