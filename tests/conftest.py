@@ -1,8 +1,9 @@
-"""What every test's own process stores is encrypted, as a server's is."""
+"""What every test's own process stores is encrypted, as a server's is; and a thread for models that are too small for two."""
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterator
 
 import pytest
 
@@ -13,3 +14,14 @@ def stored_encrypted() -> None:
     from ditto.service.storage import Storage
 
     stored.use(Storage(secrets.token_bytes(32)))
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For models so small that two threads mostly wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,8 @@ from ditto.train.penalty import KNOBS, Prices, Watched, penalty
 from ditto.train.run import Run
 from ditto.train.subject import Shown
 from ditto.train.widths import Widths
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 WORDS = "the a cat dog sat ran on under mat tree and quickly slowly red green two men play music .".split()
 SEQ = 16
@@ -53,14 +54,6 @@ def sentences(count: int, seed: int, most: int = 14) -> list[str]:
 
 TRAIN, VALID = sentences(64, 0), sentences(8, 1)
 PAIRS = list(enumerate(zip(sentences(10, 2, most=6), sentences(10, 3, most=6), strict=True)))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

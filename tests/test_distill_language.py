@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from typer.testing import CliRunner
 
@@ -20,16 +18,10 @@ from ditto.train.language import new_dimensions, new_weights
 from ditto.train.penalty import KNOBS, Watched
 from ditto.train.text import BytePairs
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TEXT = " the cat sat on the mat , and the dog ran to the hat . it 's red .\n" * 8
 CONTEXT = 16
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import gzip
 import json
 import math
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +30,9 @@ from ditto.train.perplexity import cross_entropy, perplexity
 from ditto.train.run import Run
 from ditto.train.text import BytePairs, Order, read_text
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TEXT = " = The cat = \n \n the cat sat on the mat , and the dog ran to the hat . it 's <unk> @-@ red .\n" * 12
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """The models are so small that two threads mostly wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

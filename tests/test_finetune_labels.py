@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +23,14 @@ from ditto.train.objective import Objective
 from ditto.train.run import Run
 from ditto.train.seeds import generator
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 transformers = pytest.importorskip("transformers")
 
 WORDS = "good fine nice bad poor dull film plot a the very is".split()
 SENSE = Task("classify", "accuracy", ("bad", "good"))
 NEAR = Task("regress", "spearman", most=5.0, pairs=True)
 OBJECTIVES = {"classify": Objective(SENSE), "regress": Objective(NEAR), "mean": Objective(NEAR, "mean")}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """The models are so small that two threads mostly wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -61,18 +61,18 @@ def distill(
     ] = None,
     seq: Annotated[int, typer.Option(min=2, max=512, help="Tokens of the inference that --budget-mb is of.")] = 128,
     ranges_epochs: Annotated[
-        float | None, typer.Option(min=0, help="Of the stage that moves ranges, in floats.  [default: 3, if asked for]")
+        float | None, typer.Option(min=0, help="Of the stage that moves ranges, in floats (default: 3).")
     ] = None,
     stage1_epochs: Annotated[
         float | None,
         typer.Option(
             min=0,
-            help="Of hidden states and attention of all layers.  [default: 1; where the preset has other functions, 5, "
-            "of cola and rte 50]",
+            help="Of hidden states and attention of all layers (default: 1; where the preset has other functions 5, "
+            "of cola and rte 50).",
         ),
     ] = None,
     stage2_epochs: Annotated[
-        float | None, typer.Option(min=0, help="Of the answers.  [default: 1; with other functions 5]")
+        float | None, typer.Option(min=0, help="Of the answers (default: 1; with other functions 5).")
     ] = None,
     ranges_lr: Annotated[float, typer.Option(min=0, help="Learning rate of the stage that moves ranges.")] = 1e-4,
     stage1_lr: Annotated[float, typer.Option(min=0, help="Of the first stage.")] = 5e-5,
@@ -81,14 +81,14 @@ def distill(
         float | None,
         typer.Option(
             min=0,
-            help="Of the penalty on ranges: at the beginning, or without --budget-mb and --max-range all along.  "
-            "[default: 1, if asked for]",
+            help="Of the penalty on ranges: at the beginning, or without --budget-mb and --max-range all along "
+            "(default: 1).",
         ),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Texts in a step.")] = 32,
     length: Annotated[int, typer.Option(min=4, help="Tokens of a text at most: what is longer loses its end.")] = 128,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Train on so many texts, the first ones.  [default: all]")
+        int | None, typer.Option(min=1, help="Train on so many texts, the first ones (default: all).")
     ] = None,
     calibrated: Annotated[int, typer.Option(min=1, help="Texts of the training set that ranges are taken from.")] = 512,
     check_every: Annotated[
@@ -99,7 +99,7 @@ def distill(
     minutes: Annotated[
         float | None, typer.Option(min=0, help="Stop training after this time, to go on later; then validate.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads.  [default: one a core]")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads (default: one a core).")] = None,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.cpu,
     json: Json = False,
 ) -> None:
