@@ -50,43 +50,50 @@ def finetune(
     tokenizer: Annotated[
         Path | None, typer.Option(help="lm from random weights: the directory of vocab.json and merges.txt.")
     ] = None,
-    layers: Annotated[int | None, typer.Option(min=1, help="Layers of a new model.  [default: 4]")] = None,
-    hidden: Annotated[int | None, typer.Option(min=1, help="Hidden size of a new model.  [default: 192]")] = None,
-    heads: Annotated[int | None, typer.Option(min=1, help="Heads of a new model.  [default: 6]")] = None,
+    layers: Annotated[int | None, typer.Option(min=1, help="Layers of a new model.", show_default="4")] = None,
+    hidden: Annotated[int | None, typer.Option(min=1, help="Hidden size of a new model.", show_default="192")] = None,
+    heads: Annotated[int | None, typer.Option(min=1, help="Heads of a new model.", show_default="6")] = None,
     context: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Tokens in a chunk, a new model's positions; or of a text, which is cut.  [default: 128, or all; 256]",
+            help="Tokens in a chunk, a new model's positions; or of a text, which is cut.",
+            show_default="128, or all; 256",
         ),
     ] = None,
     activation: Annotated[
         Activation | None,
-        typer.Option(help="lm; quad: what ditto-icml24 computes in the place of GELU.  [default: the checkpoint's]"),
+        typer.Option(
+            help="lm; quad: what ditto-icml24 computes in the place of GELU.", show_default="the checkpoint's"
+        ),
     ] = None,
     labels: Annotated[str | None, typer.Option(help="classify: the classes' names by number: no,yes.")] = None,
     metric: Annotated[
-        Metric | None, typer.Option(help="classify: which weights are best.  [default: accuracy]")
+        Metric | None, typer.Option(help="classify: which weights are best.", show_default="accuracy")
     ] = None,
     pooling: Annotated[
         Pooling | None,
         typer.Option(
-            help="regress, stsb; cls: a head on the first token; mean: the cosine of two mean-pooled texts.  [default: "
-            "cls]"
+            help="regress, stsb; cls: a head on the first token; mean: the cosine of two mean-pooled texts.",
+            show_default="cls",
         ),
     ] = None,
-    epochs: Annotated[float | None, typer.Option(min=1e-6, help="Passes over the data.  [default: 1; 3]")] = None,
+    epochs: Annotated[float | None, typer.Option(min=1e-6, help="Passes over the data.", show_default="1; 3")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps, instead of epochs.")] = None,
     minutes: Annotated[
         float | None, typer.Option(min=0, help="Stop training after this time, to go on later; then validate.")
     ] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Chunks or examples in a step.  [default: 8; 32]")] = None,
-    lr: Annotated[float | None, typer.Option(min=0, help="The highest learning rate.  [default: 1e-3; 5e-5]")] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Chunks or examples in a step.", show_default="8; 32")
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(min=0, help="The highest learning rate.", show_default="1e-3; 5e-5")
+    ] = None,
     schedule: Annotated[
-        Schedule | None, typer.Option(help="How the learning rate falls, but for lm.  [default: linear]")
+        Schedule | None, typer.Option(help="How the learning rate falls, but for lm.", show_default="linear")
     ] = None,
     dropout: Annotated[
-        float | None, typer.Option(min=0, max=0.9, help="In training, but for lm.  [default: 0.1]")
+        float | None, typer.Option(min=0, max=0.9, help="In training, but for lm.", show_default="0.1")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of new weights, order and dropout.")] = 0,
     validations: Annotated[int, typer.Option(min=1, help="How often to validate, the last time at the end.")] = 4,
@@ -94,7 +101,7 @@ def finetune(
         bool, typer.Option("--bf16", help="lm: the output layer in bfloat16 (1.7 times the speed with AVX512-BF16).")
     ] = False,
     test: Annotated[Path | None, typer.Option(help="What to measure the result on, at the end.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads.  [default: one a core]")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads.", show_default="one a core")] = None,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.cpu,
     json: Json = False,
 ) -> None:
