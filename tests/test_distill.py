@@ -19,14 +19,14 @@ from ditto.cli import app
 from ditto.errors import BadCheckpoint, UsageError
 from ditto.models import Checkpoint, Plan, architecture_of, compile_stage, import_calibrated, load_checkpoint
 from ditto.models.calibrated import NAME, load_calibrated
-from ditto.models.encoder.encoder import Encoder
-from ditto.models.ranges import Seen
+from ditto.models.ranges import Seen, silent
 from ditto.models.tokenizer import Tokenizer
 from ditto.presets import preset_of
 from ditto.train.distill import Distiller, Settings
-from ditto.train.imitation import InFloats, functions_of, layers_loss, output_loss
+from ditto.train.encoder_subject import EncoderSubject, functions_of
 from ditto.train.penalty import KNOBS, Prices, Watched, penalty
 from ditto.train.run import Run
+from ditto.train.subject import Shown
 from ditto.train.widths import Widths
 
 WORDS = "the a cat dog sat ran on under mat tree and quickly slowly red green two men play music .".split()
@@ -52,6 +52,7 @@ def sentences(count: int, seed: int, most: int = 14) -> list[str]:
 
 
 TRAIN, VALID = sentences(64, 0), sentences(8, 1)
+PAIRS = list(enumerate(zip(sentences(10, 2, most=6), sentences(10, 3, most=6), strict=True)))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -93,7 +94,11 @@ SETTINGS = Settings(
 
 
 def distiller(teacher: Checkpoint, **changed: Any) -> Distiller:
-    return Distiller(teacher, TRAIN, VALID, replace(SETTINGS, **changed))
+    return Distiller.on_texts(teacher, TRAIN, VALID, replace(SETTINGS, **changed))
+
+
+def subject(teacher: Checkpoint) -> EncoderSubject:
+    return EncoderSubject(teacher, TRAIN, VALID, "ditto", batch=8, longest=SEQ, seed=0, calibrated=32)
 
 
 @pytest.fixture(scope="module")
@@ -136,9 +141,8 @@ def test_penalty_is_of_the_largest_values_beyond_cheaper_ranges(teacher: Checkpo
     """Of 8 texts the one with the largest value of a neuron; below its target it costs nothing."""
     batch = teacher.tokenizer().encode(TRAIN[:8], SEQ)
     tensors = {name: t.clone().requires_grad_() for name, t in teacher.tensors.items()}
-    assert isinstance(teacher.architecture, Encoder)
-    watched = Watched()
-    InFloats(teacher.architecture, teacher.dimensions, observe=watched)(tensors, batch)
+    watched = Watched(("norm1", "norm2"))
+    subject(teacher).in_floats(tensors, batch, watched)
     most = watched.neurons[0].amax(0).detach()
     knobs = torch.tensor([[watched.knobs[0, name].detach().max().item() for name in KNOBS]])
     nothing = Prices(most[None], torch.ones(1, 32), knobs, torch.ones(1, len(KNOBS)), total=10.0)
@@ -153,10 +157,9 @@ def test_penalty_is_of_the_largest_values_beyond_cheaper_ranges(teacher: Checkpo
 
 def test_what_is_watched_is_what_calibration_sees(teacher: Checkpoint) -> None:
     batch = teacher.tokenizer().encode(TRAIN[:8], SEQ)
-    watched, seen = Watched(), Seen()
-    assert isinstance(teacher.architecture, Encoder)
+    watched, seen = Watched(("norm1", "norm2")), Seen()
     for observe in (watched, seen):
-        InFloats(teacher.architecture, teacher.dimensions, observe=observe)(teacher.tensors, batch)
+        subject(teacher).in_floats(teacher.tensors, batch, observe)
     layer = seen.layer(0, "norm1", "norm2")
     assert torch.equal(watched.neurons[0].amax(0), seen.neurons(0))
     found = {name: watched.knobs[0, name].max().exp2().item() for name in KNOBS}
@@ -183,12 +186,14 @@ def test_ranges_move_and_the_program_costs_less(teacher: Checkpoint, student: Pa
 def test_strength_follows_what_is_predicted(teacher: Checkpoint) -> None:
     short = distiller(teacher, budget_mb=1e-3)
     far = distiller(teacher, budget_mb=1e3)
-    for trainer in (short, far):
+    fixed = distiller(teacher, budget_mb=None, strength=0.5)
+    for trainer in (short, far, fixed):
         for _ in range(7):
             trainer.step()
-        assert len(trainer.checks) == 2 and trainer.checks[0].strength == 1
+        assert len(trainer.checks) == 2 and trainer.checks[0].strength == (0.5 if trainer is fixed else 1)
     assert short.strength == 1.5 and not short.kept(short.checks[-1])
     assert far.strength == 0.9 and far.kept(far.checks[-1])
+    assert fixed.strength == 0.5 and fixed.checks[-1].mb < fixed.checks[0].mb
 
 
 def test_only_wanted_ranges_count(teacher: Checkpoint) -> None:
@@ -202,15 +207,30 @@ def test_only_wanted_ranges_count(teacher: Checkpoint) -> None:
 
 
 def test_losses_are_zero_for_the_teacher_and_padding_does_not_count(teacher: Checkpoint) -> None:
-    assert isinstance(teacher.architecture, Encoder)
-    model = InFloats(teacher.architecture, teacher.dimensions)
-    batch = teacher.tokenizer().encode(TRAIN[:4], SEQ)
-    same, other = model(teacher.tensors, batch), model(teacher.tensors, batch)
-    assert layers_loss(same, other, batch) == output_loss(same, other, batch) == 0
+    of, batch = subject(teacher), teacher.tokenizer().encode(TRAIN[:4], SEQ)
+    same, other = of.teacher(batch), of.in_floats(teacher.tensors, batch, silent)
+    assert of.layers_loss(same, other, batch) == of.output_loss(same, other, batch) == 0
     padding = 1 - batch.mask.reshape(-1, 1)
-    shifted = other._replace(hidden=[x + padding for x in other.hidden], contexts=[x - padding for x in other.contexts])
-    assert layers_loss(shifted, same, batch) == 0
-    assert output_loss(other._replace(output=other.output + torch.tensor([1.0, 0.0])), same, batch) > 0
+    shifted = Shown(other.output, [x + padding for x in other.hidden], [x - padding for x in other.contexts])
+    assert of.layers_loss(shifted, same, batch) == 0
+    moved = Shown(other.output + torch.tensor([1.0, 0.0]), [x + 1 for x in other.hidden], [*other.contexts])
+    assert of.layers_loss(moved, same, batch) > 0 and of.output_loss(moved, same, batch) > 0
+
+
+def test_embeddings_and_scores_are_distilled_by_mean_squares(directory: Path, tmp_path: Path) -> None:
+    """A pair's texts by the cosine of their means, as the command measures them; a head of one output by its value."""
+    (tmp_path / "pairs.csv").write_text("text,text2,label\n" + "".join(f"{a},{b},{i}\n" for i, (a, b) in PAIRS))
+    for name, labels in (("BertModel", None), ("BertForSequenceClassification", {"0": "score"})):
+        of = shutil.copytree(directory, tmp_path / name)
+        (of / "config.json").write_text(json.dumps(CONFIG | {"architectures": [name], "id2label": labels}))
+        if labels:
+            tensors = load_file(of / "model.safetensors")
+            kept = {n: t[:1].clone() if n.startswith("classifier") else t for n, t in tensors.items()}
+            save_file(kept, of / "model.safetensors")
+        command = ("distill", "--teacher", of, "--task", tmp_path / "pairs.csv", "--out", tmp_path / f"{name}-out")
+        document = json.loads(ditto(*command, "--batch", 4, "--validations", 1, "--calibrated", 8, "--json"))
+        assert document["finished"] and -1 <= document["valid"] <= 1
+        assert load_calibrated(load_checkpoint(tmp_path / f"{name}-out")).architecture == name
 
 
 def test_presets_with_other_functions_are_distilled_with_them() -> None:
@@ -313,6 +333,11 @@ def test_a_damaged_file_is_refused(student: Path, tmp_path: Path, change: dict[s
     (damaged / NAME).write_text(json.dumps(document | change))
     with pytest.raises(BadCheckpoint, match=said):
         load_calibrated(load_checkpoint(damaged))
+    layer = document["description"]["ranges"]["layers"][0]
+    layer["norm1"]["variance"][0] = 1e-300  # allowed, and no type has room for it
+    (damaged / NAME).write_text(json.dumps(document))
+    with pytest.raises(BadCheckpoint, match="do not compile"):
+        import_calibrated(load_checkpoint(damaged), "x")
     (damaged / NAME).write_text("[" * 100_000)
     with pytest.raises(BadCheckpoint, match=NAME):
         load_calibrated(load_checkpoint(damaged))

@@ -19,7 +19,7 @@ from ditto import files
 from ditto.cli import app, store
 from ditto.errors import StorageError
 from ditto.models import random_model
-from ditto.models.export import write_tensors
+from ditto.models.export import save_tensors, write_tensors
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +52,16 @@ def test_bytes_and_text(tmp_path: Path) -> None:
     files.write(path, "é\n", files.PRIVATE)
     assert path.read_bytes() == "é\n".encode() and mode(path) == 0o600
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_tensors_keep_the_mode_of_a_file(tmp_path: Path) -> None:
+    """A checkpoint is for others to read; safetensors 0.8 would make it private."""
+    write_tensors(tmp_path / "model.safetensors", {"w": torch.zeros(3)})
+    assert mode(tmp_path / "model.safetensors") == 0o644
+    private = tmp_path / "private"
+    private.touch(mode=0o600)
+    save_tensors(private, {"w": torch.zeros(3)})
+    assert mode(private) == 0o600
 
 
 def test_a_private_file_is_private_before_it_has_content(tmp_path: Path) -> None:

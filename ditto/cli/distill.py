@@ -1,6 +1,7 @@
 """`ditto distill`: a copy of a teacher learns to answer alike under a preset's arithmetic."""
 
 import math
+import sys
 import time
 from collections.abc import Callable
 from enum import StrEnum
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 # Epochs where none are given. As published (Ditto's code): 50 of the first for CoLA and RTE, 5 of the second; a preset
 # that keeps the functions has only roundings to learn.
 RANGES, LAYERS, LOGITS, KEPT = 3.0, {"cola": 50.0, "rte": 50.0}, 5.0, 1.0
+LM = "lm"
 FEWEST = 5.0  # of the first stage, of other tasks
 
 
@@ -39,13 +41,18 @@ Epochs = Annotated[float | None, typer.Option(min=0, help="Passes over the texts
 
 def distill(
     teacher: Annotated[Path, typer.Option(help="A fine-tuned checkpoint, as `ditto finetune` makes them.")],
-    task: Annotated[str, typer.Option(help="sst2, cola, rte, stsb, or a file: CSV or .tsv with text, text2, label.")],
+    task: Annotated[
+        str, typer.Option(help="sst2, cola, rte, stsb, or a file: CSV or .tsv with text, text2, label; lm: of a GPT-2.")
+    ],
     out_dir: Annotated[Path, typer.Option("--out", help="The student's directory; the same command goes on there.")],
     preset: Annotated[str, typer.Option(help="Which operation and type each layer uses.")] = "ditto",
     data: Annotated[
         Path | None, typer.Option(envvar="DITTO_DATA", help="Where the tasks' directories are: sst2/train.tsv.gz, …")
     ] = None,
-    valid: Annotated[Path | None, typer.Option(help="With a file as --task: another one to validate on.")] = None,
+    train: Annotated[Path | None, typer.Option(help="lm: the text to train on; files may end in .gz.")] = None,
+    valid: Annotated[
+        Path | None, typer.Option(help="lm, or with a file as --task: another one to validate on.")
+    ] = None,
     budget_mb: Annotated[
         float | None, typer.Option(min=0.001, help="Move ranges until an inference takes so many MB from the dealer.")
     ] = None,
@@ -54,27 +61,34 @@ def distill(
     ] = None,
     seq: Annotated[int, typer.Option(min=2, max=512, help="Tokens of the inference that --budget-mb is of.")] = 128,
     ranges_epochs: Annotated[
-        float | None, typer.Option(min=0, help="Of the stage that moves ranges, in floats.  [default: 3, if asked for]")
+        float | None, typer.Option(min=0, help="Of the stage that moves ranges, in floats (default: 3).")
     ] = None,
     stage1_epochs: Annotated[
         float | None,
         typer.Option(
             min=0,
-            help="Of hidden states and attention of all layers.  [default: 1; where the preset has other functions, 5, "
-            "of cola and rte 50]",
+            help="Of hidden states and attention of all layers (default: 1; where the preset has other functions 5, "
+            "of cola and rte 50).",
         ),
     ] = None,
     stage2_epochs: Annotated[
-        float | None, typer.Option(min=0, help="Of the answers.  [default: 1; with other functions 5]")
+        float | None, typer.Option(min=0, help="Of the answers (default: 1; with other functions 5).")
     ] = None,
     ranges_lr: Annotated[float, typer.Option(min=0, help="Learning rate of the stage that moves ranges.")] = 1e-4,
     stage1_lr: Annotated[float, typer.Option(min=0, help="Of the first stage.")] = 5e-5,
     stage2_lr: Annotated[float, typer.Option(min=0, help="Of the second stage, the highest.")] = 1e-5,
-    strength: Annotated[float, typer.Option(min=0, help="Of the penalty on ranges, at the beginning.")] = 1.0,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Of the penalty on ranges: at the beginning, or without --budget-mb and --max-range all along "
+            "(default: 1).",
+        ),
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Texts in a step.")] = 32,
     length: Annotated[int, typer.Option(min=4, help="Tokens of a text at most: what is longer loses its end.")] = 128,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Train on so many texts, the first ones.  [default: all]")
+        int | None, typer.Option(min=1, help="Train on so many texts, the first ones (default: all).")
     ] = None,
     calibrated: Annotated[int, typer.Option(min=1, help="Texts of the training set that ranges are taken from.")] = 512,
     check_every: Annotated[
@@ -85,7 +99,7 @@ def distill(
     minutes: Annotated[
         float | None, typer.Option(min=0, help="Stop training after this time, to go on later; then validate.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads.  [default: one a core]")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads (default: one a core).")] = None,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.cpu,
     json: Json = False,
 ) -> None:
@@ -109,28 +123,42 @@ def distill(
     if threads:
         torch.set_num_threads(threads)
     checkpoint = load_checkpoint(teacher)
-    examples, held_out = _examples(task, data, valid)
-    texts = _texts(examples[:limit], checkpoint)
-    measure = _metric(task, checkpoint, held_out)
-    moved = budget_mb is not None or max_range is not None
+    moved = any(option is not None for option in (budget_mb, max_range, strength))
     if ranges_epochs and not moved:
-        raise UsageError("--ranges-epochs is of the stage that --budget-mb or --max-range ask for")
+        raise UsageError("--ranges-epochs is of the stage that --budget-mb, --max-range or --strength ask for")
+    texts: list[Text] = []
+    if task == LM:
+        given = _windows(checkpoint, teacher, train, valid, length)
+        count = min(limit or sys.maxsize, given[0].numel() // length)
+        given = given[0][: count * length + 1], given[1]
+    else:
+        if train is not None:
+            raise UsageError(f"--train is for --task {LM}")
+        examples, held_out = _examples(task, data, valid)
+        texts, held, measure = (
+            _texts(examples[:limit], checkpoint),
+            _texts(held_out, checkpoint),
+            _metric(task, checkpoint, held_out),
+        )
+        count = len(texts)
     usual = (LAYERS.get(task, FEWEST), LOGITS) if chosen.distilled else (KEPT, KEPT)
     epochs = (
         (RANGES if ranges_epochs is None else ranges_epochs) if moved else 0.0,
-        usual[0] if stage1_epochs is None else stage1_epochs,
+        stage1_epochs if stage1_epochs is not None else usual[0] if task != LM else 0.0,
         usual[1] if stage2_epochs is None else stage2_epochs,
     )
-    each = -(-len(texts) // batch)
-    steps = tuple(math.ceil(passes * each) for passes in epochs)
+    steps = tuple(math.ceil(passes * -(-count // batch)) for passes in epochs)
     settings = Settings(
         preset=chosen.name, steps=(steps[0], steps[1], steps[2]), rates=(ranges_lr, stage1_lr, stage2_lr), batch=batch,
         longest=length, seed=seed, budget_mb=budget_mb, max_range=max_range, seq=seq, strength=strength,
         check_every=check_every, validate_every=max(1, -(-sum(steps) // validations)), calibrated=calibrated,
     )  # fmt: skip
-    distiller = Distiller(checkpoint, texts, _texts(held_out, checkpoint), settings, device.value, metric=measure)
+    if task == LM:
+        distiller = Distiller.on_windows(checkpoint, *given, settings, device.value)
+    else:
+        distiller = Distiller.on_texts(checkpoint, texts, held, settings, device.value, measure)
     if not json:
-        note(f"{teacher}: {checkpoint.class_name}; {len(texts):,} texts, {' + '.join(map(str, steps))} steps")
+        note(f"{teacher}: {checkpoint.class_name}; {count:,} texts, {' + '.join(map(str, steps))} steps")
     run = Run(distiller, out_dir)
     best = train_run(run, _Reports(), began + 60 * minutes if minutes is not None else math.inf, quiet=json)
     document = _document(run, out_dir, best)
@@ -170,6 +198,25 @@ def _examples(task: str, data: Path | None, valid: Path | None) -> "tuple[list[E
     if len(examples) < 2:
         raise UsageError(f"{task}: one example is not enough to train on and to validate on")
     return examples[:-held_out], examples[-held_out:]
+
+
+def _windows(
+    checkpoint: "Checkpoint", directory: Path, train: Path | None, valid: Path | None, length: int
+) -> "tuple[Tensor, Tensor]":
+    """Tokens of both texts. Raises UsageError for a checkpoint that is no GPT-2, and for too few of them."""
+    from ditto.models.registry import GENERATORS
+    from ditto.train.text import BytePairs, read_text
+
+    if checkpoint.class_name not in GENERATORS:
+        raise UsageError(f"{checkpoint.class_name}: --task {LM} is of {', '.join(GENERATORS)}")
+    if train is None or valid is None:
+        raise UsageError(f"--task {LM} needs --train FILE and --valid FILE")
+    words = BytePairs(directory)
+    texts = [words.encode(read_text(path)) for path in (train, valid)]
+    for path, ids in zip((train, valid), texts, strict=True):
+        if ids.numel() <= length:
+            raise UsageError(f"{path}: {ids.numel()} tokens; windows of {length} need at least {length + 1}")
+    return texts[0], texts[1]
 
 
 def _texts(examples: "list[Example]", checkpoint: "Checkpoint") -> "list[Text]":
@@ -225,7 +272,7 @@ def _document(run: "Run[Distiller]", out_dir: Path, best: float | None) -> dict[
         "widest": last and last.widest,
         "budget_mb": settings.budget_mb,
         "max_range": settings.max_range,
-        "kept": trainer.kept(last) if last and settings.penalized else None,
+        "kept": trainer.kept(last) if last and settings.bounded else None,
         "steps_per_second": (trainer.at.step - run.began) / run.seconds if run.seconds else None,
     }
 

@@ -48,7 +48,7 @@ def import_(
     name: Annotated[str | None, typer.Option(help="The model's name; default: the directory's.")] = None,
     preset: Annotated[
         str | None,
-        typer.Option(help="Which operation and type each layer uses.  [default: ditto, or what it was distilled for]"),
+        typer.Option(help="Which operation and type each layer uses (default: ditto, or what it was distilled for)."),
     ] = None,
     embeddings: Annotated[
         Embeddings, typer.Option(help="Is the word-embedding table a secret, or looked up by the client?")

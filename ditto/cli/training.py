@@ -45,7 +45,7 @@ class Reports(Generic[T]):
 
     def step(self, run: "Run[T]") -> str:
         """Live figures after a step."""
-        return f"loss {run.trainer.at.loss or 0.0:.3f}"
+        return f"loss {run.trainer.at.loss or 0.0:.4g}"
 
     def validation(self, run: "Run[T]", found: float) -> str:
         """What a validation gave."""

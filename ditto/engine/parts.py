@@ -13,6 +13,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from ditto.engine.plan import WHOLE_MB
 from ditto.engine.program import PART, Builder, Program, Step, Wire
 from ditto.errors import LimitExceeded
 
@@ -40,7 +41,8 @@ def in_blocks(b: Builder, hold: int, count: int, emit: Rows, dim: int = 0) -> Se
     The rows must not depend on each other. Raises LimitExceeded for a program of more than MOST parts.
     """
     # 1
-    if b.tries or count == 1:  # blocks within rows that are tried: if these hold little enough, so does each of them
+    # blocks within rows that are tried: if these hold little enough, so does each of them
+    if b.tries or count == 1 or hold >= WHOLE_MB << 20:
         return emit(b, 0, count)
     mark, first_step = b.mark(), len(b.program.steps)
     b.tries = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 HOLD_MB = 256
+WHOLE_MB = 1 << 20  # with it a program is in one part, whatever its size: for who compiles it and runs it on no party
 
 
 @dataclass(frozen=True)

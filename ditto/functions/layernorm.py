@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from ditto.engine.program import Builder, Wire
+from ditto.errors import RangeError
 from ditto.functions.fixed import FixedPoint, minus, multiply, square, sum_of_squares, truncate_to, widen
 from ditto.functions.inverse import inverse
 from ditto.functions.linear import WEIGHT_FRAC, fraction_bits, linear
@@ -42,7 +43,15 @@ def deviation_scale(width: int) -> float:
 
 def _square_ring(c: Wire, limits: tuple[float, float]) -> int:
     need = 2 * c.frac + ceil_log2(limits[1] * c.shape[1]) + 2  # v is extended
-    return next(ring for ring in SQUARE_RINGS if ring >= need)
+    return _ring(SQUARE_RINGS, need)
+
+
+def _ring(rings: tuple[int, ...], need: int) -> int:
+    """The smallest of `rings` with so many bits. Raises RangeError."""
+    found = next((ring for ring in rings if ring >= need), None)
+    if found is None:
+        raise RangeError(f"a LayerNorm of such variances takes {need} bits; its widest type has {rings[-1]}")
+    return found
 
 
 def _scaled_variance(b: Builder, c: Wire, mean: Wire | None, limits: tuple[float, float], eps: float) -> Wire:
@@ -99,12 +108,12 @@ def standardise(
     # 1
     c, *means = b.open(x, *(() if mean is None else (mean,)))
     digits = _opened_digits(limits[1] * variance_scale(c.shape[1]))
-    most_wide = next(r for r in STANDARDISED_RINGS if r >= ring + c.frac + digits - RESULT.frac)
+    most_wide = _ring(STANDARDISED_RINGS, ring + c.frac + digits - RESULT.frac)
     c = widen(b, c, max(most_wide, _square_ring(c, limits)))
     # 2, 3
     (y,) = b.open(_inverse_deviation(b, c, means, limits, eps, single))
     frac = c.frac + y.frac
-    wide = next(r for r in STANDARDISED_RINGS if r >= ring + frac - RESULT.frac)
+    wide = _ring(STANDARDISED_RINGS, ring + frac - RESULT.frac)
     most = math.sqrt(2.0 * c.shape[1])  # |c| <= sqrt(H var), var at most twice v
     z = multiply(b, c, y, wide, bound=most, widened=True)
     for mean in means:

@@ -111,7 +111,9 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Fill a file that stands there, whose mode stays. Raises OSError."""
+    mode = path.stat().st_mode
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
     except SafetensorError as error:  # how the library reports a full disk, too
         raise OSError(str(error)) from error
+    path.chmod(mode)  # safetensors 0.8 puts a file of its own, which only its owner may read, in the place of this one

@@ -9,9 +9,10 @@ from typing import Any, Literal, cast
 from pydantic import ValidationError
 
 from ditto.engine.plan import Plan
-from ditto.errors import BadCheckpoint, RangeError, UsageError
+from ditto.errors import BadCheckpoint, DittoError, RangeError, UsageError
 from ditto.functions.fit import Fitting
 from ditto.models.architecture import Tensors, Texts
+from ditto.models.calibrated import NAME as FILE
 from ditto.models.calibrated import load_calibrated
 from ditto.models.checkpoint import Checkpoint
 from ditto.models.description import Description, Ranges, explain
@@ -63,7 +64,12 @@ def import_calibrated(
         raise UsageError(f"this checkpoint was made for preset {found.preset}; for {preset} name texts to calibrate on")
     # checked as a whole again: the name is somebody's
     changed = found.model_dump() | {"name": name, "embeddings": embeddings}
-    description = fitted(Description.model_validate(changed))
+    try:
+        description = fitted(Description.model_validate(changed))
+    except DittoError:
+        raise
+    except Exception as error:  # ranges that nothing was calibrated to: of whatever class, it is the file's fault
+        raise BadCheckpoint(f"{FILE}: ranges that do not compile: {type(error).__name__}: {error}") from error
     if choose is not None:
         description = with_choices(description, choose(description))
     return description, encode_weights(description, checkpoint.tensors)

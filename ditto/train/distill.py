@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ditto.errors import UsageError
-from ditto.files import make_directory, read_json
+from ditto.files import make_directory
 from ditto.models.calibrated import save_calibrated, weights_digest
 from ditto.models.checkpoint import Checkpoint
 from ditto.models.description import Description, parse
-from ditto.models.encoder.encoder import Encoder
-from ditto.models.encoder.weights import arranged
-from ditto.models.export import save_encoder
 from ditto.models.importer import described
-from ditto.models.ranges import Observe, silent
-from ditto.models.tokenizer import Batch, Text
-from ditto.presets import preset_of
+from ditto.models.ranges import silent
+from ditto.models.tokenizer import Text
 from ditto.train.adamw import AdamW, Course, learning_rate
-from ditto.train.imitation import Given, InFloats, Model, answers, functions_of, layers_loss, output_loss
+from ditto.train.encoder_subject import EncoderSubject, Metric
+from ditto.train.language_subject import LanguageSubject
 from ditto.train.penalty import Prices, Watched, penalty
 from ditto.train.prices import Pricing, dealt, widest_seen
 from ditto.train.run import Position, Watch
-from ditto.train.student import Student
-from ditto.train.widths import Widths
+from ditto.train.subject import Model, Subject
 
 Tensor = torch.Tensor
 STAGES = ("ranges", "layers", "logits")
@@ -40,7 +34,6 @@ SCHEDULES: tuple[tuple[float, Course], ...] = ((0.0, "constant"), (0.0, "constan
 CALIBRATED = 512  # texts whose values give ranges
 SYNC = 50  # steps between looks at the loss, on a device that would have to wait for each
 STRONGER, WEAKER, WELL_BELOW = 1.5, 0.9, 0.95  # of the penalty, by what is predicted over what is wanted
-MEASURED = 4
 MB = 1e6
 
 
@@ -49,8 +42,9 @@ class Settings:
     """What decides the student, besides teacher and texts. Steps and learning rates are by stage, as STAGES has them.
 
     `budget_mb`: bytes from the dealer for one text of `seq` tokens, or of as many as the model takes; `max_range`: of
-    |x| before activations.
-    `strength`: of the penalty at the beginning. `longest`: tokens of a text that is trained on.
+    |x| before activations. `strength`: of the penalty at the beginning (1), or all along where
+    neither is given. `longest`: tokens of a text that is trained on,
+    or of a window. `calibrated`: texts or windows of the training set that ranges are taken from.
     """
 
     preset: str = "ditto"
@@ -62,14 +56,18 @@ class Settings:
     budget_mb: float | None = None
     max_range: float | None = None
     seq: int = 128
-    strength: float = 1.0
+    strength: float | None = None
     check_every: int = 200
     validate_every: int = 1000
     calibrated: int = CALIBRATED
 
     @property
-    def penalized(self) -> bool:
+    def bounded(self) -> bool:
         return self.budget_mb is not None or self.max_range is not None
+
+    @property
+    def penalized(self) -> bool:
+        return self.bounded or self.strength is not None
 
 
 @dataclass(frozen=True)
@@ -95,48 +93,52 @@ class Distiller:
     """
 
     def __init__(
-        self,
-        teacher: Checkpoint,
-        train: Sequence[Text],
-        valid: Sequence[Text],
-        settings: Settings,
-        device: str = "cpu",
-        student: Callable[[Description], Model] | None = None,
-        metric: Callable[[Tensor], float] | None = None,
-    ) -> None:
-        """`student` makes what the last two stages compute by the ranges: the preset's program itself. `metric` takes
-        outputs of `valid`, in its order, and says how good they are; without it, validation gives the loss to the
-        teacher."""
-        if not isinstance(teacher.architecture, Encoder) or teacher.directory is None:
-            raise UsageError(f"{teacher.class_name}: only encoders are distilled")
+        self, subject: Subject, settings: Settings, device: str = "cpu",
+        program: Callable[[Description], Model] | None = None,
+    ) -> None:  # fmt: skip
+        """`program` makes what the last two stages compute by the ranges: the preset's program itself."""
         if not any(settings.steps):
             raise UsageError("no step to do: all stages are empty")
-        self.settings, self.device, self._metric = settings, torch.device(device), metric
-        self._checkpoint, self._architecture = teacher, teacher.architecture
-        self._d, self._source = teacher.dimensions, teacher.directory
-        self._kind = {"problem_type": read_json(self._source / "config.json").get("problem_type")}
-        self._functions = functions_of(preset_of(settings.preset).style)
-        self._make: Callable[[Description], Model] = student or Student
-        self._teacher_tensors = {name: t.to(self.device) for name, t in teacher.tensors.items()}
-        self._teacher = InFloats(self._architecture, self._d)
-        tokenizer = teacher.tokenizer()
-        longest = min(settings.longest, self._d.positions)
-        self.train = Widths(tokenizer, train, longest, settings.batch, settings.seed, device)
-        self.valid = Widths(tokenizer, valid, self._d.positions, settings.batch, 0, device) if valid else None
-        self._calibration = self.train.sample(settings.calibrated)
+        if settings.steps[1] and not subject.layered:
+            raise UsageError("stage 1 is of encoders: a GPT-2's program shows its logits alone")
+        self.subject, self.settings, self.device = subject, settings, torch.device(device)
+        self._make = program or subject.program
+        start, self._d = subject.student, subject.student.dimensions
         self.seq = min(settings.seq, self._d.positions)
         self._pricing = Pricing(self.seq)
         self.identity: dict[str, Any] = asdict(settings) | {"model": self._d.model_dump(mode="json")}
-        self.identity |= {"weights": weights_digest(teacher.tensors)[:16]}
-        self.identity |= {"train": _texts(train), "valid": _texts(valid)}
+        self.identity |= {"weights": weights_digest(start.tensors)[:16]} | subject.identity
         self.steps, self.validate_every = sum(settings.steps), settings.validate_every
         self.at = Position()
-        self.adamw = AdamW(teacher.tensors, self.device, BETAS, DECAY)
+        self.adamw = AdamW(start.tensors, self.device, BETAS, DECAY)
         self.checks: list[Check] = []
         self.description: Description | None = None
         self._prices: Prices | None = None
         self._student: Model | None = None
-        self.strength, self._checked, self._loss = settings.strength, -1, math.nan
+        self.strength, self._checked, self._loss = 1.0 if settings.strength is None else settings.strength, -1, math.nan
+
+    @classmethod
+    def on_texts(
+        cls, teacher: Checkpoint, train: Sequence[Text], valid: Sequence[Text], settings: Settings,
+        device: str = "cpu", metric: Metric | None = None,
+    ) -> Distiller:  # fmt: skip
+        """Of an encoder; as `EncoderSubject` has it."""
+        subject = EncoderSubject(
+            teacher, train, valid, settings.preset, batch=settings.batch, longest=settings.longest, seed=settings.seed,
+            calibrated=settings.calibrated, device=device, metric=metric,
+        )  # fmt: skip
+        return cls(subject, settings, device)
+
+    @classmethod
+    def on_windows(
+        cls, teacher: Checkpoint, train: Tensor, valid: Tensor, settings: Settings, device: str = "cpu"
+    ) -> Distiller:
+        """Of a GPT-2 on token ids, in windows of `settings.longest`; as `LanguageSubject` has it."""
+        subject = LanguageSubject(
+            teacher, train, valid, settings.preset, batch=settings.batch, context=settings.longest, seed=settings.seed,
+            calibrated=settings.calibrated, device=device,
+        )  # fmt: skip
+        return cls(subject, settings, device)
 
     # Steps -----------------------------------------------------------------------------------------
 
@@ -164,7 +166,7 @@ class Distiller:
         if within % self.settings.check_every == 0 and self._checked != self.at.step:
             self.check(fresh=within == 0)
             self._checked = self.at.step
-        batch = self.train.batch(self.at.step)
+        batch = self.subject.batch(self.at.step)
         count, rate = self.settings.steps[stage], self.settings.rates[stage]
         warm, course = SCHEDULES[stage]
         with _tf32(self.device.type == "cuda" and stage == 0):
@@ -176,61 +178,55 @@ class Distiller:
                 raise UsageError(f"training diverged by step {self.at.step:,}: a lower learning rate may help")
         return self.at.passed(self._loss)
 
-    def _in_floats(self, observe: Observe = silent) -> InFloats:
-        return InFloats(self._architecture, self._d, self._functions, observe)
-
-    def _loss_of(self, stage: int, batch: Batch) -> Tensor:
-        tensors = self.adamw.tensors
+    def _loss_of(self, stage: int, batch: Any) -> Tensor:
+        subject, tensors = self.subject, self.adamw.tensors
         with torch.no_grad():
-            wanted = self._teacher(self._teacher_tensors, batch)
-        watched = Watched() if self._prices else silent
+            wanted = subject.teacher(batch)
+        watched = Watched(subject.norms) if self._prices else None
         if STAGES[stage] == "ranges":
-            got: Given = self._in_floats(watched)(tensors, batch)
-            loss = layers_loss(got, wanted, batch) + output_loss(got, wanted, batch)
+            got = subject.in_floats(tensors, batch, watched or silent)
+            loss = subject.layers_loss(got, wanted, batch) + subject.output_loss(got, wanted, batch)
         else:
             assert self._student is not None
             got = self._student(tensors, batch)
-            loss = (layers_loss if STAGES[stage] == "layers" else output_loss)(got, wanted, batch)
-            if self._prices:
-                self._in_floats(watched)(tensors, batch)
-        if self._prices and isinstance(watched, Watched):
+            loss = (subject.layers_loss if STAGES[stage] == "layers" else subject.output_loss)(got, wanted, batch)
+            if watched:
+                subject.in_floats(tensors, batch, watched)
+        if watched and self._prices:
             loss = loss + self.strength * penalty(watched, self._prices)
         return loss
 
     # Ranges ----------------------------------------------------------------------------------------
 
-    def calibrate(self, measure: bool = False) -> tuple[Description, list[Tensor], Prices | None]:
+    def calibrate(self) -> tuple[Description, list[Tensor], Prices | None]:
         """By the weights as they are: the description, the order of each block's neurons that it speaks of, and prices
-        where there is a penalty, neurons in that order. `measure`: prices anew, else those that are known.
-
-        Raises RangeError where ranges do not fit the preset's types.
+        where there is a penalty, neurons in that order. Raises RangeError where ranges do not fit the preset's types.
         """
         tensors = {name: t.detach() for name, t in self.adamw.tensors.items()}
-        seen = self._architecture.seen(tensors, self._d, self._calibration, self._functions)
-        ranges = self._architecture.ranges(tensors, self._d, seen)
-        description = described(self._checkpoint, "distilled", ranges, self.settings.preset)
+        seen = self.subject.seen(tensors)
+        ranges = self.subject.ranges(tensors, seen)
+        description = described(self.subject.student, "distilled", ranges, self.settings.preset)
         orders = [seen.order(i) for i in range(self._d.layers)]
-        prices = self._prices
-        if self.settings.penalized and (measure or prices is None):
-            budget = self.settings.budget_mb is not None
-            prices = self._pricing.prices(description, seen, self.settings.max_range, budget).to(self.device)
-        return description, orders, prices.ordered(orders) if prices else None
+        if not self.settings.penalized:
+            return description, orders, None
+        most = self.settings.max_range
+        cheap = most is None or self.settings.budget_mb is not None
+        prices = self._pricing.prices(description, seen, most, cheap).to(self.device)
+        return description, orders, prices.ordered(orders)
 
     def check(self, fresh: bool = False) -> Check:
         """Calibrate, put neurons in order, and judge what is predicted; `fresh`: at the beginning of a stage.
 
-        Prices are measured anew then and at each MEASURED-th calibration, since it takes a few seconds.
         The penalty grows by STRONGER while a bound is not kept, and shrinks by WEAKER while there is room.
         """
-        measure = self.stage(self.at.step)[1] % (MEASURED * self.settings.check_every) == 0
-        self.description, orders, self._prices = self.calibrate(measure)
-        self.adamw.rearrange(lambda named: arranged(named, orders))
+        self.description, orders, self._prices = self.calibrate()
+        self.adamw.rearrange(lambda named: self.subject.arranged(named, orders))
         if fresh:
             self.adamw.forget()
         if self.stage(self.at.step)[0]:
             self._student = self._make(self.description)
         found = self._note(self.description)
-        if not fresh and self.settings.penalized:
+        if not fresh and self.settings.bounded:
             over = self._over(found)
             self.strength *= STRONGER if over > 1 else WEAKER if over < WELL_BELOW else 1.0
         return found
@@ -248,27 +244,9 @@ class Distiller:
     # What `Run` asks for ----------------------------------------------------------------------------
 
     def validate(self, watch: Watch | None = None) -> float:
-        """The metric of the student's answers as its stage computes them, or the loss to the teacher's."""
-        if self.valid is None:
-            return 0.0
-        outputs: list[Tensor] = []
-        places: list[Tensor] = []
-        losses = []
-        student = self._student or self._in_floats()
-        for done, (batch, index) in enumerate(self.valid.everything()):
-            with torch.no_grad():
-                got = student(self.adamw.tensors, batch)
-                real = index >= 0
-                if self._metric is None:
-                    losses.append(output_loss(got, self._teacher(self._teacher_tensors, batch), batch))
-                outputs.append(answers(got, batch)[real])
-                places.append(index[real])
-            if watch:
-                watch((done + 1) * self.settings.batch, self.valid.count)
-        if self._metric is None:
-            return float(torch.stack(losses).mean())
-        order = torch.cat(places).argsort()
-        return self._metric(torch.cat(outputs)[order].float().cpu())
+        """The student's figure, computed as its stage does."""
+        model = self._student or (lambda tensors, batch: self.subject.in_floats(tensors, batch, silent))
+        return self.subject.measure(model, self.adamw.tensors, watch)
 
     def better(self, new: float, old: float) -> bool:
         """Always: later weights are nearer to what was asked for, whatever a validation of them shows."""
@@ -302,15 +280,10 @@ class Distiller:
         description, orders, _ = self.calibrate()
         self._note(description)
         tensors = {name: t.detach().cpu() for name, t in self.adamw.tensors.items()}
-        tensors = arranged(tensors, [order.cpu() for order in orders])
+        tensors = self.subject.arranged(tensors, [order.cpu() for order in orders])
         make_directory(directory)
         save_calibrated(directory, description, tensors)
-        save_encoder(replace(self._checkpoint, tensors=tensors), directory, self._source, **self._kind)
-
-
-def _texts(texts: Sequence[Text]) -> str:
-    """A name for texts by their content."""
-    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()[:16]
+        self.subject.save(directory, tensors)
 
 
 @contextlib.contextmanager

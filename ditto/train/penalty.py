@@ -54,12 +54,14 @@ class Prices:
 
 
 class Watched:
-    """An `Observe` that keeps what the penalty and the losses need, with gradients: the largest values of each text.
+    """An `Observe` that keeps what the penalty needs, with gradients: the largest values of each text. `norms`: a
+    block's LayerNorms by the names under which they are observed.
 
     `neurons`: by layer [B, inner]; `knobs`: by layer and name [B], as `Prices.knobs` counts them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, norms: tuple[str, str]) -> None:
+        self._norms = {f"{name}.in": f"norm{i}" for i, name in enumerate(norms, 1)}
         self.neurons: dict[int, Tensor] = {}
         self.knobs: dict[tuple[int, str], Tensor] = {}
 
@@ -73,11 +75,10 @@ class Watched:
                 most = x.flatten(1).abs().amax(1).log2()
                 before = self.knobs.get((layer, name))
                 self.knobs[layer, name] = most if before is None else torch.maximum(before, most)
-            case "norm1.in" | "norm2.in" if layer >= 0:
+            case _ if name in self._norms and layer >= 0:
                 variance = x.var(-1, unbiased=False)
-                norm = name.partition(".")[0]
-                self.knobs[layer, f"{norm} most"] = variance.amax(1).log2()
-                self.knobs[layer, f"{norm} least"] = -variance.amin(1).log2()
+                self.knobs[layer, f"{self._norms[name]} most"] = variance.amax(1).log2()
+                self.knobs[layer, f"{self._norms[name]} least"] = -variance.amin(1).log2()
 
     def _scores(self, layer: int, x: Tensor) -> None:
         """As calibration sees them: less that of the first key, padding's as a key left out."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ditto.engine.plan import Plan
+from ditto.engine.plan import WHOLE_MB, Plan
 from ditto.errors import RangeError
 from ditto.functions.fit import Fitting
 from ditto.models.description import Description, LayerRanges, Neurons, NormRange, ScoreRange
@@ -17,7 +17,6 @@ from ditto.train.penalty import KNOBS, SCORES, VARIANCES, Prices
 
 # octaves by which ranges are made smaller; those of one group together, since a narrower type may need them all
 GROUPS = (((*SCORES, "qkv"), (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)), *(((name,), (1.0, 2.0)) for name in VARIANCES))
-WHOLE_MB = 1 << 20  # hold so much at once: parts cost the same bytes and take longer to compile
 LEAST = 0.01  # of the whole program's bytes: what all neurons' prices come to at least, where a range is wanted
 NEVER = 1e9  # octaves or units: a range that costs nothing more
 

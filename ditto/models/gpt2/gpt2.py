@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -82,17 +82,26 @@ class GPT2:
         return rows
 
     def calibrate(self, t: Tensors, d: Dimensions, batches: list[Texts]) -> tuple[Ranges, Tensors]:
-        seen, count = Seen(), d.layers
+        seen = self.seen(t, d, [batch.ids for batch in batches])
+        return self.ranges(t, d, seen), arranged(t, [seen.order(i) for i in range(d.layers)])
+
+    def seen(self, t: Tensors, d: Dimensions, batches: Sequence[torch.Tensor]) -> Seen:
+        """What a plaintext forward shows of itself over token ids."""
+        seen = Seen()
         with torch.inference_mode():
-            for batch in batches:
-                seen(count, "logits", logits(t, forward(t, d, batch.ids, seen)))
-        ranges = Ranges(
+            for ids in batches:
+                seen(d.layers, "logits", logits(t, forward(t, d, ids, seen)))
+        return seen
+
+    def ranges(self, t: Tensors, d: Dimensions, seen: Seen) -> Ranges:
+        """Of what was seen; neurons are in the order of their own ranges (`Seen.order`)."""
+        count = d.layers
+        return Ranges(
             embeddings=round_up(sum(largest(t[f"{part}.weight"]) for part in ("wte", "wpe"))),
             layers=tuple(seen.layer(i, "ln_1", "ln_2") for i in range(count)),
             final=seen.norm(count, "ln_f"),
             logits=seen.bound(count, "logits", LOGITS_MARGIN),
         )
-        return ranges, arranged(t, [seen.order(i) for i in range(count)])
 
     def compile(self, description: Description, plan: Plan, stage: int = 0, fits: Fits | None = None) -> Program:
         return compile_gpt2(description, plan, stage, fits or description.fits)
