@@ -16,6 +16,7 @@ from ditto.models import (
     load_checkpoint,
 )
 from ditto.models.shipped import sentiment_directory
+from scripts.sentiment import vocabulary
 
 POSITIVE = (
     "A wonderful film, warm and funny from the first minute to the last.",
@@ -47,6 +48,20 @@ def test_every_english_word_falls_into_pieces(shipped: Checkpoint) -> None:
     ids = tokenizer.encode([text], shipped.dimensions.positions).ids
     assert unknown not in ids.flatten().tolist()
     assert tokenizer.size == shipped.dimensions.vocabulary, "no row of the table without a piece"
+
+
+def test_a_cut_vocabulary_is_numbered_throughout() -> None:
+    document = vocabulary.read(sentiment_directory() / "tokenizer.json")
+    seen = ["a warm film", "a warm and quizzical film"] * 50
+    pieces = vocabulary.chosen_pieces(document, seen, 700)
+    assert len(pieces) == 700 and {*vocabulary.SPECIAL, "warm", "film", "##z", "q"} <= set(pieces)
+    small = vocabulary.backend_of(vocabulary.cut(document, pieces))
+    assert sorted(small.get_vocab().values()) == list(range(700))
+    row = small.encode("A warm zebra")
+    assert (row.tokens[:3], row.tokens[-1]) == (["[CLS]", "a", "warm"], "[SEP]")
+    assert row.ids == [pieces.index(token) for token in row.tokens]
+    assert small.decode(row.ids) == "a warm zebra"
+    assert vocabulary.fit(vocabulary.cut(document, pieces), ["warm zebra"])["split"] == 0.5
 
 
 def test_clear_sentences_on_the_servers_integers(shipped: Checkpoint) -> None:

@@ -140,7 +140,7 @@ def _ranged(student: Path, target: Path, texts: list[str], budget_mb: float, ste
     from ditto.train.distill import Settings as DistillSettings
 
     how = DistillSettings(steps=(steps, 0, 0), budget_mb=budget_mb, seq=32, validate_every=steps)
-    distiller = Distiller(load_checkpoint(student), texts, texts[:100], how, device)
+    distiller = Distiller.on_texts(load_checkpoint(student), texts, texts[:100], how, device)
     run = Run(distiller, target)
     run.go(lambda: False, lambda loss: _progress(run))
     for check in distiller.checks[-1:]:
