@@ -36,17 +36,19 @@ from ditto.errors import (
     UnknownModel,
     UsageError,
 )
-from ditto.models import Description, random_model
+from ditto.models import Description, describe, encode_weights, random, random_model
+from ditto.models.random import random_checkpoint
 from ditto.models.tokenizer_files import published
 from ditto.net.certs import Authority, Wanted, init_certs
-from ditto.net.config import ClientConfig, Tls
+from ditto.net.config import ClientConfig, CoordinatorConfig, Tls
 from ditto.net.identity import Identity
 from ditto.net.signed import PREFIX, Trust, check_signature
 from ditto.service import stored
 from ditto.service.parties_view import PartiesView
 from ditto.service.public_parts import PublicParts
 from ditto.service.registered import Registered
-from ditto.service.storage import Storage
+from ditto.service.rekey import change_key
+from ditto.service.storage import Storage, storage_of
 from ditto.wire import control_pb2
 
 SPECIAL = "[PAD] [UNK] [CLS] [SEP] [MASK]".split()
@@ -73,7 +75,11 @@ def whole_words(directory: Path) -> Path:
 def shapes() -> Iterator[dict[str, tuple[Description, dict[str, torch.Tensor]]]]:
     with pytest.MonkeyPatch.context() as patch:
         small_shapes(patch, 16)
-        yield {name: random_model(name, 1, 16)[:2] for name in ("bert", "gpt2")}
+        found = {name: random_model(name, 1, 16)[:2] for name in ("bert", "gpt2")}
+        description, arranged = describe(
+            random_checkpoint("bert", 1, 0), "p", [random.random_batch(1, 16)], "ditto", "public"
+        )
+        yield found | {"public": (description, encode_weights(description, arranged.tensors))}
 
 
 # With a cluster ----------------------------------------------------------------------------------
@@ -165,7 +171,12 @@ def test_who_was_not_granted_gets_nothing(clients: Clients) -> None:
         next(mallory.public_part("absent"))
 
 
-def test_what_takes_the_checkpoint_says_so(clients: Clients) -> None:
+def test_what_takes_the_checkpoint_says_so(clients: Clients, shapes: dict[str, Any]) -> None:
+    clients.imported("p", shapes["public"], clients.root / "words")
+    clients.run("alice", "model", "share", "p")
+    clients.run("alice", "model", "grant", "p", "--to", "bob")
+    said = clients.run("bob", "infer", "--model", "p", "--text", "a cat", code=2)[1]
+    assert "public embeddings take its checkpoint" in said
     for args in (["infer", "--model", "m", "--text"], ["generate", "--model", "g", "--prompt"]):
         assert "client/alice is not imported here" in clients.run("bob", *args, "a cat", "--check", code=2)[1]
 
@@ -444,6 +455,26 @@ def test_what_a_coordinator_takes(parts: PublicParts, honest: Says, certs: Path,
         with pytest.raises(error):
             receive(**how)
     assert [path.name for path in parts._root.iterdir()] == [name], "nothing is left of what was refused"
+
+
+def test_another_storage_key(
+    tmp_path: Path, honest: Says, certs: Path, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ditto keys rotate` of a coordinator brings its parts along."""
+    monkeypatch.setattr(stored, "_storage", None)
+    for name, digit in (("old", "1"), ("new", "2")):
+        (tmp_path / name).write_text(digit * 64)
+    config = CoordinatorConfig(
+        tls=pair(certs, "coordinator"), listen="a:1", data_dir=tmp_path / "data", storage_key=tmp_path / "old"
+    )
+    stored.use(storage_of(config))
+    parts, model = PublicParts(config.data_dir, 1), control_pb2.Model(model="m", description=honest.model.text)
+    pieces = (piece.data for piece in honest.pieces[1:])
+    pem = (certs / "client.pem").read_bytes()
+    name = parts.receive(model, honest.pieces[0].head, pem, pieces, "client/alice")
+    assert change_key(config, tmp_path / "new") == (1, [])
+    stored.use(Storage(bytes.fromhex("2" * 64)))
+    assert b"".join(piece.data for piece in parts.pieces(name)) == b"".join(files.values())
 
 
 def test_what_is_too_large_is_not_read(
