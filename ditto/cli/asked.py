@@ -10,7 +10,6 @@ from ditto.cli.common import client_config, note
 from ditto.client.local_cluster import Cluster, home
 from ditto.errors import UnknownModel, UsageError
 from ditto.net.config import ClientConfig
-from ditto.net.signed import own_identity
 
 if TYPE_CHECKING:
     from ditto.client.client import Client
@@ -43,6 +42,7 @@ def served(client: "Client", name: str) -> "Model":
     taken, with a note. Raises UsageError, UnknownModel, and what `fetch` raises.
     """
     from ditto.client.public import fetch
+    from ditto.net.signed import own_identity
 
     here = store.find(name)
     try:
