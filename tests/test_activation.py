@@ -119,7 +119,7 @@ class Servers:
         model = control_pb2.Model(model="m", share_id=share_id, description=self.description.text())
         ask, stub = control_pb2.RegisterModelRequest(model=model), control_pb2_grpc.CoordinatorStub
         config = self.cluster.client_config()
-        calls.call(config, "coordinator", lambda c: stub(c).RegisterModel(ask, timeout=60))
+        calls.call(config, "coordinator", lambda c: stub(c).RegisterModel(iter([ask]), timeout=60))
 
 
 @pytest.fixture(scope="module")

@@ -396,7 +396,9 @@ def test_every_server_refuses_a_large_description_itself(cluster: Cluster, text:
     put = party_pb2.PutModelRequest(header=party_pb2.ModelHeader(seed=bytes(16), **names))
     register = control_pb2.RegisterModelRequest(model=control_pb2.Model(**names))
     run: dict[tuple[str, str], Callable[[grpc.Channel], Any]] = {
-        ("client", "coordinator"): lambda c: control_pb2_grpc.CoordinatorStub(c).RegisterModel(register, timeout=9),
+        ("client", "coordinator"): lambda c: control_pb2_grpc.CoordinatorStub(c).RegisterModel(
+            iter([register]), timeout=9
+        ),
         ("party0", "dealer"): lambda c: dealer_pb2_grpc.DealerStub(c).ModelSeed(
             dealer_pb2.ModelSeedRequest(digest="0" * 64, **names), timeout=9
         ),

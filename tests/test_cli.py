@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from ditto.cli import app, report, store
 from ditto.cli.demo import calibration_texts
+from ditto.client.publication import with_files
 from ditto.errors import EXIT_CODES, UnknownModel, UsageError
 from ditto.models import random_model
 from ditto.names import check_name
@@ -92,7 +93,7 @@ def test_cluster_status_and_down_when_nothing_runs() -> None:
 def test_store_and_list(tmp_path: Path) -> None:
     model = save_tiny(tmp_path)
     assert (model.dir / "weights.safetensors").stat().st_mode & 0o777 == 0o600
-    assert store.load("tiny").description == TINY
+    assert store.load("tiny").description == with_files(TINY, {"vocab.txt": b"[PAD]\n"}) == model.description
     assert torch.equal(store.load("tiny").weights()["w"], torch.arange(6).reshape(2, 3))
     (row,) = json.loads(run("model", "list", "--json")[0])
     shown = {key: row[key] for key in ("name", "architecture", "preset", "max_length")}

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from test_trace import check_trace
 from typer.testing import CliRunner
 
-from ditto.cli import app
+from ditto.cli import app, store
 from ditto.client.local_cluster import Cluster, _free_ports, home
 from ditto.models import architecture_of
 
@@ -147,6 +147,7 @@ def test_pairs_and_texts(shared: str, tmp_path: Path) -> None:
 def test_model_list(shared: str) -> None:
     (row,) = run("model", "list")[0]
     assert row.pop("owner").startswith("client")
+    assert row.pop("digest") == row.pop("shared_digest") == store.load("tiny").version
     assert row == {
         "name": "tiny",
         "architecture": "BertForSequenceClassification",

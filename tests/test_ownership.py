@@ -340,7 +340,7 @@ def test_a_description_that_is_not_the_parties(world: World, monkeypatch: pytest
     with world.client("alice") as client:
         with pytest.raises(DamagedFile, match=says):
             client.get_model("m")
-        model = control_pb2.Model(**exchanged.model_dump())
+        model = control_pb2.Model(**exchanged.model_dump(exclude={"public"}))
         ask = ask_of(terms_of(model, Plan(1, SEQ), program_for(text, Plan(1, SEQ))))
         with pytest.raises(DamagedFile, match=says):
             world.call("alice", "coordinator", lambda c: list(control_pb2_grpc.CoordinatorStub(c).RunJob(ask)))

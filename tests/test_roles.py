@@ -24,7 +24,16 @@ PARTY = {
 }
 ALLOWED: dict[str, dict[str, set[str]]] = {  # server -> caller's role -> methods
     "coordinator": {
-        "client": {"RegisterModel", "UnregisterModel", "ListModels", "GetModel", "Status", "RunJob", "StartJob"}
+        "client": {
+            "RegisterModel",
+            "UnregisterModel",
+            "ListModels",
+            "GetModel",
+            "GetPublic",
+            "Status",
+            "RunJob",
+            "StartJob",
+        }
     },
     "dealer": {
         "party0": {"ModelSeed", "ForgetModel", "Correlations"},

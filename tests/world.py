@@ -81,7 +81,7 @@ class World:
             model=control_pb2.Model(model=model, share_id=share_id, description=text)
         )
         stub = control_pb2_grpc.CoordinatorStub
-        self.call(name, "coordinator", lambda c: stub(c).RegisterModel(ask, timeout=120))
+        self.call(name, "coordinator", lambda c: stub(c).RegisterModel(iter([ask]), timeout=120))
 
     def infer(self, name: str, on_event: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
         with self.client(name) as client:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ditto.cli import store
+from ditto.cli.asked import asking, settings_for
 from ditto.cli.common import ConfigFile, Json, RangeCheck, client_config, emit, note, out
 from ditto.cli.evaluate_show import Watcher, show
 from ditto.cli.run import network_of
@@ -18,6 +19,7 @@ from ditto.client.local_cluster import embedded
 from ditto.errors import DittoError, Interrupted, UsageError
 
 if TYPE_CHECKING:
+    from ditto.cli.asked import Model
     from ditto.evaluation.modes import Ask
     from ditto.evaluation.records import Answers, Setup
     from ditto.evaluation.subject import Subject
@@ -37,7 +39,9 @@ def evaluate(
         str,
         typer.Option(help="sst2, cola, rte, stsb, or a file: CSV or .tsv with text, text2, label; a text for a GPT-2."),
     ],
-    model: Annotated[str | None, typer.Option(help="A model imported before; under MPC also shared.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A model imported before, under MPC also shared; for mpc alone, a shared one.")
+    ] = None,
     mode: Annotated[
         str, typer.Option(help="fp32, plain (the program, interpreted), mpc; several with commas, to compare them.")
     ] = "plain",
@@ -90,7 +94,7 @@ def evaluate(
 
     tune_memory()
     say: Callable[[str], None] = (lambda text: None) if json else note
-    asked = _asked(model, modes, checkpoint)
+    asked = _asked(model, modes, checkpoint, cluster)
     named = Path(task).name if asked.generates or task not in TASKS else task
     subject = _windows(asked, task, context) if asked.generates else _texts(asked, task, data, split, metric, truncate)
     rows = chosen(subject.size, limit, seed)
@@ -153,9 +157,10 @@ def _stopped(found: "Answers", rows: list[int], answers: Path | None) -> str:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A model: what is imported of it, its checkpoint in floats where that is asked, or has the public tables."""
+    """A model: what is imported, or public, of it, its checkpoint in floats where that is asked, or has the public
+    tables."""
 
-    stored: store.StoredModel | None
+    stored: "Model | None"
     description: "Description | None"
     checkpoint: "Checkpoint | None"
     tables: "Tensors | None"
@@ -183,7 +188,7 @@ class _Asked:
     def words(self) -> Path:
         """Where its tokenizer lies."""
         if self.stored is not None:
-            return self.stored.dir / "tokenizer"
+            return self.stored.files
         assert self.checkpoint is not None and self.checkpoint.directory is not None
         return self.checkpoint.directory
 
@@ -199,10 +204,10 @@ class _Asked:
         return made
 
 
-def _asked(name: str | None, modes: list[str], given: Path | None) -> _Asked:
+def _asked(name: str | None, modes: list[str], given: Path | None, cluster: "_Cluster") -> _Asked:
     from ditto.models import load_checkpoint
 
-    stored = store.load(name) if name is not None else None
+    stored = _stored(name, modes, cluster) if name is not None else None
     description = stored.description if stored else None
     public = description is not None and description.embeddings == "public" and modes != ["fp32"]
     floats = load_checkpoint(given or _origin(stored)) if "fp32" in modes else None
@@ -217,7 +222,15 @@ def _asked(name: str | None, modes: list[str], given: Path | None) -> _Asked:
     return _Asked(stored, description, floats, tables)
 
 
-def _origin(stored: store.StoredModel | None) -> Path:
+def _stored(name: str, modes: list[str], cluster: "_Cluster") -> "Model":
+    """What is imported; where nothing is and only the servers are asked, what is public of the shared model."""
+    if modes == ["mpc"] and not cluster.local and store.find(name) is None:
+        with asking(name, settings_for(name, cluster.config)) as (_, found):
+            return found
+    return store.load(name)
+
+
+def _origin(stored: "Model | None") -> Path:
     assert stored is not None
     return stored.checkpoint
 
@@ -276,7 +289,7 @@ def _asks(
         asks["fp32"] = in_floats(asked.checkpoint)
     if asked.stored is None or asked.description is None or modes == ["fp32"]:
         return asks
-    weights = asked.stored.weights() if "plain" in modes or cluster.local else {}
+    weights = store.load(asked.description.name).weights() if "plain" in modes or cluster.local else {}
     if "plain" in modes:
         asks["plain"] = by_interpreter(asked.description, weights, asked.tables)
     if "mpc" in modes:

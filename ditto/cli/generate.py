@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from ditto.cli import store
+from ditto.cli.asked import asking, settings_for
 from ditto.cli.common import (
     ConfigFile,
     Json,
@@ -19,8 +19,6 @@ from ditto.cli.common import (
     Strict,
     TraceFile,
     check_strict,
-    client_config,
-    connect,
     emit,
     note,
     one_line,
@@ -71,41 +69,43 @@ def generate(
     files = CostFiles.checked(report, trace)
     check_strict(strict, range_check)
     prompts = _prompts(prompt, file)
-    stored = store.load(model)
-    description = stored.description
     from ditto.client.generation import generate as run
     from ditto.client.sampling import Sampler
     from ditto.models import Plan, generator_of
 
-    generator_of(description.architecture)  # refused before anything is asked
     sampler = Sampler(temperature, top_k, top_p, seed)
     if server_argmax and temperature:
         raise UsageError("--server-argmax takes the likeliest token: no --temperature")
     if check and temperature and seed is None:
         raise UsageError("--check of sampled text needs a --seed")
-    tokenizer = stored.tokenizer()
-    room = description.dimensions.positions - max_new_tokens + 1
-    encoded = tokenizer.encode_prompts(prompts, room, bucket=not exact_length)
-    plan = Plan(*encoded.shape, tokens=max_new_tokens, argmax=server_argmax, narrow_from=narrow_from, guard=range_check)
-    settings = client_config(config)
-    with connect(config) as client, interruptible() as stopping, watching(json) as watcher:
-        watcher.job(model)
-        if len(prompts) > 1 or json:
-            result = run(
-                client, description, encoded, plan, sampler, tokenizer.end_of_text, lambda _: not stopping,
-                _prompt_only(watcher),
-            )  # fmt: skip
-        else:
-            writer = _Writer(prompts[0], tokenizer)
-            result = run(
-                client, description, encoded, plan, sampler, tokenizer.end_of_text,
-                lambda fresh: writer.push(fresh[0], watcher) and not stopping, _prompt_only(watcher),
-            )  # fmt: skip
-            writer.finish()
+    settings = settings_for(model, config)
+    with asking(model, settings) as (client, found):
+        description, tokenizer = found.description, found.tokenizer()
+        generator_of(description.architecture)  # refused before anything is asked
+        checkpoint = found.checkpoint if check else None
+        room = description.dimensions.positions - max_new_tokens + 1
+        encoded = tokenizer.encode_prompts(prompts, room, bucket=not exact_length)
+        plan = Plan(
+            *encoded.shape, tokens=max_new_tokens, argmax=server_argmax, narrow_from=narrow_from, guard=range_check
+        )
+        with interruptible() as stopping, watching(json) as watcher:
+            watcher.job(model)
+            if len(prompts) > 1 or json:
+                result = run(
+                    client, description, encoded, plan, sampler, tokenizer.end_of_text, lambda _: not stopping,
+                    _prompt_only(watcher),
+                )  # fmt: skip
+            else:
+                writer = _Writer(prompts[0], tokenizer)
+                result = run(
+                    client, description, encoded, plan, sampler, tokenizer.end_of_text,
+                    lambda fresh: writer.push(fresh[0], watcher) and not stopping, _prompt_only(watcher),
+                )  # fmt: skip
+                writer.finish()
     summary = document(result, description, plan, network_of(settings), tokenizer)
     summary |= {"prompts": prompts, "stopped_by": _reason(result, plan, tokenizer, bool(stopping))}
-    if check:
-        summary |= _check(stored, encoded, result, Sampler(temperature, top_k, top_p, seed), tokenizer)
+    if checkpoint is not None:
+        summary |= _check(checkpoint, encoded, result, Sampler(temperature, top_k, top_p, seed), tokenizer)
     if json:
         emit(summary)
     else:
@@ -257,12 +257,12 @@ def _text(tokenizer: "Tokenizer", tokens: list[int]) -> str:
 
 
 def _check(
-    stored: store.StoredModel, prompts: "Prompts", result: "Generated", sampler: "Sampler", tokenizer: "Tokenizer"
+    directory: Path, prompts: "Prompts", result: "Generated", sampler: "Sampler", tokenizer: "Tokenizer"
 ) -> dict[str, Any]:
     """The same by the plaintext model in floats; tokens agree up to the first that differs."""
     from ditto.models import generator_of, load_checkpoint
 
-    checkpoint = load_checkpoint(stored.checkpoint)
+    checkpoint = load_checkpoint(directory)
     texts = [ids[:n].tolist() for ids, n in zip(prompts.ids, prompts.lengths, strict=True)]
     count = max(map(len, result.tokens))
     plain = generator_of(checkpoint.class_name).continue_texts(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ditto.cli import store
+from ditto.cli.asked import asking, settings_for
 from ditto.cli.common import (
     ConfigFile,
     Json,
@@ -16,8 +16,6 @@ from ditto.cli.common import (
     Strict,
     TraceFile,
     check_strict,
-    client_config,
-    connect,
     emit,
     one_line,
     out,
@@ -59,18 +57,16 @@ def infer(
     texts = _texts(text, pair, file)
     from ditto.models import Answer, architecture_of, load_checkpoint
 
-    stored = store.load(model)
-    description = stored.description
-    answer = architecture_of(description.architecture).answer
-    if answer is Answer.text:
-        raise UsageError(f"{model} generates text: ask it with `ditto generate`")
-    tokenizer = stored.tokenizer()
-    batches = encode_all(tokenizer, texts, description.dimensions.positions)
-    # in plaintext, at the client: only for what needs it
-    checkpoint = load_checkpoint(stored.checkpoint) if check or description.embeddings == "public" else None
+    settings = settings_for(model, config)
     run = Run()
-    settings = client_config(config)
-    with connect(config) as client, watching(json) as watcher:
+    with asking(model, settings) as (client, found), watching(json) as watcher:
+        description = found.description
+        answer = architecture_of(description.architecture).answer
+        if answer is Answer.text:
+            raise UsageError(f"{model} generates text: ask it with `ditto generate`")
+        batches = encode_all(found.tokenizer(), texts, description.dimensions.positions)
+        # in plaintext, at the client: only for what needs it
+        checkpoint = load_checkpoint(found.checkpoint) if check or description.embeddings == "public" else None
         for i, batch in enumerate(batches, 1):
             watcher.job(model if len(batches) == 1 else f"{model} {i}/{len(batches)}")
             tables = checkpoint.tensors if checkpoint else None

@@ -1,4 +1,4 @@
-"""`ditto model`: import a checkpoint, share its weights between the parties, grant, remove, list."""
+"""`ditto model`: import a checkpoint, share its weights between the parties, grant, remove, list, show."""
 
 from collections.abc import Callable
 from enum import StrEnum
@@ -10,6 +10,7 @@ from rich.table import Table
 
 from ditto.cli import store
 from ditto.cli.common import ConfigFile, Json, connect, emit, note, one_line, out
+from ditto.cli.model_show import SHORT, show
 from ditto.cli.plan import For, MachineFile, Tolerance, check_objective, machine_at, planned
 from ditto.cli.texts import read_file, read_lines
 from ditto.errors import DittoError, UsageError
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from ditto.planning.post_training import Choose
     from ditto.presets.choices import Choices
 
-app = typer.Typer(help="Models: import, share, grant, remove, list.", no_args_is_help=True)
+app = typer.Typer(help="Models: import, share, grant, remove, list, show.", no_args_is_help=True)
 
 COLUMNS = ("name", "architecture", "preset", "max_length")
 
@@ -171,16 +172,18 @@ def share(
     config: ConfigFile = None,
     json: Json = False,
 ) -> None:
-    """Send each party its share of the weights."""
+    """Send each party its share of the weights, and the coordinator what is public: description and tokenizer."""
     model = store.load(name)
-    description, weights = model.description, model.weights()
+    description, weights, public = model.description, model.weights(), model.published()
+    if not public:
+        note(f"{name} was imported by an earlier version, or has no tokenizer: only who imported it can ask it")
     with connect(config) as client:
-        client.share_model(description, weights)
+        client.share_model(description, weights, public)
     elements = sum(w.numel() for w in weights.values())
     if json:
-        emit(_row(description) | {"weights": elements, "shared": True})
+        emit(_row(description) | {"weights": elements, "shared": True, "digest": model.version, "public": [*public]})
     else:
-        out.print(f"shared {name}: {elements:,} weights in {len(weights)} tensors")
+        out.print(f"shared {name}: {elements:,} weights in {len(weights)} tensors, version {model.version[:SHORT]}")
         from ditto.models.registry import generates
 
         ask = "generate --prompt" if generates(description.architecture) else "infer --text"
@@ -236,17 +239,22 @@ def remove(
         out.print(f"removed {name} from the servers; others may use the name now")
 
 
+app.command("show")(show)
+
+
 @app.command("list")
 def list_(config: ConfigFile = None, json: Json = False) -> None:
     """Show the models imported here and those the parties hold shares of."""
     rows: dict[str, dict[str, Any]] = {}
     for model in store.stored():
-        rows[model.dir.name] = _row(model.description) | {"imported": True, "shared": False}
+        rows[model.dir.name] = _row(model.description) | {
+            "imported": True, "shared": False, "digest": model.version, "shared_digest": None,
+        }  # fmt: skip
     try:
         with connect(config) as client:
             for entry in client.list_models():
-                row = rows.setdefault(entry.name, _row(entry.description) | {"imported": False})
-                row |= {"shared": True, "owner": entry.owner}
+                row = rows.setdefault(entry.name, _row(entry.description) | {"imported": False, "digest": entry.digest})
+                row |= {"shared": True, "owner": entry.owner, "shared_digest": entry.digest}
     except DittoError as error:
         if config is not None:
             raise
@@ -261,7 +269,9 @@ def list_(config: ConfigFile = None, json: Json = False) -> None:
     table = Table(*COLUMNS, "imported", "shared", "owner", box=None, pad_edge=False)
     words = {True: "yes", False: "no", None: "?"}
     for row in rows.values():
-        said = (words[row["imported"]], words[row["shared"]], one_line(row["owner"] or ""))
+        differs = row["shared"] and row["shared_digest"] != row["digest"]
+        shared = "another version" if differs else words[row["shared"]]
+        said = (words[row["imported"]], shared, one_line(row["owner"] or ""))
         table.add_row(*(one_line(row[key]) for key in COLUMNS), *said)
     if rows:
         out.print(table)

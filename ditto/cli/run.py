@@ -112,7 +112,7 @@ def run_batch(
 
     count, seq = batch.shape
     began = time.perf_counter()
-    answer = client.infer(description.name, inputs, count, seq, watcher.event, guard)
+    answer = client.infer(description.name, inputs, count, seq, watcher.event, guard, description)
     wall = time.perf_counter() - began
     run.add(decode_outputs(description, programs[0], answer.outputs, batch), answer.report, seq, wall)
 

@@ -70,6 +70,11 @@ class StoredModel:
         weights = self._origin().get("weights") or _digest(self.dir / "weights.safetensors")
         return hashlib.sha256(f"{self.description.text()}{weights}".encode()).hexdigest()
 
+    @property
+    def version(self) -> str:
+        """SHA-256 of the description: by it servers and clients tell that they mean the same model."""
+        return hashlib.sha256(self.description.text().encode()).hexdigest()
+
     def weights(self) -> "dict[str, Tensor]":
         """Raises DamagedFile."""
         from safetensors import SafetensorError
@@ -87,10 +92,26 @@ class StoredModel:
     def _damaged(self, path: Path, error: Exception) -> DamagedFile:
         return DamagedFile(f"{path}: cannot be read ({type(error).__name__}: {error}); import the model again")
 
+    @property
+    def files(self) -> Path:
+        """Where its tokenizer lies."""
+        return self.dir / "tokenizer"
+
     def tokenizer(self) -> "Tokenizer":
         from ditto.models.tokenizer import Tokenizer
 
-        return Tokenizer.load(self.dir / "tokenizer")
+        return Tokenizer.load(self.files)
+
+    def published(self) -> dict[str, bytes]:
+        """What others need to ask it besides the description. Raises DamagedFile for other files than were imported;
+        none of a model that an earlier version imported."""
+        from ditto.models.tokenizer_files import digest_of_files, published
+
+        expected = self.description.tokenizer
+        found = published(self.files) if expected else {}
+        if digest_of_files(found) != expected:
+            raise self._damaged(self.files, ValueError("not what was imported"))
+        return found
 
 
 def _digest(path: Path) -> str:
@@ -104,9 +125,11 @@ def models_dir() -> Path:
 
 
 def save(description: "Description", weights: "dict[str, Tensor]", checkpoint: Path) -> StoredModel:
-    """Write a model down, in the place of one of the same name."""
+    """Write a model down, in the place of one of the same name. Its description means the tokenizer's files, too."""
     from ditto.models.export import save_tensors
+    from ditto.models.tokenizer_files import digest_of_files, published
 
+    description = description.model_copy(update={"tokenizer": digest_of_files(published(checkpoint))})
     target = models_dir() / check_name(description.name)
     with files.replacing_directory(target) as fresh:
         (fresh / DESCRIPTION).write_text(description.text(), encoding="utf-8")
@@ -121,9 +144,15 @@ def save(description: "Description", weights: "dict[str, Tensor]", checkpoint: P
     return StoredModel(target)
 
 
-def load(name: str) -> StoredModel:
+def find(name: str) -> StoredModel | None:
+    """Raises UsageError for what is no name."""
     model = StoredModel(models_dir() / check_name(name))
-    if not (model.dir / DESCRIPTION).exists():
+    return model if (model.dir / DESCRIPTION).exists() else None
+
+
+def load(name: str) -> StoredModel:
+    model = find(name)
+    if model is None:
         known = ", ".join(m.dir.name for m in stored()) or "none"
         raise UnknownModel(f"no model named {name!r} here; import it with `ditto model import` (known: {known})")
     return model

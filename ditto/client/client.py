@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -17,6 +17,7 @@ import torch
 from ditto.client import ranges
 from ditto.client.messages import ask_of, chunks, terms_of, whole
 from ditto.client.progress import Progress
+from ditto.client.publication import Registration, SharedModel
 from ditto.client.report import Report
 from ditto.client.status import activity
 from ditto.engine.program import Program, Wire
@@ -25,6 +26,7 @@ from ditto.errors import (
     BadCheckpoint,
     BadShare,
     DittoError,
+    IntegrityError,
     JobMismatch,
     PeerAbsent,
     PeerLost,
@@ -35,7 +37,7 @@ from ditto.errors import (
 from ditto.models import Description, Plan, parse
 from ditto.models.compiled import program_for, weights_of
 from ditto.names import PARTIES
-from ditto.net.config import ClientConfig
+from ditto.net.config import ClientConfig, Tls
 from ditto.net.pools import Watchdog
 from ditto.net.transport import connect, from_rpc_error, open_channel
 from ditto.ring import unpack
@@ -58,19 +60,6 @@ class InferResult:
 
     outputs: dict[str, torch.Tensor]
     report: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class SharedModel:
-    """A model as the coordinator lists it. Its word on the owner is for display: what is asked, and of whom, the
-    parties check against each job's terms."""
-
-    description: Description
-    owner: str
-
-    @property
-    def name(self) -> str:
-        return self.description.name
 
 
 @contextlib.contextmanager
@@ -123,7 +112,10 @@ class Client:
     def list_models(self) -> list[SharedModel]:
         """The shared models that the caller owns or may ask, by name."""
         self._connect("coordinator")
-        return [SharedModel(parse(m.description), m.owner) for m in self._listed()]
+        found = [SharedModel(m.description, m.owner) for m in self._listed()]
+        for model in found:
+            parse(model.text)
+        return found
 
     def _listed(self, page_size: int = 0) -> Iterator[control_pb2.Model]:
         token = ""
@@ -137,15 +129,40 @@ class Client:
 
     def get_model(self, name: str) -> Description:
         """The description of one shared model. Raises UnknownModel, NotAllowed."""
-        return parse(self._model(name).description)
+        return self.shared(name).description
+
+    def shared(self, name: str) -> SharedModel:
+        """The same, and whose it is, as the coordinator says. Raises IntegrityError where it gives another model's."""
+        found = self._model(name)
+        model = SharedModel(found.description, found.owner)
+        if model.name != name:
+            raise IntegrityError(f"asked for {name}, the coordinator gave {model.name}", peer="coordinator")
+        return model
+
+    def public_part(self, name: str) -> Iterator[control_pb2.PublicPiece]:
+        """As it comes, nothing checked: `ditto.client.public.fetch` does. Raises ClusterError where there is none."""
+        self._connect("coordinator")
+        call = self._control.GetPublic(control_pb2.GetPublicRequest(model=name), timeout=self._config.step_timeout_s)
+        try:
+            with _calling("coordinator"):
+                yield from call
+        finally:
+            call.cancel()
+
+    @property
+    def tls(self) -> Tls:
+        return self._config.tls
 
     def _model(self, name: str) -> control_pb2.Model:
         self._connect("coordinator")
         with _calling("coordinator"):
             return self._control.GetModel(control_pb2.GetModelRequest(model=name), timeout=self._within(30))
 
-    def share_model(self, description: Description, weights: dict[str, torch.Tensor]) -> None:
-        """Split the encoded weights between the parties; the caller's model of the same name is replaced.
+    def share_model(
+        self, description: Description, weights: dict[str, torch.Tensor], files: Mapping[str, bytes] | None = None
+    ) -> None:
+        """Split the encoded weights between the parties; the caller's model of the same name is replaced. `files` are
+        the tokenizer's that the description means: with them, whoever is granted the model can ask it.
 
         1. Each party gets its share, and with it notes the caller as the owner. If one refuses, the other drops its
            share again. Raises NotAllowed where the name is another's.
@@ -155,17 +172,18 @@ class Client:
         Can be repeated after any failure; whatever is left of the earlier attempts goes with step 3. Jobs that wait run
         on the sharing that serves when their turn comes.
         """
-        text, name = description.text(), description.name
-        wires = weights_of(text)
+        registration = Registration.of(description, files or {}, self.tls)
+        wires = weights_of(registration.text)
         for key, wire in wires.items():
             if key not in weights or tuple(weights[key].shape) != tuple(wire.shape):
                 raise BadCheckpoint(f"weight {key} of shape {tuple(wire.shape)} is missing or misshapen")
         try:
-            self._share(text, name, wires, weights)
+            self._share(registration, wires, weights)
         except ReuseError:  # it was activated by half, and its identifier is burnt
-            self._share(text, name, wires, weights)
+            self._share(registration, wires, weights)
 
-    def _share(self, text: str, name: str, wires: dict[str, Wire], weights: dict[str, torch.Tensor]) -> None:
+    def _share(self, registration: Registration, wires: dict[str, Wire], weights: dict[str, torch.Tensor]) -> None:
+        text, name = registration.text, registration.name
         share_id, seed = secrets.token_hex(16), new_seed()
         header = party_pb2.ModelHeader(model=name, share_id=share_id, description=text)
 
@@ -194,7 +212,7 @@ class Client:
             raise
         # 2
         try:
-            self._register(control_pb2.Model(model=name, share_id=share_id, description=text))
+            self._register(lambda: registration.requests(share_id))
         except DittoError as error:
             # without the coordinator's word it may be what serves now; the next sharing replaces it then
             if error.peer != "coordinator" or not isinstance(error, PeerAbsent | PeerLost):
@@ -204,18 +222,17 @@ class Client:
         # 3
         self._remove(party_pb2.RemoveModelRequest(model=name, keep=share_id))
 
-    def _register(self, model: control_pb2.Model) -> None:
+    def _register(self, requests: Callable[[], Iterator[control_pb2.RegisterModelRequest]]) -> None:
         """Have a sharing activated; once more if the coordinator was lost, which may have had it done."""
-        request = control_pb2.RegisterModelRequest(model=model)
         try:
             with _calling("coordinator", running=True):
-                self._control.RegisterModel(request, timeout=1800)
+                self._control.RegisterModel(requests(), timeout=1800)
         except PeerLost as error:
             if error.peer != "coordinator":
                 raise
             self._connect("coordinator")
             with _calling("coordinator", running=True):
-                self._control.RegisterModel(request, timeout=1800)
+                self._control.RegisterModel(requests(), timeout=1800)
 
     def _remove(self, request: party_pb2.RemoveModelRequest) -> int:
         """At both parties, also when one fails; how many sharings there were. Raises the first party's error."""
@@ -266,10 +283,12 @@ class Client:
         seq: int,
         on_event: Callable[[dict[str, Any]], None] | None = None,
         guard: bool = False,
+        meant: Description | None = None,
     ) -> InferResult:
         """Run one job. `inputs` encodes the question for the compiled program; `on_event` follows the layers; with
-        `guard` the report says whether values left their calibrated ranges."""
-        return self.run(model, Plan(batch, seq, guard=guard), lambda stage, program, before: inputs(program), on_event)
+        `guard` the report says whether values left their calibrated ranges. `meant` as in `run`."""
+        plan = Plan(batch, seq, guard=guard)
+        return self.run(model, plan, lambda stage, program, before: inputs(program), on_event, meant)
 
     def run(
         self,
@@ -277,15 +296,19 @@ class Client:
         plan: Plan,
         inputs: Callable[[int, Program, Outputs], Inputs | None],
         on_event: Callable[[dict[str, Any]], None] | None = None,
+        meant: Description | None = None,
     ) -> InferResult:
         """Run one job stage by stage. `inputs` encodes a stage's question, from the outputs of the stage before (none
         for the first); None ends the job early. The result holds the last outputs; `on_event` follows the layers.
 
         The model may be shared again before the job begins. If its description is another one then, the question is
         encoded anew and the job waits anew, RENEWALS times at most; JobMismatch after that, or if the owner is another.
+        Whose question was made for one description names it as `meant`: JobMismatch for any other.
         """
         found, left = self._model(model), RENEWALS
         while True:
+            if meant is not None and parse(found.description) != meant:
+                raise JobMismatch(f"{model} was shared again, as another version, since it was looked up: ask again")
             try:
                 return self._run(found, plan, inputs, on_event)
             except JobMismatch as error:

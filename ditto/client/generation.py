@@ -82,7 +82,7 @@ def generate(
         latest.append(program)
         return encoded
 
-    answer = client.run(description.name, plan, inputs, on_event)
+    answer = client.run(description.name, plan, inputs, on_event, description)
     if len(result.seconds) < plan.stages and not all(ended) and len(latest) == plan.stages:
         take(answer.outputs)
     result.report = answer.report

@@ -77,7 +77,7 @@ def on_shares(client: Client, description: Description, tables: Tensors | None =
             return encode_inputs(description, program, batch, tables)
 
         began = time.perf_counter()
-        answer = client.run(description.name, _plan(batch, guard), inputs)
+        answer = client.run(description.name, _plan(batch, guard), inputs, meant=description)
         found = _decoded(description, programs[-1], answer.outputs, batch)
         cost = {"seconds": time.perf_counter() - began} | _costs(answer.report)
         return found, cost

@@ -130,6 +130,8 @@ class Description(_Public):
     ranges: Ranges
     functions: Annotated[tuple[Fit, ...], Field(max_length=4_096, strict=False)] = ()
     choices: Annotated[tuple[Choices, ...], Field(max_length=512, strict=False)] = ()  # by layer, or the preset's own
+    # `files_digest` of the tokenizer's files, so that who means this description means these files; empty: unknown
+    tokenizer: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

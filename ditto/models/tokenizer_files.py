@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,52 @@ END_OF_TEXT = "<|endoftext|>"
 BYTE_PAIRS = ("vocab.json", "merges.txt")
 SENTENCE_PIECES = ("sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
 FIRST, LAST = "<s>", "</s>"  # around a text of Roberta and MPNet
+SWITCHES = ("add_prefix_space", "do_lower_case", "strip_accents", "tokenize_chinese_chars")
+SETTINGS = {"tokenizer_config.json": SWITCHES, "config.json": ("model_type",)}  # what is read of these files
+PUBLISHED = frozenset({"tokenizer.json", "vocab.txt", *BYTE_PAIRS, *SETTINGS})
+
+
+# What others get ---------------------------------------------------------------------------------
+
+
+def published(directory: Path) -> dict[str, bytes]:
+    """The files by which others make the same tokens, by name; none where there is no tokenizer.
+
+    No more than that: of settings, only what is read, since the rest may name paths and people. A GPT-2's vocab.json
+    and merges.txt come along, by which `ditto evaluate` cuts a text. Raises BadCheckpoint.
+    """
+    whole = directory / "tokenizer.json"
+    names = [name for name in ("tokenizer.json", *BYTE_PAIRS) if (directory / name).is_file()]
+    if not whole.is_file() and (directory / "vocab.txt").is_file():
+        names = ["vocab.txt"]
+    with _readable(directory):
+        found = {name: (directory / name).read_bytes() for name in names}
+    for name, fields in {} if whole.is_file() or not found else SETTINGS.items():
+        settings = _settings(directory / name)
+        kept = {field: settings[field] for field in fields if field in settings}
+        if kept:
+            found[name] = json.dumps(kept, sort_keys=True).encode()
+    return dict(sorted(found.items()))
+
+
+def files_digest(sha256: Mapping[str, str]) -> str:
+    """One SHA-256, in hexadecimal digits, of files whose own are given by name; nothing for no files."""
+    return hashlib.sha256(json.dumps(sorted(sha256.items())).encode()).hexdigest() if sha256 else ""
+
+
+def digest_of_files(files: Mapping[str, bytes]) -> str:
+    return files_digest({name: hashlib.sha256(data).hexdigest() for name, data in files.items()})
+
+
+@contextlib.contextmanager
+def _readable(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise BadCheckpoint(f"{directory}: cannot be read: {error.strerror or error}") from None
+
+
+# A tokenizer -------------------------------------------------------------------------------------
 
 
 def read_backend(directory: Path) -> Backend:

@@ -119,6 +119,7 @@ class CoordinatorConfig(_Server):
     role: Literal["coordinator"] = "coordinator"
     queue_limit: int = Field(default=128, ge=1)  # jobs and registrations that wait
     max_jobs: int = Field(default=64, ge=1)  # of one identity, the running one included
+    max_public_mb: int = Field(default=32, ge=1, le=4096)  # a model's tokenizer, which those who may ask it get
     give_way_s: Seconds = 2.0  # after which a job without its client's next inputs lets others go first
     start_timeout_s: Seconds = 30.0  # for those inputs, when others wait and the job cannot stand aside
 

@@ -103,12 +103,17 @@ def _holder(pem: bytes) -> Holder:
     return Holder(identity_of(certificate), certificate.serial_number)
 
 
-def holder(context: grpc.ServicerContext) -> Holder:
-    """The caller of this call, from the certificate that the TLS handshake checked. Raises CertificateError."""
+def certificate(context: grpc.ServicerContext) -> bytes:
+    """The caller's, in PEM, as the TLS handshake checked it. Raises CertificateError without one."""
     pems = list(context.auth_context().get("x509_pem_cert") or ())
     if len(pems) != 1:
         raise CertificateError("the caller has no certificate")
-    return _holder(pems[0])
+    return bytes(pems[0])
+
+
+def holder(context: grpc.ServicerContext) -> Holder:
+    """The caller of this call, from the certificate that the TLS handshake checked. Raises CertificateError."""
+    return _holder(certificate(context))
 
 
 def caller(context: grpc.ServicerContext) -> Identity:

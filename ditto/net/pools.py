@@ -50,7 +50,8 @@ KINDS = {  # what is not named here is control
     "FetchOutput": Kind("outputs", 64, download=True),
     "Exchange": Kind("link", 8),
     "Correlations": Kind("correlations", 64),
-    "RegisterModel": Kind("registrations", 64),
+    "RegisterModel": Kind("registrations", 64, upload=True),
+    "GetPublic": Kind("public", 32, download=True),
     "RunJob": Kind("jobs", 64, download=True),  # and one for each that may be queued, since it waits in its thread
 }
 

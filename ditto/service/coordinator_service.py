@@ -17,7 +17,7 @@ from ditto.models import Plan
 from ditto.models.description import digest_of, parse
 from ditto.names import PARTIES, check_id, check_name
 from ditto.net.config import CoordinatorConfig
-from ditto.net.identity import caller
+from ditto.net.identity import caller, certificate
 from ditto.net.messages import check_reply, phase_to_message, plan_of, to_message
 from ditto.net.metrics import CoordinatorMetrics
 from ditto.net.transport import Roles, connect, open_channel, short
@@ -25,17 +25,20 @@ from ditto.service.job_run import Account, Fifo, JobRun
 from ditto.service.limits import admit_job, admit_model
 from ditto.service.pages import page
 from ditto.service.parties_view import PartiesView, check_request
+from ditto.service.public_parts import PublicParts
 from ditto.service.registered import Registered, RegisteredModels
 from ditto.wire import control_pb2, control_pb2_grpc, dealer_pb2, dealer_pb2_grpc, party_pb2, party_pb2_grpc
 
 log = structlog.get_logger()
-_METHODS = ("RegisterModel", "UnregisterModel", "ListModels", "GetModel", "Status", "RunJob", "StartJob")
+_METHODS = (
+    "RegisterModel", "UnregisterModel", "ListModels", "GetModel", "GetPublic", "Status", "RunJob", "StartJob",
+)  # fmt: skip
 REPEAT_S = 15.0  # after which a waiting client hears its place again
 ROLES: Roles = {name: frozenset({"client"}) for name in _METHODS}
 
 
 def _message(entry: Registered) -> control_pb2.Model:
-    return control_pb2.Model(**entry.model_dump())
+    return control_pb2.Model(**entry.model_dump(exclude={"public"}))
 
 
 class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
@@ -55,6 +58,8 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         self._runs: dict[str, JobRun] = {}
         self._view = PartiesView(self._stubs, config.connect_timeout_s)
         self._models = RegisteredModels(config.data_dir / "models")
+        self._public = PublicParts(config.data_dir, config.max_public_mb)
+        self._public.sweep(self._models.published)
         self.metrics = CoordinatorMetrics()
         self.metrics.queued.set_function(lambda: self._queue.state()[1])
         self.metrics.running.set_function(lambda: bool(self._queue.state()[0]))
@@ -70,6 +75,20 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         found.hold_mb = self._config.hold_mb
         return found
 
+    def GetPublic(
+        self, request: control_pb2.GetPublicRequest, context: grpc.ServicerContext
+    ) -> Iterator[control_pb2.PublicPiece]:
+        """To its owner, by these records, and to whom a party's grants allow: without a party, to nobody else."""
+        client = str(caller(context))
+        model = self._models.get(request.model, client)
+        self._view.check(model, client, sure=client != model.owner)
+        if not model.public:
+            raise ClusterError(
+                f"{model.model} has no public part: it was shared by an earlier version, or without a tokenizer. "
+                f"Its owner, {model.owner}, imports it and shares it again", peer="coordinator",
+            )  # fmt: skip
+        yield from self._public.pieces(model.public)
+
     def ListModels(
         self, request: control_pb2.ListModelsRequest, context: grpc.ServicerContext
     ) -> control_pb2.ListModelsReply:
@@ -84,43 +103,58 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         return control_pb2.ListModelsReply(models=map(_message, given), next_page_token=after)
 
     def RegisterModel(
-        self, request: control_pb2.RegisterModelRequest, context: grpc.ServicerContext
+        self, request_iterator: Iterator[control_pb2.RegisterModelRequest], context: grpc.ServicerContext
     ) -> control_pb2.RegisterModelReply:
         """Have the parties activate a sharing, and let it serve its name. Can be repeated after a failure.
 
-        1. Nothing is asked of the parties for what this server would not list.
+        1. Nothing is asked of the parties for what this server would not list; its public part, if one comes, is on
+           the disk.
         2. Its turn: no job runs, so that the sharing that serves changes between two jobs, never within one.
         3. What both parties have activated is not opened again: an earlier call failed after that. What only one has
            cannot be: the share is gone there. ReuseError; the owner shares the model anew, under another identifier.
         4. Else both activate it. Whatever an earlier attempt opened is opened once more with the same masks and the
            same shares, hence the same: the dealer gives a seed for these two shares only.
         """
-        model, owner = request.model, str(caller(context))
+        first = next(request_iterator, control_pb2.RegisterModelRequest())
+        model, owner = first.model, str(caller(context))
         name, share_id = check_name(model.model), check_id(model.share_id)
         # 1
         self._models.check_owner(name, owner, self._config.max_models)
         admit_model(model.description, self._config, self._config.role)
         if parse(model.description).name != name:
             raise UsageError(f"a description of another model than {name}")
-        entry = Registered(model=name, share_id=share_id, description=model.description, owner=owner)
+        public = ""
+        if first.HasField("public"):
+            pieces = (request.data for request in request_iterator)
+            public = self._public.receive(model, first.public, certificate(context), pieces, owner)
+        entry = Registered(model=name, share_id=share_id, description=model.description, owner=owner, public=public)
+        try:
+            before = self._register(entry, context)
+        except BaseException:
+            self._public.remove(public)
+            raise
+        self._public.remove(before.public if before else "")
+        log.info("model registered", model=name, share=short(share_id), owner=owner, public=bool(public))
+        return control_pb2.RegisterModelReply()
+
+    def _register(self, entry: Registered, context: grpc.ServicerContext) -> Registered | None:
         attempt = secrets.token_hex(16)
         run = JobRun(attempt, self._stubs, self._config.step_timeout_s)
         context.add_callback(run.cancel)
-        self._queue.enter(attempt, owner)
+        self._queue.enter(attempt, entry.owner)
         try:
             # 2
             run.wait_turn(self._queue)
             self._connect_all()
             self._activate(run, entry)
-            self._models.put(entry)
+            before = self._models.put(entry)
             run.done = True
         except DittoError:
             run.close("activation failed")
             raise
         finally:
             self._queue.leave(attempt)
-        log.info("model registered", model=name, share=short(share_id), owner=owner)
-        return control_pb2.RegisterModelReply()
+        return before
 
     def _activate(self, run: JobRun, entry: Registered) -> None:
         # 3
@@ -142,10 +176,11 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         self, request: control_pb2.UnregisterModelRequest, context: grpc.ServicerContext
     ) -> control_pb2.UnregisterModelReply:
         owner = str(caller(context))
-        known = self._models.remove(request.model, owner)
-        if known:
+        gone = self._models.remove(request.model, owner)
+        if gone is not None:
+            self._public.remove(gone.public)
             log.info("model unregistered", model=request.model, owner=owner)
-        return control_pb2.UnregisterModelReply(known=known)
+        return control_pb2.UnregisterModelReply(known=gone is not None)
 
     def Status(self, request: control_pb2.StatusRequest, context: grpc.ServicerContext) -> control_pb2.StatusReply:
         running, queued = self._queue.state()

@@ -35,16 +35,21 @@ class PartiesView:
     def __init__(self, stubs: Stubs, timeout: float) -> None:
         self._stubs, self._timeout = stubs, timeout
 
-    def check(self, model: Registered, client: str) -> None:
-        """Raises NotAllowed where a party says so, DamagedFile where the coordinator's description is not its own."""
+    def check(self, model: Registered, client: str, sure: bool = False) -> None:
+        """Raises NotAllowed where a party says so, DamagedFile where the coordinator's description is not its own.
+        To be `sure`, one of them has to say yes: else its error is raised."""
         ask = check_request(model, client)
         calls = {role: stub.CheckModel.future(ask, timeout=self._timeout) for role, stub in self._stubs.items()}
+        unknown: list[DittoError] = []
         for role, call in calls.items():
             error = _error(call, role)
             if isinstance(error, NotAllowed | DamagedFile):
                 raise error
             if error is not None:
                 log.info("not known yet whether a model may be asked", peer=role, reason=str(error))
+                unknown.append(error)
+        if sure and len(unknown) == len(calls):
+            raise unknown[0]
 
     def may_ask(self, client: str) -> set[str]:
         """The sharings that a client owns or was granted, by the first party that answers."""

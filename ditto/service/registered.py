@@ -24,6 +24,7 @@ class Registered(StoredEntry):
     share_id: str = Field(pattern=ID)
     description: str
     owner: str = Field(min_length=1)  # an identity, as client/alice; the parties have their own word on it
+    public: str = Field(default="", pattern=r"^([0-9a-f]{32})?$")  # the file of its public part, if it has one
 
     def check_meant(self, owner: str, digest: bytes) -> None:
         """Raises JobMismatch where a client took this model for another's, or read another description of it."""
@@ -44,7 +45,9 @@ class RegisteredModels:
         self._root, self._lock = root, threading.Lock()
         files.make_directory(root, 0o700)
         self._models: dict[str, Registered] = {}
+        self.published: list[str] = []  # public parts that are named here, of what is left out, too
         for entry in readable_entries(sorted(root.glob("*.json")), Registered, lambda path: _owner(path.stem)):
+            self.published.append(entry.public)
             try:
                 parse(entry.description)
             except (BadDescription, VersionMismatch) as error:
@@ -71,12 +74,14 @@ class RegisteredModels:
     def of(self, client: str) -> list[Registered]:
         return [entry for entry in self.all() if entry.owner == client]
 
-    def put(self, entry: Registered) -> None:
-        """Let a sharing serve its name. Raises NotAllowed if the name is another's."""
+    def put(self, entry: Registered) -> Registered | None:
+        """Let a sharing serve its name; what served it before. Raises NotAllowed if the name is another's."""
         with self._lock:
             self._check(entry.model, entry.owner)
             save_entry(self._root / f"{entry.model}.json", entry, _owner(entry.model))
+            before = self._models.get(entry.model)
             self._models[entry.model] = entry
+        return before
 
     def check_owner(self, name: str, client: str, most: int) -> None:
         """May a client share a model of this name? Raises NotAllowed if the name is another's, LimitExceeded if it has
@@ -95,12 +100,12 @@ class RegisteredModels:
         if entry is not None and entry.owner != client:
             raise NotAllowed(f"the model {name} belongs to {entry.owner}, not to {client}", peer="coordinator")
 
-    def remove(self, name: str, client: str) -> bool:
-        """Was there one? Raises NotAllowed if it is another's."""
+    def remove(self, name: str, client: str) -> Registered | None:
+        """What was there, if anything. Raises NotAllowed if it is another's."""
         with self._lock:
             self._check(name, client)
             (self._root / f"{check_name(name)}.json").unlink(missing_ok=True)
-            return self._models.pop(name, None) is not None
+            return self._models.pop(name, None)
 
 
 def _owner(name: str) -> Owner:

@@ -24,6 +24,7 @@ from ditto.net.config import ServerConfig
 from ditto.service.leftovers import collect
 from ditto.service.model_store import OPENED, SHARE_IDS, Entry, of_kind
 from ditto.service.process import alone
+from ditto.service.public_parts import DIRECTORY as PUBLIC
 from ditto.service.recordings import DIRECTORY as RECORDINGS
 from ditto.service.storage import CHANGING, WITNESS, Altered, Storage, bear_witness, check_witness, key_of
 from ditto.service.stored import (
@@ -88,10 +89,10 @@ def _stored(data_dir: Path) -> Iterator[Path]:
 
 def _bring(path: Path, role: str, only: Storage) -> None:
     """Raises DamagedFile, Altered."""
-    owner, recording = _owner(path, role), path.parent.name == RECORDINGS
-    if is_under(path, owner, only, stream=recording):
+    owner, stream = _owner(path, role), path.parent.name in (RECORDINGS, PUBLIC)
+    if is_under(path, owner, only, stream):
         return
-    if recording:
+    if stream:
         save_stream(path, load_stream(path, owner), owner)
     elif path.suffix == ".safetensors":
         wires = _wires(path, owner)

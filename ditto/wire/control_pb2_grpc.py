@@ -34,7 +34,7 @@ class CoordinatorStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.RegisterModel = channel.unary_unary(
+        self.RegisterModel = channel.stream_unary(
                 '/ditto.v1.Coordinator/RegisterModel',
                 request_serializer=ditto_dot_v1_dot_control__pb2.RegisterModelRequest.SerializeToString,
                 response_deserializer=ditto_dot_v1_dot_control__pb2.RegisterModelReply.FromString,
@@ -53,6 +53,11 @@ class CoordinatorStub:
                 '/ditto.v1.Coordinator/GetModel',
                 request_serializer=ditto_dot_v1_dot_control__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=ditto_dot_v1_dot_control__pb2.Model.FromString,
+                _registered_method=True)
+        self.GetPublic = channel.unary_stream(
+                '/ditto.v1.Coordinator/GetPublic',
+                request_serializer=ditto_dot_v1_dot_control__pb2.GetPublicRequest.SerializeToString,
+                response_deserializer=ditto_dot_v1_dot_control__pb2.PublicPiece.FromString,
                 _registered_method=True)
         self.Status = channel.unary_unary(
                 '/ditto.v1.Coordinator/Status',
@@ -74,8 +79,10 @@ class CoordinatorStub:
 class CoordinatorServicer:
     """Missing associated documentation comment in .proto file."""
 
-    def RegisterModel(self, request, context):
-        """After the client put shares at both parties: activates the sharing, which serves its name from here on.
+    def RegisterModel(self, request_iterator, context):
+        """After the client put shares at both parties: activates the sharing, which serves its name from here on. The first
+        message has the model and, where others shall ask it without its checkpoint, the head of its public part; the part's
+        files follow, in the order of the statement, cut anywhere. Without a public part one message is all.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -97,6 +104,13 @@ class CoordinatorServicer:
 
     def GetModel(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetPublic(self, request, context):
+        """The public part of a model, to its owner and to whom the parties' grants allow: its head, then its files' bytes.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -124,7 +138,7 @@ class CoordinatorServicer:
 
 def add_CoordinatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'RegisterModel': grpc.unary_unary_rpc_method_handler(
+            'RegisterModel': grpc.stream_unary_rpc_method_handler(
                     servicer.RegisterModel,
                     request_deserializer=ditto_dot_v1_dot_control__pb2.RegisterModelRequest.FromString,
                     response_serializer=ditto_dot_v1_dot_control__pb2.RegisterModelReply.SerializeToString,
@@ -143,6 +157,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.GetModel,
                     request_deserializer=ditto_dot_v1_dot_control__pb2.GetModelRequest.FromString,
                     response_serializer=ditto_dot_v1_dot_control__pb2.Model.SerializeToString,
+            ),
+            'GetPublic': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetPublic,
+                    request_deserializer=ditto_dot_v1_dot_control__pb2.GetPublicRequest.FromString,
+                    response_serializer=ditto_dot_v1_dot_control__pb2.PublicPiece.SerializeToString,
             ),
             'Status': grpc.unary_unary_rpc_method_handler(
                     servicer.Status,
@@ -171,7 +190,7 @@ class Coordinator:
     """Missing associated documentation comment in .proto file."""
 
     @staticmethod
-    def RegisterModel(request,
+    def RegisterModel(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -181,8 +200,8 @@ class Coordinator:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
+        return grpc.experimental.stream_unary(
+            request_iterator,
             target,
             '/ditto.v1.Coordinator/RegisterModel',
             ditto_dot_v1_dot_control__pb2.RegisterModelRequest.SerializeToString,
@@ -268,6 +287,33 @@ class Coordinator:
             '/ditto.v1.Coordinator/GetModel',
             ditto_dot_v1_dot_control__pb2.GetModelRequest.SerializeToString,
             ditto_dot_v1_dot_control__pb2.Model.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPublic(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/ditto.v1.Coordinator/GetPublic',
+            ditto_dot_v1_dot_control__pb2.GetPublicRequest.SerializeToString,
+            ditto_dot_v1_dot_control__pb2.PublicPiece.FromString,
             options,
             channel_credentials,
             insecure,

@@ -31,13 +31,18 @@ class CoordinatorStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> CoordinatorAsyncStub: ...
-    RegisterModel: _grpc.UnaryUnaryMultiCallable[_control_pb2.RegisterModelRequest, _control_pb2.RegisterModelReply]
-    """After the client put shares at both parties: activates the sharing, which serves its name from here on."""
+    RegisterModel: _grpc.StreamUnaryMultiCallable[_control_pb2.RegisterModelRequest, _control_pb2.RegisterModelReply]
+    """After the client put shares at both parties: activates the sharing, which serves its name from here on. The first
+    message has the model and, where others shall ask it without its checkpoint, the head of its public part; the part's
+    files follow, in the order of the statement, cut anywhere. Without a public part one message is all.
+    """
     UnregisterModel: _grpc.UnaryUnaryMultiCallable[_control_pb2.UnregisterModelRequest, _control_pb2.UnregisterModelReply]
     """After the owner's client removed a model at both parties: its name serves no more."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_control_pb2.ListModelsRequest, _control_pb2.ListModelsReply]
     """The models that the caller owns or may ask, by name, a page at a time."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_control_pb2.GetModelRequest, _control_pb2.Model]
+    GetPublic: _grpc.UnaryStreamMultiCallable[_control_pb2.GetPublicRequest, _control_pb2.PublicPiece]
+    """The public part of a model, to its owner and to whom the parties' grants allow: its head, then its files' bytes."""
     Status: _grpc.UnaryUnaryMultiCallable[_control_pb2.StatusRequest, _control_pb2.StatusReply]
     RunJob: _grpc.UnaryStreamMultiCallable[_control_pb2.RunJobRequest, _control_pb2.JobEvent]
     """Queues a job and streams its events; ending the stream early ends the job everywhere."""
@@ -47,13 +52,18 @@ class CoordinatorStub:
 @_typing.type_check_only
 class CoordinatorAsyncStub(CoordinatorStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
-    RegisterModel: _aio.UnaryUnaryMultiCallable[_control_pb2.RegisterModelRequest, _control_pb2.RegisterModelReply]  # type: ignore[assignment]
-    """After the client put shares at both parties: activates the sharing, which serves its name from here on."""
+    RegisterModel: _aio.StreamUnaryMultiCallable[_control_pb2.RegisterModelRequest, _control_pb2.RegisterModelReply]  # type: ignore[assignment]
+    """After the client put shares at both parties: activates the sharing, which serves its name from here on. The first
+    message has the model and, where others shall ask it without its checkpoint, the head of its public part; the part's
+    files follow, in the order of the statement, cut anywhere. Without a public part one message is all.
+    """
     UnregisterModel: _aio.UnaryUnaryMultiCallable[_control_pb2.UnregisterModelRequest, _control_pb2.UnregisterModelReply]  # type: ignore[assignment]
     """After the owner's client removed a model at both parties: its name serves no more."""
     ListModels: _aio.UnaryUnaryMultiCallable[_control_pb2.ListModelsRequest, _control_pb2.ListModelsReply]  # type: ignore[assignment]
     """The models that the caller owns or may ask, by name, a page at a time."""
     GetModel: _aio.UnaryUnaryMultiCallable[_control_pb2.GetModelRequest, _control_pb2.Model]  # type: ignore[assignment]
+    GetPublic: _aio.UnaryStreamMultiCallable[_control_pb2.GetPublicRequest, _control_pb2.PublicPiece]  # type: ignore[assignment]
+    """The public part of a model, to its owner and to whom the parties' grants allow: its head, then its files' bytes."""
     Status: _aio.UnaryUnaryMultiCallable[_control_pb2.StatusRequest, _control_pb2.StatusReply]  # type: ignore[assignment]
     RunJob: _aio.UnaryStreamMultiCallable[_control_pb2.RunJobRequest, _control_pb2.JobEvent]  # type: ignore[assignment]
     """Queues a job and streams its events; ending the stream early ends the job everywhere."""
@@ -64,10 +74,13 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def RegisterModel(
         self,
-        request: _control_pb2.RegisterModelRequest,
+        request_iterator: _MaybeAsyncIterator[_control_pb2.RegisterModelRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.RegisterModelReply, _abc.Awaitable[_control_pb2.RegisterModelReply]]:
-        """After the client put shares at both parties: activates the sharing, which serves its name from here on."""
+        """After the client put shares at both parties: activates the sharing, which serves its name from here on. The first
+        message has the model and, where others shall ask it without its checkpoint, the head of its public part; the part's
+        files follow, in the order of the statement, cut anywhere. Without a public part one message is all.
+        """
 
     @_abc_1.abstractmethod
     def UnregisterModel(
@@ -91,6 +104,14 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.GetModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.Model, _abc.Awaitable[_control_pb2.Model]]: ...
+
+    @_abc_1.abstractmethod
+    def GetPublic(
+        self,
+        request: _control_pb2.GetPublicRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_control_pb2.PublicPiece], _abc.AsyncIterator[_control_pb2.PublicPiece]]:
+        """The public part of a model, to its owner and to whom the parties' grants allow: its head, then its files' bytes."""
 
     @_abc_1.abstractmethod
     def Status(

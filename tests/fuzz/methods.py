@@ -22,7 +22,23 @@ from ditto.wire import control_pb2, dealer_pb2, party_pb2
 from fuzz.protobuf import changed
 from fuzz.source import Source, pack, unpack
 from fuzz.target import Finding, Target
-from fuzz.world import ATTEMPT, JOB, MODEL, NEW, OWNER, PLAN, SEED, SHARE, WORDS, World, model, pem, roles_of, world
+from fuzz.world import (
+    ATTEMPT,
+    JOB,
+    MODEL,
+    NEW,
+    OWNER,
+    PLAN,
+    SEED,
+    SHARE,
+    WORDS,
+    World,
+    model,
+    pem,
+    registration,
+    roles_of,
+    world,
+)  # fmt: skip
 
 Check = Callable[[World, str, list[bytes]], None]
 
@@ -37,9 +53,9 @@ def requests(service: str, method: str) -> tuple[Message, ...]:
     plan, fingerprint, digest = to_message(PLAN), world().program.fingerprint, digest_of(world().text)
     step = party_pb2.StepRequest(job=JOB)
     found: dict[str, Message] = {
-        "RegisterModel": control_pb2.RegisterModelRequest(model=_model(NEW)),
         "UnregisterModel": control_pb2.UnregisterModelRequest(model=MODEL),
         "GetModel": control_pb2.GetModelRequest(model=MODEL),
+        "GetPublic": control_pb2.GetPublicRequest(model=MODEL),
         "Status": control_pb2.StatusRequest(),
         "StartJob": control_pb2.StartJobRequest(job=JOB),
         "RunJob": ask_of(terms_of(_model(), PLAN, world().program)),
@@ -77,6 +93,8 @@ def requests(service: str, method: str) -> tuple[Message, ...]:
         return (control_pb2.ListModelsRequest() if service == "Coordinator" else party_pb2.PartyModelsRequest(),)
     if method == "PutModel":
         return _put_model()
+    if method == "RegisterModel":
+        return tuple(registration().requests(NEW))
     if method == "PutInput":
         return _put_input()
     return (found[method],)
@@ -262,7 +280,9 @@ def _exchange(world: World, who: str, messages: list[bytes]) -> None:
 
 SLOW = ("Correlations", "OpenJob", "Prepare", "PutInput", "Run")
 METHODS = {
-    "Coordinator": ("RegisterModel", "UnregisterModel", "ListModels", "GetModel", "Status", "RunJob", "StartJob"),
+    "Coordinator": (
+        "RegisterModel", "UnregisterModel", "ListModels", "GetModel", "GetPublic", "Status", "RunJob", "StartJob",
+    ),
     "Party": (
         "PutModel", "ActivateModel", "CheckModel", "RemoveModel", "GrantModel", "ListModels", "OpenJob", "Prepare",
         "Run", "CloseJob", "PutInput", "FetchOutput",

@@ -6,6 +6,8 @@ import contextlib
 import gzip
 import hashlib
 import json
+import shutil
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,18 +21,22 @@ from ditto.cli.infer import _texts
 from ditto.cli.store import StoredModel
 from ditto.client import pids
 from ditto.client.local_cluster import Cluster
+from ditto.client.public import fetch
+from ditto.client.publication import SharedModel
 from ditto.client.sampling import Sampler
 from ditto.models.export import save_gpt2
+from ditto.net.config import Tls
 from ditto.report.presets import markdown
 from ditto.train.language import LanguageTrainer, Settings, new_dimensions, new_weights
 from ditto.train.run import Run
 from ditto.train.text import BytePairs, read_text
+from ditto.wire import control_pb2
 from fuzz.model_files import PIECES, named, place
 from fuzz.mutate import as_json, flips
 from fuzz.server_files import _yaml
 from fuzz.source import Source, pack, unpack
 from fuzz.target import Finding, Target
-from fuzz.world import model
+from fuzz.world import FILES, MODEL, OWNER, directory, model, registration
 
 TEXT = "one line\nanother\twith a pair\n\nlast"
 
@@ -84,6 +90,48 @@ def _read_store(given: bytes) -> None:
     told = '"weights"' in (stored.dir / "origin.json").read_text(errors="replace")
     if told and (stored.dir / "weights.safetensors").read_bytes() != _weights():
         raise Finding("weights that are not what was imported")
+
+
+# What is fetched of others' models ------------------------------------------------------------------
+
+
+class _Coordinator:
+    """Says of a model what it is given."""
+
+    def __init__(self, text: str, pieces: list[control_pb2.PublicPiece]) -> None:
+        home = directory() / "certs"
+        self.tls = Tls(ca=home / "ca.pem", cert=home / "client.pem", key=home / "client.key", crl=home / "crl.pem")
+        self._text, self._pieces = text, pieces
+
+    def shared(self, name: str) -> SharedModel:
+        found = SharedModel(self._text, OWNER)
+        found.description  # noqa: B018  # as a client does
+        return found
+
+    def public_part(self, name: str) -> Iterator[control_pb2.PublicPiece]:
+        return iter(self._pieces)
+
+
+def _build_public(source: Source) -> bytes:
+    head = registration().head
+    assert head is not None
+    parts = [registration().text.encode(), head.statement, head.signature, head.certificate, b"".join(FILES.values())]
+    at = source.below(len(parts))
+    parts[at] = as_json(source, json.loads(parts[at])) if at < 2 and source.one_in(2) else flips(source, parts[at])
+    return pack(parts)
+
+
+def _fetch(given: bytes) -> None:
+    """What passes is what the owner signed."""
+    text, statement, signature, certificate, data = (*unpack(given), *[b""] * 5)[:5]
+    cache = place("public", {})
+    shutil.rmtree(cache)
+    head = control_pb2.PublicHead(statement=statement, signature=signature, certificate=certificate)
+    pieces = [control_pb2.PublicPiece(head=head), control_pb2.PublicPiece(data=data)]
+    found = fetch(_Coordinator(text.decode(errors="replace"), pieces), MODEL, cache)  # type: ignore[arg-type]
+    read = {path.name: path.read_bytes() for path in found.files.iterdir()}
+    if read != FILES or found.description != model()[0] or found.owner != OWNER:
+        raise Finding("a public part that its owner did not sign")
 
 
 # A local cluster -----------------------------------------------------------------------------------
@@ -197,6 +245,7 @@ def _peers(given: bytes) -> None:
 TARGETS = [
     Target("texts", _build_texts, _read_texts),
     Target("store", _build_store, _read_store),
+    Target("public", _build_public, _fetch),
     Target("cluster", _build_cluster, _read_cluster),
     Target("training", _build_training, _resume),
     Target("sampling", _build_sampling, _sample),

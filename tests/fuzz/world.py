@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from prometheus_client import CollectorRegistry
 
+from ditto.client.publication import Registration, with_files
 from ditto.engine.plan import Plan
 from ditto.models import Checkpoint, Description, Dimensions, describe, encode_weights
 from ditto.models.compiled import program_for
@@ -40,6 +41,7 @@ from fuzz.inside import Handlers, Inside
 SHARE, JOB, ATTEMPT, NEW = "5" * 32, "1" * 32, "a" * 32, "b" * 32
 MODEL, OWNER, SEED = "small", "client/alice", bytes(range(16))
 PLAN = Plan(1, 2, tokens=2, guard=True)
+FILES = {"tokenizer.json": b"{}", "vocab.txt": b"[PAD]\n" * 9}  # public, whatever is in them
 WORDS = (SHARE, JOB, ATTEMPT, NEW, MODEL, OWNER, "client/bob", "alice", "bob", "other")
 
 
@@ -66,7 +68,7 @@ def model() -> tuple[Description, dict[str, torch.Tensor]]:
     }
     zeros = torch.zeros((1, 4), dtype=torch.long)
     description, arranged = describe(Checkpoint("GPT2LMHeadModel", d, tensors), MODEL, [Prompts(zeros, [4])])
-    return description, encode_weights(description, arranged.tensors)
+    return with_files(description, FILES), encode_weights(description, arranged.tensors)
 
 
 @cache
@@ -77,6 +79,16 @@ def pem(who: str) -> bytes:
         certs.init_certs(home, [], client="alice")
         certs.Authority(home).issue(Identity("client", "bob"), (), home / "bob")
     return (home / f"{ {OWNER: 'client', 'client/bob': 'bob'}.get(who, who) }.pem").read_bytes()
+
+
+@cache
+def registration() -> Registration:
+    """The model with its public part, as its owner registers it."""
+    pem(OWNER)
+    home = directory() / "certs"
+    return Registration.of(
+        model()[0], FILES, Tls(ca=home / "ca.pem", cert=home / "client.pem", key=home / "client.key")
+    )
 
 
 class Mirror:
@@ -128,7 +140,11 @@ class World:
             CoordinatorConfig(tls=tls, listen="a:1", data_dir=root / "coordinator", connect_timeout_s=0.01)
         )
         control_pb2_grpc.add_CoordinatorServicer_to_server(self.coordinator, self.servers)  # type: ignore[no-untyped-call]
-        self.coordinator._models.put(Registered(model=MODEL, share_id=SHARE, description=self.text, owner=OWNER))
+        first, *rest = registration().requests(SHARE)
+        pieces = (request.data for request in rest)
+        part = self.coordinator._public.receive(first.model, first.public, pem(OWNER), pieces, OWNER)
+        entry = Registered(model=MODEL, share_id=SHARE, description=self.text, owner=OWNER, public=part)
+        self.coordinator._models.put(entry)
         shutil.copytree(root, self._kept(), ignore=shutil.ignore_patterns("certs"))
         self._entries = dict(self.party._store._entries)
         self._weights = dict(self.party._store._loaded)
@@ -156,7 +172,8 @@ class World:
         self.coordinator._models._models = dict(self._registered)
         self.coordinator._runs.clear()
         self.coordinator._queue._line.clear()
-        for place in ("party0/models", "party0/share_ids", "dealer/models", "coordinator/models"):
+        stores = ("party0/models", "party0/share_ids", "dealer/models", "coordinator/models", "coordinator/public")
+        for place in stores:
             now, then = directory() / place, self._kept() / place
             before, after = _names(then), _names(now)
             for name in after - before:
