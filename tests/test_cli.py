@@ -12,8 +12,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from ditto.cli import app, report, store
+from ditto.cli import app, report
 from ditto.cli.demo import calibration_texts
+from ditto.client import store
 from ditto.errors import EXIT_CODES, UnknownModel, UsageError
 from ditto.models import random_model
 from ditto.names import check_name

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_pairs import BERT, words
 
 from ditto.errors import BadCheckpoint, UnsupportedArchitecture, UsageError
 from ditto.models import load_checkpoint
@@ -20,6 +19,7 @@ from ditto.models.random import random_weights
 from ditto.models.ranges import silent
 from ditto.train.encoder_subject import EncoderSubject
 
+VOCABULARY = "[PAD] [UNK] [CLS] [SEP] [MASK] the a cat dog sat run ##s ##ning cafe . , ! ?".split()
 LIBRARY = "sentence_transformers.models"
 D = Dimensions(
     hidden=16, layers=1, heads=2, inner=32, vocabulary=64, positions=32, token_types=2, embedding=16, epsilon=1e-12
@@ -27,13 +27,14 @@ D = Dimensions(
 FLAGS = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": False, "pooling_mode_max_tokens": False}
 
 
-def checkpoint(directory: Path, class_name: str = "BertModel", **pooling: Any) -> Path:
-    """A tiny BERT with random weights, its tokenizer, and the modules that its dimensions ask for."""
-    labels = {"labels": ("no", "yes")} if class_name.endswith("Classification") else {}
-    made = random_weights(class_name, D.model_copy(update=pooling | labels))
+def checkpoint(directory: Path, class_name: str = "BertModel", **changed: Any) -> Path:
+    """A tiny BERT with random weights, its tokenizer, and the modules that its dimensions, as changed, ask for."""
+    made = random_weights(class_name, D.model_copy(update=changed))
+    for name, tensor in made.tensors.items():  # so that answers to two texts are apart
+        tensor *= 10 if tensor.dim() == 2 and "embeddings" not in name else 1
     source = directory / "source"
     source.mkdir(parents=True)
-    words(source, BERT)
+    (source / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
     sizes = {
         "model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 64,
         "intermediate_size": 32, "max_position_embeddings": 32, "type_vocab_size": 2, "hidden_act": "gelu",
@@ -80,7 +81,7 @@ def test_the_reference_pools_as_the_library_does(how: str, normalize: bool, tmp_
 
 
 def test_only_vectors_are_pooled(tmp_path: Path) -> None:
-    where = checkpoint(tmp_path, "BertForSequenceClassification")
+    where = checkpoint(tmp_path, "BertForSequenceClassification", labels=("no", "yes"))
     modules(where, "Transformer", "Dense", pooling={})
     assert load_checkpoint(where).dimensions.pooling == "mean"
 

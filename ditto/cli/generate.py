@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from ditto.cli import store
 from ditto.cli.common import (
     ConfigFile,
     Json,
@@ -19,7 +18,6 @@ from ditto.cli.common import (
     Strict,
     TraceFile,
     check_strict,
-    client_config,
     connect,
     emit,
     note,
@@ -31,6 +29,8 @@ from ditto.cli.common import (
 from ditto.cli.report import CostFiles
 from ditto.cli.run import Watcher, emulated, network_of, watching
 from ditto.cli.texts import read_file
+from ditto.client import store
+from ditto.client.local_cluster import client_config
 from ditto.errors import UsageError
 from ditto.report.pieces import size
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ditto.cli import store
 from ditto.cli.common import (
     ConfigFile,
     Json,
@@ -16,7 +15,6 @@ from ditto.cli.common import (
     Strict,
     TraceFile,
     check_strict,
-    client_config,
     connect,
     emit,
     one_line,
@@ -26,6 +24,8 @@ from ditto.cli.common import (
 from ditto.cli.report import CostFiles, print_costs
 from ditto.cli.run import Run, document, emulated, encode_all, network_of, run_batch, watching
 from ditto.cli.texts import pair_up, read_file, read_lines
+from ditto.client import store
+from ditto.client.local_cluster import client_config
 from ditto.errors import UsageError
 
 if TYPE_CHECKING:

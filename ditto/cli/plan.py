@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from ditto.cli import store
 from ditto.cli.common import Json, emit, note, one_line, out
 from ditto.cli.texts import read_file
+from ditto.client import store
 from ditto.client.local_cluster import home
 from ditto.errors import UsageError
 from ditto.net.emulation import Network

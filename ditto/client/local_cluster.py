@@ -42,6 +42,14 @@ def home() -> Path:
     return Path(os.environ.get("DITTO_HOME") or Path.home() / ".local/state/ditto")
 
 
+def client_config(path: Path | None = None) -> ClientConfig:
+    """What connects a client: this file, or the local cluster's. Raises ConfigError."""
+    path = path or Cluster(home()).config_path("client")
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file; run `ditto cluster up` or name a client configuration with --config")
+    return load_config(path, ClientConfig)
+
+
 @dataclass(frozen=True)
 class Process:
     """One process of the cluster: its address, and whether it runs and answers."""

@@ -103,11 +103,13 @@ def models_dir() -> Path:
     return home() / "models"
 
 
-def save(description: "Description", weights: "dict[str, Tensor]", checkpoint: Path) -> StoredModel:
-    """Write a model down, in the place of one of the same name."""
+def save(
+    description: "Description", weights: "dict[str, Tensor]", checkpoint: Path, models: Path | None = None
+) -> StoredModel:
+    """Write a model down, in the place of one of the same name; in another directory than this user's, if given."""
     from ditto.models.export import save_tensors
 
-    target = models_dir() / check_name(description.name)
+    target = (models or models_dir()) / check_name(description.name)
     with files.replacing_directory(target) as fresh:
         (fresh / DESCRIPTION).write_text(description.text(), encoding="utf-8")
         (fresh / "weights.safetensors").touch(files.PRIVATE)
@@ -121,8 +123,9 @@ def save(description: "Description", weights: "dict[str, Tensor]", checkpoint: P
     return StoredModel(target)
 
 
-def load(name: str) -> StoredModel:
-    model = StoredModel(models_dir() / check_name(name))
+def load(name: str, models: Path | None = None) -> StoredModel:
+    """Raises UnknownModel."""
+    model = StoredModel((models or models_dir()) / check_name(name))
     if not (model.dir / DESCRIPTION).exists():
         known = ", ".join(m.dir.name for m in stored()) or "none"
         raise UnknownModel(f"no model named {name!r} here; import it with `ditto model import` (known: {known})")
