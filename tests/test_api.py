@@ -7,6 +7,7 @@ import contextlib
 import gc
 import json
 import math
+import os
 import subprocess
 import sys
 import warnings
@@ -297,7 +298,9 @@ def test_a_forgotten_cluster_is_closed(place: Place) -> None:
 
 def test_importing_loads_nothing_heavy() -> None:
     script = "import sys, ditto; ditto.errors.UnknownModel; dir(ditto); print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    here = os.environ | {"PYTHONPATH": os.getcwd()}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=here)
+    loaded = done.stdout.split()
     assert {name for name in loaded if name.startswith("ditto")} == {"ditto", "ditto.errors"}
     assert not {"torch", "grpc", "numpy", "pydantic", "yaml"} & set(loaded)
 

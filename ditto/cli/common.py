@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
-from ditto.client.local_cluster import client_config
 from ditto.errors import EXIT_CODES, DittoError, Interrupted, OutOfRange, StorageError, UsageError
 
 if TYPE_CHECKING:  # the client imports torch; a command that does not need it starts quickly
@@ -117,5 +116,6 @@ def warn_of_range(text: str, strict: bool) -> None:
 
 def connect(config: Path | None) -> "Client":
     from ditto.client.client import Client
+    from ditto.client.local_cluster import client_config
 
     return Client(client_config(config))

@@ -25,6 +25,7 @@ import yaml
 
 from ditto import files
 from ditto.client import pids
+from ditto.client.home import home as home
 from ditto.errors import CertificateError, ClusterError, ConfigError, DittoError
 from ditto.names import PARTIES, ROLES, SERVERS
 from ditto.net import certs
@@ -35,11 +36,6 @@ from ditto.net.transport import connect, open_channel
 
 MODULES = {"dealer": "parties.dealer", "coordinator": "parties.coordinator"} | dict.fromkeys(PARTIES, "parties.party")
 SHAPED = ("dealer", *PARTIES, "client")  # whose configuration names the network; the client's for reports
-
-
-def home() -> Path:
-    """Where this user's cluster and models live: $DITTO_HOME, else ~/.local/state/ditto."""
-    return Path(os.environ.get("DITTO_HOME") or Path.home() / ".local/state/ditto")
 
 
 def client_config(path: Path | None = None) -> ClientConfig:

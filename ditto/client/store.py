@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditto import files
-from ditto.client.local_cluster import home
+from ditto.client.home import home
 from ditto.errors import BadCheckpoint, DamagedFile, UnknownModel
 from ditto.names import check_name
 
