@@ -11,9 +11,9 @@ them, `ditto.ops` holds the operations on shares, `ditto.engine` the programs ma
 `ditto.models` the architectures, `ditto.client` what asks the running servers, whose mains are in `parties`.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
 
+TYPE_CHECKING = False  # as typing has it, which takes longer to load than all that is here
 if TYPE_CHECKING:
     from ditto import aio, errors
     from ditto.api.answers import Answer, Classification, Cost, ModelInfo, Phase, Token
@@ -58,14 +58,16 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    where = _WHERE.get(name)
-    if where is None:
-        raise AttributeError(f"module 'ditto' has no attribute {name!r}")
-    module = importlib.import_module(where)
-    found = module if where == f"ditto.{name}" else getattr(module, name)
-    globals()[name] = found
-    return found
+if not TYPE_CHECKING:  # a checker knows the names from above, and that there are no others
+
+    def __getattr__(name):
+        where = _WHERE.get(name)
+        if where is None:
+            raise AttributeError(f"module 'ditto' has no attribute {name!r}")
+        module = import_module(where)
+        found = module if where == f"ditto.{name}" else getattr(module, name)
+        globals()[name] = found
+        return found
 
 
 def __dir__() -> list[str]:

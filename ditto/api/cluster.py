@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 from ditto.api.answers import ModelInfo
 from ditto.api.model import Model
 from ditto.api.public import _public_part, find
-from ditto.api.sharing import import_checkpoint
+from ditto.api.sharing import import_checkpoint, share
 from ditto.client.client import Client
 from ditto.client.local_cluster import client_config, embedded
 from ditto.client.store import models_dir
@@ -64,8 +64,7 @@ class Cluster:
         except UnknownModel:
             if not self._bring:
                 raise
-            stored = find(name, self._models)
-            self._client.share_model(stored.description, stored.weights())
+            share(self._client, find(name, self._models))
             public = _public_part(self._client, name, self._models)
         return Model(self._client, public, self)
 
@@ -95,9 +94,9 @@ class Cluster:
         `ditto`, or what it was distilled for. `embeddings`: "secret", or "public" when the client may look words up.
         Raises BadCheckpoint, UnsupportedArchitecture, RangeError, UsageError, NotAllowed for another client's name.
         """
-        description, weights = import_checkpoint(Path(checkpoint), name, calibrate, preset, embeddings, self._models[0])
-        self._client.share_model(description, weights)
-        return self.model(description.name)
+        stored = import_checkpoint(Path(checkpoint), name, calibrate, preset, embeddings, self._models[0])
+        share(self._client, stored)
+        return self.model(stored.dir.name)
 
     def remove(self, name: str) -> None:
         """Have the servers forget a model of this client's. What is imported here stays."""
@@ -130,7 +129,10 @@ def local(*, threads: int = 1, network: str | None = None) -> Cluster:
     What is shared with them is gone with them. Models that this user imported before are shared when they are asked
     for first.
     """
-    with contextlib.ExitStack() as servers:
-        cluster = servers.enter_context(embedded(threads, network=profile(network) if network else None))
-        models = [cluster.root / "models", models_dir()]
-        return Cluster(cluster.client_config(), models, servers.pop_all(), bring=True)
+    emulated, servers = profile(network) if network else None, contextlib.ExitStack()
+    try:
+        running = servers.enter_context(embedded(threads, network=emulated))
+        return Cluster(running.client_config(), [running.root / "models", models_dir()], servers, bring=True)
+    except BaseException:
+        servers.close()
+        raise

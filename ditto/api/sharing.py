@@ -14,19 +14,14 @@ from ditto.names import check_name
 
 if TYPE_CHECKING:
     from ditto.api.answers import Text
-    from ditto.models import Description
-    from ditto.models.architecture import Tensors
+    from ditto.client.client import Client
 
 
 def import_checkpoint(
-    directory: Path,
-    name: str | None,
-    calibrate: Iterable[Text] | None,
-    preset: str | None,
-    embeddings: str,
+    directory: Path, name: str | None, calibrate: Iterable[Text] | None, preset: str | None, embeddings: str,
     models: Path,
-) -> tuple[Description, Tensors]:
-    """The description and the encoded weights, which are also noted in `models`."""
+) -> store.StoredModel:  # fmt: skip
+    """Calibrated on texts, or by the ranges that it brings, and written down in `models`."""
     known = check_name(name or directory.resolve().name)
     if calibrate is None and not is_calibrated(directory):
         raise UsageError(f"{directory} brings no calibrated ranges: give texts to calibrate on")
@@ -36,5 +31,9 @@ def import_checkpoint(
     else:
         texts = [calibrate] if isinstance(calibrate, str) else list(calibrate)
         description, weights = import_model(checkpoint, known, texts, preset or "ditto", embeddings)
-    store.save(description, weights, directory, models)
-    return description, weights
+    return store.save(description, weights, directory, models)
+
+
+def share(client: Client, stored: store.StoredModel) -> None:
+    """Send each party its share of an imported model's weights."""
+    client.share_model(stored.description, stored.weights())
