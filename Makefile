@@ -29,7 +29,7 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports --no-logo
 
 types: $(VENV)/.dev
-	nice $(BIN)/mypy --strict ditto
+	nice $(BIN)/mypy --strict ditto tests/typed_api.py
 
 stubs: $(VENV)/.dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHON="$(CURDIR)/$(BIN)/python" bash scripts/gen_stubs.sh

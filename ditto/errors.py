@@ -131,6 +131,10 @@ class Interrupted(DittoError):
     exit_code, code, help = 130, "INTERRUPTED", "interrupted"
 
 
+class RangeWarning(UserWarning):
+    """Of the Python API: an answer may be wrong, since values left their calibrated range."""
+
+
 _ALL: tuple[type[DittoError], ...] = (DittoError, *DittoError.__subclasses__())
 BY_CODE: dict[str, type[DittoError]] = {cls.code: cls for cls in _ALL}
 EXIT_CODES: dict[int, str] = {0: "success", **{cls.exit_code: cls.help for cls in _ALL}}

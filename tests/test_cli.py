@@ -12,13 +12,16 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from ditto.cli import app, report, store
+from ditto.cli import app, report
+from ditto.cli.app import COMMANDS, load
 from ditto.cli.demo import calibration_texts
+from ditto.client import store
 from ditto.client.publication import with_files
 from ditto.errors import EXIT_CODES, UnknownModel, UsageError
 from ditto.models import random_model
 from ditto.names import check_name
 
+HERE = os.environ | {"PYTHONPATH": os.getcwd()}
 TINY = random_model("bert-tiny", 1, 8)[0].model_copy(update={"name": "tiny"})
 
 
@@ -165,7 +168,28 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
     assert str(ports["dealer"]) in stderr
 
 
-def test_commands_start_quickly_without_torch() -> None:
-    """`ditto --help` and the cluster commands must not pay for importing torch."""
-    check = "import ditto.cli, sys; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", check], check=True, env=os.environ | {"PYTHONPATH": os.getcwd()}, timeout=60)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_says_what_each_says(name: str) -> None:
+    command = load(name)
+    assert " ".join((command.help or "").split("\n\n")[0].split()) == COMMANDS[name]
+    assert CliRunner().invoke(app, [name, "--help"]).exit_code == 0
+
+
+def test_a_command_loads_what_it_needs() -> None:
+    """The list of commands needs none of them, and no command's help needs what computes."""
+
+    def loaded(script: str, *args: str) -> set[str]:
+        lines = ("import contextlib, sys", "with contextlib.suppress(SystemExit):", f"    {script}")
+        called = "\n".join((*lines, "print('loaded:', *sys.modules)"))
+        done = subprocess.run(
+            [sys.executable, "-c", called, *args], capture_output=True, text=True, check=True, env=HERE
+        )
+        return set(done.stdout.rpartition("loaded:")[2].split())
+
+    for word in ("--help", "--version"):
+        found = loaded("from ditto.cli import app; app()", word)
+        assert "typer" in found and not {"torch", "numpy", "grpc", "cryptography", "pydantic", "yaml"} & found, word
+        assert not any(name.startswith("ditto.client") for name in found)
+    found = loaded("from ditto.cli.app import COMMANDS, load; list(map(load, COMMANDS))")
+    assert {f"ditto.cli.{name}" for name in COMMANDS} <= found
+    assert not {"torch", "numpy", "safetensors", "tokenizers", "matplotlib"} & found

@@ -16,7 +16,8 @@ import torch
 from typer.testing import CliRunner
 
 from ditto import files
-from ditto.cli import app, store
+from ditto.cli import app
+from ditto.client import store
 from ditto.errors import StorageError
 from ditto.models import random_model
 from ditto.models.export import save_tensors, write_tensors

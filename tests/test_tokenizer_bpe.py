@@ -12,7 +12,7 @@ import pytest
 import torch
 from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
 
-from ditto.cli.store import TOKENIZER_FILES
+from ditto.client.store import TOKENIZER_FILES
 from ditto.errors import BadCheckpoint, EmptyText, TextTooLong, UsageError
 from ditto.models.tokenizer import Tokenizer
 

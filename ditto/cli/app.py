@@ -1,50 +1,64 @@
 """The typer application: its groups, its help, and how an error becomes an exit code."""
 
 import contextlib
+import importlib
 import signal
 from typing import Annotated, Any
 
 import typer
+import typer.main
 
 import ditto
-from ditto.cli import (
-    audit,
-    bench,
-    certs,
-    cluster,
-    demo,
-    distill,
-    evaluate,
-    finetune,
-    generate,
-    infer,
-    keys,
-    model,
-    plan,
-)  # fmt: skip
 from ditto.cli.common import ErrorGroup, exit_codes_help
 
+# What each command's module says of it, in the order of `ditto --help`, which loads none of them.
+COMMANDS = {
+    "infer": "Compute a model's answer on secret shares of the text.",
+    "generate": "Continue texts on secret shares, token by token. Ctrl-C ends after the token under way.",
+    "evaluate": (
+        "Measure a model on labelled texts, or a language model on a text. Interrupted, the same command goes on."
+    ),
+    "finetune": "Train a model and write a Hugging Face checkpoint. Interrupted, the same command goes on.",
+    "distill": "Distil a checkpoint for a preset: trained with its arithmetic in the loop, in ranges that cost little.",
+    "demo": "Compare three sentence pairs without anybody seeing them.",
+    "plan": "Predict a job's seconds and bytes, and choose what the preset leaves open. Asks no server.",
+    "audit": ("Run one party's side of a recorded job again, and say at which step it did not do what it should have."),
+    "certs": "Certificates: who may take part in a cluster, and as whom.",
+    "cluster": "The servers as local processes.",
+    "keys": "The key under which a server stores what it keeps.",
+    "model": "Models: import, share, grant, remove, list.",
+    "bench": "Measurements.",
+}
+
+
+class Commands(ErrorGroup):
+    """The commands of COMMANDS, each loaded when it is called: others' imports would cost it seconds."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, named, rest = super().resolve_command(ctx, args)
+        return name, load(name) if named and name else named, rest
+
+
+def load(name: str) -> Any:
+    """A command, or a group of them: `app` of its module, or the function of its name."""
+    module = importlib.import_module(f"ditto.cli.{name}")
+    if group := getattr(module, "app", None):
+        return typer.main.get_group(group)
+    alone = typer.Typer(add_completion=False)
+    alone.command(name)(getattr(module, name))
+    return typer.main.get_command(alone)
+
+
 app = typer.Typer(
-    cls=ErrorGroup,
+    cls=Commands,
     name="ditto",
     help="Private inference of Transformers: two parties compute on secret shares, a dealer helps, nobody else learns.",
     epilog=exit_codes_help(),
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
-app.add_typer(certs.app, name="certs")
-app.add_typer(cluster.app, name="cluster")
-app.add_typer(keys.app, name="keys")
-app.add_typer(model.app, name="model")
-app.command("infer")(infer.infer)
-app.command("generate")(generate.generate)
-app.command("evaluate")(evaluate.evaluate)
-app.command("finetune")(finetune.finetune)
-app.command("distill")(distill.distill)
-app.command("demo")(demo.demo)
-app.command("plan")(plan.plan)
-app.command("audit")(audit.audit)
-app.add_typer(bench.app, name="bench")
+for _name, _help in COMMANDS.items():
+    app.command(_name, help=_help)(lambda: None)  # a place in the list
 
 
 def _version(wanted: bool) -> None:

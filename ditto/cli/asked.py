@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ditto.cli import store
-from ditto.cli.common import client_config, note
-from ditto.client.local_cluster import Cluster, home
+from ditto.cli.common import note
+from ditto.client import store
+from ditto.client.local_cluster import Cluster, client_config, home
 from ditto.errors import UnknownModel, UsageError
 from ditto.net.config import ClientConfig
 

@@ -8,7 +8,8 @@ import typer
 from rich.table import Table
 
 from ditto.cli.common import Json, emit, out
-from ditto.client.local_cluster import Cluster, home
+from ditto.client.home import home
+from ditto.client.local_cluster import Cluster
 from ditto.errors import ConfigError, UsageError
 from ditto.names import PARTIES
 from ditto.net.config import PartyConfig, load_config

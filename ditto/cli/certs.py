@@ -8,7 +8,7 @@ import typer
 from cryptography import x509
 
 from ditto.cli.common import Json, emit, out
-from ditto.client.local_cluster import home
+from ditto.client.home import home
 from ditto.errors import UsageError
 from ditto.names import ROLES
 from ditto.net.certs import (

@@ -6,7 +6,8 @@ import typer
 from rich.table import Table
 
 from ditto.cli.common import Json, emit, note, one_line, out
-from ditto.client.local_cluster import Cluster, Process, home
+from ditto.client.home import home
+from ditto.client.local_cluster import Cluster, Process
 from ditto.client.status import ask
 from ditto.errors import DittoError
 from ditto.net.emulation import network as profile

@@ -11,9 +11,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
-from ditto.client.local_cluster import Cluster, home
-from ditto.errors import EXIT_CODES, ConfigError, DittoError, Interrupted, OutOfRange, StorageError, UsageError
-from ditto.net.config import ClientConfig, load_config
+from ditto.errors import EXIT_CODES, DittoError, Interrupted, OutOfRange, StorageError, UsageError
 
 if TYPE_CHECKING:  # the client imports torch; a command that does not need it starts quickly
     from ditto.client.client import Client
@@ -116,14 +114,8 @@ def warn_of_range(text: str, strict: bool) -> None:
     err.print(Text.assemble(("warning", "bold yellow"), ": ", visible(text)))
 
 
-def client_config(path: Path | None) -> ClientConfig:
-    path = path or Cluster(home()).config_path("client")
-    if not path.exists():
-        raise ConfigError(f"{path}: no such file; run `ditto cluster up` or name a client configuration with --config")
-    return load_config(path, ClientConfig)
-
-
 def connect(config: Path | None) -> "Client":
     from ditto.client.client import Client
+    from ditto.client.local_cluster import client_config
 
     return Client(client_config(config))

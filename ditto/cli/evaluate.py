@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ditto.cli import store
 from ditto.cli.asked import asking, settings_for
-from ditto.cli.common import ConfigFile, Json, RangeCheck, client_config, emit, note, out
+from ditto.cli.common import ConfigFile, Json, RangeCheck, emit, note, out
 from ditto.cli.evaluate_show import Watcher, show
 from ditto.cli.run import network_of
-from ditto.client.local_cluster import embedded
+from ditto.client import store
+from ditto.client.local_cluster import client_config, embedded
 from ditto.errors import DittoError, Interrupted, UsageError
 
 if TYPE_CHECKING:

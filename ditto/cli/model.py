@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from ditto.cli import store
 from ditto.cli.common import ConfigFile, Json, connect, emit, note, one_line, out
 from ditto.cli.model_show import SHORT, show
 from ditto.cli.plan import For, MachineFile, Tolerance, check_objective, machine_at, planned
 from ditto.cli.texts import read_file, read_lines
+from ditto.client import store
 from ditto.errors import DittoError, UsageError
 from ditto.names import check_name
 from ditto.net.emulation import network as profile

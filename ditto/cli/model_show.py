@@ -5,9 +5,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from ditto.cli import store
 from ditto.cli.asked import public_dir, settings_for
 from ditto.cli.common import ConfigFile, Json, emit, one_line, out
+from ditto.client import store
 
 SHORT = 16  # hexadecimal digits of a version, as shown
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from ditto.cli import store
 from ditto.cli.common import Json, emit, note, one_line, out
 from ditto.cli.texts import read_file
-from ditto.client.local_cluster import home
+from ditto.client import store
+from ditto.client.home import home
 from ditto.errors import UsageError
 from ditto.net.emulation import Network
 from ditto.net.emulation import network as profile

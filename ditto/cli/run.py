@@ -101,20 +101,11 @@ def run_batch(
     guard: bool = False,
 ) -> None:
     """One job; its results and costs are added to `run`. Public embeddings are looked up in `tensors`."""
-    from ditto.models import decode_outputs, encode_inputs
+    from ditto.api.jobs import ask
 
-    programs: list[Program] = []
-
-    def inputs(program: "Program") -> "dict[str, Tensor]":
-        programs.append(program)
-        watcher.program(program)
-        return encode_inputs(description, program, batch, tensors)
-
-    count, seq = batch.shape
     began = time.perf_counter()
-    answer = client.infer(description.name, inputs, count, seq, watcher.event, guard, description)
-    wall = time.perf_counter() - began
-    run.add(decode_outputs(description, programs[0], answer.outputs, batch), answer.report, seq, wall)
+    results, report = ask(client, description, batch, tensors, guard, watcher.event, watcher.program)
+    run.add(results, report, batch.shape[1], time.perf_counter() - began)
 
 
 def encode_all(tokenizer: "Tokenizer", texts: "Sequence[Text]", max_length: int) -> "list[Batch]":

@@ -25,6 +25,7 @@ import yaml
 
 from ditto import files
 from ditto.client import pids
+from ditto.client.home import home as home
 from ditto.errors import CertificateError, ClusterError, ConfigError, DittoError
 from ditto.names import PARTIES, ROLES, SERVERS
 from ditto.net import certs
@@ -37,9 +38,12 @@ MODULES = {"dealer": "parties.dealer", "coordinator": "parties.coordinator"} | d
 SHAPED = ("dealer", *PARTIES, "client")  # whose configuration names the network; the client's for reports
 
 
-def home() -> Path:
-    """Where this user's cluster and models live: $DITTO_HOME, else ~/.local/state/ditto."""
-    return Path(os.environ.get("DITTO_HOME") or Path.home() / ".local/state/ditto")
+def client_config(path: Path | None = None) -> ClientConfig:
+    """What connects a client: this file, or the local cluster's. Raises ConfigError."""
+    path = path or Cluster(home()).config_path("client")
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file; run `ditto cluster up` or name a client configuration with --config")
+    return load_config(path, ClientConfig)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ Texts = Batch | Prompts
 class Answer(StrEnum):
     """What comes back for a text."""
 
-    vector = "vector"  # the mean of the hidden states over its tokens: [H]
+    vector = "vector"  # its hidden states, pooled: [H]
     labels = "labels"  # one logit a label: [labels]
     tokens = "tokens"  # one logit a label for every token: [tokens][labels]
     span = "span"  # start and end logits of every token: [tokens][2]

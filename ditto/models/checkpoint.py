@@ -10,8 +10,9 @@ from pydantic import ValidationError
 
 from ditto import files
 from ditto.errors import BadCheckpoint
-from ditto.models.architecture import Architecture, Tensors
+from ditto.models.architecture import Answer, Architecture, Tensors
 from ditto.models.description import Dimensions, explain
+from ditto.models.encoder.pooling import read_pooling
 from ditto.models.registry import architecture_of
 from ditto.models.tensors import read_tensors, without_prefix
 from ditto.models.tokenizer import Tokenizer
@@ -42,7 +43,10 @@ class Checkpoint:
 
 
 def load_checkpoint(directory: Path) -> Checkpoint:
-    """Load and check a checkpoint. Raises BadCheckpoint naming the file or tensor, or UnsupportedArchitecture."""
+    """Load and check a checkpoint; what answers with vectors, with the pooling of its modules.json.
+
+    Raises BadCheckpoint naming the file or tensor, or UnsupportedArchitecture.
+    """
     directory = Path(directory)
     config = _config(directory / "config.json")
     names = config.get("architectures") or [""]
@@ -59,6 +63,8 @@ def load_checkpoint(directory: Path) -> Checkpoint:
         raise BadCheckpoint(f"config.json: {explain(error)}") from None
     except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
         raise BadCheckpoint(f"config.json: {error}") from error
+    if architecture.answer is Answer.vector:
+        dimensions = read_pooling(directory, dimensions)
     raw = without_prefix(read_tensors(directory), architecture.prefixes)
     for key, shape in need.items():
         if key not in raw:

@@ -28,6 +28,7 @@ Count = Annotated[int, Field(ge=1, le=65_536)]
 Bound = Annotated[float, Field(ge=0, le=1e6)]  # of |x|
 Variance = Annotated[float, Field(gt=0, le=1e12)]
 Label = Annotated[str, Field(max_length=200)]
+Pooling = Literal["mean", "cls", "max"]  # of a text's hidden states
 
 
 class _Public(BaseModel):
@@ -50,6 +51,8 @@ class Dimensions(_Public):
     labels: Annotated[tuple[Label, ...], Field(max_length=10_000, strict=False)] = ()
     relative_buckets: Annotated[int, Field(ge=0, le=1_024)] = 0  # of relative positions, where scores have a bias
     relative_distance: Annotated[int, Field(ge=0, le=65_536)] = 0  # beyond which all share the last bucket
+    pooling: Pooling = "mean"  # by the client, where answers are vectors
+    normalize: bool = False  # and then to length 1
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:

@@ -16,6 +16,7 @@ from ditto.models.checkpoint import Checkpoint
 from ditto.models.compact import compacted
 from ditto.models.description import Dimensions
 from ditto.models.encoder import Encoder
+from ditto.models.encoder.pooling import write_pooling
 from ditto.models.gpt2.gpt2 import QUAD, TANH
 from ditto.models.tensors import SINGLE, read_tensors
 
@@ -54,6 +55,7 @@ def save_encoder(checkpoint: Checkpoint, directory: Path, source: Path, **change
     config |= changed
     files.make_directory(directory)
     _copy_tokenizer(source, directory)
+    write_pooling(directory, d)
     write_json(directory / "config.json", {name: value for name, value in config.items() if value is not None})
     released = architecture.release(checkpoint.tensors, d)
     write_tensors(directory / "model.safetensors", {name: t.detach().float().cpu() for name, t in released.items()})

@@ -51,6 +51,8 @@ class EncoderSubject:
         by the loss to the teacher. Raises UsageError for what is no encoder."""
         if not isinstance(teacher.architecture, Encoder) or teacher.directory is None:
             raise UsageError(f"{teacher.class_name}: an encoder with its tokenizer expected")
+        if teacher.dimensions.pooling != "mean":
+            raise UsageError(f"pooling {teacher.dimensions.pooling}: vectors are distilled as means over tokens only")
         self.student, self._architecture, self._source = teacher, teacher.architecture, teacher.directory
         self._d, self._metric = teacher.dimensions, metric
         self._kind = {"problem_type": read_json(self._source / "config.json").get("problem_type")}

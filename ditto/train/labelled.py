@@ -58,7 +58,8 @@ def start(directory: Path, objective: Objective, seed: int, score: float = 0.0) 
     """
     source = load_checkpoint(directory)
     name = sibling(source.class_name, objective.head)
-    architecture, d = architecture_of(name), source.dimensions.model_copy(update={"labels": objective.labels})
+    trained = {"labels": objective.labels, "pooling": "mean", "normalize": False}  # whatever it was before
+    architecture, d = architecture_of(name), source.dimensions.model_copy(update=trained)
     tokens = source.tokenizer().size
     if tokens > d.vocabulary:
         raise BadCheckpoint(f"{directory}: a tokenizer of {tokens:,} ids, a model of {d.vocabulary:,} embeddings")

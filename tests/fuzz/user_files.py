@@ -18,12 +18,12 @@ from safetensors.torch import save
 from ditto.cli.bench_presets import read_peers
 from ditto.cli.generate import _prompts
 from ditto.cli.infer import _texts
-from ditto.cli.store import StoredModel
 from ditto.client import pids
 from ditto.client.local_cluster import Cluster
 from ditto.client.public import fetch
 from ditto.client.publication import SharedModel
 from ditto.client.sampling import Sampler
+from ditto.client.store import StoredModel
 from ditto.models.export import save_gpt2
 from ditto.net.config import Tls
 from ditto.report.presets import markdown

@@ -160,14 +160,14 @@ class Encoder:
 
     def decode(self, description: Description, program: Program, outputs: Tensors, batch: Batch) -> list[Any]:
         name, wire = next(iter(program.outputs.items()))
-        return self.head.answers(decode(outputs[name], wire.ring, wire.frac), batch)
+        return self.head.answers(decode(outputs[name], wire.ring, wire.frac), batch, description.dimensions)
 
     def floats(self, t: Tensors, d: Dimensions, batch: Batch, observe: Observe) -> torch.Tensor:
         return self.head.floats(t, forward(t, d, batch, observe), observe)
 
     def reference(self, t: Tensors, d: Dimensions, batch: Batch) -> list[Any]:
         with torch.inference_mode():
-            return self.head.answers(self.floats(t, d, batch, silent), batch)
+            return self.head.answers(self.floats(t, d, batch, silent), batch, d)
 
 
 def family(name: str, encoder: Encoder, classifier: Head) -> dict[str, Encoder]:

@@ -14,6 +14,7 @@ from ditto.functions.fit import Fits
 from ditto.models.architecture import Answer, Config, Shapes, Tensors
 from ditto.models.description import Dimensions, Ranges, required
 from ditto.models.encoder.config import labels
+from ditto.models.encoder.pooling import pooled
 from ditto.models.ranges import LEAST_LOGITS, LOGITS_MARGIN, Observe, Seen
 from ditto.models.tokenizer import Batch
 from ditto.presets.style import ENCODER, Style
@@ -59,13 +60,13 @@ class Head(Protocol):
     def compile(self, b: Builder, x: Wire, style: Style, d: Dimensions, ranges: Ranges, fits: Fits, batch: int) -> None:
         """Its steps on hidden states [rows, H], as the last LayerNorm left them, and the program's output."""
 
-    def answers(self, values: torch.Tensor, batch: Batch) -> list[Any]:
+    def answers(self, values: torch.Tensor, batch: Batch, d: Dimensions) -> list[Any]:
         """One answer a text from the output's values."""
 
 
 @dataclass(frozen=True)
 class Hidden:
-    """The hidden states; the client takes their mean over a text's tokens."""
+    """The hidden states; the client makes a text's vector of them (`pooling`)."""
 
     answer = Answer.vector
     whole = True
@@ -89,11 +90,10 @@ class Hidden:
     def compile(self, b: Builder, x: Wire, style: Style, d: Dimensions, ranges: Ranges, fits: Fits, batch: int) -> None:
         b.output("hidden", x)
 
-    def answers(self, values: torch.Tensor, batch: Batch) -> list[Any]:
-        size, n = batch.shape
-        weights = batch.mask[..., None].to(values.dtype)
-        pooled: list[Any] = ((values.reshape(size, n, -1) * weights).sum(1) / weights.sum(1)).tolist()
-        return pooled
+    def answers(self, values: torch.Tensor, batch: Batch, d: Dimensions) -> list[Any]:
+        hidden = values.reshape(*batch.shape, -1)
+        vectors: list[Any] = pooled(hidden, batch.mask, d.pooling, d.normalize).tolist()
+        return vectors
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,9 @@ class Pooled:
         }  # fmt: skip
 
     def floats(self, t: Tensors, hidden: torch.Tensor, observe: Observe) -> torch.Tensor:
-        pooled = F.linear(hidden[:, 0], t["pooler.weight"], t["pooler.bias"])
-        observe(HEAD, "pooler", pooled)
-        logits = F.linear(FLOATS[self.function](pooled), t["classifier.weight"], t["classifier.bias"])
+        dense = F.linear(hidden[:, 0], t["pooler.weight"], t["pooler.bias"])
+        observe(HEAD, "pooler", dense)
+        logits = F.linear(FLOATS[self.function](dense), t["classifier.weight"], t["classifier.bias"])
         observe(HEAD, "logits", logits)
         return logits
 
@@ -141,7 +141,7 @@ class Pooled:
         with b.label("classifier"):
             b.output("logits", style.linear(b, y, "classifier", len(d.labels), most))
 
-    def answers(self, values: torch.Tensor, batch: Batch) -> list[Any]:
+    def answers(self, values: torch.Tensor, batch: Batch, d: Dimensions) -> list[Any]:
         rows: list[Any] = values.tolist()
         return rows
 
@@ -182,7 +182,7 @@ class EveryToken:
         with b.label("classifier"):
             b.output("logits", style.read(b, x, "classifier", len(d.labels), most))
 
-    def answers(self, values: torch.Tensor, batch: Batch) -> list[Any]:
+    def answers(self, values: torch.Tensor, batch: Batch, d: Dimensions) -> list[Any]:
         """Logits of the tokens that are the text's."""
         size, n = batch.shape
         by_text = values.reshape(size, n, -1)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditto import files
-from ditto.client.local_cluster import home
+from ditto.client.home import home
 from ditto.errors import BadCheckpoint, DamagedFile, UnknownModel
 from ditto.names import check_name
 
@@ -124,13 +124,16 @@ def models_dir() -> Path:
     return home() / "models"
 
 
-def save(description: "Description", weights: "dict[str, Tensor]", checkpoint: Path) -> StoredModel:
-    """Write a model down, in the place of one of the same name. Its description means the tokenizer's files, too."""
+def save(
+    description: "Description", weights: "dict[str, Tensor]", checkpoint: Path, models: Path | None = None
+) -> StoredModel:
+    """Write a model down, in the place of one of the same name; in another directory than this user's, if given.
+    Its description means the tokenizer's files, too."""
     from ditto.models.export import save_tensors
     from ditto.models.tokenizer_files import digest_of_files, published
 
     description = description.model_copy(update={"tokenizer": digest_of_files(published(checkpoint))})
-    target = models_dir() / check_name(description.name)
+    target = (models or models_dir()) / check_name(description.name)
     with files.replacing_directory(target) as fresh:
         (fresh / DESCRIPTION).write_text(description.text(), encoding="utf-8")
         (fresh / "weights.safetensors").touch(files.PRIVATE)
@@ -144,14 +147,15 @@ def save(description: "Description", weights: "dict[str, Tensor]", checkpoint: P
     return StoredModel(target)
 
 
-def find(name: str) -> StoredModel | None:
+def find(name: str, models: Path | None = None) -> StoredModel | None:
     """Raises UsageError for what is no name."""
-    model = StoredModel(models_dir() / check_name(name))
+    model = StoredModel((models or models_dir()) / check_name(name))
     return model if (model.dir / DESCRIPTION).exists() else None
 
 
-def load(name: str) -> StoredModel:
-    model = find(name)
+def load(name: str, models: Path | None = None) -> StoredModel:
+    """Raises UnknownModel."""
+    model = find(name, models)
     if model is None:
         known = ", ".join(m.dir.name for m in stored()) or "none"
         raise UnknownModel(f"no model named {name!r} here; import it with `ditto model import` (known: {known})")

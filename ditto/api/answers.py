@@ -1,0 +1,107 @@
+"""What comes back of a question: the answer, whether it can be trusted, and what it cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Numbers = NDArray[np.float32]
+    Text = str | tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One of the two parts of a job. `bytes_sent`: online by each party to the other, offline by the dealer to each
+    party. Rounds are online only."""
+
+    seconds: float
+    rounds: int
+    bytes_sent: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a job cost, which answered `texts` texts at once: answers of one job have one and the same cost.
+
+    `seconds` is the time that the client waited for the job.
+    """
+
+    job: str
+    texts: int
+    seconds: float
+    online: Phase
+    offline: Phase
+
+    @classmethod
+    def of(cls, report: dict[str, Any], texts: int) -> Self:
+        """From the report of a job (`ditto.client.report`)."""
+        online, offline = report["online"], report["offline"]
+        sent, dealt = online["bytes_sent"], offline["bytes_to_party"]
+        return cls(
+            job=report["job"],
+            texts=texts,
+            seconds=report["wall_seconds"],
+            online=Phase(online["seconds"], online["rounds"], (sent[0], sent[1])),
+            offline=Phase(offline["seconds"], 0, (dealt[0], dealt[1])),
+        )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model says of one text: its values as they are.
+
+    `values`, float32: [H] of a model that gives vectors, [labels] of a classifier, [tokens, labels] of one that
+    classifies tokens (special ones included), [tokens, 2] of one that finds spans (start, end). `in_range` is False
+    when a value of this job left its calibrated range, so that the answer may be wrong, and None when nobody looked.
+    """
+
+    text: Text
+    values: Numbers
+    in_range: bool | None
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Classification:
+    """The likeliest label of one text (or pair), its place among the labels, and how likely each of them is (softmax).
+
+    `logits` are in the order of the model's labels. `in_range` and `cost` as in `Answer`.
+    """
+
+    text: Text
+    label: str
+    index: int
+    probabilities: dict[str, float]
+    logits: tuple[float, ...]
+    in_range: bool | None
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Token:
+    """One generated token: its id, the characters that it completes (none within a character of several tokens, or at
+    the end of the text), and how many seconds after the question it was there. `str(token)` is its text."""
+
+    id: int
+    text: str
+    seconds: float
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A shared model, as its public description says. `kind`: vector, labels, tokens, span or text."""
+
+    name: str
+    owner: str
+    architecture: str
+    preset: str
+    kind: str
+    max_length: int
+    labels: tuple[str, ...]
