@@ -246,8 +246,9 @@ app.command("show")(show)
 def list_(config: ConfigFile = None, json: Json = False) -> None:
     """Show the models imported here and those the parties hold shares of."""
     rows: dict[str, dict[str, Any]] = {}
-    for model in store.stored():
-        rows[model.dir.name] = _row(model.description) | {
+    here = {model.dir.name: model for model in store.stored()}
+    for name, model in here.items():
+        rows[name] = _row(model.description) | {
             "imported": True, "shared": False, "digest": model.version, "shared_digest": None,
         }  # fmt: skip
     try:
@@ -255,6 +256,8 @@ def list_(config: ConfigFile = None, json: Json = False) -> None:
             for entry in client.list_models():
                 row = rows.setdefault(entry.name, _row(entry.description) | {"imported": False, "digest": entry.digest})
                 row |= {"shared": True, "owner": entry.owner, "shared_digest": entry.digest}
+                if entry.name in here and here[entry.name].description == entry.description:
+                    row["digest"] = entry.digest  # also where an earlier version wrote the same otherwise
     except DittoError as error:
         if config is not None:
             raise
