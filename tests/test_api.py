@@ -173,6 +173,10 @@ def test_a_text_that_nobody_wants_any_more(place: Place, writer: str) -> None:
     going.close()
     assert going.cost.online.rounds > 0 and list(going) == []
     assert len(going._finished().tokens[0]) < 30, "the job ended early"
+    dropped = place.cluster.model(writer).generate(PROMPT, max_new_tokens=30)
+    job, first = dropped._job, next(dropped)
+    del dropped
+    assert job.result is not None and 1 <= len(job.result.tokens[0]) < 30 and first.text
 
 
 def test_asyncio(place: Place, writer: str) -> None:

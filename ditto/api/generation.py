@@ -14,7 +14,7 @@ from ditto.errors import RangeWarning, UsageError
 
 if TYPE_CHECKING:
     from ditto.client.generation import Generated
-    from ditto.models.tokenizer import Tokenizer
+    from ditto.models.tokenizer import TextStream, Tokenizer
 
     # the job, given what takes its new tokens and says whether there should be more
     Run = Callable[[Callable[[list[int | None]], bool]], Generated]
@@ -29,11 +29,10 @@ class Generation(Iterator[Token]):
     """
 
     def __init__(self, prompt: str, tokenizer: Tokenizer, run: Run) -> None:
-        self.prompt, self.text = prompt, ""
-        self._end = tokenizer.end_of_text
-        self._stream = tokenizer.stream()
+        self.prompt = prompt
+        self._written: list[str] = []
         self._job = _Job(run)
-        self._tokens = self._taken()
+        self._tokens = _taken(self._job, tokenizer.stream(), tokenizer.end_of_text, self._written)
 
     def __iter__(self) -> Self:
         return self
@@ -48,6 +47,10 @@ class Generation(Iterator[Token]):
     def stop(self) -> None:
         """Have the job end after the token under way, without waiting; from any thread."""
         self._job.stop()
+
+    @property
+    def text(self) -> str:
+        return "".join(self._written)
 
     @property
     def cost(self) -> Cost:
@@ -70,19 +73,21 @@ class Generation(Iterator[Token]):
             raise UsageError("the text is not complete: take its tokens first")
         return self._job.result
 
-    def _taken(self) -> Generator[Token, None, None]:
-        try:
-            for token, seconds in self._job.tokens():
-                if token == self._end:
-                    continue  # nothing comes after it but the end of the job
-                text = self._stream.push(token)
-                self.text += text
-                yield Token(token, text, seconds)
-            self.text += self._stream.finish()
-            if self.in_range is False:
-                warnings.warn("the text may be wrong: values left their calibrated range", RangeWarning, stacklevel=3)
-        finally:
-            self._job.end()
+
+def _taken(job: _Job, stream: TextStream, end: int | None, written: list[str]) -> Generator[Token, None, None]:
+    """What a `Generation` iterates over. It does not hold that object, so that the job ends when it is dropped."""
+    try:
+        for token, seconds in job.tokens():
+            if token == end:
+                continue  # nothing comes after it but the end of the job
+            text = stream.push(token)
+            written.append(text)
+            yield Token(token, text, seconds)
+        written.append(stream.finish())
+        if job.result is not None and job.result.report["in_range"] is False:
+            warnings.warn("the text may be wrong: values left their calibrated range", RangeWarning, stacklevel=3)
+    finally:
+        job.end()
 
 
 class _Job:
