@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from test_trace import check_trace
 from typer.testing import CliRunner
 
-from ditto.cli import app, store
+from ditto.cli import app
+from ditto.client import store
 from ditto.client.local_cluster import Cluster, _free_ports, home
 from ditto.models import architecture_of
 

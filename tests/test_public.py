@@ -21,7 +21,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from typer.testing import CliRunner
 from world import issue
 
-from ditto.cli import app, store
+from ditto.cli import app
+from ditto.client import store
 from ditto.client.client import Client
 from ditto.client.local_cluster import Cluster, embedded
 from ditto.client.public import fetch
