@@ -20,13 +20,13 @@ COMMANDS = {
     ),
     "finetune": "Train a model and write a Hugging Face checkpoint. Interrupted, the same command goes on.",
     "distill": "Distil a checkpoint for a preset: trained with its arithmetic in the loop, in ranges that cost little.",
-    "demo": "Compare three sentence pairs without anybody seeing them.",
+    "demo": "Judge English sentences, positive or negative, without anybody seeing them.",
     "plan": "Predict a job's seconds and bytes, and choose what the preset leaves open. Asks no server.",
     "audit": ("Run one party's side of a recorded job again, and say at which step it did not do what it should have."),
     "certs": "Certificates: who may take part in a cluster, and as whom.",
     "cluster": "The servers as local processes.",
     "keys": "The key under which a server stores what it keeps.",
-    "model": "Models: import, share, grant, remove, list.",
+    "model": "Models: import, share, grant, remove, list, show.",
     "bench": "Measurements.",
 }
 
