@@ -1,4 +1,4 @@
-"""One vector of a text's hidden states: sentence-transformers' modules.json, read, written and refused. About 3 s."""
+"""One vector of a text's hidden states: sentence-transformers' modules.json, read, written and refused. About 2 s."""
 
 from __future__ import annotations
 
@@ -160,6 +160,15 @@ def test_damaged_pooling(content: str | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "1_Pooling" / "config.json").write_text(content)
     with pytest.raises(BadCheckpoint, match="1_Pooling"):
+        read_pooling(tmp_path, D)
+
+
+@pytest.mark.parametrize("path", ["../other", "/other"])
+def test_a_pooling_outside_of_the_checkpoint(path: str, tmp_path: Path) -> None:
+    modules(tmp_path, "Transformer", "Pooling", pooling={})
+    content = (tmp_path / "modules.json").read_text().replace("1_Pooling", path)
+    (tmp_path / "modules.json").write_text(content)
+    with pytest.raises(BadCheckpoint, match="another directory"):
         read_pooling(tmp_path, D)
 
 

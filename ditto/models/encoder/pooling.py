@@ -7,7 +7,7 @@ another pooling, is refused: an answer without it would be another model's.
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -58,7 +58,10 @@ def read_pooling(directory: Path, d: Dimensions) -> Dimensions:
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise UnsupportedArchitecture(f"{path}: {', '.join(kinds)}: a Transformer, a Pooling, and perhaps a Normalize")
     _refuse_changed_texts(directory)
-    how = _pooling(directory / str(modules[1].get("path", "")) / "config.json", d.hidden)
+    inner = PurePosixPath(str(modules[1].get("path", "")))
+    if inner.is_absolute() or ".." in inner.parts:
+        raise BadCheckpoint(f"{path}: the Pooling lies in another directory than the checkpoint's")
+    how = _pooling(directory / inner / "config.json", d.hidden)
     return d.model_copy(update={"pooling": how, "normalize": kinds[-1] == "Normalize"})
 
 
@@ -90,7 +93,7 @@ def _pooling(path: Path, hidden: int) -> Pooling:
     settings = _read(path, dict)
     width = settings.get("word_embedding_dimension", settings.get("embedding_dimension", hidden))
     if width != hidden:
-        raise BadCheckpoint(f"{path}: vectors of {width}, and hidden states of {hidden}")
+        raise BadCheckpoint(f"{path}: vectors of {str(width)[:20]}, and hidden states of {hidden}")
     named = settings.get("pooling_mode")
     if named is not None:
         chosen = [named] if isinstance(named, str) else named
