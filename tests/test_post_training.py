@@ -219,8 +219,8 @@ def test_the_report(model: Model, tmp_path: Path) -> None:
     """Its layers add up to the program's cost, its types to what the program opens."""
     description, checkpoint, trial = model
     other = with_choices(description, (DEFAULT, COARSE))
-    steps = [Made("calibration", description, encode_weights(description, checkpoint.tensors))]
-    steps.append(Made("choices", other, encode_weights(other, checkpoint.tensors)))
+    steps = [Made("calibration", description, checkpoint)]
+    steps.append(Made("choices", other, checkpoint))
     report = document(steps, trial, SEQ, held_out=True)
     program = program_of(other, SEQ)
     cost = program.cost()

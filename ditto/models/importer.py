@@ -43,9 +43,8 @@ def batches_of(checkpoint: Checkpoint, texts: Sequence[Text]) -> list[Texts]:
     texts = [text for text in texts if not isinstance(text, str) or text.strip()]
     if not texts:
         raise UsageError("calibration needs at least one line of text")
-    tokenizer, words = checkpoint.tokenizer(), checkpoint.dimensions.vocabulary
-    if tokenizer.size > words:
-        raise BadCheckpoint(f"a tokenizer of {tokenizer.size:,} ids, a model of {words:,} embeddings: another model's?")
+    tokenizer = checkpoint.tokenizer()
+    tokenizer.check(checkpoint.dimensions.vocabulary)
     return checkpoint.architecture.batches(tokenizer, texts, checkpoint.dimensions)
 
 

@@ -11,11 +11,12 @@ import torch
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders
 
-from ditto.errors import EmptyText, TextTooLong, UsageError
+from ditto.errors import BadCheckpoint, EmptyText, TextTooLong, UsageError
 from ditto.models.tokenizer_files import END_OF_TEXT, of_the_library, read_backend
 
 Text = str | tuple[str, str]  # a text, or a pair of texts: two segments of one sequence
 Row = tuple[list[int], list[int]]  # token ids, token types
+AT_ONCE = 4096  # texts that are cut at a time: what the library says of each takes far more than its tokens
 BUCKETS = tuple(2**k for k in range(4, 16))  # 16 to 32,768 tokens
 
 
@@ -107,7 +108,8 @@ class Tokenizer:
             raise UsageError(f"{most} tokens: too few for a pair and this tokenizer's special tokens")
         self._backend.enable_truncation(most, strategy="longest_first")
         try:
-            return [(row.ids, row.type_ids) for row in self._rows(list(texts))]
+            parts = (list(texts[at : at + AT_ONCE]) for at in range(0, len(texts), AT_ONCE))
+            return [(row.ids, row.type_ids) for part in parts for row in self._rows(part)]
         finally:
             self._backend.no_truncation()
 
@@ -116,6 +118,11 @@ class Tokenizer:
         with of_the_library("the tokenizer cannot take this text"):
             rows: list[Any] = self._backend.encode_batch(texts)
         return rows
+
+    def check(self, words: int) -> None:
+        """Raises BadCheckpoint for ids beyond so many embeddings."""
+        if self.size > words:
+            raise BadCheckpoint(f"a tokenizer of {self.size:,} ids, a model of {words:,} embeddings: another model's?")
 
     @property
     def end_of_text(self) -> int | None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ditto.engine.plain import plain_weights
-from ditto.engine.plan import Plan
+from ditto.engine.plan import WHOLE_MB, Plan
 from ditto.engine.program import Program, Step
 from ditto.functions.fit import Fits
 from ditto.models.architecture import Answer, Tensors, Texts
@@ -26,7 +26,6 @@ from ditto.ring.fixedpoint import decode
 Tensor = torch.Tensor
 TEXTS = 16  # that are run, evenly taken from those given
 LONGEST = 64  # tokens of a text that are run
-WHOLE_MB = 1 << 20  # no party holds anything here: layers stay in one part
 
 
 @dataclass(frozen=True)

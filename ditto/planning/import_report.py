@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from ditto.engine.plan import Plan
 from ditto.engine.program import PART, Program
 from ditto.errors import UsageError
 from ditto.models.architecture import Tensors
+from ditto.models.checkpoint import Checkpoint
 from ditto.models.description import Description
+from ditto.models.importer import encode_weights
 from ditto.models.registry import compile_stage
 from ditto.ops import Cost, Open, Together
 from ditto.planning.answers import Trial
@@ -32,7 +35,11 @@ class Made:
 
     step: str
     description: Description
-    encoded: Tensors
+    checkpoint: Checkpoint  # in the description's order
+
+    @cached_property
+    def encoded(self) -> Tensors:
+        return encode_weights(self.description, self.checkpoint.tensors)
 
 
 def check_suffix(path: Path) -> None:

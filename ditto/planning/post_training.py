@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ditto.models.architecture import Tensors, Texts
 from ditto.models.checkpoint import Checkpoint
 from ditto.models.description import Description
-from ditto.models.importer import describe, encode_weights, with_choices
+from ditto.models.importer import describe, with_choices
 from ditto.planning.import_report import Made
 from ditto.presets.choices import Choices
 
@@ -39,12 +39,8 @@ def post_train(
         description, arranged = ready, checkpoint
     else:
         description, arranged = describe(checkpoint, name, list(batches), preset, embeddings)
-    steps = [_made("calibration", description, arranged)]
+    steps = [Made("calibration", description, arranged)]
     if choose is not None:
         description = with_choices(description, choose(description, arranged))
-        steps.append(_made("choices", description, arranged))
+        steps.append(Made("choices", description, arranged))
     return Imported(description, steps[-1].encoded, arranged, tuple(steps))
-
-
-def _made(step: str, description: Description, arranged: Checkpoint) -> Made:
-    return Made(step, description, encode_weights(description, arranged.tensors))

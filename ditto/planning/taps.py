@@ -17,6 +17,7 @@ from ditto.engine.program import Step
 from ditto.functions.layernorm import deviation_scale
 from ditto.models.architecture import Tensors
 from ditto.models.description import Description, Dimensions
+from ditto.models.gpt2.floats import quad, tanh_gelu
 from ditto.models.ranges import neuron_scales
 from ditto.models.registry import generates
 from ditto.ops import MatmulWeight
@@ -28,8 +29,8 @@ EMBEDDINGS, END = "embeddings", "hidden"
 ENCODER_NORMS, STREAM_NORMS = ("norm1", "norm2"), ("ln_1", "ln_2")
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
-    "tanh gelu": lambda x: F.gelu(x, approximate="tanh"),
-    "quad": lambda x: ((x + 1) ** 2 + 3) / 8,
+    "tanh gelu": tanh_gelu,
+    "quad": quad,
 }
 
 

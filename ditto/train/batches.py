@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from ditto.errors import EmptyText
-from ditto.models.tokenizer import Batch, Row, Text, Tokenizer, padded
+from ditto.models.tokenizer import Batch, Text, Tokenizer, padded
 from ditto.train.data import Example
 from ditto.train.objective import Objective
 from ditto.train.run import digest
@@ -15,7 +15,6 @@ from ditto.train.seeds import generator
 
 Tensor = torch.Tensor
 POOL = 16  # batches whose examples are sorted by length together
-CHUNK = 4096  # texts that the tokenizer takes at a time
 
 
 class Labelled:
@@ -28,7 +27,7 @@ class Labelled:
         columns: list[list[Text]] = [[example.text for example in examples]]
         if objective.pooling == "mean":
             columns = [[example.text[part] for example in examples] for part in (0, 1)]
-        self._rows = [_cut(tokenizer, column, most) for column in columns]
+        self._rows = [tokenizer.cut(column, most) for column in columns]
         self.labels = torch.tensor([example.label for example in examples], dtype=torch.float32)
         self.lengths = [max(len(ids) for ids, _ in rows) for rows in zip(*self._rows, strict=True)]
 
@@ -43,10 +42,6 @@ class Labelled:
         """By what is in it and in which order."""
         numbers = [[n for row in rows for part in (row[0], row[1], [-1]) for n in part] for rows in self._rows]
         return digest([self.labels, *(torch.tensor(row, dtype=torch.int32) for row in numbers)])
-
-
-def _cut(tokenizer: Tokenizer, texts: list[Text], most: int) -> list[Row]:
-    return [row for at in range(0, len(texts), CHUNK) for row in tokenizer.cut(texts[at : at + CHUNK], most)]
 
 
 class LengthOrder:

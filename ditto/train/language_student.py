@@ -7,14 +7,13 @@ from functools import lru_cache
 import torch
 
 from ditto.engine.differentiable import Rows, Traced, run_differentiable
-from ditto.engine.plan import Plan
+from ditto.engine.plan import WHOLE_MB, Plan
 from ditto.engine.program import Program
 from ditto.errors import UsageError
 from ditto.models.description import Description
 from ditto.models.ranges import scores_of
 from ditto.models.registry import GENERATORS, architecture_of
 from ditto.presets import preset_of
-from ditto.train.student import WHOLE_MB
 
 Tensor = torch.Tensor
 

@@ -12,13 +12,12 @@ from functools import lru_cache
 import torch
 
 from ditto.engine.differentiable import Rows, Traced, run_differentiable
-from ditto.engine.plan import Plan
+from ditto.engine.plan import WHOLE_MB, Plan
 from ditto.engine.program import Program
 from ditto.errors import UsageError
 from ditto.functions.layernorm import deviation_scale
 from ditto.models.description import Description
 from ditto.models.encoder.encoder import Encoder
-from ditto.models.encoder.floats import token_types
 from ditto.models.ranges import scores_of
 from ditto.models.registry import architecture_of
 from ditto.models.tokenizer import Batch
@@ -26,7 +25,6 @@ from ditto.presets import preset_of
 
 Tensor = torch.Tensor
 WORDS = "embeddings.word.weight"
-WHOLE_MB = 1 << 20  # hold so much at once: a program for training is in one part
 
 
 @dataclass
@@ -78,21 +76,20 @@ class Student:
         return Outcome(outputs[name].decoded(wire), hidden, [taken[f"context {i}"] for i in layers])
 
     def _inputs(self, program: Program, tensors: dict[str, Tensor], batch: Batch) -> dict[str, Traced | Rows]:
-        d, ids, types = self.description.dimensions, batch.ids, token_types(batch, self.description.dimensions)
+        d = self.description.dimensions
+        ids, types = self._architecture.places(self.description, batch)
         masks = self._style.encode_masks([scores_of(of) for of in self.description.ranges.layers], 1 - batch.mask)
         inputs: dict[str, Traced | Rows] = {
             name: Traced.constant(mask.to(torch.int64)) for name, mask in masks.items() if name in program.inputs
         }
-        if self._style.repeats:  # as `Encoder.encode` has it
-            ids, types = (torch.where(batch.mask.bool(), x, x[:, :1]) for x in (ids, types))
         if self.description.embeddings == "public":
-            x = torch.nn.functional.embedding(ids.reshape(-1), tensors[WORDS])
+            x = torch.nn.functional.embedding(ids, tensors[WORDS])
             if d.token_types:
-                x = x + torch.nn.functional.embedding(types.reshape(-1), tensors["embeddings.type.weight"])
+                x = x + torch.nn.functional.embedding(types, tensors["embeddings.type.weight"])
             wire = program.inputs["embeddings"]
             x = x - x.mean(-1, keepdim=True) if self._style.centred else x
             return inputs | {"embeddings": Traced.encoded(x, wire.ring, wire.frac)}
-        places = [ids.reshape(-1), *([len(tensors[WORDS]) + types.reshape(-1)] if d.token_types else [])]
+        places = [ids, *([len(tensors[WORDS]) + types] if d.token_types else [])]
         return inputs | {"onehot": Rows(torch.stack(places, 1))}
 
     def _hidden(self, tensors: dict[str, Tensor], layer: int, x: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from ditto.models.tokenizer import Batch, Row, Text, Tokenizer, padded, padded_w
 from ditto.train.seeds import generator
 
 Tensor = torch.Tensor
-ENCODED = 1024  # texts that are encoded at once
 
 
 class Group(NamedTuple):
@@ -90,9 +89,8 @@ class Widths:
 
 def _by_width(tokenizer: Tokenizer, texts: Sequence[Text], longest: int) -> dict[int, list[tuple[int, Row]]]:
     found: dict[int, list[tuple[int, Row]]] = {}
-    for start in range(0, len(texts), ENCODED):
-        for place, row in enumerate(tokenizer.cut(texts[start : start + ENCODED], longest), start):
-            found.setdefault(padded_width(len(row[0]), longest), []).append((place, row))
+    for place, row in enumerate(tokenizer.cut(texts, longest)):
+        found.setdefault(padded_width(len(row[0]), longest), []).append((place, row))
     return found
 
 

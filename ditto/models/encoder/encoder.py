@@ -134,10 +134,7 @@ class Encoder:
         """One-hot rows (or looked-up embeddings) and the padding mask. Raises UsageError without the public tables."""
         style, d = preset_of(description.preset).style, description.dimensions
         inputs = style.encode_masks([scores_of(layer) for layer in description.ranges.layers], 1 - batch.mask)
-        ids, types = batch.ids, token_types(batch, d)
-        if style.repeats:
-            ids, types = (torch.where(batch.mask.bool(), x, x[:, :1]) for x in (ids, types))
-        ids, types = ids.reshape(-1), types.reshape(-1)
+        ids, types = self.places(description, batch)
         if int(ids.min()) < 0 or int(ids.max()) >= d.vocabulary:
             raise UsageError(f"token ids below {d.vocabulary} expected: is this the model's tokenizer?")
         if description.embeddings == "public":
@@ -157,6 +154,13 @@ class Encoder:
             onehot[rows, d.vocabulary + types] = 1
         inputs["onehot"] = onehot
         return inputs
+
+    def places(self, description: Description, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which rows of the tables the program reads: words and types [B N], padding's as the preset has them."""
+        found = batch.ids, token_types(batch, description.dimensions)
+        if preset_of(description.preset).style.repeats:
+            found = tuple(torch.where(batch.mask.bool(), x, x[:, :1]) for x in found)  # type: ignore[assignment]
+        return found[0].reshape(-1), found[1].reshape(-1)
 
     def decode(self, description: Description, program: Program, outputs: Tensors, batch: Batch) -> list[Any]:
         name, wire = next(iter(program.outputs.items()))
