@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ditto.client import store
-from ditto.client.public import PublicModel, fetch
-from ditto.errors import JobMismatch
-from ditto.net.signed import own_identity
+from ditto.client.public import PublicModel, served
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,18 +36,10 @@ class Public:
 
 
 def _public_part(client: Client, name: str, models: Sequence[Path]) -> Public:
-    """Of a shared model: from the first of these directories that has it, if that is the same version, else as its
-    owner published it (`ditto.client.public`), kept beside the first directory.
-
-    Raises UnknownModel, NotAllowed, JobMismatch for a model of one's own that was imported anew, what `fetch` raises.
-    """
-    shared, here = client.shared(name), find(name, models)
-    if here is not None and here.description == shared.description:
-        return Public(here.description, here.tokenizer(), here)
-    if here is not None and shared.owner == str(own_identity(client.tls)):
-        raise JobMismatch(f"what is shared as {name} is not what is imported here under this name; share it again")
-    fetched = fetch(client, name, models[0].parent / "public")
-    return Public(fetched.description, fetched.tokenizer(), fetched)
+    """Of a shared model, imported in one of these directories or not (`ditto.client.public.served`); what is fetched is
+    kept beside the first of them."""
+    found = served(client, name, find(name, models), models[0].parent / "public")
+    return Public(found.description, found.tokenizer(), found)
 
 
 def find(name: str, models: Sequence[Path]) -> store.StoredModel | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ditto.cli.common import note
 from ditto.client import store
 from ditto.client.local_cluster import Cluster, client_config, home
-from ditto.errors import UnknownModel, UsageError
+from ditto.errors import JobMismatch, UnknownModel, UsageError
 from ditto.net.config import ClientConfig
 
 if TYPE_CHECKING:
@@ -35,29 +35,22 @@ def asking(name: str, settings: ClientConfig) -> "Iterator[tuple[Client, Model]]
 
 
 def served(client: "Client", name: str) -> "Model":
-    """What the servers hold under a name: the import here if it is the same version, else its public part.
-
-    Versions are told apart by the description, which holds for the tokenizer's files, too. What is imported here and is
-    another version is never asked with: its owner is told to share it; of somebody else's model the public part is
-    taken, with a note. Raises UsageError, UnknownModel, and what `fetch` raises.
-    """
-    from ditto.client.public import fetch
-    from ditto.net.signed import own_identity
+    """As `ditto.client.public.served` has it, in a command's words: an owner is told to share what was imported anew,
+    and that somebody else's model is asked, not the one of its name here, is said."""
+    from ditto.client import public
 
     here = store.find(name)
     try:
-        shared = client.shared(name)
+        found = public.served(client, name, here, public_dir())
     except UnknownModel as error:
         if here is None:
             raise
         raise UnknownModel(f"{error}; {name} is imported here: ditto model share {name}", peer=error.peer) from None
-    if here is not None and here.description == shared.description:
-        return here
-    if here is not None and shared.owner == str(own_identity(client.tls)):
-        raise UsageError(f"{name} was shared before it was imported as it is here: ditto model share {name}")
-    if here is not None:
-        note(f"{name} of {shared.owner} is another model than the one of that name here; {shared.owner}'s is asked")
-    return fetch(client, name, public_dir())
+    except JobMismatch:
+        raise UsageError(f"{name} was shared before it was imported as it is here: ditto model share {name}") from None
+    if here is not None and isinstance(found, public.PublicModel):
+        note(f"{name} of {found.owner} is another model than the one of that name here; {found.owner}'s is asked")
+    return found
 
 
 def public_dir() -> Path:

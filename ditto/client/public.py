@@ -17,12 +17,13 @@ from google.protobuf.message import DecodeError
 
 from ditto.client.client import Client
 from ditto.client.publication import SharedModel
-from ditto.errors import BadCheckpoint, DamagedFile, DittoError, IntegrityError, UsageError
+from ditto.client.store import StoredModel
+from ditto.errors import DamagedFile, DittoError, IntegrityError, JobMismatch, UsageError
 from ditto.files import replacing_directory
 from ditto.models.description import Description
 from ditto.models.tokenizer import Tokenizer
 from ditto.models.tokenizer_files import PUBLISHED, files_digest
-from ditto.net.signed import LONGEST, Statement, Trust, verify
+from ditto.net.signed import LONGEST, Statement, Trust, own_identity, verify
 from ditto.wire import control_pb2
 
 LARGEST = 256 << 20  # bytes of all files that a client takes, whatever a coordinator's limit is
@@ -46,9 +47,8 @@ class PublicModel:
 
     def tokenizer(self) -> Tokenizer:
         """Raises BadCheckpoint for one of more tokens than the model has embeddings."""
-        found, words = Tokenizer.load(self.files), self.description.dimensions.vocabulary
-        if found.size > words:
-            raise BadCheckpoint(f"a tokenizer of {found.size:,} ids, a model of {words:,} embeddings: another model's?")
+        found = Tokenizer.load(self.files)
+        found.check(self.description.dimensions.vocabulary)
         return found
 
     @property
@@ -60,10 +60,25 @@ class PublicModel:
         )
 
 
-def fetch(client: Client, name: str, cache: Path) -> PublicModel:
+def served(client: Client, name: str, here: StoredModel | None, cache: Path) -> StoredModel | PublicModel:
+    """What the servers hold under a name: what is imported here if it is the same version, else its public part.
+
+    Versions are told apart by the description, which holds for the tokenizer's files, too. What is imported here and is
+    another version is never asked with. Raises JobMismatch where it is the asker's own model, imported anew and not
+    shared since; UnknownModel, and what `fetch` raises.
+    """
+    shared = client.shared(name)
+    if here is not None and here.description == shared.description:
+        return here
+    if here is not None and shared.owner == str(own_identity(client.tls)):
+        raise JobMismatch(f"what is shared as {name} is not what is imported here under this name; share it again")
+    return fetch(client, name, cache, shared)
+
+
+def fetch(client: Client, name: str, cache: Path, shared: SharedModel | None = None) -> PublicModel:
     """The public part of a shared model, from `cache` or from the coordinator.
 
-    1. The coordinator says which description serves now, and whose it is.
+    1. The coordinator says which description serves now, and whose it is (`shared`, if it has just said so).
     2. What was fetched for that description before is checked as if it came now: certificates are revoked, and disks
        fail. What does not pass is fetched anew.
     3. Fetched, a part has to be of that description and owner, and pass (`_said`); its files are held against their
@@ -75,7 +90,7 @@ def fetch(client: Client, name: str, cache: Path) -> PublicModel:
     """
     trust = Trust.of(client.tls)
     # 1
-    shared = client.shared(name)
+    shared = shared or client.shared(name)
     for renewals in range(RENEWALS, -1, -1):
         # 2
         place = cache / shared.digest

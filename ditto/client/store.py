@@ -129,10 +129,11 @@ def save(
 ) -> StoredModel:
     """Write a model down, in the place of one of the same name; in another directory than this user's, if given.
     Its description means the tokenizer's files, too."""
+    from ditto.client.publication import with_files
     from ditto.models.export import save_tensors
-    from ditto.models.tokenizer_files import digest_of_files, published
+    from ditto.models.tokenizer_files import published
 
-    description = description.model_copy(update={"tokenizer": digest_of_files(published(checkpoint))})
+    description = with_files(description, published(checkpoint))
     target = (models or models_dir()) / check_name(description.name)
     with files.replacing_directory(target) as fresh:
         (fresh / DESCRIPTION).write_text(description.text(), encoding="utf-8")
