@@ -4,14 +4,13 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ditto.cli.common import Json, emit, note, out
-from ditto.cli.training import Reports
+from ditto.cli.training import Device, Reports, computing_on
 from ditto.cli.training import train as train_run
 from ditto.errors import UsageError
 
@@ -29,11 +28,6 @@ if TYPE_CHECKING:
 RANGES, LAYERS, LOGITS, KEPT = 3.0, {"cola": 50.0, "rte": 50.0}, 5.0, 1.0
 LM = "lm"
 FEWEST = 5.0  # of the first stage, of other tasks
-
-
-class Device(StrEnum):
-    cpu = "cpu"
-    cuda = "cuda"
 
 
 Epochs = Annotated[float | None, typer.Option(min=0, help="Passes over the texts.")]
@@ -108,20 +102,13 @@ def distill(
     The result imports without a calibration text. Interrupted, the same command goes on.
     """
     began = time.monotonic()
-    import torch
-
     from ditto.models import load_checkpoint
     from ditto.presets import preset_of
-    from ditto.ring.malloc import tune_memory
     from ditto.train.distill import Distiller, Settings
     from ditto.train.run import Run
 
-    tune_memory()
     chosen = preset_of(preset)
-    if device is Device.cuda and not torch.cuda.is_available():
-        raise UsageError("--device cuda: torch finds no GPU here")
-    if threads:
-        torch.set_num_threads(threads)
+    computing_on(device, threads)
     checkpoint = load_checkpoint(teacher)
     moved = any(option is not None for option in (budget_mb, max_range, strength))
     if ranges_epochs and not moved:

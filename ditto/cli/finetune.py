@@ -11,7 +11,7 @@ import typer
 from ditto.cli.common import Json
 from ditto.cli.finetune_labels import Metric, Pooling, Schedule, finetune_labels
 from ditto.cli.finetune_language import Activation, finetune_language
-from ditto.cli.training import Options
+from ditto.cli.training import Device, Options, computing_on
 from ditto.errors import UsageError
 
 
@@ -26,11 +26,6 @@ class Task(StrEnum):
 
 
 OWN = (Task.lm, Task.classify, Task.regress)  # with files of one's own
-
-
-class Device(StrEnum):
-    cpu = "cpu"
-    cuda = "cuda"
 
 
 def finetune(
@@ -125,7 +120,7 @@ def finetune(
         _refuse(task, **new, activation=activation, bf16=bf16 or None)
     deadline = began + 60 * minutes if minutes is not None else math.inf
     options = Options(out_dir, steps, epochs, deadline, batch, context, lr, seed, validations, device.value, json)
-    _prepare(device, threads)
+    computing_on(device, threads)
     if task is Task.lm:
         finetune_language(options, given, from_dir, tokenizer, (layers, hidden, heads), activation, bf16)
     else:
@@ -142,15 +137,3 @@ def _refuse(task: Task, **options: Any) -> None:
     for name, value in options.items():
         if value is not None:
             raise UsageError(f"--{name} is not for --task {task.value}")
-
-
-def _prepare(device: Device, threads: int | None) -> None:
-    import torch
-
-    from ditto.ring.malloc import tune_memory
-
-    tune_memory()
-    if device is Device.cuda and not torch.cuda.is_available():
-        raise UsageError("--device cuda: torch finds no GPU here")
-    if threads:
-        torch.set_num_threads(threads)

@@ -5,19 +5,38 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ditto.cli.common import err, note
-from ditto.errors import Interrupted
+from ditto.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
     from ditto.train.run import Run, Trainer
 
 LINE_EVERY = 30.0  # seconds between lines where there is no terminal
 T = TypeVar("T", bound="Trainer")
+
+
+class Device(StrEnum):
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+def computing_on(device: Device, threads: int | None) -> None:
+    """Have this process train there. Raises UsageError where that is not."""
+    import torch
+
+    from ditto.ring.malloc import tune_memory
+
+    tune_memory()
+    if device is Device.cuda and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch finds no GPU here")
+    if threads:
+        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,23 @@ class AdamW:
             }
 
 
+class Changed:
+    """What trainers share whose weights `AdamW` changes, all of them in every step."""
+
+    def __init__(self, adamw: AdamW) -> None:
+        self._adamw, self.tensors, self.at = adamw, adamw.tensors, Position()
+
+    def state(self) -> dict[str, Tensor]:
+        return self._adamw.state()
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        self._adamw.load(tensors)
+
+    def restore(self, state: dict[str, Tensor], at: Position) -> None:
+        self._adamw.restore(state, at.step)
+        self.at = at
+
+
 def learning_rate(step: int, steps: int, most: float, warm: int, course: Course, final: float = 0.0) -> float:
     """Linear warm-up to `most` over `warm` steps (one at least), then straight, by a cosine or not at all down to the
     part `final` of it."""

@@ -18,10 +18,10 @@ from ditto.models.ranges import silent
 from ditto.models.registry import architecture_of, sibling
 from ditto.models.tensors import read_tensors, without_prefix
 from ditto.models.tokenizer import Batch
-from ditto.train.adamw import AdamW, learning_rate
+from ditto.train.adamw import AdamW, Changed, learning_rate
 from ditto.train.batches import Labelled, LengthOrder, by_length
 from ditto.train.objective import Objective
-from ditto.train.run import Position, Watch, digest
+from ditto.train.run import Watch, digest
 from ditto.train.seeds import generator
 
 Tensor = torch.Tensor
@@ -83,7 +83,7 @@ def start(directory: Path, objective: Objective, seed: int, score: float = 0.0) 
     return Checkpoint(name, d, {name: tensors[name] for name in shapes}, directory)
 
 
-class LabelTrainer:
+class LabelTrainer(Changed):
     """A `Trainer` of an encoder on labelled texts."""
 
     def __init__(
@@ -105,9 +105,7 @@ class LabelTrainer:
         self.identity |= {"task": asdict(objective)}
         self.identity |= {"weights": digest(tensor for _, tensor in sorted(checkpoint.tensors.items()))}
         self.identity |= {"train": train.digest(), "valid": valid.digest()}
-        self._adamw = AdamW(checkpoint.tensors, self.device, BETAS, DECAY)
-        self.tensors = self._adamw.tensors
-        self.at = Position()
+        super().__init__(AdamW(checkpoint.tensors, self.device, BETAS, DECAY))
 
     def answers(self, batch: Batch, drop: Drop = whole) -> Tensor:
         """[examples, labels], as `Objective.answers`."""
@@ -141,16 +139,6 @@ class LabelTrainer:
 
     def better(self, new: float, old: float) -> bool:
         return new > old
-
-    def state(self) -> dict[str, Tensor]:
-        return self._adamw.state()
-
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        self._adamw.load(tensors)
-
-    def restore(self, state: dict[str, Tensor], at: Position) -> None:
-        self._adamw.restore(state, at.step)
-        self.at = at
 
     def write(self, directory: Path) -> None:
         save_encoder(replace(self.checkpoint, tensors=self.tensors), directory, self._source, **self._kind())

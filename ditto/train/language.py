@@ -14,10 +14,10 @@ from ditto.models.description import Dimensions, explain
 from ditto.models.export import save_gpt2
 from ditto.models.gpt2.floats import forward, logits
 from ditto.models.gpt2.weights import shapes
-from ditto.train.adamw import AdamW, learning_rate
+from ditto.train.adamw import AdamW, Changed, learning_rate
 from ditto.train.output_loss import output_loss
 from ditto.train.perplexity import cross_entropy
-from ditto.train.run import Position, Watch, digest
+from ditto.train.run import Watch, digest
 from ditto.train.text import Order
 
 Tensor = torch.Tensor
@@ -62,7 +62,7 @@ def new_weights(d: Dimensions, seed: int) -> dict[str, Tensor]:
     return tensors
 
 
-class LanguageTrainer:
+class LanguageTrainer(Changed):
     """A `Trainer` of a GPT-2. `tokenizer`: the directory whose files go into the checkpoint."""
 
     def __init__(
@@ -78,9 +78,7 @@ class LanguageTrainer:
         self.identity |= {"weights": digest(tensors.values())}
         self.identity |= {"train": digest([train]), "valid": digest([valid])}
         self._tokenizer = tokenizer
-        self._adamw = AdamW(tensors, self.device, BETAS, DECAY)
-        self.tensors = self._adamw.tensors
-        self.at = Position()
+        super().__init__(AdamW(tensors, self.device, BETAS, DECAY))
 
     def step(self) -> float:
         settings, at = self.settings, self.at
@@ -102,16 +100,6 @@ class LanguageTrainer:
 
     def better(self, new: float, old: float) -> bool:
         return new < old
-
-    def state(self) -> dict[str, Tensor]:
-        return self._adamw.state()
-
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        self._adamw.load(tensors)
-
-    def restore(self, state: dict[str, Tensor], at: Position) -> None:
-        self._adamw.restore(state, at.step)
-        self.at = at
 
     def write(self, directory: Path) -> None:
         save_gpt2(directory, self.dimensions, self.tensors, self._tokenizer)
