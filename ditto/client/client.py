@@ -73,8 +73,10 @@ def _calling(peer: str, running: bool = False) -> Iterator[None]:
 class Client:
     """Talks to the coordinator (control) and to both parties (shares). Use it as a context manager."""
 
-    def __init__(self, config: ClientConfig) -> None:
-        self._config = config
+    def __init__(self, config: ClientConfig, *, in_turns: bool = False) -> None:
+        """`in_turns`: jobs prepare a layer, run it, and so on, instead of preparing later ones while one runs. They take
+        longer, and their phases' seconds are those that each takes by itself."""
+        self._config, self._in_turns = config, in_turns
         self._channels = {
             role: open_channel(
                 config.peers.of(role), role, config.tls, config.role, config.max_message_mb, config.silence_s
@@ -332,7 +334,7 @@ class Client:
         self._connect(*PARTIES)
         started = time.perf_counter()
         terms = terms_of(found, plan, program)
-        call = self._control.RunJob(ask_of(terms))
+        call = self._control.RunJob(ask_of(terms, self._in_turns))
         progress = Progress(len(program.layers), plan.stages)
         report, job, marks = Report(), "", list[str]()
         outputs: Outputs = {}

@@ -25,11 +25,11 @@ def terms_of(model: control_pb2.Model, plan: Plan, program: Program) -> party_pb
     )  # fmt: skip
 
 
-def ask_of(terms: party_pb2.JobTerms) -> control_pb2.RunJobRequest:
+def ask_of(terms: party_pb2.JobTerms, in_turns: bool = False) -> control_pb2.RunJobRequest:
     """The same, as the coordinator is asked: on whichever sharing serves when the job's turn comes."""
     return control_pb2.RunJobRequest(
         model=terms.model, owner=terms.owner, plan=terms.plan, fingerprint=terms.fingerprint,
-        description_digest=terms.description_digest,
+        description_digest=terms.description_digest, in_turns=in_turns,
     )  # fmt: skip
 
 

@@ -207,6 +207,8 @@ class Carried:
 class PartyJob:
     """One party's side of one job, or of one stage of it: `prepare` and `run` each layer once, in order.
 
+    A layer runs once it is prepared; later ones may be prepared meanwhile, by another thread. All that the two share is
+    written before the layer runs, or by one of them alone.
     `first` is how many steps the job's earlier stages had; `draw` gives the party's own randomness.
     """
 
@@ -237,6 +239,7 @@ class PartyJob:
         for index, step in enumerate(program.steps):
             self._layers[step.layer].append((index, step))
         self._next = {"prepare": 0, "run": 0}
+        self.ended = 0  # layers that have run
         self._offline: dict[int, tuple[float, float]] = {}  # by layer: (start, seconds), absolute
         self._origin = 0.0  # when the first layer began online
 
@@ -295,6 +298,8 @@ class PartyJob:
         missing = self.program.inputs.keys() - self._values.keys() if layer == 0 else ()
         if missing:
             raise BadShare(f"input {sorted(missing)[0]}: no share received")
+        if layer not in self._offline:
+            raise ReuseError(f"job {self.job}: layer {layer} runs before it is prepared")
         began = time.perf_counter()
         if layer == 0:
             self._origin = began
@@ -322,7 +327,7 @@ class PartyJob:
             )
             times.rounds += [Round(step.label, at - self._origin, w, n) for at, w, n in context.openings]
         times.seconds = time.perf_counter() - began
-
+        self.ended += 1
         if layer == len(self.program.layers) - 1:
             self._carried.values.update((n, self._values[w.name]) for n, w in self.program.kept.items())
             compare_transcripts(self._channel, self.party, f"step {self._first + len(self.program.steps)}")

@@ -73,10 +73,10 @@ class LayerTimes:
 
 
 class Ledger:
-    """One party's account of one job."""
+    """One party's account of one job. The two phases may be entered by two threads, each by one."""
 
     def __init__(self) -> None:
-        self._rows: dict[tuple[Phase, int, str], Row] = {}
+        self._rows: dict[Phase, dict[tuple[int, str], Row]] = {"offline": {}, "online": {}}
         self.times: dict[int, LayerTimes] = {}  # by layer, once it runs online
 
     def add(
@@ -91,12 +91,12 @@ class Ledger:
         bytes_sent: int = 0,
         bytes_from_dealer: int = 0,
     ) -> None:
-        row = self._rows.setdefault((phase, layer, operation), Row(phase=phase, layer=layer, operation=operation))
+        row = self._rows[phase].setdefault((layer, operation), Row(phase=phase, layer=layer, operation=operation))
         row.include(Spent(seconds, waiting, rounds, bytes_sent, bytes_from_dealer))
 
     def rows(self, phase: Phase, layer: int) -> list[Row]:
         """The operations of one phase of one layer, in the order in which they came."""
-        return [row for row in self._rows.values() if (row.phase, row.layer) == (phase, layer)]
+        return [row for row in self._of(phase) if row.layer == layer]
 
     def by_operation(self, phase: Phase) -> list[Row]:
         """The operations of one phase, all layers together."""
@@ -109,4 +109,4 @@ class Ledger:
         return total(self._of(phase))
 
     def _of(self, phase: Phase) -> Iterable[Row]:
-        return (row for row in self._rows.values() if row.phase == phase)
+        return self._rows[phase].values()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ditto.engine.program import Program, Step
@@ -23,13 +24,34 @@ class Peak(NamedTuple):
     dealer: int
 
 
-def peak_of(program: Program, at_once: bool = False) -> Peak:
+def held_by_layer(program: Program) -> list[int]:
+    """Bytes of correlations that a party holds of each entry of `layers`, once it is prepared."""
+    held = [0] * len(program.layers)
+    for step in program.steps:
+        held[step.layer] += step.op.held
+    return held
+
+
+def reach(held: Sequence[int], running: int, hold: int) -> int:
+    """The last layer that may be prepared while `running` has not ended: that one, and what fits into `hold` bytes
+    with it. `held` as `held_by_layer` has it."""
+    last, total = running, held[running]
+    for size in held[running + 1 :]:
+        total += size
+        if total > hold:
+            break
+        last += 1
+    return last
+
+
+def peak_of(program: Program, at_once: bool = False, hold: int = 0) -> Peak:
     """An estimate of the most memory that one program's run takes.
 
     A party, part after part: 1. Offline it holds the part's correlations, and TAKING times the largest dealt piece.
     2. Online it holds at each step what the steps from there on need of the correlations, and WORKING times the step's
     results.  3. All along the wires that a later step reads (an opened one twice: masked value and mask), what goes to
-    other stages, what is on its way from the dealer, and a share of a weight that is expanded. With `at_once` all parts
+    other stages, what is on its way from the dealer, and a share of a weight that is expanded; and the correlations of
+    later parts that are prepared while one runs, as far as they fit into `hold` bytes with it. With `at_once` all parts
     are prepared before the first runs.
 
     The dealer: the masks of opened wires that a later step reads, DEALING times what a step takes, and what is queued.
@@ -46,17 +68,19 @@ def peak_of(program: Program, at_once: bool = False) -> Peak:
     parts: list[list[tuple[Step, list[str]]]] = [[] for _ in range(1 if at_once else len(program.layers))]
     for step, names in zip(program.steps, freed, strict=True):
         parts[0 if at_once else step.layer].append((step, names))
-    for part in parts:
+    whole = held_by_layer(program)
+    for number, part in enumerate(parts):
         pieces = [[carrier_bytes(of.shape, of.bits) for of in step.op.dealt().values()] for step, _ in part]
         queued += sum(map(sum, pieces))
         left = sum(step.op.held for step, _ in part)
+        ahead = 0 if at_once else sum(whole[number + 1 : reach(whole, number, hold) + 1])
         # 1
-        party = max(party, live + left + TAKING * max((size for some in pieces for size in some), default=0))
+        party = max(party, live + left + ahead + TAKING * max((size for some in pieces for size in some), default=0))
         for step, names in part:
             # 2
             size = sum(sizes.get(name, 0) for name in step.outputs)
             results = sum(sizes.get(name, 0) * (1 + (name in opened)) for name in step.outputs)
-            party = max(party, live + left + results + WORKING * size)
+            party = max(party, live + left + ahead + results + WORKING * size)
             dealer = max(dealer, masks + DEALING * step.op.held)
             live += results
             masks += results - size

@@ -36,7 +36,7 @@ KINDS = (
     "taken", "dealt",  # bytes from the dealer; the digest of what was used
     "sent", "received",  # a digest; bytes from the other party
     "output",  # the digest of this party's share
-    "failed",  # what the layer ended with
+    "failed",  # what the layer ended with; empty where the job's end came first
     "end",  # the label says why, for a job that was given up; the digests of its transcript for one that was done
     "omitted",  # in the place of all events, for a job that was too large
 )  # fmt: skip
@@ -55,24 +55,55 @@ class Event(NamedTuple):
 
 
 class Recorder:
-    """Takes the events of one job, from the threads that run it and the one that ends it, in their order."""
+    """Takes the events of one job, from the threads that run it and the one that ends it.
+
+    A layer's events are kept together until it ends, one phase's apart from the other's: a later layer may be prepared
+    while one runs, and whoever runs the record again does one after the other.
+    """
 
     def __init__(self, write: Write, close: Callable[[], None]) -> None:
-        self._write, self._close, self._lock, self._ended = write, close, threading.Lock(), False
+        self._write, self._close, self._lock, self._ended = write, close, threading.RLock(), False
+        self._open: dict[int, list[Event]] = {}  # by thread
 
     def add(self, kind: str, label: str = "", data: bytes | memoryview = b"") -> None:
         """Nothing after the end."""
         with self._lock:
-            if not self._ended:
-                event = Event(kind, label, data)
-                self._write(event.head())
-                self._write(data)
+            if self._ended:
+                return
+            layer = self._open.get(threading.get_ident())
+            if layer is None:
+                self._put(Event(kind, label, data))
+            else:
+                layer.append(Event(kind, label, bytes(data)))  # whoever used it may go on computing in its memory
+
+    def _put(self, event: Event) -> None:
+        self._write(event.head())
+        self._write(event.data)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What this thread adds here is written at the end, or at the job's if that comes first."""
+        me = threading.get_ident()
+        with self._lock:
+            self._open[me] = []
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._flush(me)
+
+    def _flush(self, thread: int) -> None:
+        for event in self._open.pop(thread, []):
+            self._put(event)
 
     def end(self, reason: str, transcript: Transcript) -> None:
         """`reason`: why the job was given up, empty for one that was done. A second end is none."""
         values = b"" if reason else b"".join(transcript.value(kind) for kind in ("sent", "received", "dealt"))
-        self.add("end", reason, values)
         with self._lock:
+            for thread in list(self._open):
+                self._open[thread].append(Event("failed", ""))  # cut short: nothing else of the layer follows
+                self._flush(thread)
+            self.add("end", reason, values)
             ended, self._ended = self._ended, True
         if not ended:
             self._close()
@@ -158,12 +189,13 @@ class RecordedJob(PartyJob):
 
     @contextmanager
     def _entered(self, phase: str, layer: int) -> Iterator[None]:
-        self._recorder.add(phase, f"{self._stage}/{layer}")
-        try:
-            yield
-        except Exception as error:
-            self._recorder.add("failed", failure(error))
-            raise
+        with self._recorder.together():
+            self._recorder.add(phase, f"{self._stage}/{layer}")
+            try:
+                yield
+            except Exception as error:
+                self._recorder.add("failed", failure(error))
+                raise
 
     def outputs(self) -> dict[str, torch.Tensor]:
         shares = super().outputs()

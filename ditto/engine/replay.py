@@ -174,7 +174,8 @@ def _layer(view: _View, engine: PartyJob, kind: str, layer: int) -> None:
             view.account.steps += sum(step.layer == layer for step in engine.program.steps)
     except _Over:
         if view.next.kind == "failed":
-            view.account.failed = view.advance().label
+            said = view.advance().label
+            view.account.failed = view.account.failed or said
         return
     except Deviation:
         raise
@@ -183,7 +184,7 @@ def _layer(view: _View, engine: PartyJob, kind: str, layer: int) -> None:
     recorded = view.advance().label if view.next.kind == "failed" else ""
     if found != recorded:
         view.deviates(f"the party's work ended with {recorded or 'no error'}, this run with {found or 'none'}")
-    view.account.failed = found
+    view.account.failed = view.account.failed or found
 
 
 def _check_end(view: _View) -> None:

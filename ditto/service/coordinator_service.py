@@ -11,6 +11,7 @@ import grpc
 import structlog
 
 from ditto.engine.ledger import Phase
+from ditto.engine.memory import held_by_layer
 from ditto.engine.program import Program
 from ditto.errors import CertificateError, ClusterError, DittoError, NotAllowed, ReuseError, UsageError
 from ditto.models import Plan
@@ -21,6 +22,7 @@ from ditto.net.identity import caller, certificate
 from ditto.net.messages import check_reply, phase_to_message, plan_of, to_message
 from ditto.net.metrics import CoordinatorMetrics
 from ditto.net.transport import Roles, connect, open_channel, short
+from ditto.service.ahead import Preparing
 from ditto.service.job_run import Account, Fifo, JobRun
 from ditto.service.limits import admit_job, admit_model
 from ditto.service.pages import page
@@ -324,12 +326,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         yield control_pb2.JobEvent(accepted=accepted)
         self._await_client(run)
         start = time.perf_counter()
-        for layer, name in enumerate(program.layers):
-            structlog.contextvars.bind_contextvars(layer=layer)
-            step = party_pb2.StepRequest(job=run.name, layer=layer)
-            yield self._step(run, step, "offline", layer, name)
-            yield self._step(run, step, "online", layer, name)
-        structlog.contextvars.unbind_contextvars("layer")
+        yield from self._layers(run, program, 0 if request.in_turns else plan.hold)
         for stage in range(1, plan.stages):
             run.stage = stage
             run.started.clear()
@@ -346,6 +343,25 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         else:
             yield control_pb2.JobEvent(stage=control_pb2.StageDone(stage=plan.stages - 1))
         yield control_pb2.JobEvent(done=control_pb2.Done(seconds=time.perf_counter() - start, traffic=run.traffic))
+
+    def _layers(self, run: JobRun, program: Program, hold: int) -> Iterator[control_pb2.JobEvent]:
+        """The first stage, layer by layer; later ones are prepared meanwhile."""
+
+        def step(phase: Phase, layer: int) -> control_pb2.JobEvent:
+            structlog.contextvars.bind_contextvars(layer=layer)
+            request = party_pb2.StepRequest(job=run.name, layer=layer)
+            return self._step(run, request, phase, layer, program.layers[layer])
+
+        with Preparing(held_by_layer(program), hold, lambda layer: step("offline", layer), run.break_off) as preparing:
+            for layer in range(len(program.layers)):
+                yield preparing.take()
+                try:
+                    done = step("online", layer)
+                except DittoError as error:
+                    raise preparing.telling(error) from None
+                preparing.ran()
+                yield done
+        structlog.contextvars.unbind_contextvars("layer")
 
     def _await_client(self, run: JobRun) -> None:
         config = self._config

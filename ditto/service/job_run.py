@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from queue import Empty, SimpleQueue
 from typing import Any, NoReturn
 
@@ -131,7 +131,8 @@ class JobRun:
         self.traffic: list[party_pb2.Traffic] = []  # of each party, as of its last step
         self.begun = False  # from here on a silent process is lost, not absent
         self._lock = threading.Lock()
-        self._flying: list[Any] = []
+        self._flying: set[Any] = set()
+        self._over = False  # no further call is made
 
     def cancel(self) -> None:
         """The client went away: stop what is under way. Harmless after the end."""
@@ -139,8 +140,12 @@ class JobRun:
             return
         self.cancelled.set()
         self.started.set()
+        self.break_off()
+
+    def break_off(self) -> None:
+        """End the calls that are under way; there will be no others."""
         with self._lock:
-            flying = list(self._flying)
+            self._over, flying = True, list(self._flying)
         for call in flying:
             call.cancel()
 
@@ -178,9 +183,11 @@ class JobRun:
     def check(self) -> None:
         if self.cancelled.is_set():
             raise ClusterError("the client ended the job")
+        if self._over:
+            raise ClusterError("the job was given up")
 
     def both(self, call: Callable[[party_pb2_grpc.PartyStub, float], Any]) -> list[Any]:
-        """Run one RPC at both parties at once; their replies, party 0's first.
+        """Run one RPC at both parties at once; their replies, party 0's first. Two threads may do so at a time.
 
         1. Start the call at both, where `cancel` finds it. Each notes its party in `ended` when it ends.
         2. Wait until both have ended. Once one has failed, the other has PATIENCE left to say what it knows.
@@ -190,9 +197,10 @@ class JobRun:
         self.check()
         calls = {role: call(stub, self._timeout) for role, stub in self._stubs.items()}
         with self._lock:
-            self._flying = list(calls.values())
-        if self.cancelled.is_set():  # since the check: `cancel` may have come before there was a call to find
-            self.cancel()
+            self._flying.update(calls.values())
+            over = self._over
+        if over:  # since the check: `break_off` may have come before there was a call to find
+            self.break_off()
         ended: SimpleQueue[str] = SimpleQueue()
         for role, future in calls.items():
             future.add_done_callback(lambda _, role=role: ended.put(role))
@@ -207,12 +215,14 @@ class JobRun:
             waiting.remove(role)
             if error := self._error(calls[role], role):
                 errors.append(error)
+        with self._lock:
+            self._flying.difference_update(calls.values())
         # 3
         self.check()
         for role in waiting:
             calls[role].cancel()
         if errors:
-            raise min(errors, key=_vagueness)
+            raise most_telling(errors)
         return [future.result() for future in calls.values()]
 
     def _error(self, future: Any, role: str) -> DittoError | None:
@@ -233,6 +243,10 @@ class JobRun:
         ]
         for call in calls:
             call.exception()
+
+
+def most_telling(errors: Iterable[DittoError]) -> DittoError:
+    return min(errors, key=_vagueness)
 
 
 def _vagueness(error: DittoError) -> int:

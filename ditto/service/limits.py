@@ -106,5 +106,8 @@ def largest_tensor(description: Description, plan: Plan) -> int:
 @lru_cache(maxsize=64)
 def _peak(description: str, plan: Plan) -> Peak:
     """Of all stages: the last one reads the longest cache. A later stage is prepared whole before it runs."""
-    peaks = [peak_of(program_for(description, plan, stage), at_once=stage > 0) for stage in {0, plan.stages - 1}]
+    peaks = [
+        peak_of(program_for(description, plan, stage), at_once=stage > 0, hold=plan.hold)
+        for stage in {0, plan.stages - 1}
+    ]
     return Peak(max(p.party for p in peaks), max(p.dealer for p in peaks))

@@ -10,6 +10,7 @@ import torch
 
 from ditto.engine.job import Carried, PartyJob
 from ditto.engine.ledger import Ledger, Phase
+from ditto.engine.memory import held_by_layer, reach
 from ditto.engine.program import Program
 from ditto.engine.recording import RecordedJob, Recorder
 from ditto.engine.sharing import seeded_share
@@ -41,21 +42,24 @@ class Stage:
 
     def __init__(self, program: Program, engine: PartyJob) -> None:
         self.program, self.engine = program, engine
+        self.held = held_by_layer(program)
         self.outputs: dict[str, torch.Tensor] | None = None
         self.fetched: set[str] = set()
 
 
 class Job:
-    """One job: its plan and stages, the link and the dealer's stream. Steps hold `lock`.
+    """One job: its plan and stages, the link and the dealer's stream.
 
     Stages come one after another; the last two are kept, so that an answer can be fetched while the next is prepared.
+    A layer may be prepared while one before it runs: each phase has a lock of its own, and a third one guards what both know.
     """
 
     def __init__(
         self, name: str, description: str, plan: Plan, party: int, channel: LinkChannel, source: DealerSource
     ) -> None:
         self.name, self.plan, self.channel, self.source = name, plan, channel, source
-        self.lock = threading.Lock()
+        self._lock = threading.Lock()
+        self._phases: dict[Phase, threading.Lock] = {"offline": threading.Lock(), "online": threading.Lock()}
         self.seconds: dict[Phase, float] = {"offline": 0.0, "online": 0.0}
         self.used = time.monotonic()
         self._description, self._party = description, party
@@ -79,6 +83,10 @@ class Job:
             raise ClusterError(f"job {self.name} is not at stage {index}")
         return stage
 
+    @property
+    def busy(self) -> bool:
+        return any(lock.locked() for lock in self._phases.values())
+
     def _enter(self, index: int) -> Stage:
         """The same, entering the next one if it is that; the caller holds `lock`."""
         if self._keys is None:
@@ -101,16 +109,24 @@ class Job:
     def step(self, phase: Phase, request: party_pb2.StepRequest, until: float | None = None) -> party_pb2.StepReply:
         """Prepare ("offline") or run ("online") one layer, or it and the rest: seconds and the rows that were added.
         Nothing is awaited beyond `until` (time.monotonic)."""
-        with self.lock:
-            self.channel.until = self.source.until = until
-            stage = self._enter(request.stage)
+        with self._phases[phase]:
+            with self._lock:
+                stage = self._enter(request.stage)
             count = len(stage.program.layers)
             if request.layer >= count:
                 raise ClusterError(f"the program has {count} layers, no layer {request.layer}")
+            if phase == "offline":
+                self.source.until = until
+            if phase == "online" or (request.stage, request.layer) == (0, 0):  # what is agreed on with the other party
+                self.channel.until = until
             engine, start = stage.engine, time.perf_counter()
             last = count if request.rest else request.layer + 1
             for layer in range(request.layer, last):
-                (engine.prepare if phase == "offline" else engine.run)(layer)
+                if phase == "online":
+                    engine.run(layer)
+                else:
+                    self._check_ahead(stage, request.stage, layer)
+                    engine.prepare(layer)
             if phase == "online" and last == count:
                 stage.outputs = engine.outputs()
             seconds = time.perf_counter() - start
@@ -125,9 +141,16 @@ class Job:
                     reply.times.CopyFrom(times_to_message(engine.ledger.times[request.layer]))
             return reply
 
+    def _check_ahead(self, stage: Stage, index: int, layer: int) -> None:
+        """Raises ClusterError for a layer of the first stage that would hold too much beside those that have not run.
+        A later stage is small, and prepared as a whole."""
+        running = min(stage.engine.ended, len(stage.held) - 1)
+        if index == 0 and layer > reach(stage.held, running, self.plan.hold):
+            raise ClusterError(f"layer {layer} is prepared while layer {running} has not run: more than hold_mb")
+
     def input(self, header: party_pb2.InputHeader) -> Assembly | None:
         """Check an announced share; set it at once when a seed stands for it, else return what collects it."""
-        with self.lock:
+        with self._lock:
             program = self._enter(header.stage).program
         assembly = Assembly(header.name, program.inputs.get(header.name), header.ring, tuple(header.shape))
         if not header.seed:
@@ -138,7 +161,7 @@ class Job:
         return None
 
     def set_input(self, stage: int, name: str, share: torch.Tensor) -> None:
-        with self.lock:
+        with self._lock:
             self._enter(stage).engine.set_input(name, share)
 
     def left(self, index: int) -> bool:
@@ -284,7 +307,7 @@ class Jobs:
                 idle = [
                     name
                     for name, job in self._jobs.items()
-                    if now - job.used > self._config.idle_timeout_s and not job.lock.locked()
+                    if now - job.used > self._config.idle_timeout_s and not job.busy
                 ]
             for name in idle:
                 self.close(name, "nothing happened for too long")

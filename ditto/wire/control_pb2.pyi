@@ -443,11 +443,14 @@ class RunJobRequest(_message.Message):
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
     DESCRIPTION_DIGEST_FIELD_NUMBER: _builtins.int
+    IN_TURNS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     fingerprint: _builtins.str
     """of the first stage's program as the client compiled it"""
     owner: _builtins.str
     description_digest: _builtins.bytes
+    in_turns: _builtins.bool
+    """prepare a layer, run it, and so on: for who measures the phases apart"""
     @_builtins.property
     def plan(self) -> _dealer_pb2.Plan: ...
     def __init__(
@@ -458,10 +461,11 @@ class RunJobRequest(_message.Message):
         fingerprint: _builtins.str = ...,
         owner: _builtins.str = ...,
         description_digest: _builtins.bytes = ...,
+        in_turns: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description_digest", b"description_digest", "fingerprint", b"fingerprint", "model", b"model", "owner", b"owner", "plan", b"plan"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description_digest", b"description_digest", "fingerprint", b"fingerprint", "in_turns", b"in_turns", "model", b"model", "owner", b"owner", "plan", b"plan"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
