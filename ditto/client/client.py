@@ -74,7 +74,7 @@ class Client:
     """Talks to the coordinator (control) and to both parties (shares). Use it as a context manager."""
 
     def __init__(self, config: ClientConfig, *, in_turns: bool = False) -> None:
-        """`in_turns`: jobs prepare a layer, run it, and so on, instead of preparing later ones while one runs. They take
+        """`in_turns`: jobs prepare a layer, run it, and so on, instead of preparing the next while one runs. They take
         longer, and their phases' seconds are those that each takes by itself."""
         self._config, self._in_turns = config, in_turns
         self._channels = {

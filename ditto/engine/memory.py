@@ -33,26 +33,24 @@ def held_by_layer(program: Program) -> list[int]:
 
 
 def reach(held: Sequence[int], running: int, hold: int) -> int:
-    """The last layer that may be prepared while `running` has not ended: that one, and what fits into `hold` bytes
-    with it. `held` as `held_by_layer` has it."""
-    last, total = running, held[running]
-    for size in held[running + 1 :]:
-        total += size
-        if total > hold:
-            break
-        last += 1
-    return last
+    """The last layer that may be prepared while `running` has not ended: the next one, if both stay within `hold`
+    bytes. `held` as `held_by_layer` has it.
+
+    One is enough: preparing takes less time than running where parties wait for each other, and what is prepared
+    further ahead is only held for longer.
+    """
+    return running + 1 if sum(held[running : running + 2]) <= hold else running
 
 
-def peak_of(program: Program, at_once: bool = False, hold: int = 0) -> Peak:
+def peak_of(program: Program, at_once: bool = False, hold: int = 0, after: int = 0) -> Peak:
     """An estimate of the most memory that one program's run takes.
 
     A party, part after part: 1. Offline it holds the part's correlations, and TAKING times the largest dealt piece.
     2. Online it holds at each step what the steps from there on need of the correlations, and WORKING times the step's
     results.  3. All along the wires that a later step reads (an opened one twice: masked value and mask), what goes to
     other stages, what is on its way from the dealer, and a share of a weight that is expanded; and the correlations of
-    later parts that are prepared while one runs, as far as they fit into `hold` bytes with it. With `at_once` all parts
-    are prepared before the first runs.
+    the part that is prepared while one runs, if both fit into `hold` bytes. With `at_once` all parts are prepared
+    before the first runs. `after` is what the next stage holds, which is prepared while the last part runs.
 
     The dealer: the masks of opened wires that a later step reads, DEALING times what a step takes, and what is queued.
     """
@@ -69,11 +67,12 @@ def peak_of(program: Program, at_once: bool = False, hold: int = 0) -> Peak:
     for step, names in zip(program.steps, freed, strict=True):
         parts[0 if at_once else step.layer].append((step, names))
     whole = held_by_layer(program)
+    whole = [*([sum(whole)] if at_once else whole), after]
     for number, part in enumerate(parts):
         pieces = [[carrier_bytes(of.shape, of.bits) for of in step.op.dealt().values()] for step, _ in part]
         queued += sum(map(sum, pieces))
         left = sum(step.op.held for step, _ in part)
-        ahead = 0 if at_once else sum(whole[number + 1 : reach(whole, number, hold) + 1])
+        ahead = sum(whole[number + 1 : reach(whole, number, hold) + 1])
         # 1
         party = max(party, live + left + ahead + TAKING * max((size for some in pieces for size in some), default=0))
         for step, names in part:

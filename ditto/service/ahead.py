@@ -1,41 +1,77 @@
-"""The layers of a job's first stage, prepared in a thread of their own while earlier ones run."""
+"""What a job's parties do, piece by piece, and how the next piece is prepared while one runs."""
 
 from __future__ import annotations
 
 import contextvars
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from ditto.engine.memory import reach
+from ditto.engine.memory import held_by_layer, reach
 from ditto.errors import ClusterError, DittoError
+from ditto.models import Plan
+from ditto.models.compiled import program_for
 from ditto.service.job_run import PATIENCE, most_telling
-from ditto.wire import control_pb2
+from ditto.wire import control_pb2, party_pb2
 
 Event = control_pb2.JobEvent
 
 
+@dataclass(frozen=True)
+class Work:
+    """A layer of the first stage, or a later stage as a whole, which is small.
+
+    `layer` numbers all of them, `held` is bytes of correlations that a party holds once it is prepared.
+    """
+
+    request: party_pb2.StepRequest
+    layer: int
+    name: str
+    held: int
+
+    @property
+    def stage(self) -> int:
+        return self.request.stage
+
+
+def works_of(job: str, description: str, plan: Plan) -> list[Work]:
+    """Of a job, in order. What a later stage holds grows with its cache: the last one's stands for all."""
+    program = program_for(description, plan)
+    held = held_by_layer(program)
+    works = [
+        Work(party_pb2.StepRequest(job=job, layer=layer), layer, name, held[layer])
+        for layer, name in enumerate(program.layers)
+    ]
+    if plan.stages > 1:
+        most = sum(held_by_layer(program_for(description, plan, plan.stages - 1)))
+        for stage in range(1, plan.stages):
+            request = party_pb2.StepRequest(job=job, stage=stage, rest=True)
+            works.append(Work(request, len(works), f"token {stage + 1}", most))
+    return works
+
+
 class Preparing:
-    """Calls `prepare` for one layer after another, as far ahead of the one that runs as the parties' memory allows.
+    """Calls `prepare` for one piece of work after another in a thread of its own, one ahead of the one that runs.
 
-    1. A layer may be prepared when what the parties hold of it, and of those that have not run, is within `hold` bytes;
-       the one that is next to run in any case. With `hold` 0 layers are prepared and run in turns.
-    2. `take` gives what came of each, in order. What `prepare` raised is raised there; or by `telling`, where it tells
-       more than what the layer that ran meanwhile ended with.
+    1. A piece may be prepared when the one before it runs, if what the parties hold of both is within `hold` bytes;
+       when that one has ended, in any case. With `hold` 0 they are prepared and run in turns.
+    2. `take` gives what came of each, in order. What `prepare` raised is raised there; or by `running`, where it tells
+       more than what the piece that runs meanwhile ends with: a party that fails to prepare closes the job.
     3. Left early, nothing further is prepared; `break_off` ends the call under way.
-
-    `held` is bytes of correlations by layer (ditto.engine.memory.held_by_layer).
     """
 
     def __init__(
-        self, held: Sequence[int], hold: int, prepare: Callable[[int], Event], break_off: Callable[[], None]
+        self, works: Sequence[Work], hold: int, prepare: Callable[[Work], Event], break_off: Callable[[], None]
     ) -> None:
-        self._held, self._hold, self._prepare, self._break_off = held, hold, prepare, break_off
+        self._works, self._hold, self._prepare, self._break_off = works, hold, prepare, break_off
+        self._held = [work.held for work in works]
         self._changed = threading.Condition()
         self._ready: deque[Event] = deque()
-        self._running = 0  # the first layer that has not ended
+        self._begun = self._ended = 0  # pieces that run, or have run
         self._error: BaseException | None = None
         self._left = self._calling = False
         context = contextvars.copy_context()  # whose job it is, for the log
@@ -58,13 +94,13 @@ class Preparing:
 
     def _work(self) -> None:
         try:
-            for layer in range(len(self._held)):
+            for number, work in enumerate(self._works):
                 with self._changed:
-                    self._changed.wait_for(lambda at=layer: self._left or self._may(at))  # type: ignore[misc]
+                    self._changed.wait_for(lambda at=number: self._left or self._may(at))  # type: ignore[misc]
                     if self._left:
                         return
                     self._calling = True
-                event = self._prepare(layer)
+                event = self._prepare(work)
                 with self._changed:
                     self._calling = False
                     self._ready.append(event)
@@ -74,12 +110,14 @@ class Preparing:
                 self._error = error
                 self._changed.notify_all()
 
-    def _may(self, layer: int) -> bool:
+    def _may(self, number: int) -> bool:
         # 1
-        return layer <= reach(self._held, self._running, self._hold)
+        if self._ended == self._begun or number < self._begun:
+            return number <= self._begun
+        return number <= reach(self._held, self._ended, self._hold)
 
     def take(self) -> Event:
-        """What came of preparing the next layer; waits for it."""
+        """What came of preparing the next piece; waits for it."""
         # 2
         with self._changed:
             self._changed.wait_for(lambda: bool(self._ready) or self._error is not None)
@@ -87,14 +125,21 @@ class Preparing:
                 return self._ready.popleft()
             raise self._error or ClusterError("nothing was prepared")
 
-    def ran(self) -> None:
-        """The next layer has run: its correlations are used up."""
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """While the next piece runs. Raises what it ends with, or preparing, if that tells more."""
         with self._changed:
-            self._running += 1
+            self._begun += 1
+            self._changed.notify_all()
+        try:
+            yield
+        except DittoError as error:
+            raise self._telling(error) from None
+        with self._changed:
+            self._ended += 1
             self._changed.notify_all()
 
-    def telling(self, error: DittoError) -> DittoError:
-        """Of a layer's own error and that of the one that was prepared meanwhile, if it fails as well."""
+    def _telling(self, error: DittoError) -> DittoError:
         with self._changed:
             self._changed.wait_for(lambda: self._error is not None or not self._calling, PATIENCE)
             found = self._error

@@ -5,13 +5,12 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import grpc
 import structlog
 
 from ditto.engine.ledger import Phase
-from ditto.engine.memory import held_by_layer
 from ditto.engine.program import Program
 from ditto.errors import CertificateError, ClusterError, DittoError, NotAllowed, ReuseError, UsageError
 from ditto.models import Plan
@@ -22,7 +21,7 @@ from ditto.net.identity import caller, certificate
 from ditto.net.messages import check_reply, phase_to_message, plan_of, to_message
 from ditto.net.metrics import CoordinatorMetrics
 from ditto.net.transport import Roles, connect, open_channel, short
-from ditto.service.ahead import Preparing
+from ditto.service.ahead import Preparing, Work, works_of
 from ditto.service.job_run import Account, Fifo, JobRun
 from ditto.service.limits import admit_job, admit_model
 from ditto.service.pages import page
@@ -325,64 +324,58 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         accepted = control_pb2.Accepted(job=run.name, layers=program.layers, share_id=model.share_id)
         yield control_pb2.JobEvent(accepted=accepted)
         self._await_client(run)
-        start = time.perf_counter()
-        yield from self._layers(run, program, 0 if request.in_turns else plan.hold)
-        for stage in range(1, plan.stages):
-            run.stage = stage
-            run.started.clear()
-            yield control_pb2.JobEvent(stage=control_pb2.StageDone(stage=stage - 1))
-            # a later stage is small: one call for all its layers, its offline part while the client makes up its mind
-            step = party_pb2.StepRequest(job=run.name, stage=stage, rest=True)
-            layer, name = len(program.layers) + stage - 1, f"token {stage + 1}"
-            prepared = self._step(run, step, "offline", layer, name)
-            self._await_client(run)
-            if run.ended:
-                break
-            yield prepared
-            yield self._step(run, step, "online", layer, name)
-        else:
-            yield control_pb2.JobEvent(stage=control_pb2.StageDone(stage=plan.stages - 1))
-        yield control_pb2.JobEvent(done=control_pb2.Done(seconds=time.perf_counter() - start, traffic=run.traffic))
+        yield from self._work(run, works_of(run.name, model.description, plan), 0 if request.in_turns else plan.hold)
 
-    def _layers(self, run: JobRun, program: Program, hold: int) -> Iterator[control_pb2.JobEvent]:
-        """The first stage, layer by layer; later ones are prepared meanwhile."""
+    def _work(self, run: JobRun, works: Sequence[Work], hold: int) -> Iterator[control_pb2.JobEvent]:
+        """Prepare one piece of work after another, and run it; the next is prepared meanwhile.
 
-        def step(phase: Phase, layer: int) -> control_pb2.JobEvent:
-            structlog.contextvars.bind_contextvars(layer=layer)
-            request = party_pb2.StepRequest(job=run.name, layer=layer)
-            return self._step(run, request, phase, layer, program.layers[layer])
-
-        with Preparing(held_by_layer(program), hold, lambda layer: step("offline", layer), run.break_off) as preparing:
-            for layer in range(len(program.layers)):
-                yield preparing.take()
-                try:
-                    done = step("online", layer)
-                except DittoError as error:
-                    raise preparing.telling(error) from None
-                preparing.ran()
+        1. A later stage waits for its inputs. It is prepared by then, or while the client makes up its mind.
+        2. The client may want no further one.
+        """
+        start, stage = time.perf_counter(), 0
+        prepare: Callable[[Work], control_pb2.JobEvent] = lambda work: self._step(run, work, "offline")  # noqa: E731
+        with Preparing(works, hold, prepare, run.break_off) as preparing:
+            for work in works:
+                if work.stage != stage:
+                    # 1
+                    run.stage = work.stage
+                    run.started.clear()
+                    yield control_pb2.JobEvent(stage=control_pb2.StageDone(stage=stage))
+                    stage, prepared = work.stage, preparing.take()
+                    self._await_client(run)
+                    # 2
+                    if run.ended:
+                        break
+                else:
+                    prepared = preparing.take()
+                yield prepared
+                with preparing.running():
+                    done = self._step(run, work, "online")
                 yield done
-        structlog.contextvars.unbind_contextvars("layer")
+            else:
+                yield control_pb2.JobEvent(stage=control_pb2.StageDone(stage=stage))
+        yield control_pb2.JobEvent(done=control_pb2.Done(seconds=time.perf_counter() - start, traffic=run.traffic))
 
     def _await_client(self, run: JobRun) -> None:
         config = self._config
         run.await_client(self._queue, config.give_way_s, config.start_timeout_s, config.idle_timeout_s)
 
-    def _step(
-        self, run: JobRun, step: party_pb2.StepRequest, phase: Phase, layer: int, name: str
-    ) -> control_pb2.JobEvent:
-        """One phase of one layer, or of a whole later stage, at both parties. Raises what failed, and DittoError for a
-        reply that does not say what the step cost."""
-        if phase == "offline":
-            replies = run.both(lambda stub, timeout: stub.Prepare.future(step, timeout=timeout))
-        else:
-            replies = run.both(lambda stub, timeout: stub.Run.future(step, timeout=timeout))
+    def _step(self, run: JobRun, work: Work, phase: Phase) -> control_pb2.JobEvent:
+        """One phase of a piece of work at both parties. Raises what failed, and DittoError for a reply that does not
+        say what the step cost."""
+        step = work.request
+        with structlog.contextvars.bound_contextvars(layer=work.layer):
+            if phase == "offline":
+                replies = run.both(lambda stub, timeout: stub.Prepare.future(step, timeout=timeout))
+            else:
+                replies = run.both(lambda stub, timeout: stub.Run.future(step, timeout=timeout))
         for role, reply in zip(PARTIES, replies, strict=True):
             check_reply(reply, phase, role)
         seconds = max(reply.seconds for reply in replies)
         run.seconds[phase] += seconds
         run.traffic = [reply.traffic for reply in replies]
         done = control_pb2.LayerDone(
-            layer=layer, name=name, phase=phase_to_message(phase), stage=step.stage, seconds=seconds,
+            layer=work.layer, name=work.name, phase=phase_to_message(phase), stage=work.stage, seconds=seconds,
             ledgers=[reply.ledger for reply in replies],
             times=[reply.times for reply in replies if reply.HasField("times")],
         )  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-from ditto.engine.memory import Peak, peak_of
+from ditto.engine.memory import Peak, held_by_layer, peak_of
 from ditto.engine.program import Program, Wire
 from ditto.errors import LimitExceeded
 from ditto.models import Plan
@@ -105,9 +105,9 @@ def largest_tensor(description: Description, plan: Plan) -> int:
 
 @lru_cache(maxsize=64)
 def _peak(description: str, plan: Plan) -> Peak:
-    """Of all stages: the last one reads the longest cache. A later stage is prepared whole before it runs."""
-    peaks = [
-        peak_of(program_for(description, plan, stage), at_once=stage > 0, hold=plan.hold)
-        for stage in {0, plan.stages - 1}
-    ]
+    """Of all stages: the last one reads the longest cache. A later stage is prepared whole while the one before it
+    runs; what the last one holds stands for any of them."""
+    programs = {stage: program_for(description, plan, stage) for stage in (0, plan.stages - 1)}
+    after = sum(held_by_layer(programs[plan.stages - 1])) if plan.stages > 1 else 0
+    peaks = [peak_of(program, stage > 0, plan.hold, after) for stage, program in programs.items()]
     return Peak(max(p.party for p in peaks), max(p.dealer for p in peaks))

@@ -51,7 +51,7 @@ class Job:
     """One job: its plan and stages, the link and the dealer's stream.
 
     Stages come one after another; the last two are kept, so that an answer can be fetched while the next is prepared.
-    A layer may be prepared while one before it runs: each phase has a lock of its own, and a third one guards what both know.
+    A layer may be prepared while one before it runs: each phase has a lock of its own, a third guards what both know.
     """
 
     def __init__(
