@@ -136,7 +136,7 @@ def measured(
 
 @contextlib.contextmanager
 def _client() -> Iterator[Client]:
-    with embedded(network=network("loopback")) as cluster, Client(cluster.client_config()) as client:
+    with embedded(network=network("loopback")) as cluster, Client(cluster.client_config(), in_turns=True) as client:
         yield client
 
 

@@ -158,7 +158,7 @@ def measure(
         }
         clusters = {"namespaces": stack.enter_context(separated(threads))}
         clusters["built-in"] = stack.enter_context(embedded(threads=threads, network=emulated))
-        clients = {way: stack.enter_context(Client(c.client_config())) for way, c in clusters.items()}
+        clients = {way: stack.enter_context(Client(c.client_config(), in_turns=True)) for way, c in clusters.items()}
         runs: dict[str, list[dict[str, Any]]] = {way: [] for way in clients}
         for client in clients.values():
             client.share_model(description, weights)

@@ -31,12 +31,13 @@ from ditto.models.random import random_weights, scaled_model
 from ditto.models.tokenizer import Batch
 from ditto.net.emulation import network
 from ditto.planning import machine as machines
-from ditto.planning.forecast import Forecast, demands, forecast, total, whole
+from ditto.planning.forecast import Forecast, demands, forecast, overlapping, total, whole
 from ditto.planning.measure import measure
 
 RANGES = Path(__file__).parent / "ranges" / "all-minilm-l6-v2.json"
 SHAPES = {"small": (2, 256, 4, 1024, 64), "minilm": (6, 384, 12, 1536, 128)}  # layers, hidden, heads, inner, tokens
 PHASES = ("online", "offline")
+WAYS = ("turns", "ahead")  # a layer is prepared and run, which shows the phases; prepared ahead, which jobs do
 
 
 def model_of(name: str) -> tuple[Description, Tensors, Batch]:
@@ -80,30 +81,37 @@ def main() -> None:
     machine = machines.read(args.machine) if args.machine else measure(lambda text: None)
     networks = [network(name) for name in args.networks.split(",")]
     models = {name: model_of(name) for name in args.shapes.split(",")}
-    took: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    took: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     with contextlib.ExitStack() as stack:
-        clients: dict[str, Client] = {}
+        clients: dict[str, dict[str, Client]] = {}
         for net in networks:  # idle servers wait without taking the processor
             cluster = stack.enter_context(embedded(network=net))
-            clients[net.name] = stack.enter_context(Client(cluster.client_config()))
+            config = cluster.client_config()
+            clients[net.name] = {way: stack.enter_context(Client(config, in_turns=way == "turns")) for way in WAYS}
             for description, weights, _ in models.values():
-                clients[net.name].share_model(description, weights)
+                clients[net.name]["turns"].share_model(description, weights)
         for i in range(args.repeat + 1):
             for net in networks:
                 for name, (description, _, batch) in models.items():
                     ask = partial(inputs_of, description, batch)
-                    report = clients[net.name].infer(name, ask, 1, batch.shape[1]).report
-                    if i:  # the first warms up
-                        took.setdefault((net.name, name), []).append(report)
+                    for way in WAYS:
+                        report = clients[net.name][way].infer(name, ask, 1, batch.shape[1]).report
+                        if i:  # the first warms up
+                            took.setdefault((net.name, name, way), []).append(report)
     rows = []
     for net in networks:
         for name, (description, _, batch) in models.items():
             layers = [whole(parts) for parts in demands(compile_stage(description, Plan(1, batch.shape[1])), machine)]
             each = forecast(layers, machine, net)
-            reports = took[net.name, name]
+            reports, whole_jobs = (took[net.name, name, way] for way in WAYS)
             medians, predicted = _medians(reports), _seconds(total(each))
-            rows.append({"network": net.name, "model": name, "measured": medians, "predicted": predicted})
-            sys.stdout.write(f"{net.name:9} {name:7} predicted / measured: {_ratios(predicted, medians)}\n")
+            ends = overlapping(layers, machine, net), statistics.median(r["seconds"] for r in whole_jobs)
+            rows.append(
+                {"network": net.name, "model": name, "measured": medians | {"in all": ends[1]},
+                 "predicted": predicted | {"in all": ends[0]}}
+            )  # fmt: skip
+            said = f"{_ratios(predicted, medians)}  in all {ends[0]:6.3f} / {ends[1]:6.3f} = {ends[0] / ends[1]:.2f}"
+            sys.stdout.write(f"{net.name:9} {name:7} predicted / measured: {said}\n")
             for i, got in enumerate(each) if args.layers else ():
                 parts = [report["layers"][i] for report in reports]
                 sys.stdout.write(f"    {parts[0]['name']:12} {_ratios(_seconds(got), _medians(parts))}\n")

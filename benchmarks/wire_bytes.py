@@ -72,7 +72,7 @@ def measure(model: str, layers: int | None, seq: int, preset: str, repeat: int) 
         rows += sum(ledger_to_message(ledger).ByteSize() for ledger in ledgers)
 
     jobs = []
-    with embedded() as cluster, Client(cluster.client_config()) as client:
+    with embedded() as cluster, Client(cluster.client_config(), in_turns=True) as client:
         client.share_model(description, weights)
         client.infer(description.name, inputs, 1, seq)  # connections stand, windows are open
         for _ in range(repeat):

@@ -27,7 +27,7 @@ from ditto.net.emulation import Network, network
 from ditto.ops.guard import KEY
 from ditto.planning import machine as machines
 from ditto.planning import measure as measuring
-from ditto.planning.forecast import Demand, demands, forecast, total, whole
+from ditto.planning.forecast import Demand, demands, forecast, overlapping, total, whole
 from ditto.planning.machine import Machine, Rate, rates_of, with_processes
 from ditto.planning.measure import Asked, Shape, fit_processes
 from ditto.planning.planner import PARTS, Objective, Part, plan, value
@@ -125,6 +125,19 @@ def test_the_dealer_works_while_the_parties_do() -> None:
     got = forecast([Demand(online=6.0), Demand(dealt=1000, deal=10.0, prepare=2.0)], machine, loopback)
     assert got[0].online == pytest.approx(6 * 1.5 + 0.25)
     assert got[1].offline == pytest.approx((2 * 2 + 4) / 2 + 0.25)
+
+
+def test_what_a_job_takes_whose_layers_are_prepared_ahead() -> None:
+    """By hand: 1 + 4, 3 + 2 and 1 + 5 s by layer. The second is ready when the first has run; the third is not prepared
+    before the second runs. Where processors are what it takes, their work alone counts."""
+    loopback, layers = network("loopback"), [Demand(prepare=1.0, online=4.0), Demand(prepare=3.0, online=2.0)]
+    layers.append(Demand(prepare=1.0, online=5.0))
+    many, two = (Machine(cores=cores, rates={"x/1": {}}) for cores in (8, 2))
+    assert overlapping(layers, many, loopback) == pytest.approx(1 + 4 + 2 + 5)
+    assert overlapping(layers, two, loopback) == pytest.approx(2 * 16 / 2)
+    layers[2] = Demand(prepare=4.0, online=5.0)
+    assert overlapping(layers, many, loopback) == pytest.approx(1 + 4 + 4 + 5)
+    assert overlapping(layers[:1], many, loopback) == sum(vars(total(forecast(layers[:1], many, loopback))).values())
 
 
 def test_constants_are_found_again() -> None:

@@ -52,6 +52,9 @@ def model(
     threads: Annotated[int, typer.Option(min=1, help="Threads of each server.")] = 1,
     check: Annotated[bool, typer.Option("--check", help="Compute in plaintext too, and compare.")] = False,
     repeat: Annotated[int, typer.Option(min=1, help="Jobs; the one of median online seconds is reported.")] = 1,
+    in_turns: Annotated[
+        bool, typer.Option("--in-turns", help="Prepare a layer, then run it: what each phase takes by itself.")
+    ] = False,
     report: ReportFile = None,
     trace: TraceFile = None,
     json: Json = False,
@@ -75,7 +78,10 @@ def model(
     sentences = random_batch(batch, seq)  # the first is the one that the model was calibrated on
     runs: list[Run] = []
     documents: list[dict[str, Any]] = []
-    with embedded(threads=threads, network=emulated) as cluster, Client(cluster.client_config()) as client:
+    with (
+        embedded(threads=threads, network=emulated) as cluster,
+        Client(cluster.client_config(), in_turns=in_turns) as client,
+    ):
         say("sharing the weights")
         client.share_model(description, weights)
         with watching(json) as watcher:
@@ -96,7 +102,10 @@ def model(
     summary = documents[(len(documents) - 1) // 2] | {"threads": threads, "peak_rss_bytes": memory}
     # the servers run on this processor, too, and measure for themselves; under load a choice may differ
     summary["kernels"] = {f"{size} bits": kernel_of(size) for size in (16, 32, 64)}
-    summary["repeats"] = [{phase: row[phase]["seconds"] for phase in ("online", "offline")} for row in documents]
+    summary["repeats"] = [
+        {"seconds": row["seconds"]} | {phase: row[phase]["seconds"] for phase in ("online", "offline")}
+        for row in documents
+    ]
     if json:
         emit(summary)
     else:

@@ -155,7 +155,10 @@ def _measure(
     from ditto.models import random_batch, random_model
 
     rows = []
-    with embedded(threads=threads, network=emulated) as cluster, Client(cluster.client_config()) as client:
+    with (
+        embedded(threads=threads, network=emulated) as cluster,
+        Client(cluster.client_config(), in_turns=True) as client,
+    ):
         descriptions = {}
         for name in names:
             note(f"{emulated.name}, {shape}: sharing the weights of {name}")

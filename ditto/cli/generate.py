@@ -147,8 +147,8 @@ def document(
     } | {
         key: result.report[key]
         for key in (
-            "online", "offline", "layers", "operations", "traffic", "jobs", "rounds_timeline", "wall_seconds",
-            "in_range", "out_of_range_layers",
+            "online", "offline", "layers", "operations", "traffic", "jobs", "rounds_timeline", "seconds",
+            "wall_seconds", "in_range", "out_of_range_layers",
         )
     }  # fmt: skip
 

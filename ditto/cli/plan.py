@@ -142,8 +142,8 @@ def document(result: "Planned", description: "Description", network: Network, ob
         "for": objective,
         "rows": [_row(row) for row in result.rows],
         "choices": [choices.model_dump(exclude_none=True) for choices in result.choices],
-        "own": _ends(result.own, result.own_seconds),
-        "planned": _ends(result.taken, result.seconds),
+        "own": _ends(result.own, result.own_seconds, result.whole_seconds[0]),
+        "planned": _ends(result.taken, result.seconds, result.whole_seconds[1]),
         "imported": [choices.model_dump(exclude_none=True) for choices in description.choices],
     }
 
@@ -168,13 +168,14 @@ def _row(row: "Row") -> dict[str, Any]:
     }
 
 
-def _ends(layers: "list[Demand]", seconds: "Forecast") -> dict[str, Any]:
+def _ends(layers: "list[Demand]", seconds: "Forecast", whole: float) -> dict[str, Any]:
     return {
         "rounds": sum(d.rounds for d in layers),
         "bytes_sent": sum(d.sent for d in layers),
         "bytes_from_dealer": sum(d.dealt for d in layers),
         "online_seconds": seconds.online,
         "offline_seconds": seconds.offline,
+        "seconds": whole,
     }
 
 
@@ -198,13 +199,13 @@ def _show(result: "Planned", summary: dict[str, Any]) -> None:
         )
     ends = Table(box=None, pad_edge=False, header_style="bold")
     ends.add_column(f"on {one_line(summary['network'])}")
-    for heading in ("rounds", "sent by each", "from dealer", "online s", "offline s"):
+    for heading in ("rounds", "sent by each", "from dealer", "online s", "offline s", "in all s"):
         ends.add_column(heading, justify="right")
     for name, key in (("as the preset does", "own"), ("as planned", "planned")):
         end = summary[key]
         ends.add_row(
             name, str(end["rounds"]), size(end["bytes_sent"]), size(end["bytes_from_dealer"]),
-            f"{end['online_seconds']:.2f}", f"{end['offline_seconds']:.2f}",
+            f"{end['online_seconds']:.2f}", f"{end['offline_seconds']:.2f}", f"{end['seconds']:.2f}",
         )  # fmt: skip
     out.print(ends)
 

@@ -132,7 +132,11 @@ def document(run: Run, description: "Description", network: str, *, checked: boo
     return (
         result
         | {key: run.report[key] for key in ("jobs", "online", "offline", "layers", "operations", "traffic")}
-        | {"wall_seconds": run.wall_seconds, "rounds_timeline": run.report["rounds_timeline"]}
+        | {
+            "seconds": run.report["seconds"],
+            "wall_seconds": run.wall_seconds,
+            "rounds_timeline": run.report["rounds_timeline"],
+        }
     )
 
 

@@ -1,7 +1,8 @@
 """Seconds of a program on a machine and a network, from its static cost alone.
 
-Layer by layer the parties prepare (offline) and then run (online); the dealer works all the time, ahead of them. For a
-layer with R rounds, S bytes sent by each party, d bytes dealt to each, processor seconds D (dealer), P and C (a party,
+Layer by layer the parties prepare (offline) and then run (online); the dealer works all the time, ahead of them. That
+is what each phase takes by itself; `overlapping` says what a job takes, whose layers are prepared ahead. For a layer
+with R rounds, S bytes sent by each party, d bytes dealt to each, processor seconds D (dealer), P and C (a party,
 offline and online; `ditto.planning.machine`):
 
 - A party waits R rtt / 2 + S 8 / bandwidth online, and is busy C + R round + S sent. A round is one way (rtt / 2),
@@ -101,6 +102,21 @@ def forecast(layers: Sequence[Demand], machine: Machine, network: Network) -> li
         online = stream.work(waiting, layer.online + layer.rounds * machine.round + layer.sent * machine.sent)
         found.append(Forecast(machine.phase + online, machine.phase + offline + (0.0 if i else machine.start)))
     return found
+
+
+def overlapping(layers: Sequence[Demand], machine: Machine, network: Network) -> float:
+    """From the start to the last opening, when a layer is prepared while the one before it runs, as jobs do it.
+
+    The forecasts above, one beside the other; but never less than what the processors are busy for in all.
+    """
+    prepared = began = ran = busy = 0.0
+    for layer, found in zip(layers, forecast(layers, machine, network), strict=True):
+        prepared = max(prepared, began) + found.offline
+        began = max(prepared, ran)
+        ran = began + found.online
+        party = layer.prepare + layer.online + layer.rounds * machine.round + layer.sent * machine.sent
+        busy += layer.deal + 2 * (party + layer.dealt * machine.dealt)
+    return max(ran, busy / machine.cores)
 
 
 class _Stream:

@@ -105,7 +105,7 @@ class Asked(NamedTuple):
 def _jobs(say: Say) -> Callable[[Machine], list[Asked]]:
     """On loopback, medians of JOBS of each model."""
     runs: list[tuple[Description, Shape, list[Forecast]]] = []
-    with embedded(network=network("loopback")) as cluster, Client(cluster.client_config()) as client:
+    with embedded(network=network("loopback")) as cluster, Client(cluster.client_config(), in_turns=True) as client:
         for number, shape in enumerate(ASKED):
             say(f"timing jobs: {shape.hidden} wide, {shape.tokens} tokens")
             description, weights, _ = scaled_model(_checkpoint(shape, 2), f"timing-{number}", shape.tokens)

@@ -14,7 +14,7 @@ from ditto.functions.fit import Fits, Fitting
 from ditto.models.description import Description
 from ditto.models.registry import architecture_of, generates
 from ditto.net.emulation import Network
-from ditto.planning.forecast import Demand, Forecast, demands, forecast, total, whole
+from ditto.planning.forecast import Demand, Forecast, demands, forecast, overlapping, total, whole
 from ditto.planning.machine import Machine
 from ditto.planning.probes import activation_error, layernorm_error, softmax_error
 from ditto.presets import preset_of
@@ -82,7 +82,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Planned:
-    """Choices by layer, and what the job asks for with them and without, by layer or part of one."""
+    """Choices by layer, and what the job asks for with them and without, by layer or part of one. `whole_seconds`: of
+    the job, without and with them, its phases overlapping."""
 
     rows: list[Row]
     choices: tuple[Choices, ...]
@@ -90,6 +91,7 @@ class Planned:
     taken: list[Demand]
     own_seconds: Forecast
     seconds: Forecast
+    whole_seconds: tuple[float, float]
 
 
 Value = tuple[float, float]
@@ -239,9 +241,10 @@ def plan(
     before, after = (
         [whole(operations) for _, operations in compiler.parts(choices)] for choices in ((DEFAULT,) * count, chosen)
     )
-    ends = (total(forecast(demand, machine, network)) for demand in (before, after))
+    first, last = (total(forecast(demand, machine, network)) for demand in (before, after))
+    both = overlapping(before, machine, network), overlapping(after, machine, network)
     rows.sort(key=lambda row: row.layer)
-    return Planned(rows, chosen, before, after, *ends)
+    return Planned(rows, chosen, before, after, first, last, both)
 
 
 def _told(option: Option) -> tuple[int, int, int, float]:
