@@ -126,6 +126,9 @@ def test_metrics_equal_the_report(cluster: Cluster) -> None:
         assert after["dealer"]["ditto_waiting_bytes", role] == 0
     assert after["coordinator"]["ditto_queue_length",] == 0
     assert all(samples["ditto_models",] == 1 for samples in after.values())
+    for samples in after.values():
+        assert 0 < samples["ditto_memory_bytes",] <= samples["ditto_memory_limit_bytes",]
+        assert samples["ditto_certificate_expiry_timestamp_seconds", "own"] > time.time()
     assert not any(report["job"][:8] in text(cluster, role) for role in SERVERS)
 
 

@@ -24,6 +24,7 @@ from ditto import files
 from ditto.errors import ClusterError, DittoError
 from ditto.net.config import CoordinatorConfig, DealerConfig, PartyConfig, ServerConfig, load_config
 from ditto.net.metrics import Metrics, serve
+from ditto.net.process_metrics import OwnProcess
 from ditto.net.telemetry import tracing_of
 from ditto.net.tracing import Tracing
 from ditto.net.transport import short
@@ -136,6 +137,7 @@ def main(kind: type[C], start: Callable[[C, Tracing], tuple[grpc.Server, int, Se
         tracing = tracing_of(config)
         server, port, service = start(config, tracing)
         registry.register(service.metrics.registry)
+        registry.register(OwnProcess(config.tls))
     except DittoError as error:
         sys.stderr.write(f"{path}: {error}\n")
         return error.exit_code
