@@ -132,7 +132,7 @@ def test_metrics_equal_the_report(cluster: Cluster) -> None:
     assert not any(report["job"][:8] in text(cluster, role) for role in SERVERS)
 
 
-def test_an_abandoned_job_counts_as_cancelled(cluster: Cluster) -> None:
+def test_an_abandoned_job_counts_as_cancelled(cluster: Cluster, collector: Collector) -> None:
     class Stop(Exception):
         pass
 
@@ -147,6 +147,8 @@ def test_an_abandoned_job_counts_as_cancelled(cluster: Cluster) -> None:
         wait_for(cluster, "coordinator", ("ditto_jobs_total", "cancelled"), 1)
         wait_for(cluster, "party0", ("ditto_jobs_total", "aborted"), 1)
         assert client.status()["throughput"]["cancelled"] == before + 1
+    ended = {("coordinator", "CANCELLED"), ("party0", "ABORTED"), ("party1", "ABORTED")}
+    collector.until(lambda spans: ended <= {(span.service, span.error) for span in spans if span.name == "job"})
 
 
 def test_status_follows_a_job(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:

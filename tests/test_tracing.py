@@ -6,6 +6,7 @@ That a job of real servers is one trace is in `test_metrics.py`, whose cluster i
 from __future__ import annotations
 
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from collector import Collector, collecting, parsed
 
 from ditto.errors import Busy, ConfigError
 from ditto.net import telemetry
+from ditto.net.certs import init_certs
 from ditto.net.config import ClientConfig, DealerConfig, Peers, Telemetry, Tls, load_config
 from ditto.net.telemetry import tracing_of
 from ditto.net.tracing import OFF, Claims, Context, Span, parse, received
@@ -74,7 +76,7 @@ def test_without_telemetry_a_trace_is_passed_on() -> None:
 # Recorded ---------------------------------------------------------------------------------------
 
 
-def config(endpoint: str, role: type[Any] = ClientConfig, **changes: Any) -> Any:
+def config(endpoint: Any, role: type[Any] = ClientConfig, **changes: Any) -> Any:
     tls = Tls(ca=Path("ca"), cert=Path("cert"), key=Path("key"))
     if role is DealerConfig:
         changes |= {"listen": "127.0.0.1:0", "data_dir": Path("data")}
@@ -148,6 +150,22 @@ def test_a_collector_that_does_not_answer_holds_nobody(monkeypatch: pytest.Monke
             tracing.start("job").end()
         tracing.close()
         assert any(thread.name == "telemetry-end" for thread in threading.enumerate())  # still waits; we do not
+
+
+def test_a_collector_by_tls_and_both_show_certificates(tmp_path: Path) -> None:
+    for name in ("ours", "others"):
+        init_certs(tmp_path / name, [])
+    ours = tmp_path / "ours"
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(ours / "ca.pem"))
+    tls.verify_mode = ssl.CERT_REQUIRED
+    tls.load_cert_chain(ours / "party0.pem", ours / "party0.key")
+    with collecting(tls) as collector:
+        for name, directory in (("ask", ours), ("refused", tmp_path / "others")):
+            files = {"ca": directory / "ca.pem", "cert": directory / "client.pem", "key": directory / "client.key"}
+            tracing = tracing_of(config({"endpoint": collector.endpoint, **files}))
+            tracing.start(name).end()
+            tracing.close()
+        assert [span.name for span in collector.spans()] == ["ask"]
 
 
 def test_an_export_goes_to_the_configured_collector_only(monkeypatch: pytest.MonkeyPatch) -> None:
