@@ -11,7 +11,8 @@ ARG TORCH=cpu
 ARG TORCH_INDEX=https://download.pytorch.org/whl/${TORCH}
 # torch alone from its own index; what it and ditto need from the usual one.
 RUN pip install --no-deps --index-url "${TORCH_INDEX}" "$(grep '^torch==' constraints.txt)"
-RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
+RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+      print(*p['dependencies'], *p['optional-dependencies']['telemetry'], sep='\n')" \
       > requirements.txt && pip install -c constraints.txt -r requirements.txt
 COPY README.md LICENSE ./
 COPY ditto ditto

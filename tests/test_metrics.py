@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 import yaml
+from collector import Collector, Received, collecting
 from engine import beside
 from prometheus_client.parser import text_string_to_metric_families
 from typer.testing import CliRunner
+from world import issue
 
 from ditto.cli import app
 from ditto.client.client import Client
@@ -23,8 +25,9 @@ from ditto.engine.program import Program
 from ditto.errors import ClusterError, ConfigError
 from ditto.models import encode_inputs, random_batch, random_model
 from ditto.names import PARTIES, SERVERS
-from ditto.net.config import DealerConfig, load_config
+from ditto.net.config import DealerConfig, Telemetry, load_config
 from ditto.net.metrics import Metrics, serve
+from ditto.net.tracing import Context, Span, Tracing
 from ditto.service.job_run import Account
 from ditto.service.storage import Storage
 from ditto.service.stored import Owner
@@ -40,11 +43,17 @@ def amend(cluster: Cluster, role: str, **changes: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def collector() -> Iterator[Collector]:
+    with collecting() as collector:
+        yield collector
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[Cluster]:
     cluster = Cluster(tmp_path_factory.mktemp("home"))
     cluster.configure(ports=_free_ports())
     for role, port in zip(SERVERS, _free_ports().values(), strict=True):
-        amend(cluster, role, metrics=f"127.0.0.1:{port}", log_level="debug")
+        amend(cluster, role, metrics=f"127.0.0.1:{port}", log_level="debug", telemetry=collector.endpoint)
     try:
         cluster.up()
         description, weights, _ = random_model("bert-tiny", 1, SEQ)
@@ -117,10 +126,13 @@ def test_metrics_equal_the_report(cluster: Cluster) -> None:
         assert after["dealer"]["ditto_waiting_bytes", role] == 0
     assert after["coordinator"]["ditto_queue_length",] == 0
     assert all(samples["ditto_models",] == 1 for samples in after.values())
+    for samples in after.values():
+        assert 0 < samples["ditto_memory_bytes",] <= samples["ditto_memory_limit_bytes",]
+        assert samples["ditto_certificate_expiry_timestamp_seconds", "own"] > time.time()
     assert not any(report["job"][:8] in text(cluster, role) for role in SERVERS)
 
 
-def test_an_abandoned_job_counts_as_cancelled(cluster: Cluster) -> None:
+def test_an_abandoned_job_counts_as_cancelled(cluster: Cluster, collector: Collector) -> None:
     class Stop(Exception):
         pass
 
@@ -135,6 +147,8 @@ def test_an_abandoned_job_counts_as_cancelled(cluster: Cluster) -> None:
         wait_for(cluster, "coordinator", ("ditto_jobs_total", "cancelled"), 1)
         wait_for(cluster, "party0", ("ditto_jobs_total", "aborted"), 1)
         assert client.status()["throughput"]["cancelled"] == before + 1
+    ended = {("coordinator", "CANCELLED"), ("party0", "ABORTED"), ("party1", "ABORTED")}
+    collector.until(lambda spans: ended <= {(span.service, span.error) for span in spans if span.name == "job"})
 
 
 def test_status_follows_a_job(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,6 +224,149 @@ def test_log_lines_carry_role_job_and_layer(cluster: Cluster) -> None:
             assert mine[-1]["rounds"] == report["online"]["rounds"] + ROUNDS
             steps = [(line["layer"], line["phase"]) for line in mine if line["event"] == "layer done"]
             assert steps == [(i, phase) for i in range(len(report["layers"])) for phase in ("offline", "online")]
+
+
+# Traces -------------------------------------------------------------------------------------------
+
+
+def traced(cluster: Cluster, collector: Collector) -> tuple[dict[str, Any], list[Received]]:
+    """The report of a job whose client is traced, too, and all spans of its trace."""
+    config = cluster.client_config().model_copy(update={"telemetry": Telemetry(endpoint=collector.endpoint)})
+    with Client(config) as client:
+        report = infer(client)
+    ends = {("client", "ask"), ("coordinator", "job"), ("party0", "job"), ("party1", "job"), ("dealer", "deal")}
+
+    def mine(spans: list[Received]) -> list[Received]:
+        traces = {span.trace for span in spans if span.attributes.get("ditto.job") == report["job"][:8]}
+        return [span for span in spans if span.trace in traces]
+
+    def whole(spans: list[Received]) -> bool:
+        found = [(span.service, span.name) for span in mine(spans)]
+        return ends <= {*found} and found.count(("dealer", "stream")) == 2
+
+    return report, mine(collector.until(whole))
+
+
+def test_a_job_is_one_trace(cluster: Cluster, collector: Collector) -> None:
+    """Parents, times and counts; and that all that stands in spans is what every server knows of a job anyway."""
+    report, spans = traced(cluster, collector)
+    assert len({span.trace for span in spans}) == 1 and len({span.span for span in spans}) == len(spans)
+    by_id = {span.span: span for span in spans}
+
+    def of(service: str, name: str) -> Received:
+        (found,) = (span for span in spans if (span.service, span.name) == (service, name))
+        return found
+
+    def parent(span: Received) -> Received:
+        return by_id[span.parent]
+
+    root, job = of("client", "ask"), of("coordinator", "job")
+    assert root.parent == "" and parent(job) == root and job.within(root)
+    jobs = [of(role, "job") for role in PARTIES]
+    assert all(parent(mine) == job and mine.within(root) for mine in jobs)
+    assert parent(of("dealer", "deal")) in jobs
+    streams = [span for span in spans if span.name == "stream"]
+    assert sorted(parent(span).service for span in streams) == list(PARTIES)
+    assert all(span.within(parent(span)) for span in streams)
+    names = {(span.service, span.name) for span in spans}
+    assert names >= {("client", name) for name in ("encode", "send inputs", "reveal")}
+    assert names >= {("coordinator", name) for name in ("queue", "open", "wait for inputs")}
+    assert names >= {(role, name) for role in PARTIES for name in ("wait for dealer", "input", "output")}
+    # layers, with the times of the report
+    for layer in report["layers"]:
+        for phase in ("offline", "online"):
+            step = of("coordinator", f"{phase} {layer['name']}")
+            sides = [of(role, step.name) for role in PARTIES]
+            assert parent(step) == job and step.within(job)
+            assert all(parent(side) == step and side.within(step) for side in sides)
+            assert max(side.seconds for side in sides) == pytest.approx(layer[phase]["seconds"], abs=2e-9)
+            if phase == "online":
+                assert {side.attributes["ditto.rounds"] for side in sides} == {layer["online"]["rounds"]}
+                assert [side.attributes["ditto.bytes_sent"] for side in sides] == layer["online"]["bytes_sent"]
+            else:
+                dealt = [side.attributes["ditto.bytes_from_dealer"] for side in sides]
+                assert dealt == layer["offline"]["bytes_to_party"]
+    assert job.attributes["ditto.rounds"] == report["online"]["rounds"] + ROUNDS
+    assert not any(span.error for span in spans)
+    # no content
+    counted = {"layer", "stage", "rounds", "waiting_seconds", "batch", "padded_length", "tokens"}
+    words: dict[str, set[str]] = {
+        "job": {report["job"][:8]}, "model": {"tiny"}, "preset": {"ditto"}, "outcome": {"done"},
+        "phase": {"offline", "online"},
+    }  # fmt: skip
+    for span in spans:
+        for key, value in span.attributes.items():
+            name = key.removeprefix("ditto.")
+            if isinstance(value, str):
+                assert value in words[name]
+            else:
+                assert name in counted or name.startswith("bytes_")
+    raw = b"".join(collector.bodies)
+    assert not any(secret.encode() in raw for secret in (*secrets_of(cluster), report["job"], report["owner"]))
+
+
+class _Said(Span):
+    def __init__(self, header: str) -> None:
+        super().__init__()
+        self._header = header
+
+    @property
+    def carried(self) -> dict[str, Any]:
+        return {"metadata": (("traceparent", self._header),)}
+
+
+class Says(Tracing):
+    """A client that names whatever it likes as its trace."""
+
+    def __init__(self, header: str) -> None:
+        self._header = header
+
+    def start(self, name: str, parent: Context | None = None, **attributes: Any) -> Span:
+        return _Said(self._header)
+
+
+def test_what_a_client_names_as_its_trace(cluster: Cluster, collector: Collector) -> None:
+    """Its own goes on; what is none, or was another client's, does not count, and the job runs."""
+    _, spans = traced(cluster, collector)
+    (root,) = (span for span in spans if span.name == "ask")
+    mallory = cluster.client_config().model_copy(update={"tls": issue(cluster, "mallory")})
+    with Client(cluster.client_config()) as client:
+        client.grant_model("tiny", "mallory")
+    fresh = "5" * 32
+    named: dict[str, str | None] = {
+        f"00-{root.trace}-{root.span}-01": None,  # the other client's
+        f"00-{fresh}-{'1' * 16}-00": fresh,
+        f"00-{'0' * 32}-{'0' * 16}-01": None,
+        "ff" * 2000: None,
+    }
+    jobs = {}
+    for header in named:
+        with Client(mallory) as client:
+            client._tracing = Says(header)
+            jobs[header] = infer(client)["job"][:8]
+
+    def servers(spans: list[Received], job: str) -> list[Received]:
+        return [s for s in spans if s.attributes.get("ditto.job") == job and s.name == "job"]
+
+    spans = collector.until(lambda spans: all(len(servers(spans, job)) == 3 for job in jobs.values()))
+    for header, trace in named.items():
+        (found,) = {span.trace for span in servers(spans, jobs[header])}
+        assert found == trace if trace else found not in (root.trace, fresh, "0" * 32)
+
+
+def test_a_collector_that_refuses_costs_spans_only(cluster: Cluster, collector: Collector) -> None:
+    collector.status = 400
+    try:
+        with Client(cluster.client_config()) as client:
+            report = infer(client)
+        deadline = time.monotonic() + 15
+        while '"event": "telemetry"' not in (log := (cluster.logs / "party0.log").read_text()):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        collector.status = 200
+    assert all(line.startswith("{") for line in log.splitlines())
+    assert report["online"]["rounds"] > 0
 
 
 def test_a_taken_port_is_named(cluster: Cluster, tmp_path: Path) -> None:

@@ -39,7 +39,9 @@ from ditto.models.compiled import program_for, weights_of
 from ditto.names import PARTIES
 from ditto.net.config import ClientConfig, Tls
 from ditto.net.pools import Watchdog
-from ditto.net.transport import connect, from_rpc_error, open_channel
+from ditto.net.telemetry import tracing_of
+from ditto.net.tracing import Span
+from ditto.net.transport import connect, from_rpc_error, open_channel, short
 from ditto.ring import unpack
 from ditto.ring.prg import new_seed
 from ditto.wire import control_pb2, control_pb2_grpc, party_pb2, party_pb2_grpc
@@ -76,7 +78,7 @@ class Client:
     def __init__(self, config: ClientConfig, *, in_turns: bool = False) -> None:
         """`in_turns`: jobs prepare a layer, run it, and so on, instead of preparing the next while one runs. They take
         longer, and their phases' seconds are those that each takes by itself."""
-        self._config, self._in_turns = config, in_turns
+        self._config, self._in_turns, self._tracing = config, in_turns, tracing_of(config)
         self._channels = {
             role: open_channel(
                 config.peers.of(role), role, config.tls, config.role, config.max_message_mb, config.silence_s
@@ -100,6 +102,7 @@ class Client:
         self._pool.shutdown(wait=False)
         for channel in self._channels.values():
             channel.close()
+        self._tracing.close()
 
     def _within(self, seconds: float) -> float:
         """The deadline of a call that should take less than a step of a job."""
@@ -311,8 +314,14 @@ class Client:
         while True:
             if meant is not None and parse(found.description) != meant:
                 raise JobMismatch(f"{model} was shared again, as another version, since it was looked up: ask again")
+            about = parse(found.description)
+            span = self._tracing.start(
+                "ask", model=found.model, preset=about.preset, batch=plan.batch, padded_length=plan.seq,
+                tokens=plan.tokens,
+            )  # fmt: skip
             try:
-                return self._run(found, plan, inputs, on_event)
+                with span:
+                    return self._run(found, plan, inputs, on_event, span)
             except JobMismatch as error:
                 fresh = self._model(model)
                 if error.peer != "coordinator" or fresh.owner != found.owner or not left:
@@ -325,16 +334,18 @@ class Client:
         plan: Plan,
         inputs: Callable[[int, Program, Outputs], Inputs | None],
         on_event: Callable[[dict[str, Any]], None] | None,
+        span: Span,
     ) -> InferResult:
         plan = replace(plan, hold_mb=found.hold_mb or plan.hold_mb)  # as the servers are configured
         program = program_for(found.description, plan)
-        encoded = inputs(0, program, {})
+        with span.child("encode"):
+            encoded = inputs(0, program, {})
         if encoded is None:
             raise UsageError("nothing to ask")
         self._connect(*PARTIES)
         started = time.perf_counter()
         terms = terms_of(found, plan, program)
-        call = self._control.RunJob(ask_of(terms, self._in_turns))
+        call = self._control.RunJob(ask_of(terms, self._in_turns), **span.carried)
         progress = Progress(len(program.layers), plan.stages)
         report, job, marks = Report(), "", list[str]()
         outputs: Outputs = {}
@@ -347,23 +358,28 @@ class Client:
                     if kind == "accepted":
                         job, terms.share_id = message.accepted.job, message.accepted.share_id
                         event |= {"job": job, "layers": list(message.accepted.layers)}
-                        self._start(job, terms, 0, program, encoded)
+                        span.note(job=short(job))
+                        with span.child("send inputs", stage=0):
+                            self._start(job, terms, 0, program, encoded)
                     elif kind == "queued":
                         event["position"] = message.queued.position
                     elif kind == "layer":
                         event |= report.add(message.layer)
                     elif kind == "stage":
                         event["stage"] = stage = message.stage.stage
-                        outputs = self._fetch(job, stage, program)
+                        with span.child("reveal", stage=stage):
+                            outputs = self._fetch(job, stage, program)
                         marks += ranges.take_marks(program, outputs, stage)
                         if stage + 1 < plan.stages:
                             # all later stages take and give the same types
                             program = program_for(found.description, plan, 1)
                             asked = inputs(stage + 1, program, outputs)
                             progress.ended = asked is None
-                            self._start(job, terms, stage + 1, program, asked)
+                            with span.child("send inputs", stage=stage + 1):
+                                self._start(job, terms, stage + 1, program, asked)
                     elif kind == "done":
                         report.finish(message.done)
+                        span.note(rounds=report.total.online.rounds)
                         event["seconds"] = report.seconds
                     if on_event is not None:
                         on_event(event)

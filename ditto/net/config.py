@@ -22,6 +22,17 @@ def _profile(value: Any) -> Any:
     return network(os.path.expandvars(value)) if isinstance(value, str) else value
 
 
+def _variable(value: Any) -> Any:
+    """A `$VARIABLE` of the environment may stand for an address: none, where it is empty."""
+    return (os.path.expandvars(value) or None) if isinstance(value, str) else value
+
+
+def _collector(value: Any) -> Any:
+    """The endpoint alone, or a `$VARIABLE` that holds it, may stand for the mapping."""
+    endpoint = _variable(value)
+    return {"endpoint": endpoint} if isinstance(endpoint, str) else endpoint
+
+
 Seconds = Annotated[float, Field(gt=0, le=1e7)]  # four months: what waits for longer overflows the clock
 Threads = Annotated[int, Field(ge=1, le=1024)]
 Emulated = Annotated[Network | None, BeforeValidator(_profile)]
@@ -50,6 +61,25 @@ class Peers(_Strict):
         return str(getattr(self, role))
 
 
+class Telemetry(_Strict):
+    """Where this process sends traces (`ditto.net.telemetry`): its own operator's collector, OTLP over HTTP."""
+
+    endpoint: Annotated[
+        str, StringConstraints(pattern=r"^https?://[A-Za-z0-9._~\[\]:-]+(/[A-Za-z0-9._~/-]*)?$", max_length=2048)
+    ]  # /v1/traces is added
+    ca: Path | None = None  # who signed the collector's certificate; None: the usual authorities
+    cert: Path | None = None  # what this process shows the collector, PEM
+    key: Path | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if (self.cert is None) != (self.key is None):
+            raise ValueError("cert and key go together")
+        if not self.endpoint.startswith("https:") and (self.ca or self.cert):
+            raise ValueError("ca, cert and key are for an https endpoint")
+        return self
+
+
 class _Common(_Strict):
     role: Role
     peers: Peers = Peers()
@@ -59,6 +89,7 @@ class _Common(_Strict):
     connect_timeout_s: Seconds = 5.0
     silence_s: Annotated[float, Field(ge=1, le=1e7)] = 7.0  # after which a connection that answers no ping is given up
     step_timeout_s: Seconds = 600.0  # one layer, or the activation of a model
+    telemetry: Annotated[Telemetry | None, BeforeValidator(_collector)] = None
 
 
 class Limits(_Strict):
@@ -80,7 +111,7 @@ class Limits(_Strict):
 
 class _Server(_Common, Limits):
     listen: Address
-    metrics: Address | None = None  # serve counters there over plain HTTP
+    metrics: Annotated[Address | None, BeforeValidator(_variable)] = None  # serve counters there over plain HTTP
     data_dir: Path
     storage: Literal["encrypted", "plaintext"] = "encrypted"  # what is kept in data_dir
     storage_key: Path | None = None  # a file of 64 hexadecimal digits; None: the environment's
@@ -146,6 +177,9 @@ def load_config(path: Path, kind: type[C]) -> C:
         raise ConfigError(f"{path}: " + "; ".join(lines)) from None
     base = path.resolve().parent
     changes: dict[str, Any] = {"tls": Tls(**{k: base / v for k, v in dict(config.tls).items() if v is not None})}
+    if config.telemetry is not None:
+        files = {k: base / v for k, v in dict(config.telemetry).items() if isinstance(v, Path)}
+        changes["telemetry"] = config.telemetry.model_copy(update=files)
     if config.data_dir is not None:
         changes["data_dir"] = base / config.data_dir
     if not isinstance(config, ClientConfig) and config.storage_key is not None:

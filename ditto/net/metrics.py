@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
-from ditto.errors import ConfigError
+from ditto.errors import BY_CODE, ConfigError
 from ditto.names import PARTIES
 
 _LAYER = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60)
@@ -18,7 +18,10 @@ _JOB = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120, 300, 900)
 
 
 class Metrics:
-    """What every server counts."""
+    """What every server counts. `outcomes`: how a job can end there; they are there from the start, at 0, since of a
+    series that begins with its first event no rate is known."""
+
+    outcomes: tuple[str, ...] = ("done", "aborted")
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -26,6 +29,8 @@ class Metrics:
             "ditto_jobs", "Jobs that ended: done, cancelled, or the code of the error.", ["outcome"],
             registry=self.registry,
         )  # fmt: skip
+        for outcome in self.outcomes:
+            self.jobs.labels(outcome)
         self.models = self._gauge("ditto_models", "Models that this process knows.")
 
     def _gauge(self, name: str, help_: str, *labels: str) -> Gauge:
@@ -39,6 +44,8 @@ class Metrics:
 
 
 class CoordinatorMetrics(Metrics):
+    outcomes = ("done", "cancelled", *(code.lower() for code in BY_CODE))
+
     def __init__(self) -> None:
         super().__init__()
         self.queued = self._gauge("ditto_queue_length", "Jobs and activations that wait for their turn.")

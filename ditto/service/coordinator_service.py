@@ -20,6 +20,7 @@ from ditto.net.config import CoordinatorConfig
 from ditto.net.identity import caller, certificate
 from ditto.net.messages import check_reply, phase_to_message, plan_of, to_message
 from ditto.net.metrics import CoordinatorMetrics
+from ditto.net.tracing import OFF, Claims, Tracing, received
 from ditto.net.transport import Roles, connect, open_channel, short
 from ditto.service.ahead import Preparing, Work, works_of
 from ditto.service.job_run import Account, Fifo, JobRun
@@ -43,8 +44,8 @@ def _message(entry: Registered) -> control_pb2.Model:
 
 
 class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
-    def __init__(self, config: CoordinatorConfig) -> None:
-        self._config = config
+    def __init__(self, config: CoordinatorConfig, tracing: Tracing = OFF) -> None:
+        self._config, self._tracing, self._traces = config, tracing, Claims()
         self._channels = {
             role: open_channel(
                 config.peers.of(role), role, config.tls, config.role, config.max_message_mb, config.silence_s
@@ -246,6 +247,10 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         program = admit_job(model.description, plan, request.fingerprint, self._config, self._config.role)
         self._view.check(model, client)
         run = JobRun(secrets.token_hex(16), self._stubs, self._config.step_timeout_s, client)
+        run.span = self._tracing.start(
+            "job", self._traces.of(received(context), client), job=short(run.name), model=model.model,
+            preset=parse(model.description).preset, batch=plan.batch, padded_length=plan.seq, tokens=plan.tokens,
+        )  # fmt: skip
         reason, outcome = "the client ended the job", "cancelled"
         structlog.contextvars.bind_contextvars(job=short(run.name))
         log.info("job started", model=request.model, **vars(plan))
@@ -282,6 +287,8 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         if outcome == "done":
             for phase, seconds in run.seconds.items():
                 self.metrics.seconds.labels(phase).observe(seconds)
+        run.span.note(outcome=outcome, rounds=max((t.rounds for t in run.traffic), default=0))
+        run.span.end("" if outcome == "done" else outcome.upper())
         counts = {
             f"{role}_{field.name}": value
             for role, traffic in zip(PARTIES, run.traffic, strict=False)
@@ -304,13 +311,14 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         self, run: JobRun, request: control_pb2.RunJobRequest, program: Program, plan: Plan
     ) -> Iterator[control_pb2.JobEvent]:
         # 2
-        place = self._queue.place(run.name)
-        while place:
-            yield control_pb2.JobEvent(queued=control_pb2.Queued(position=place))
-            before, said = place, time.monotonic()  # a client does not wait for a silent coordinator without end
-            while place == before and time.monotonic() - said < min(REPEAT_S, self._config.step_timeout_s / 2):
-                place = self._queue.place(run.name, 0.2)
-                run.check()
+        with run.span.child("queue"):
+            place = self._queue.place(run.name)
+            while place:
+                yield control_pb2.JobEvent(queued=control_pb2.Queued(position=place))
+                before, said = place, time.monotonic()  # a client does not wait for a silent coordinator without end
+                while place == before and time.monotonic() - said < min(REPEAT_S, self._config.step_timeout_s / 2):
+                    place = self._queue.place(run.name, 0.2)
+                    run.check()
         self._connect_all()
         model = self._meant(request, run.client)
         # 3
@@ -319,7 +327,8 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
             plan=to_message(plan), fingerprint=request.fingerprint, client=run.client,
             description_digest=digest_of(model.description),
         )  # fmt: skip
-        run.both(lambda stub, timeout: stub.OpenJob.future(ask, timeout=timeout))
+        with run.span.child("open"):
+            run.both(lambda stub, timeout: stub.OpenJob.future(ask, timeout=timeout, **run.span.carried))
         run.begun = True
         accepted = control_pb2.Accepted(job=run.name, layers=program.layers, share_id=model.share_id)
         yield control_pb2.JobEvent(accepted=accepted)
@@ -358,17 +367,21 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
 
     def _await_client(self, run: JobRun) -> None:
         config = self._config
-        run.await_client(self._queue, config.give_way_s, config.start_timeout_s, config.idle_timeout_s)
+        with run.span.child("wait for inputs", stage=run.stage):
+            run.await_client(self._queue, config.give_way_s, config.start_timeout_s, config.idle_timeout_s)
 
     def _step(self, run: JobRun, work: Work, phase: Phase) -> control_pb2.JobEvent:
         """One phase of a piece of work at both parties. Raises what failed, and DittoError for a reply that does not
         say what the step cost."""
         step = work.request
-        with structlog.contextvars.bound_contextvars(layer=work.layer):
+        with (
+            structlog.contextvars.bound_contextvars(layer=work.layer),
+            run.span.child(f"{phase} {work.name}", phase=phase, layer=work.layer, stage=work.stage) as span,
+        ):
             if phase == "offline":
-                replies = run.both(lambda stub, timeout: stub.Prepare.future(step, timeout=timeout))
+                replies = run.both(lambda stub, timeout: stub.Prepare.future(step, timeout=timeout, **span.carried))
             else:
-                replies = run.both(lambda stub, timeout: stub.Run.future(step, timeout=timeout))
+                replies = run.both(lambda stub, timeout: stub.Run.future(step, timeout=timeout, **span.carried))
         for role, reply in zip(PARTIES, replies, strict=True):
             check_reply(reply, phase, role)
         seconds = max(reply.seconds for reply in replies)

@@ -24,6 +24,7 @@ from ditto.engine.program import Wire
 from ditto.engine.weights import DealerWeights, keeps_whole
 from ditto.errors import BadShare, ClusterError, DittoError, ReplayedJob, ReuseError, UnknownModel, UsageError
 from ditto.models.compiled import generates, program_for
+from ditto.models.description import parse
 from ditto.names import ID, NAME, PARTIES, check_id, check_name
 from ditto.net.bulk import Data, Dealt
 from ditto.net.config import DealerConfig
@@ -32,6 +33,7 @@ from ditto.net.framing import around_dealt, dealt_digest
 from ditto.net.identity import caller
 from ditto.net.messages import plan_of
 from ditto.net.metrics import DealerMetrics
+from ditto.net.tracing import OFF, Attributes, Context, Tracing, received
 from ditto.net.transport import CHUNK, Roles, short
 from ditto.ring.kernels import kernel_of
 from ditto.ring.malloc import give_back
@@ -147,8 +149,21 @@ class _Feed:
 class _Job:
     """Both parties' feeds of one job and the thread that fills them, stage after stage, ahead of their use."""
 
-    def __init__(self, request: dealer_pb2.CorrelationsRequest, entry: Entry, limit: int) -> None:
+    def __init__(
+        self,
+        request: dealer_pb2.CorrelationsRequest,
+        entry: Entry,
+        limit: int,
+        tracing: Tracing = OFF,
+        parent: Context | None = None,
+    ) -> None:
+        """`parent`: the span of the party that came first."""
         self.plan = plan_of(request.plan)
+        self.about: Attributes = {
+            "job": short(request.job), "model": entry.model, "preset": parse(entry.description).preset,
+            "batch": self.plan.batch, "padded_length": self.plan.seq, "tokens": self.plan.tokens,
+        }  # fmt: skip
+        self.span = tracing.start("deal", parent, **self.about)
         self.key = (request.share_id, self.plan)
         self.name, self._entry = request.job, entry
         self.seeds = _pair(new_seed())
@@ -175,6 +190,7 @@ class _Job:
                 first += len(program.steps)
             for feed in self.feeds:
                 feed.end()
+            self.span.end()
         except DittoError as error:
             self.drop(error)
         except Exception as error:
@@ -184,6 +200,7 @@ class _Job:
     def drop(self, error: DittoError) -> None:
         for feed in self.feeds:
             feed.end(error)
+        self.span.end(error.code)
 
 
 def _step_back() -> None:
@@ -194,8 +211,8 @@ def _step_back() -> None:
 
 
 class DealerService(dealer_pb2_grpc.DealerServicer):
-    def __init__(self, config: DealerConfig) -> None:
-        self._config = config
+    def __init__(self, config: DealerConfig, tracing: Tracing = OFF) -> None:
+        self._config, self._tracing = config, tracing
         self._dir: Path = config.data_dir / "models"
         files.make_directory(self._dir, 0o700)
         self._lock = threading.Lock()
@@ -340,7 +357,8 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
 
     def Correlations(self, request: dealer_pb2.CorrelationsRequest, context: grpc.ServicerContext) -> Iterator[Any]:
         party = PARTIES.index(caller(context).role)
-        job = self._join(request, party)
+        parent = received(context)
+        job = self._join(request, party, parent)
 
         def left() -> None:
             with self._lock:
@@ -353,6 +371,12 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
 
         if not context.add_callback(left):
             left()
+        with self._tracing.start("stream", parent, **job.about) as span:
+            yield from self._stream(job, party)
+            sent = job.feeds[party].sent
+            span.note(bytes_to_party0=sent) if party == 0 else span.note(bytes_to_party1=sent)
+
+    def _stream(self, job: _Job, party: int) -> Iterator[Any]:
         link, seed = self._links[party], job.seeds[party]
         reply, queued = Dealt(Head(seed=seed, digest=dealt_digest(0, seed, b""))), time.monotonic()
         around = around_dealt(reply)
@@ -367,11 +391,11 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
             yield reply
         with self._lock:
             job.finished.add(party)
-            last = len(job.finished) == 2 and self._jobs.pop(request.job, None) is not None
+            last = len(job.finished) == 2 and self._jobs.pop(job.name, None) is not None
         if last:
             self._end(job, "done")
 
-    def _join(self, request: dealer_pb2.CorrelationsRequest, party: int) -> _Job:
+    def _join(self, request: dealer_pb2.CorrelationsRequest, party: int, parent: Context | None) -> _Job:
         check_id(request.job)
         entry = self._entry(request.share_id)
         plan = plan_of(request.plan)
@@ -382,7 +406,8 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
                 if request.job in self._used:
                     raise ReplayedJob(f"job {request.job} was dealt before", peer="dealer")
                 self._used.add(request.job)
-                job = self._jobs[request.job] = _Job(request, entry, self._config.ahead_mb << 20)
+                job = _Job(request, entry, self._config.ahead_mb << 20, self._tracing, parent)
+                self._jobs[request.job] = job
                 log.info("job started", **vars(plan))
                 threading.Thread(target=job.deal, args=(self,), name="deal", daemon=True).start()
             if party in job.joined:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import grpc
 
 from ditto.errors import Busy, ClusterError, DittoError, IntegrityError, PeerLost
+from ditto.net.tracing import SILENT
 from ditto.net.transport import from_rpc_error
 from ditto.wire import control_pb2, party_pb2, party_pb2_grpc
 
@@ -129,6 +130,7 @@ class JobRun:
         self.done = False
         self.seconds = {"offline": 0.0, "online": 0.0}  # of the slower party, summed over the layers
         self.traffic: list[party_pb2.Traffic] = []  # of each party, as of its last step
+        self.span = SILENT  # of the whole job
         self.begun = False  # from here on a silent process is lost, not absent
         self._lock = threading.Lock()
         self._flying: set[Any] = set()

@@ -9,7 +9,7 @@ import structlog
 import torch
 
 from ditto.engine.job import Carried, PartyJob
-from ditto.engine.ledger import Ledger, Phase
+from ditto.engine.ledger import Ledger, Phase, total
 from ditto.engine.memory import held_by_layer, reach
 from ditto.engine.program import Program
 from ditto.engine.recording import RecordedJob, Recorder
@@ -18,12 +18,13 @@ from ditto.engine.weights import PartyWeights
 from ditto.errors import BadShare, ClusterError, ReplayedJob, StorageError
 from ditto.models import Plan
 from ditto.models.compiled import program_for
-from ditto.models.description import digest_of
+from ditto.models.description import digest_of, parse
 from ditto.names import check_id
 from ditto.net.config import PartyConfig
 from ditto.net.messages import ledger_to_message, plan_of, times_to_message
 from ditto.net.metrics import PartyMetrics
 from ditto.net.peerlink import LinkChannel, PeerLink
+from ditto.net.tracing import OFF, SILENT, Context, Span, Tracing
 from ditto.net.transport import short
 from ditto.ring.prg import SEED_BYTES
 from ditto.service.assembly import Assembly
@@ -55,9 +56,16 @@ class Job:
     """
 
     def __init__(
-        self, name: str, description: str, plan: Plan, party: int, channel: LinkChannel, source: DealerSource
+        self,
+        name: str,
+        description: str,
+        plan: Plan,
+        party: int,
+        channel: LinkChannel,
+        source: DealerSource,
+        span: Span = SILENT,
     ) -> None:
-        self.name, self.plan, self.channel, self.source = name, plan, channel, source
+        self.name, self.plan, self.channel, self.source, self.span = name, plan, channel, source, span
         self._lock = threading.Lock()
         self._phases: dict[Phase, threading.Lock] = {"offline": threading.Lock(), "online": threading.Lock()}
         self.seconds: dict[Phase, float] = {"offline": 0.0, "online": 0.0}
@@ -106,9 +114,11 @@ class Job:
                 self._stages[index - 2] = None
         return self.stage(index)
 
-    def step(self, phase: Phase, request: party_pb2.StepRequest, until: float | None = None) -> party_pb2.StepReply:
+    def step(
+        self, phase: Phase, request: party_pb2.StepRequest, until: float | None = None, parent: Context | None = None
+    ) -> party_pb2.StepReply:
         """Prepare ("offline") or run ("online") one layer, or it and the rest: seconds and the rows that were added.
-        Nothing is awaited beyond `until` (time.monotonic)."""
+        Nothing is awaited beyond `until` (time.monotonic). `parent`: the coordinator's span of this step."""
         with self._phases[phase]:
             with self._lock:
                 stage = self._enter(request.stage)
@@ -119,26 +129,34 @@ class Job:
                 self.source.until = until
             if phase == "online" or (request.stage, request.layer) == (0, 0):  # what is agreed on with the other party
                 self.channel.until = until
+            name = f"token {request.stage + 1}" if request.rest else stage.program.layers[request.layer]
+            span = self.span.child(f"{phase} {name}", parent, phase=phase, layer=request.layer, stage=request.stage)
             engine, start = stage.engine, time.perf_counter()
             last = count if request.rest else request.layer + 1
-            for layer in range(request.layer, last):
-                if phase == "online":
-                    engine.run(layer)
-                else:
-                    self._check_ahead(stage, request.stage, layer)
-                    engine.prepare(layer)
-            if phase == "online" and last == count:
-                stage.outputs = engine.outputs()
-            seconds = time.perf_counter() - start
+            with span:
+                for layer in range(request.layer, last):
+                    if phase == "online":
+                        engine.run(layer)
+                    else:
+                        self._check_ahead(stage, request.stage, layer)
+                        engine.prepare(layer)
+                if phase == "online" and last == count:
+                    stage.outputs = engine.outputs()
+                seconds = time.perf_counter() - start
+                ledger = engine.ledger
+                rows = ledger.by_operation(phase) if request.rest else ledger.rows(phase, request.layer)
+                spent = total(rows)
+                span.note(
+                    rounds=spent.rounds, bytes_sent=spent.bytes_sent, bytes_from_dealer=spent.bytes_from_dealer,
+                    waiting_seconds=spent.waiting,
+                )  # fmt: skip
+                span.end(seconds=seconds)
             self.seconds[phase] += seconds
             self.used = time.monotonic()
             reply = party_pb2.StepReply(seconds=seconds, traffic=self.traffic())
-            if request.rest:
-                reply.ledger.CopyFrom(ledger_to_message(engine.ledger.by_operation(phase)))
-            else:
-                reply.ledger.CopyFrom(ledger_to_message(engine.ledger.rows(phase, request.layer)))
-                if phase == "online":
-                    reply.times.CopyFrom(times_to_message(engine.ledger.times[request.layer]))
+            reply.ledger.CopyFrom(ledger_to_message(rows))
+            if phase == "online" and not request.rest:
+                reply.times.CopyFrom(times_to_message(ledger.times[request.layer]))
             return reply
 
     def _check_ahead(self, stage: Stage, index: int, layer: int) -> None:
@@ -198,8 +216,10 @@ class Jobs:
         link: PeerLink,
         dealer: dealer_pb2_grpc.DealerStub,
         metrics: PartyMetrics,
+        tracing: Tracing = OFF,
     ) -> None:
         self._config, self._store, self._link, self._dealer, self._metrics = config, store, link, dealer, metrics
+        self._tracing = tracing
         self._recordings = Recordings(config) if config.record else None
         self._lock = threading.Lock()
         self._jobs: dict[str, Job] = {}
@@ -207,7 +227,8 @@ class Jobs:
         self._used: set[str] = set()
         threading.Thread(target=self._sweep, name="sweep", daemon=True).start()
 
-    def open(self, request: party_pb2.OpenJobRequest) -> None:
+    def open(self, request: party_pb2.OpenJobRequest, parent: Context | None = None) -> None:
+        """`parent`: the coordinator's span of the job."""
         check_id(request.job)
         with self._lock:
             if request.job in self._used:
@@ -227,8 +248,12 @@ class Jobs:
             job=request.job, model=entry.model, share_id=request.share_id,
             plan=request.plan, fingerprint=request.fingerprint,
         )  # fmt: skip
-        source = DealerSource(self._dealer, correlations, self._config.step_timeout_s, self._metrics)
-        job = Job(request.job, entry.description, plan, self._config.index, channel, source)
+        span = self._tracing.start(
+            "job", parent, job=short(request.job), model=entry.model, preset=parse(entry.description).preset,
+            batch=plan.batch, padded_length=plan.seq, tokens=plan.tokens,
+        )  # fmt: skip
+        source = DealerSource(self._dealer, correlations, self._config.step_timeout_s, self._metrics, span)
+        job = Job(request.job, entry.description, plan, self._config.index, channel, source, span)
         terms = Terms(
             request.client, entry.model, entry.owner, entry.share_id, plan, request.fingerprint,
             digest_of(entry.description),
@@ -237,7 +262,8 @@ class Jobs:
             self._jobs[request.job], self._terms[request.job] = job, terms
         log.info("job started", job=short(request.job), model=entry.model, **vars(plan))
         try:
-            seed = source.seed()
+            with span.child("wait for dealer"):
+                seed = source.seed()
             job.begin(seed, weights, self._recorder(terms, entry.share_digest, request.job, seed))
         except Exception:
             self.close(request.job, "opening failed")
@@ -292,10 +318,14 @@ class Jobs:
             job.close(reason)
             outcome = "aborted" if reason else "done"
             self._metrics.jobs.labels(outcome).inc()
+            moved = job.traffic()
+            job.span.note(outcome=outcome, rounds=moved.rounds, bytes_sent=moved.payload_sent)
+            job.span.note(bytes_received=moved.payload_received, bytes_from_dealer=moved.dealt)
+            job.span.end("ABORTED" if reason else "")
             log.info(
                 "job ended", job=short(name), outcome=outcome, reason=reason or None,
                 **{f"{phase}_seconds": round(seconds, 4) for phase, seconds in job.seconds.items()},
-                **{count.name: value for count, value in job.traffic().ListFields()},
+                **{count.name: value for count, value in moved.ListFields()},
                 **job.channel.transcript.summary(),
             )  # fmt: skip
 

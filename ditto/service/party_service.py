@@ -18,6 +18,7 @@ from ditto.net.config import PartyConfig
 from ditto.net.identity import Identity, caller
 from ditto.net.metrics import PartyMetrics
 from ditto.net.peerlink import PeerLink
+from ditto.net.tracing import OFF, Context, Tracing, received
 from ditto.net.transport import CHUNK, Roles, connect, from_rpc_error, open_channel, short
 from ditto.ring import pack
 from ditto.service.assembly import Assembly
@@ -50,7 +51,7 @@ class LinkService(party_pb2_grpc.PeerLinkServicer):
 
 
 class PartyService(party_pb2_grpc.PartyServicer):
-    def __init__(self, config: PartyConfig) -> None:
+    def __init__(self, config: PartyConfig, tracing: Tracing = OFF) -> None:
         self._config = config
         self._store = ModelStore(config.data_dir, config.index, config)
         self.metrics = PartyMetrics()
@@ -63,7 +64,7 @@ class PartyService(party_pb2_grpc.PartyServicer):
             config.peers.dealer, "dealer", config.tls, config.role, config.max_message_mb, config.silence_s
         )
         self._dealer = dealer_pb2_grpc.DealerStub(self._dealer_channel)
-        self._jobs = Jobs(config, self._store, self.link, self._dealer, self.metrics)
+        self._jobs = Jobs(config, self._store, self.link, self._dealer, self.metrics, tracing)
         self._peer_channel: grpc.Channel | None = None
         if config.index == 1:
             address = config.peers.of(config.peer)
@@ -187,19 +188,19 @@ class PartyService(party_pb2_grpc.PartyServicer):
 
     def OpenJob(self, request: party_pb2.OpenJobRequest, context: grpc.ServicerContext) -> party_pb2.OpenJobReply:
         connect(self._dealer_channel, "dealer", self._config.connect_timeout_s)
-        self._jobs.open(request)
+        self._jobs.open(request, received(context))
         return party_pb2.OpenJobReply()
 
     def Prepare(self, request: party_pb2.StepRequest, context: grpc.ServicerContext) -> party_pb2.StepReply:
-        return self._step("offline", request)
+        return self._step("offline", request, received(context))
 
     def Run(self, request: party_pb2.StepRequest, context: grpc.ServicerContext) -> party_pb2.StepReply:
-        return self._step("online", request)
+        return self._step("online", request, received(context))
 
-    def _step(self, phase: Phase, request: party_pb2.StepRequest) -> party_pb2.StepReply:
+    def _step(self, phase: Phase, request: party_pb2.StepRequest, parent: Context | None) -> party_pb2.StepReply:
         job = self._jobs.get(request.job)
         try:
-            reply = job.step(phase, request, time.monotonic() + self._config.step_timeout_s)
+            reply = job.step(phase, request, time.monotonic() + self._config.step_timeout_s, parent)
         except Exception as error:
             code = error.code if isinstance(error, DittoError) else type(error).__name__
             self._jobs.close(request.job, f"{phase} work failed ({code})")
@@ -224,13 +225,14 @@ class PartyService(party_pb2_grpc.PartyServicer):
         structlog.contextvars.bind_contextvars(job=short(header.job))
         job = self._jobs.of_client(header.job, str(caller(context)))
         self._jobs.check_terms(header.job, header.terms)
-        assembly: Assembly | None = job.input(header)
-        for request in request_iterator:
-            if assembly is None or not request.HasField("chunk"):
-                raise BadShare(f"{header.name}: more than was announced", peer=self._config.role)
-            assembly.add(request.chunk.offset, request.chunk.data)
-        if assembly is not None:
-            job.set_input(header.stage, header.name, assembly.tensor())
+        with job.span.child("input", stage=header.stage):  # part of the coordinator's trace, whatever the client names
+            assembly: Assembly | None = job.input(header)
+            for request in request_iterator:
+                if assembly is None or not request.HasField("chunk"):
+                    raise BadShare(f"{header.name}: more than was announced", peer=self._config.role)
+                assembly.add(request.chunk.offset, request.chunk.data)
+            if assembly is not None:
+                job.set_input(header.stage, header.name, assembly.tensor())
         return party_pb2.PutInputReply()
 
     def FetchOutput(
@@ -245,11 +247,12 @@ class PartyService(party_pb2_grpc.PartyServicer):
             raise BadShare(f"{request.name!r} is no output of this program", peer=self._config.role)
         wire = answer_type(wire)
         data = pack(stage.outputs[request.name], wire.ring)
-        for offset in range(0, len(data) or 1, CHUNK):
-            yield party_pb2.TensorChunk(
-                name=request.name, ring=wire.ring, shape=list(wire.shape), offset=offset, total=len(data),
-                data=data[offset : offset + CHUNK],
-            )  # fmt: skip
+        with job.span.child("output", stage=request.stage):
+            for offset in range(0, len(data) or 1, CHUNK):
+                yield party_pb2.TensorChunk(
+                    name=request.name, ring=wire.ring, shape=list(wire.shape), offset=offset, total=len(data),
+                    data=data[offset : offset + CHUNK],
+                )  # fmt: skip
         stage.fetched.add(request.name)
         if job.left(request.stage):
             self._jobs.close(request.job)

@@ -24,6 +24,9 @@ from ditto import files
 from ditto.errors import ClusterError, DittoError
 from ditto.net.config import CoordinatorConfig, DealerConfig, PartyConfig, ServerConfig, load_config
 from ditto.net.metrics import Metrics, serve
+from ditto.net.process_metrics import OwnProcess
+from ditto.net.telemetry import tracing_of
+from ditto.net.tracing import Tracing
 from ditto.net.transport import short
 from ditto.ring.malloc import tune_memory
 from ditto.service.leftovers import collect
@@ -109,7 +112,7 @@ def alone(config: ServerConfig, patience: float = 5.0) -> Iterator[None]:
         raise ClusterError(f"{config.role} runs on {config.data_dir} already: stop it first") from None
 
 
-def main(kind: type[C], start: Callable[[C], tuple[grpc.Server, int, Service]]) -> int:
+def main(kind: type[C], start: Callable[[C, Tracing], tuple[grpc.Server, int, Service]]) -> int:
     """Run one process until SIGTERM or SIGINT; returns its exit code."""
     parser = argparse.ArgumentParser(description="One process of a Ditto cluster.")
     parser.add_argument("config_file", nargs="?", type=Path, help="YAML configuration")
@@ -131,8 +134,10 @@ def main(kind: type[C], start: Callable[[C], tuple[grpc.Server, int, Service]]) 
         collect(config.data_dir, age=None)
         registry = CollectorRegistry()  # served first: once the server's own port is bound, it must not fail any more
         end_metrics = serve(config.metrics, config.role, registry)
-        server, port, service = start(config)
+        tracing = tracing_of(config)
+        server, port, service = start(config, tracing)
         registry.register(service.metrics.registry)
+        registry.register(OwnProcess(config.tls))
     except DittoError as error:
         sys.stderr.write(f"{path}: {error}\n")
         return error.exit_code
@@ -148,5 +153,6 @@ def main(kind: type[C], start: Callable[[C], tuple[grpc.Server, int, Service]]) 
     ended = server.stop(grace=1.0)
     service.close()
     ended.wait(3.0)
+    tracing.close()
     held.close()
     return 0

@@ -15,6 +15,7 @@ from ditto.errors import ClusterError, DittoError, IntegrityError, PeerLost
 from ditto.net.bulk import Dealt
 from ditto.net.framing import around_dealt, dealt_digest
 from ditto.net.metrics import PartyMetrics
+from ditto.net.tracing import SILENT, Span
 from ditto.net.transport import from_rpc_error
 from ditto.ring.prg import SEED_BYTES
 from ditto.wire import dealer_pb2, dealer_pb2_grpc
@@ -31,6 +32,7 @@ class DealerSource:
         request: dealer_pb2.CorrelationsRequest,
         timeout: float,
         metrics: PartyMetrics,
+        span: Span = SILENT,
     ) -> None:
         self._changed = threading.Condition()
         self._chunks: deque[memoryview] = deque()
@@ -43,7 +45,7 @@ class DealerSource:
         self._metrics = metrics
         self.received = 0
         self.framing = 0
-        self._call = stub.Correlations(request)
+        self._call = stub.Correlations(request, **span.carried)
         threading.Thread(target=self._read, name="dealer-in", daemon=True).start()
 
     def _read(self) -> None:

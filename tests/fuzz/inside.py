@@ -35,6 +35,9 @@ class Context:
     def auth_context(self) -> dict[str, list[bytes]]:
         return {"x509_pem_cert": [self._pem]}
 
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        return ()
+
     def add_callback(self, callback: Callable[[], None]) -> bool:
         self._callbacks.append(callback)
         return True
