@@ -11,19 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from collector import Collector, Received, collecting
 from engine import beside
 from prometheus_client.parser import text_string_to_metric_families
+from tiny import small_shapes
 from typer.testing import CliRunner
 from world import issue
 
 from ditto.cli import app
 from ditto.client.client import Client
+from ditto.client.generation import generate
 from ditto.client.local_cluster import Cluster, _free_ports
+from ditto.client.sampling import Sampler
 from ditto.engine.program import Program
 from ditto.errors import ClusterError, ConfigError
-from ditto.models import encode_inputs, random_batch, random_model
+from ditto.models import Plan, encode_inputs, random_batch, random_model
+from ditto.models.tokenizer import Prompts
 from ditto.names import PARTIES, SERVERS
 from ditto.net.config import DealerConfig, Telemetry, load_config
 from ditto.net.metrics import Metrics, serve
@@ -367,6 +372,36 @@ def test_a_collector_that_refuses_costs_spans_only(cluster: Cluster, collector: 
         collector.status = 200
     assert all(line.startswith("{") for line in log.splitlines())
     assert report["online"]["rounds"] > 0
+
+
+def test_the_tokens_of_a_generation_are_spans(
+    cluster: Cluster, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each later stage, whole, by the same name at the coordinator and both parties."""
+    small_shapes(monkeypatch, SEQ)
+    description, weights, _ = random_model("gpt2", 1, SEQ)
+    description = description.model_copy(update={"name": "writer"})
+    prompt = Prompts(torch.zeros(1, SEQ, dtype=torch.int64), [SEQ])
+    with Client(cluster.client_config()) as client:
+        client.share_model(description, weights)
+        job = generate(client, description, prompt, Plan(1, SEQ, 3), Sampler()).report["job"][:8]
+
+    def mine(spans: list[Received]) -> list[Received]:
+        traces = {span.trace for span in spans if span.attributes.get("ditto.job") == job}
+        return [span for span in spans if span.trace in traces]
+
+    def done(spans: list[Received]) -> bool:
+        return sum(span.name == "job" for span in mine(spans)) == 3
+
+    spans = mine(collector.until(done))
+    by_id = {span.span: span for span in spans}
+    for phase in ("offline", "online"):
+        for token in (2, 3):
+            steps = {span.service: span for span in spans if span.name == f"{phase} token {token}"}
+            assert steps.keys() == {"coordinator", *PARTIES}
+            for role in PARTIES:
+                assert by_id[steps[role].parent] == steps["coordinator"] and steps[role].within(steps["coordinator"])
+            assert (steps["party0"].attributes["ditto.rounds"] > 0) == (phase == "online")
 
 
 def test_a_taken_port_is_named(cluster: Cluster, tmp_path: Path) -> None:
