@@ -9,11 +9,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from ditto import files
-from ditto.errors import BadCheckpoint
+from ditto.errors import BadCheckpoint, UnsupportedArchitecture
+from ditto.models import advice
 from ditto.models.architecture import Answer, Architecture, Tensors
 from ditto.models.description import Dimensions, explain
 from ditto.models.encoder.pooling import read_pooling
-from ditto.models.registry import architecture_of
+from ditto.models.registry import ARCHITECTURES, architecture_of
 from ditto.models.tensors import read_tensors, without_prefix
 from ditto.models.tokenizer import Tokenizer
 
@@ -48,11 +49,15 @@ def load_checkpoint(directory: Path) -> Checkpoint:
     Raises BadCheckpoint naming the file or tensor, or UnsupportedArchitecture.
     """
     directory = Path(directory)
+    advice.check_directory(directory)
     config = _config(directory / "config.json")
     names = config.get("architectures") or [""]
     if not isinstance(names, list):
         raise BadCheckpoint(f"{directory / 'config.json'}: architectures: a list of names expected")
     name = str(names[0])
+    if name not in ARCHITECTURES:
+        raise UnsupportedArchitecture(advice.another_class(name, directory, ARCHITECTURES))
+    advice.check_quantized(config)
     architecture = architecture_of(name)
     try:
         dimensions = architecture.dimensions(config)
@@ -68,7 +73,7 @@ def load_checkpoint(directory: Path) -> Checkpoint:
     raw = without_prefix(read_tensors(directory), architecture.prefixes)
     for key, shape in need.items():
         if key not in raw:
-            raise BadCheckpoint(f"tensor {key} is missing")
+            raise BadCheckpoint(f"tensor {key} is missing; are these the weights of a {name}, as config.json says?")
         if tuple(raw[key].shape) != shape:
             raise BadCheckpoint(f"tensor {key}: shape {tuple(raw[key].shape)}, expected {shape}")
         if not bool(raw[key].isfinite().all()):
