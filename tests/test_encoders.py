@@ -259,13 +259,13 @@ def test_a_family_with_one_token_type_knows_no_second_segment(load: Callable[[st
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("BertModel", {"hidden_act": "relu"}, "GELU activations are supported, not 'relu'"),
-        ("BertModel", {"position_embedding_type": "relative_key"}, "absolute positions.*not 'relative_key'"),
+        ("BertModel", {"hidden_act": "relu"}, "GELU activations are supported, not hidden_act 'relu'"),
+        ("BertModel", {"position_embedding_type": "relative_key"}, "absolute positions.*not .* 'relative_key'"),
         ("BertModel", {"is_decoder": True}, "attends like a decoder"),
         ("RobertaModel", {"add_cross_attention": True}, "another text's states"),
         ("RobertaForTokenClassification", {"pad_token_id": 0}, "only 1 is supported as the id of padding, not 0"),
-        ("DistilBertModel", {"activation": "relu"}, "GELU activations are supported, not 'relu'"),
-        ("ElectraModel", {"hidden_act": "gelu_new"}, "not 'gelu_new'"),
+        ("DistilBertModel", {"activation": "relu"}, "GELU activations are supported, not activation 'relu'"),
+        ("ElectraModel", {"hidden_act": "gelu_new"}, "not hidden_act 'gelu_new'"),
         ("MPNetModel", {"relative_attention_num_buckets": 64}, "only 32 buckets.*not 64"),
     ],
 )

@@ -128,12 +128,16 @@ def save(
     description: "Description", weights: "dict[str, Tensor]", checkpoint: Path, models: Path | None = None
 ) -> StoredModel:
     """Write a model down, in the place of one of the same name; in another directory than this user's, if given.
-    Its description means the tokenizer's files, too."""
+    Its description means the tokenizer's files, too. Raises BadCheckpoint for a tokenizer that is another model's."""
     from ditto.client.publication import with_files
     from ditto.models.export import save_tensors
+    from ditto.models.tokenizer import Tokenizer
     from ditto.models.tokenizer_files import published
 
-    description = with_files(description, published(checkpoint))
+    public = published(checkpoint)
+    if public:  # whoever asks it would be refused: here, before it is shared
+        Tokenizer.load(checkpoint).check(description.dimensions.vocabulary)
+    description = with_files(description, public)
     target = (models or models_dir()) / check_name(description.name)
     with files.replacing_directory(target) as fresh:
         (fresh / DESCRIPTION).write_text(description.text(), encoding="utf-8")

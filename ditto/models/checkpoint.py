@@ -9,11 +9,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from ditto import files
-from ditto.errors import BadCheckpoint
+from ditto.errors import BadCheckpoint, UnsupportedArchitecture
+from ditto.models import advice
 from ditto.models.architecture import Answer, Architecture, Tensors
 from ditto.models.description import Dimensions, explain
 from ditto.models.encoder.pooling import read_pooling
-from ditto.models.registry import architecture_of
+from ditto.models.registry import ARCHITECTURES, architecture_of
 from ditto.models.tensors import read_tensors, without_prefix
 from ditto.models.tokenizer import Tokenizer
 
@@ -48,33 +49,43 @@ def load_checkpoint(directory: Path) -> Checkpoint:
     Raises BadCheckpoint naming the file or tensor, or UnsupportedArchitecture.
     """
     directory = Path(directory)
-    config = _config(directory / "config.json")
-    names = config.get("architectures") or [""]
-    if not isinstance(names, list):
-        raise BadCheckpoint(f"{directory / 'config.json'}: architectures: a list of names expected")
-    name = str(names[0])
+    name, dimensions = supported(directory)
     architecture = architecture_of(name)
-    try:
-        dimensions = architecture.dimensions(config)
-        need = architecture.expected(dimensions)
-    except KeyError as error:
-        raise BadCheckpoint(f"config.json: {error} is missing") from error
-    except ValidationError as error:
-        raise BadCheckpoint(f"config.json: {explain(error)}") from None
-    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
-        raise BadCheckpoint(f"config.json: {error}") from error
-    if architecture.answer is Answer.vector:
-        dimensions = read_pooling(directory, dimensions)
+    need = architecture.expected(dimensions)
     raw = without_prefix(read_tensors(directory), architecture.prefixes)
     for key, shape in need.items():
         if key not in raw:
-            raise BadCheckpoint(f"tensor {key} is missing")
+            raise BadCheckpoint(f"tensor {key} is missing; are these the weights of a {name}, as config.json says?")
         if tuple(raw[key].shape) != shape:
             raise BadCheckpoint(f"tensor {key}: shape {tuple(raw[key].shape)}, expected {shape}")
         if not bool(raw[key].isfinite().all()):
             raise BadCheckpoint(f"tensor {key}: infinite, or no number")
     tensors = architecture.adopt({key: raw[key] for key in need}, dimensions)
     return Checkpoint(name, dimensions, tensors, directory)
+
+
+def supported(directory: Path) -> tuple[str, Dimensions]:
+    """A checkpoint's class and sizes, by its settings alone: no tensor is looked at. Raises as `load_checkpoint`."""
+    advice.check_directory(directory)
+    config = _config(directory / "config.json")
+    names = config.get("architectures") or [""]
+    if not isinstance(names, list):
+        raise BadCheckpoint(f"{directory / 'config.json'}: architectures: a list of names expected")
+    name = str(names[0])
+    if name not in ARCHITECTURES:
+        raise UnsupportedArchitecture(advice.another_class(name, directory, ARCHITECTURES))
+    advice.check_quantized(config)
+    architecture = architecture_of(name)
+    try:
+        dimensions = architecture.dimensions(config)
+        architecture.expected(dimensions)
+    except KeyError as error:
+        raise BadCheckpoint(f"config.json: {error} is missing") from error
+    except ValidationError as error:
+        raise BadCheckpoint(f"config.json: {explain(error)}") from None
+    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
+        raise BadCheckpoint(f"config.json: {error}") from error
+    return name, read_pooling(directory, dimensions) if architecture.answer is Answer.vector else dimensions
 
 
 def _config(path: Path) -> dict[str, Any]:

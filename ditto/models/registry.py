@@ -25,7 +25,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 def architecture_of(name: str) -> Architecture:
     """Raises UnsupportedArchitecture."""
     if name not in ARCHITECTURES:
-        raise UnsupportedArchitecture(f"{name or 'no architecture'}: supported are {', '.join(ARCHITECTURES)}")
+        raise UnsupportedArchitecture(f"{name[:100] or 'no architecture'}: supported are {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[name]
 
 

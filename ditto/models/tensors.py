@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from ditto import files
 from ditto.errors import BadCheckpoint
-from ditto.models import compact
+from ditto.models import advice, compact
 
 Tensor = torch.Tensor
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -38,9 +36,10 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
     elif (directory / INDEX).exists():
         shards = dict(_shards(directory / INDEX))
     elif pickled := next((name for name in PICKLED if (directory / name).exists()), None):
-        raise BadCheckpoint(f"{directory}: {pickled} is pickled, which can run any code; {_conversion(directory)}")
+        raise BadCheckpoint(f"{directory}: {pickled} is {advice.PICKLED}; {advice.conversion(directory)}")
     else:
-        raise BadCheckpoint(f"{directory}: neither {SINGLE} nor {INDEX}")
+        other = advice.other_format(directory)
+        raise BadCheckpoint(other or f"{directory}: neither {SINGLE} nor {INDEX}; {advice.LAYOUT}")
     return _collect(pair for shard, names in shards.items() for pair in _read(directory / shard, names))
 
 
@@ -114,17 +113,3 @@ def _collect(pairs: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
             raise BadCheckpoint(f"tensor {new} is there twice, once as {name}")
         tensors[new] = tensor
     return tensors
-
-
-def _conversion(directory: Path) -> str:
-    """The command that makes model.safetensors of a pickled checkpoint, with the class that its configuration names."""
-    try:
-        config: Any = files.read_json(directory / "config.json")
-        kind = str(config["architectures"][0])
-    except (OSError, ValueError, LookupError, TypeError):
-        kind = ""
-    if not (kind.isascii() and kind.isidentifier()):  # what is printed to be run comes from a file
-        kind = "AutoModel"
-    where = str(directory)
-    code = f"from transformers import {kind} as M; M.from_pretrained({where!r}).save_pretrained({where!r})"
-    return f"if you trust where it comes from, convert it yourself: python -c {shlex.quote(code)}"

@@ -122,7 +122,10 @@ class Tokenizer:
     def check(self, words: int) -> None:
         """Raises BadCheckpoint for ids beyond so many embeddings."""
         if self.size > words:
-            raise BadCheckpoint(f"a tokenizer of {self.size:,} ids, a model of {words:,} embeddings: another model's?")
+            raise BadCheckpoint(
+                f"a tokenizer of {self.size:,} ids, a model of {words:,} embeddings: another model's tokenizer? Or "
+                "were words added? Then call model.resize_token_embeddings(len(tokenizer)) in transformers, and save it"
+            )
 
     @property
     def end_of_text(self) -> int | None:

@@ -87,7 +87,10 @@ def read_backend(directory: Path) -> Backend:
     for name in SENTENCE_PIECES:
         if (directory / name).exists():
             raise BadCheckpoint(f"{directory}: {name} alone is not read; {_conversion(directory)}")
-    raise BadCheckpoint(f"{directory}: neither tokenizer.json, vocab.txt, nor vocab.json with merges.txt")
+    raise BadCheckpoint(
+        f"{directory}: neither tokenizer.json, vocab.txt, nor vocab.json with merges.txt; copy them from where "
+        f"the model was trained from, or: AutoTokenizer.from_pretrained(…).save_pretrained({str(directory)!r})"
+    )
 
 
 def byte_pairs(directory: Path, add_prefix_space: bool = False) -> ByteLevelBPETokenizer:

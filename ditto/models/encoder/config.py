@@ -8,6 +8,7 @@ from ditto.errors import BadCheckpoint, UnsupportedArchitecture
 from ditto.models.architecture import Config
 from ditto.models.description import Dimensions
 
+NEARLY_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_python")
 MOST = 10_001  # labels that are counted: one more than a description takes
 BERT = {
     "hidden": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads",
@@ -34,11 +35,19 @@ def dimensions(
 
     Raises UnsupportedArchitecture for variants that the programs do not have, KeyError for a missing size.
     """
-    if config.get(activation, "gelu") != "gelu":
-        raise UnsupportedArchitecture(f"only GELU activations are supported, not {config[activation]!r}")
+    if (function := config.get(activation, "gelu")) != "gelu":
+        advice = "take a checkpoint with gelu"
+        if function in NEARLY_GELU:
+            advice = f'it is within 0.0005 of gelu: where that does no harm, write "{activation}": "gelu" there'
+        raise UnsupportedArchitecture(
+            f"config.json: only GELU activations are supported, not {activation} {str(function)[:40]!r}; {advice}"
+        )
     positions = config.get("position_embedding_type", "absolute")
     if positions != "absolute":
-        raise UnsupportedArchitecture(f"only absolute positions are supported, not {positions!r}")
+        raise UnsupportedArchitecture(
+            f"config.json: only absolute positions are supported, not position_embedding_type {str(positions)[:40]!r}; "
+            "take a checkpoint that has them"
+        )
     if config.get("is_decoder"):
         raise UnsupportedArchitecture("an encoder that attends like a decoder is not supported")
     if config.get("add_cross_attention"):

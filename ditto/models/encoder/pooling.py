@@ -23,6 +23,7 @@ KINDS: dict[str, Pooling] = {"cls": "cls", "mean": "mean", "max": "max"}  # as n
 FLAGS: dict[str, Pooling] = {
     "pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_max_tokens": "max",
 }  # fmt: skip
+ADVICE = 'move its files up, beside modules.json, and set its "path" there to ""'
 DEFAULT = "pooling_mode_mean_tokens"  # true where it is not written
 
 
@@ -52,9 +53,12 @@ def read_pooling(directory: Path, d: Dimensions) -> Dimensions:
     kinds = [_kind(path, module) for module in modules]
     for module, kind in zip(modules, kinds, strict=True):
         if kind not in ("Transformer", "Pooling", "Normalize"):
-            raise UnsupportedArchitecture(f"{path}: module {kind[:80]}: only Transformer, Pooling, Normalize")
+            raise UnsupportedArchitecture(
+                f"{path}: module {kind[:80]}: only Transformer, Pooling, Normalize; without it the vectors would be "
+                "another model's, so take a checkpoint that does without it"
+            )
         if kind == "Transformer" and module.get("path"):
-            raise UnsupportedArchitecture(f"{path}: the Transformer lies in a directory of its own: put it beside")
+            raise UnsupportedArchitecture(f"{path}: the Transformer lies in a directory of its own: {ADVICE}")
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise UnsupportedArchitecture(f"{path}: {', '.join(kinds)}: a Transformer, a Pooling, and perhaps a Normalize")
     _refuse_changed_texts(directory)
