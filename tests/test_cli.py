@@ -196,3 +196,35 @@ def test_a_command_loads_what_it_needs() -> None:
     found = loaded("from ditto.cli.app import COMMANDS, load; list(map(load, COMMANDS))")
     assert {f"ditto.cli.{name}" for name in COMMANDS} <= found
     assert not {"torch", "numpy", "safetensors", "tokenizers", "matplotlib"} & found
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None  # importing it is an error from here on
+from typer.testing import CliRunner
+from ditto.cli import app
+for words in sys.argv[1:]:
+    command, _, code = words.rpartition("=")
+    result = CliRunner().invoke(app, command.split())
+    assert result.exit_code == int(code), (command, result.exit_code, result.output, result.exception)
+    assert command != "model list" or "tiny" in result.stdout, result.output
+"""
+
+
+def test_what_needs_no_tensor_needs_no_torch(tmp_path: Path) -> None:
+    """Servers that do not run are named (16), and so is a missing configuration: no command ends for want of torch."""
+    from ditto.client.local_cluster import Cluster, _free_ports, home
+
+    def without_torch(*commands: str) -> None:
+        here = HERE | {"DITTO_HOME": str(home())}
+        subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *commands], check=True, timeout=60, env=here)
+
+    save_tiny(tmp_path)
+    without_torch(
+        "model list=0", "cluster status=0", "cluster down=0", "model grant tiny --to bob=22", "certs init=0",
+        "certs issue client --name bob=0", "plan --help=0", "infer --help=0",
+    )  # fmt: skip
+    Cluster(home()).configure(ports=_free_ports())
+    client = home() / "configs" / "client.yaml"
+    client.write_text(client.read_text() + "connect_timeout_s: 0.1\n")
+    without_torch("model list=0", *(f"model {what}=16" for what in ("show tiny", "grant tiny --to bob", "remove tiny")))

@@ -17,13 +17,14 @@ from ditto import functions
 from ditto.engine.program import Builder, Program, Wire
 from ditto.engine.schedule import scheduled
 from ditto.errors import RangeError
-from ditto.functions import ScoreType, gelu, inverse, layernorm, softmax_numerator, tanh
 from ditto.functions.fit import Fitting
-from ditto.functions.gelu import TYPES, GeluType, even_part, gelu_zones
+from ditto.functions.gelu import TYPES, GeluType, even_part, gelu, gelu_zones
+from ditto.functions.inverse import inverse
 from ditto.functions.layernorm import (
     FEWEST_BYTES,
     FEWEST_ROUNDS,
     deviation_scale,
+    layernorm,
     layernorm_residual,
     nearest_log2,
     standardise,
@@ -39,7 +40,10 @@ from ditto.functions.softmax import (
     NARROW,
     PRECISE,
     ExponentialType,
+    ScoreType,
+    softmax_numerator,
 )
+from ditto.functions.tanh import tanh
 from ditto.models.ranges import SCORE_MARGIN
 from ditto.ops import Harmonic
 from ditto.ring.fixedpoint import decode, encode

@@ -192,6 +192,7 @@ def _together(work: Callable[[LinkChannel], object], channels: tuple[LinkChannel
 def test_small_rounds_cost_half_a_round_trip_each() -> None:
     """Both parties send at once and wait for each other, so that a round is one way."""
     with pair(Network(bandwidth_mbps=400, rtt_ms=40)) as channels:
+        assert channels[0]._link.fastest == 0  # nothing large came: nothing is known
         seconds = _together(lambda c: [c.exchange("r", b"x") for _ in range(20)], channels)
     assert 0.95 * 20 * 0.02 <= seconds < 1.5 * 20 * 0.02
 
@@ -219,6 +220,7 @@ def test_a_large_payload_costs_its_bytes_and_one_way_in_both_directions_at_once(
     with pair(SLOW) as channels:
         both = _together(lambda c: c.exchange("large", payload), channels)
         one_way = _together(lambda c: c.exchange("one", payload if c is channels[0] else b""), channels)
+        assert all(5e6 < channel._link.fastest < 20e6 for channel in channels)  # 10 MB/s; twice as much either way
     assert 0.95 * want <= one_way < 1.35 * want
     assert 0.95 * want <= both < 1.35 * want
 

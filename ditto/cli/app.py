@@ -22,6 +22,7 @@ COMMANDS = {
     "distill": "Distil a checkpoint for a preset: trained with its arithmetic in the loop, in ranges that cost little.",
     "demo": "Judge English sentences, positive or negative, without anybody seeing them.",
     "plan": "Predict a job's seconds and bytes, and choose what the preset leaves open. Asks no server.",
+    "doctor": "Check this machine, certificates, servers and the links between them, and say what to do.",
     "audit": ("Run one party's side of a recorded job again, and say at which step it did not do what it should have."),
     "certs": "Certificates: who may take part in a cluster, and as whom.",
     "cluster": "The servers as local processes.",

@@ -15,6 +15,7 @@ from ditto.errors import EXIT_CODES, DittoError, Interrupted, OutOfRange, Storag
 
 if TYPE_CHECKING:  # the client imports torch; a command that does not need it starts quickly
     from ditto.client.client import Client
+    from ditto.client.manager import Manager
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
 ConfigFile = Annotated[
@@ -119,3 +120,11 @@ def connect(config: Path | None) -> "Client":
     from ditto.client.local_cluster import client_config
 
     return Client(client_config(config))
+
+
+def manage(config: Path | None) -> "Manager":
+    """The same for what needs no tensor: it loads no torch."""
+    from ditto.client.local_cluster import client_config
+    from ditto.client.manager import Manager
+
+    return Manager(client_config(config))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from ditto.cli.common import ConfigFile, Json, connect, emit, err, note, one_line, out
+from ditto.cli.common import ConfigFile, Json, connect, emit, err, manage, note, one_line, out
 from ditto.cli.model_show import SHORT, show
 from ditto.cli.plan import For, MachineFile, Tolerance, check_objective, machine_at, planned
 from ditto.cli.texts import read_file, read_lines
@@ -222,7 +222,7 @@ def revoke(
 def _grant(name: str, to: str, config: Path | None, json: bool, *, revoke: bool) -> None:
     check_name(name)
     check_name(to)
-    with connect(config) as client:
+    with manage(config) as client:
         client.grant_model(name, to, revoke)
     if json:
         emit({"name": name, "client": to, "granted": not revoke})
@@ -238,7 +238,7 @@ def remove(
 ) -> None:
     """Have the servers forget a model of yours, its masks included. What is imported here stays."""
     check_name(name)
-    with connect(config) as client:
+    with manage(config) as client:
         client.remove_model(name)
     if json:
         emit({"name": name, "shared": False})
@@ -259,7 +259,7 @@ def list_(config: ConfigFile = None, json: Json = False) -> None:
             "imported": True, "shared": False, "digest": model.version, "shared_digest": None,
         }  # fmt: skip
     try:
-        with connect(config) as client:
+        with manage(config) as client:
             for entry in client.list_models():
                 row = rows.setdefault(entry.name, _row(entry.description) | {"imported": False, "digest": entry.digest})
                 row |= {"shared": True, "owner": entry.owner, "shared_digest": entry.digest}

@@ -18,10 +18,10 @@ def show(
     json: Json = False,
 ) -> None:
     """Show what is public of a shared model, its version first, after checking that its owner signed it."""
-    from ditto.client.client import Client
+    from ditto.client.manager import Manager
     from ditto.client.public import fetch
 
-    with Client(settings_for(name, config)) as client:
+    with Manager(settings_for(name, config)) as client:
         found = fetch(client, name, public_dir())
     d, here = found.description, store.find(name)
     document: dict[str, Any] = {

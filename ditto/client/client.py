@@ -8,43 +8,40 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import grpc
 import torch
 
 from ditto.client import ranges
+from ditto.client.manager import Manager, calling
 from ditto.client.messages import ask_of, chunks, terms_of, whole
 from ditto.client.progress import Progress
-from ditto.client.publication import Registration, SharedModel
+from ditto.client.publication import Registration
 from ditto.client.report import Report
-from ditto.client.status import activity
 from ditto.engine.program import Program, Wire
 from ditto.engine.sharing import answer_type, reveal, share
 from ditto.errors import (
     BadCheckpoint,
     BadShare,
     DittoError,
-    IntegrityError,
     JobMismatch,
     PeerAbsent,
     PeerLost,
     ReuseError,
-    UnknownModel,
     UsageError,
 )
 from ditto.models import Description, Plan, parse
 from ditto.models.compiled import program_for, weights_of
 from ditto.names import PARTIES
-from ditto.net.config import ClientConfig, Tls
+from ditto.net.config import ClientConfig
 from ditto.net.pools import Watchdog
 from ditto.net.telemetry import tracing_of
 from ditto.net.tracing import Span
-from ditto.net.transport import connect, from_rpc_error, open_channel, short
+from ditto.net.transport import short
 from ditto.ring import unpack
 from ditto.ring.prg import new_seed
-from ditto.wire import control_pb2, control_pb2_grpc, party_pb2, party_pb2_grpc
+from ditto.wire import control_pb2, party_pb2
 
 Inputs = dict[str, torch.Tensor]  # ring integers by name
 Outputs = dict[str, torch.Tensor]
@@ -64,104 +61,23 @@ class InferResult:
     report: dict[str, Any]
 
 
-@contextlib.contextmanager
-def _calling(peer: str, running: bool = False) -> Iterator[None]:
-    try:
-        yield
-    except grpc.RpcError as error:
-        raise from_rpc_error(error, peer, running) from None
-
-
-class Client:
-    """Talks to the coordinator (control) and to both parties (shares). Use it as a context manager."""
+class Client(Manager):
+    """Also brings shares to both parties, and takes theirs. A context manager."""
 
     def __init__(self, config: ClientConfig, *, in_turns: bool = False) -> None:
         """`in_turns`: jobs prepare a layer, run it, and so on, instead of preparing the next while one runs. They take
         longer, and their phases' seconds are those that each takes by itself."""
-        self._config, self._in_turns, self._tracing = config, in_turns, tracing_of(config)
-        self._channels = {
-            role: open_channel(
-                config.peers.of(role), role, config.tls, config.role, config.max_message_mb, config.silence_s
-            )
-            for role in ("coordinator", *PARTIES)
-        }
-        self._control = control_pb2_grpc.CoordinatorStub(self._channels["coordinator"])
-        self._parties = [party_pb2_grpc.PartyStub(self._channels[role]) for role in PARTIES]
+        super().__init__(config)
+        self._in_turns, self._tracing = in_turns, tracing_of(config)
         self._pool = ThreadPoolExecutor(2)
         self._watchdog = Watchdog()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
         self._pool.shutdown(wait=False)
-        for channel in self._channels.values():
-            channel.close()
+        super().close()
         self._tracing.close()
 
-    def _within(self, seconds: float) -> float:
-        """The deadline of a call that should take less than a step of a job."""
-        return min(seconds, self._config.step_timeout_s)
-
-    def _connect(self, *roles: str) -> None:
-        for role in roles:
-            connect(self._channels[role], role, self._config.connect_timeout_s)
-
     # Models -------------------------------------------------------------------------------------
-
-    def list_models(self) -> list[SharedModel]:
-        """The shared models that the caller owns or may ask, by name."""
-        self._connect("coordinator")
-        found = [SharedModel(m.description, m.owner) for m in self._listed()]
-        for model in found:
-            parse(model.text)
-        return found
-
-    def _listed(self, page_size: int = 0) -> Iterator[control_pb2.Model]:
-        token = ""
-        while True:
-            ask = control_pb2.ListModelsRequest(page_token=token, page_size=page_size)
-            with _calling("coordinator"):
-                reply = self._control.ListModels(ask, timeout=30)
-            yield from reply.models
-            if not (token := reply.next_page_token):
-                return
-
-    def get_model(self, name: str) -> Description:
-        """The description of one shared model. Raises UnknownModel, NotAllowed."""
-        return self.shared(name).description
-
-    def shared(self, name: str) -> SharedModel:
-        """The same, and whose it is, as the coordinator says. Raises IntegrityError where it gives another model's."""
-        found = self._model(name)
-        model = SharedModel(found.description, found.owner)
-        if model.name != name:
-            raise IntegrityError(f"asked for {name}, the coordinator gave {model.name}", peer="coordinator")
-        return model
-
-    def public_part(self, name: str) -> Iterator[control_pb2.PublicPiece]:
-        """As it comes, nothing checked: `ditto.client.public.fetch` does. Raises ClusterError where there is none."""
-        self._connect("coordinator")
-        call = self._control.GetPublic(control_pb2.GetPublicRequest(model=name), timeout=self._config.step_timeout_s)
-        try:
-            with _calling("coordinator"):
-                yield from call
-        finally:
-            call.cancel()
-
-    @property
-    def tls(self) -> Tls:
-        return self._config.tls
-
-    def _model(self, name: str) -> control_pb2.Model:
-        self._connect("coordinator")
-        with _calling("coordinator"):
-            return self._control.GetModel(control_pb2.GetModelRequest(model=name), timeout=self._within(30))
 
     def share_model(
         self, description: Description, weights: dict[str, torch.Tensor], files: Mapping[str, bytes] | None = None
@@ -209,7 +125,7 @@ class Client:
         # 1
         try:
             for role, stub, requests in zip(PARTIES, self._parties, (seeded, packed), strict=True):
-                with _calling(role):
+                with calling(role):
                     stub.PutModel(requests(), timeout=1800)
         except BaseException:
             with contextlib.suppress(DittoError):
@@ -230,53 +146,14 @@ class Client:
     def _register(self, requests: Callable[[], Iterator[control_pb2.RegisterModelRequest]]) -> None:
         """Have a sharing activated; once more if the coordinator was lost, which may have had it done."""
         try:
-            with _calling("coordinator", running=True):
+            with calling("coordinator", running=True):
                 self._control.RegisterModel(requests(), timeout=1800)
         except PeerLost as error:
             if error.peer != "coordinator":
                 raise
             self._connect("coordinator")
-            with _calling("coordinator", running=True):
+            with calling("coordinator", running=True):
                 self._control.RegisterModel(requests(), timeout=1800)
-
-    def _remove(self, request: party_pb2.RemoveModelRequest) -> int:
-        """At both parties, also when one fails; how many sharings there were. Raises the first party's error."""
-        calls = [stub.RemoveModel.future(request, timeout=60) for stub in self._parties]
-        for call in calls:
-            call.exception()
-        removed = 0
-        for role, call in zip(PARTIES, calls, strict=True):
-            with _calling(role):
-                removed += call.result().removed
-        return removed
-
-    def remove_model(self, name: str) -> None:
-        """Have both parties, and through them the dealer, forget a model, then the coordinator. Can be repeated after
-        a failure. Raises UnknownModel, NotAllowed for another's."""
-        self._connect("coordinator", *PARTIES)
-        removed = self._remove(party_pb2.RemoveModelRequest(model=name))
-        with _calling("coordinator"):
-            reply = self._control.UnregisterModel(control_pb2.UnregisterModelRequest(model=name), timeout=30)
-        if not removed and not reply.known:
-            raise UnknownModel(f"no model {name!r} is shared")
-
-    def grant_model(self, name: str, to: str, revoke: bool = False) -> None:
-        """Let another client, by its certificate's name, ask a model; or, with `revoke`, no longer. At both parties, by
-        themselves: the coordinator has no say. Raises UnknownModel, NotAllowed for another's."""
-        self._connect(*PARTIES)
-        request = party_pb2.GrantModelRequest(model=name, to=to, revoke=revoke)
-        for role, stub in zip(PARTIES, self._parties, strict=True):
-            with _calling(role):
-                stub.GrantModel(request, timeout=30)
-
-    def status(self) -> dict[str, Any]:
-        self._connect("coordinator")
-        with _calling("coordinator"):
-            reply = self._control.Status(control_pb2.StatusRequest(), timeout=30)
-        processes = [
-            {"role": p.role, "address": p.address, "serving": p.serving, "error": p.error} for p in reply.processes
-        ]
-        return {"processes": processes, "queued": reply.queued, "running": reply.running} | activity(reply)
 
     # Inference ----------------------------------------------------------------------------------
 
@@ -350,7 +227,7 @@ class Client:
         report, job, marks = Report(), "", list[str]()
         outputs: Outputs = {}
         try:
-            with _calling("coordinator", running=True):
+            with calling("coordinator", running=True):
                 for message in self._events(call):
                     progress.check(message)
                     kind = message.WhichOneof("event")
@@ -434,14 +311,14 @@ class Client:
 
         def send(party: int) -> None:
             for name, wire in program.inputs.items():
-                with _calling(PARTIES[party], running=True):
+                with calling(PARTIES[party], running=True):
                     self._parties[party].PutInput(requests(party, name, wire), timeout=self._within(120))
 
         list(self._pool.map(send, (0, 1)))
 
     def _fetch(self, job: str, stage: int, program: Program) -> Outputs:
         def fetch(party: int, name: str, wire: Wire) -> torch.Tensor:
-            with _calling(PARTIES[party], running=True):
+            with calling(PARTIES[party], running=True):
                 request = party_pb2.FetchOutputRequest(job=job, name=name, stage=stage)
                 data = whole(self._parties[party].FetchOutput(request, timeout=self._within(120)), name, wire, party)
             return unpack(data, wire.ring, tuple(wire.shape))

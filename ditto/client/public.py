@@ -12,19 +12,22 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
 
-from ditto.client.client import Client
+from ditto.client.manager import Manager
 from ditto.client.publication import SharedModel
 from ditto.client.store import StoredModel
 from ditto.errors import DamagedFile, DittoError, IntegrityError, JobMismatch, UsageError
 from ditto.files import replacing_directory
 from ditto.models.description import Description
-from ditto.models.tokenizer import Tokenizer
 from ditto.models.tokenizer_files import PUBLISHED, files_digest
 from ditto.net.signed import LONGEST, Statement, Trust, own_identity, verify
 from ditto.wire import control_pb2
+
+if TYPE_CHECKING:
+    from ditto.models.tokenizer import Tokenizer
 
 LARGEST = 256 << 20  # bytes of all files that a client takes, whatever a coordinator's limit is
 RENEWALS = 3  # of a fetch during which the model was shared again
@@ -47,6 +50,8 @@ class PublicModel:
 
     def tokenizer(self) -> Tokenizer:
         """Raises BadCheckpoint for one of more tokens than the model has embeddings."""
+        from ditto.models.tokenizer import Tokenizer
+
         found = Tokenizer.load(self.files)
         found.check(self.description.dimensions.vocabulary)
         return found
@@ -60,7 +65,7 @@ class PublicModel:
         )
 
 
-def served(client: Client, name: str, here: StoredModel | None, cache: Path) -> StoredModel | PublicModel:
+def served(client: Manager, name: str, here: StoredModel | None, cache: Path) -> StoredModel | PublicModel:
     """What the servers hold under a name: what is imported here if it is the same version, else its public part.
 
     Versions are told apart by the description, which holds for the tokenizer's files, too. What is imported here and is
@@ -75,7 +80,7 @@ def served(client: Client, name: str, here: StoredModel | None, cache: Path) -> 
     return fetch(client, name, cache, shared)
 
 
-def fetch(client: Client, name: str, cache: Path, shared: SharedModel | None = None) -> PublicModel:
+def fetch(client: Manager, name: str, cache: Path, shared: SharedModel | None = None) -> PublicModel:
     """The public part of a shared model, from `cache` or from the coordinator.
 
     1. The coordinator says which description serves now, and whose it is (`shared`, if it has just said so).

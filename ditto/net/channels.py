@@ -242,14 +242,19 @@ class Pin:
 
     def _tls(self, pems: Pems) -> ssl.SSLContext:
         if self._context is None or self._context[0] is not pems:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # checks chain, dates, purpose and name
-            context.minimum_version = ssl.TLSVersion.TLSv1_2
-            context.load_verify_locations(cadata=pems.ca.decode())
-            context.set_alpn_protocols(["h2"])
-            with _file(pems.cert + b"\n" + pems.key) as path:
-                context.load_cert_chain(path)
-            self._context = pems, context
+            self._context = pems, tls_context(pems)
         return self._context[1]
+
+
+def tls_context(pems: Pems) -> ssl.SSLContext:
+    """Of a caller with this pair: chain, dates, purpose and name of the server are checked."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_verify_locations(cadata=pems.ca.decode())
+    context.set_alpn_protocols(["h2"])
+    with _file(pems.cert + b"\n" + pems.key) as path:
+        context.load_cert_chain(path)
+    return context
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -39,6 +40,7 @@ from ditto.wire import party_pb2, party_pb2_grpc
 log = structlog.get_logger()
 Head = party_pb2.Frame  # of a frame: all but its data
 MAX_PAYLOAD = 1 << 31
+LARGE = 4 << 20  # bytes of a message from which it says something of the network
 MAX_EARLY = 64  # jobs that the peer may have begun before this party opened them
 # Payloads wait as they are, with the time at which they were queued and the digests of their pieces; a frame is built
 # from its slice only when gRPC asks for it.
@@ -53,6 +55,7 @@ class _Mailbox:
     pieces: list[Data] = field(default_factory=list)
     digests: bytes = b""
     received: int = 0  # of the message under way
+    began: float = 0.0  # when its first piece was there
     round: int = 0  # whose message that is
     payload: int = 0  # of all messages
     framing: int = 0
@@ -108,6 +111,7 @@ class PeerLink:
         self.changed = threading.Condition()
         self._boxes: dict[str, _Mailbox] = {}
         self._closed: dict[str, None] = {}  # finished jobs, oldest first: their late frames are dropped
+        self._rates: deque[float] = deque(maxlen=64)  # bytes a second of the last large messages that came
         self._out: Queue | None = None
         self._trouble: DittoError | None = None
         self._stopping = threading.Event()
@@ -115,6 +119,12 @@ class PeerLink:
     @property
     def up(self) -> bool:
         return self._out is not None
+
+    @property
+    def fastest(self) -> float:
+        """Bytes a second of the fastest of the last large messages from the peer: what the network does at least."""
+        with self.changed:
+            return max(self._rates, default=0.0)
 
     # The stream ---------------------------------------------------------------------------------
 
@@ -232,12 +242,17 @@ class PeerLink:
                 )
                 self.changed.notify_all()
                 return
+            if not box.pieces:
+                box.began = time.monotonic()
             box.pieces.append(frame.data)
             box.digests += frame.digest
             box.received += size
             box.payload += size
             box.framing += around
             if box.received >= frame.total:
+                if frame.total >= LARGE:
+                    seconds = time.monotonic() - box.began
+                    self._rates.append((frame.total - len(box.pieces[0])) / max(seconds, 1e-6))
                 whole = box.pieces[0] if len(box.pieces) == 1 else memoryview(bytearray().join(box.pieces))
                 box.messages[frame.sequence] = (frame.label, whole, box.digests)
                 box.pieces, box.digests, box.received, box.round = [], b"", 0, box.round + 1

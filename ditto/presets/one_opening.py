@@ -10,10 +10,9 @@ from torch import Tensor
 
 from ditto.engine.program import Builder, Wire
 from ditto.errors import RangeError, UsageError
-from ditto.functions import ScoreType, gelu, layernorm, linear, softmax_numerator, tanh
 from ditto.functions.fit import Fits
 from ditto.functions.fixed import FixedPoint, minus, multiply
-from ditto.functions.gelu import TYPES, GeluType, gelu_zones
+from ditto.functions.gelu import TYPES, GeluType, gelu, gelu_zones
 from ditto.functions.layernorm import (
     BALANCED,
     FEWEST_BYTES,
@@ -21,15 +20,24 @@ from ditto.functions.layernorm import (
     RESIDUAL,
     RESOLVED,
     RESULT,
+    layernorm,
     layernorm_residual,
     standardise,
     standardised_linear,
 )
-from ditto.functions.linear import fraction_bits
+from ditto.functions.linear import fraction_bits, linear
 from ditto.functions.relu import relu
 from ditto.functions.smooth import Zone
-from ditto.functions.softmax import DIGITS, PRECISE, ExponentialType, reciprocal_of_sum
+from ditto.functions.softmax import (
+    DIGITS,
+    PRECISE,
+    ExponentialType,
+    ScoreType,
+    reciprocal_of_sum,
+    softmax_numerator,
+)
 from ditto.functions.softmax import NARROW as NARROW_EXPONENTIAL
+from ditto.functions.tanh import tanh
 from ditto.ops import Matmul
 from ditto.presets.choices import DEFAULT, Choices
 from ditto.presets.style import (

@@ -10,15 +10,15 @@ from torch import Tensor
 
 from ditto.engine.program import Builder, Wire
 from ditto.errors import UsageError
-from ditto.functions import linear, tanh
 from ditto.functions.fit import Fits
 from ditto.functions.fixed import FixedPoint, convert, multiply, truncate_to
 from ditto.functions.gelu_published import quad_gelu
 from ditto.functions.layernorm_published import recipe_layernorm
-from ditto.functions.linear import fraction_bits
+from ditto.functions.linear import fraction_bits, linear
 from ditto.functions.relu import relu
 from ditto.functions.smooth import Zone
 from ditto.functions.softmax_published import exact_softmax, quad_softmax
+from ditto.functions.tanh import tanh
 from ditto.ops import CausalMask, Matmul
 from ditto.presets.choices import Choices
 from ditto.presets.style import (

@@ -26,6 +26,7 @@ FEW = 4  # rows or columns up to which a product is a matter of reading once, wh
 SPARSE = 100  # elements for each that is not zero, from which a plain product picks rows
 LONG = 4096  # of K at a time in integers: torch does not block for the cache, and a vocabulary took three times as long
 COLUMNS = 1024  # of a result in float64 digits at a time
+chosen: dict[int, str] = {}  # what `kernel_of` found in this process so far
 LEAST = 8  # bits of a digit beside which a whole number is multiplied
 
 
@@ -117,6 +118,7 @@ def kernel_of(size: int) -> str:
             seconds.append(time.thread_time() - start)
         if min(seconds) < best_seconds:
             best, best_seconds = name, min(seconds)
+    chosen[size] = best
     return best
 
 

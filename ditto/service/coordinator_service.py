@@ -22,6 +22,7 @@ from ditto.net.messages import check_reply, phase_to_message, plan_of, to_messag
 from ditto.net.metrics import CoordinatorMetrics
 from ditto.net.tracing import OFF, Claims, Tracing, received
 from ditto.net.transport import Roles, connect, open_channel, short
+from ditto.service.about import about, round_trip
 from ditto.service.ahead import Preparing, Work, works_of
 from ditto.service.job_run import Account, Fifo, JobRun
 from ditto.service.limits import admit_job, admit_model
@@ -192,16 +193,18 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         for role, channel in self._channels.items():
             status = control_pb2.ProcessStatus(role=role, address=self._config.peers.of(role), serving=True)
             try:
-                connect(channel, role, 1.0)
+                status.round_trip = round_trip(channel, role)
             except DittoError as error:
                 status.serving, status.error = False, str(error)
             processes.append(status)
         own = self._models.of(str(caller(context)))
         answering = [status.role for status in processes if status.serving and status.role in PARTIES]
+        faults = list(self._view.faults(own, answering))
+        dealer = self._inventory([entry.model for entry in own])
         # other clients see enough of a job's name to recognise their own
         return control_pb2.StatusReply(
             processes=processes, queued=queued, running=short(running), throughput=self._account.state(),
-            dealer=self._inventory([entry.model for entry in own]), faults=self._view.faults(own, answering),
+            dealer=dealer, faults=faults, about=about(),  # right after the dealer's: their clocks are compared
         )  # fmt: skip
 
     def _inventory(self, own: list[str]) -> dealer_pb2.InventoryReply | None:

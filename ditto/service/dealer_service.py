@@ -38,6 +38,7 @@ from ditto.net.transport import CHUNK, Roles, short
 from ditto.ring.kernels import kernel_of
 from ditto.ring.malloc import give_back
 from ditto.ring.prg import derive, new_seed
+from ditto.service.about import about
 from ditto.service.limits import admit_job, admit_model
 from ditto.service.stored import Owner, StoredEntry, load_entry, readable_entries, save_entry
 from ditto.wire import dealer_pb2, dealer_pb2_grpc
@@ -250,7 +251,8 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
     ) -> dealer_pb2.InventoryReply:
         with self._lock:
             job = next(reversed(self._jobs.values()), None)
-            reply = dealer_pb2.InventoryReply(models=sorted({*self._known.values()} & {*request.models}))
+            known = sorted({*self._known.values()} & {*request.models})
+        reply = dealer_pb2.InventoryReply(models=known, about=about())
         if job is not None:
             reply.job = short(job.name)
             for feed in job.feeds:

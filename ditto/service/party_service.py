@@ -21,6 +21,7 @@ from ditto.net.peerlink import PeerLink
 from ditto.net.tracing import OFF, Context, Tracing, received
 from ditto.net.transport import CHUNK, Roles, connect, from_rpc_error, open_channel, short
 from ditto.ring import pack
+from ditto.service.about import Links, about
 from ditto.service.assembly import Assembly
 from ditto.service.model_store import Entry, ModelStore
 from ditto.service.pages import page
@@ -72,6 +73,8 @@ class PartyService(party_pb2_grpc.PartyServicer):
                 address, config.peer, config.tls, config.role, config.max_message_mb, config.silence_s
             )
             self.link.dial(party_pb2_grpc.PeerLinkStub(self._peer_channel))
+        channels = {"dealer": self._dealer_channel} | ({config.peer: self._peer_channel} if self._peer_channel else {})
+        self._links = Links(channels, {config.peer: lambda: self.link.fastest})
 
     # Models -------------------------------------------------------------------------------------
 
@@ -182,7 +185,10 @@ class PartyService(party_pb2_grpc.PartyServicer):
         given, after = page(
             models, lambda m: f"{m.model}/{m.share_id}", lambda m: m.ByteSize(), request.page_token, request.page_size
         )
-        return party_pb2.PartyModelsReply(models=given, peer_link=self.link.up, next_page_token=after)
+        links = self._links.state() if request.links else ()
+        return party_pb2.PartyModelsReply(
+            models=given, peer_link=self.link.up, next_page_token=after, about=about(), links=links
+        )
 
     # Jobs ---------------------------------------------------------------------------------------
 

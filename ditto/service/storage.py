@@ -156,13 +156,18 @@ def storage_of(config: ServerConfig) -> Storage:
 
 def check_witness(storage: Storage, data_dir: Path, role: str, name: str = WITNESS) -> None:
     """Raises ConfigError if a directory was written under another key; one that says nothing is written on."""
+    if not witnessed(storage, data_dir, role, name):
+        files.make_directory(data_dir, 0o700)
+        bear_witness(storage, data_dir, role, name)
+
+
+def witnessed(storage: Storage, data_dir: Path, role: str, name: str = WITNESS) -> bool:
+    """The same, writing nothing: False for a directory that says nothing."""
     witness = data_dir / name
     try:
         found = witness.read_bytes()
     except FileNotFoundError:
-        files.make_directory(data_dir, 0o700)
-        bear_witness(storage, data_dir, role, name)
-        return
+        return False
     except OSError as error:
         raise ConfigError(f"{witness}: cannot be read: {error.strerror or error}") from None
     try:
@@ -171,6 +176,7 @@ def check_witness(storage: Storage, data_dir: Path, role: str, name: str = WITNE
         encrypted = "encrypted" if storage.plaintext else "under another key"
         how = "as plaintext" if found.startswith(_PLAIN) else encrypted
         raise ConfigError(f"the files in {data_dir} are stored {how}, or {witness} is damaged") from None
+    return True
 
 
 def bear_witness(storage: Storage, data_dir: Path, role: str, name: str = WITNESS) -> None:

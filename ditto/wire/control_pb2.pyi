@@ -302,10 +302,13 @@ class ProcessStatus(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     SERVING_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    ROUND_TRIP_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     address: _builtins.str
     serving: _builtins.bool
     error: _builtins.str
+    round_trip: _builtins.float
+    """seconds of the coordinator's health check"""
     def __init__(
         self,
         *,
@@ -313,10 +316,11 @@ class ProcessStatus(_message.Message):
         address: _builtins.str = ...,
         serving: _builtins.bool = ...,
         error: _builtins.str = ...,
+        round_trip: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "error", b"error", "role", b"role", "serving", b"serving"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "error", b"error", "role", b"role", "round_trip", b"round_trip", "serving", b"serving"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -332,6 +336,7 @@ class StatusReply(_message.Message):
     DEALER_FIELD_NUMBER: _builtins.int
     THROUGHPUT_FIELD_NUMBER: _builtins.int
     FAULTS_FIELD_NUMBER: _builtins.int
+    ABOUT_FIELD_NUMBER: _builtins.int
     queued: _builtins.int
     running: _builtins.str
     """the first digits of the job that runs, if any"""
@@ -347,6 +352,10 @@ class StatusReply(_message.Message):
     def faults(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelFault]:
         """of the caller's own models, 20 at most"""
 
+    @_builtins.property
+    def about(self) -> _dealer_pb2.About:
+        """of the coordinator; the dealer's is in `dealer`"""
+
     def __init__(
         self,
         *,
@@ -356,10 +365,11 @@ class StatusReply(_message.Message):
         dealer: _dealer_pb2.InventoryReply | None = ...,
         throughput: Global___Throughput | None = ...,
         faults: _abc.Iterable[Global___ModelFault] | None = ...,
+        about: _dealer_pb2.About | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["dealer", b"dealer", "throughput", b"throughput"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "dealer", b"dealer", "throughput", b"throughput"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dealer", b"dealer", "faults", b"faults", "processes", b"processes", "queued", b"queued", "running", b"running", "throughput", b"throughput"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "dealer", b"dealer", "faults", b"faults", "processes", b"processes", "queued", b"queued", "running", b"running", "throughput", b"throughput"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -268,6 +268,7 @@ class InventoryReply(_message.Message):
     MODELS_FIELD_NUMBER: _builtins.int
     JOB_FIELD_NUMBER: _builtins.int
     PARTIES_FIELD_NUMBER: _builtins.int
+    ABOUT_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     """the first digits of the running job's name; empty when none runs"""
     @_builtins.property
@@ -276,17 +277,79 @@ class InventoryReply(_message.Message):
 
     @_builtins.property
     def parties(self) -> _containers.RepeatedCompositeFieldContainer[Global___PartyInventory]: ...
+    @_builtins.property
+    def about(self) -> Global___About: ...
     def __init__(
         self,
         *,
         models: _abc.Iterable[_builtins.str] | None = ...,
         job: _builtins.str = ...,
         parties: _abc.Iterable[Global___PartyInventory] | None = ...,
+        about: Global___About | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["about", b"about"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "models", b"models", "parties", b"parties"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "job", b"job", "models", b"models", "parties", b"parties"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InventoryReply: _TypeAlias = InventoryReply  # noqa: Y015
+
+@_typing.final
+class About(_message.Message):
+    """What a server says of itself to whom it tells its state."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FORMAT_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    KERNELS_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    """of the package"""
+    description_format: _builtins.int
+    """of models that it takes"""
+    time: _builtins.float
+    """by its clock, as it answered: seconds since 1970"""
+    @_builtins.property
+    def kernels(self) -> _containers.RepeatedCompositeFieldContainer[Global___Kernel]:
+        """those that it has chosen so far"""
+
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+        description_format: _builtins.int = ...,
+        time: _builtins.float = ...,
+        kernels: _abc.Iterable[Global___Kernel] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description_format", b"description_format", "kernels", b"kernels", "time", b"time", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___About: _TypeAlias = About  # noqa: Y015
+
+@_typing.final
+class Kernel(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BITS_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    bits: _builtins.int
+    """of the rings that it multiplies in: up to 16, 32 or 64"""
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        bits: _builtins.int = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bits", b"bits", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Kernel: _TypeAlias = Kernel  # noqa: Y015

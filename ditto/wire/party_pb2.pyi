@@ -381,22 +381,26 @@ class PartyModelsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     CLIENT_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
     page_token: _builtins.str
     """of the page before; empty: the first page"""
     page_size: _builtins.int
     """sharings at most; 0: as many as the server likes"""
     client: _builtins.str
     """from the coordinator: only what this identity may ask, and is active"""
+    links: _builtins.bool
+    """say how far the servers are that this one calls"""
     def __init__(
         self,
         *,
         page_token: _builtins.str = ...,
         page_size: _builtins.int = ...,
         client: _builtins.str = ...,
+        links: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "links", b"links", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -448,25 +452,66 @@ class PartyModelsReply(_message.Message):
     MODELS_FIELD_NUMBER: _builtins.int
     PEER_LINK_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    ABOUT_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
     peer_link: _builtins.bool
     next_page_token: _builtins.str
     """empty: there is no more"""
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___PartyModel]: ...
+    @_builtins.property
+    def about(self) -> _dealer_pb2.About: ...
+    @_builtins.property
+    def links(self) -> _containers.RepeatedCompositeFieldContainer[Global___Link]: ...
     def __init__(
         self,
         *,
         models: _abc.Iterable[Global___PartyModel] | None = ...,
         peer_link: _builtins.bool = ...,
         next_page_token: _builtins.str = ...,
+        about: _dealer_pb2.About | None = ...,
+        links: _abc.Iterable[Global___Link] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["about", b"about"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models", "next_page_token", b"next_page_token", "peer_link", b"peer_link"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "links", b"links", "models", b"models", "next_page_token", b"next_page_token", "peer_link", b"peer_link"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PartyModelsReply: _TypeAlias = PartyModelsReply  # noqa: Y015
+
+@_typing.final
+class Link(_message.Message):
+    """From one server to another that it calls, as it was a few seconds ago at most."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLE_FIELD_NUMBER: _builtins.int
+    ROUND_TRIP_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    RECEIVED_FIELD_NUMBER: _builtins.int
+    role: _builtins.str
+    round_trip: _builtins.float
+    """seconds of a health check"""
+    error: _builtins.str
+    """why there is none"""
+    received: _builtins.float
+    """bytes a second of the fastest of the last large messages from there; 0: none was received"""
+    def __init__(
+        self,
+        *,
+        role: _builtins.str = ...,
+        round_trip: _builtins.float = ...,
+        error: _builtins.str = ...,
+        received: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "received", b"received", "role", b"role", "round_trip", b"round_trip"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Link: _TypeAlias = Link  # noqa: Y015
 
 @_typing.final
 class OpenJobRequest(_message.Message):
