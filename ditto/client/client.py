@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -41,6 +40,7 @@ from ditto.net.tracing import Span
 from ditto.net.transport import short
 from ditto.ring import unpack
 from ditto.ring.prg import new_seed
+from ditto.wall import Wall
 from ditto.wire import control_pb2, party_pb2
 
 Inputs = dict[str, torch.Tensor]  # ring integers by name
@@ -52,6 +52,7 @@ RENEWALS = 5  # of a question whose model got another description meanwhile
 class InferResult:
     """Reconstructed outputs as signed int64, and what the job cost, in all, by layer and by operation.
 
+    `report["parts"]` are the seconds of `wall_seconds` by what the client did or waited for (`ditto.wall`);
     `report["owner"]` is whose model answered; both parties have checked it against their own records. It also
     says whether all values stayed in their calibrated ranges (`in_range`, null where the plan has no guard), and where
     not (`out_of_range_layers`).
@@ -76,6 +77,10 @@ class Client(Manager):
         self._pool.shutdown(wait=False)
         super().close()
         self._tracing.close()
+
+    def reach(self) -> None:
+        """Wait for the coordinator. Raises PeerAbsent."""
+        self._connect("coordinator")
 
     # Models -------------------------------------------------------------------------------------
 
@@ -213,14 +218,17 @@ class Client(Manager):
         on_event: Callable[[dict[str, Any]], None] | None,
         span: Span,
     ) -> InferResult:
+        wall = Wall()
         plan = replace(plan, hold_mb=found.hold_mb or plan.hold_mb)  # as the servers are configured
         program = program_for(found.description, plan)
+        wall.lap("program")
         with span.child("encode"):
             encoded = inputs(0, program, {})
         if encoded is None:
             raise UsageError("nothing to ask")
+        wall.lap("sharing")
         self._connect(*PARTIES)
-        started = time.perf_counter()
+        wall.lap("connection")
         terms = terms_of(found, plan, program)
         call = self._control.RunJob(ask_of(terms, self._in_turns), **span.carried)
         progress = Progress(len(program.layers), plan.stages)
@@ -233,19 +241,25 @@ class Client(Manager):
                     kind = message.WhichOneof("event")
                     event: dict[str, Any] = {"event": kind}
                     if kind == "accepted":
+                        wall.lap("queue")
                         job, terms.share_id = message.accepted.job, message.accepted.share_id
                         event |= {"job": job, "layers": list(message.accepted.layers)}
                         span.note(job=short(job))
                         with span.child("send inputs", stage=0):
                             self._start(job, terms, 0, program, encoded)
+                        wall.lap("sharing")
                     elif kind == "queued":
                         event["position"] = message.queued.position
+                        wall.lap("queue")
                     elif kind == "layer":
                         event |= report.add(message.layer)
+                        wall.lap_of({event["phase"]: message.layer.seconds}, "coordination")
                     elif kind == "stage":
                         event["stage"] = stage = message.stage.stage
+                        wall.lap("coordination")
                         with span.child("reveal", stage=stage):
                             outputs = self._fetch(job, stage, program)
+                        wall.lap("reveal")
                         marks += ranges.take_marks(program, outputs, stage)
                         if stage + 1 < plan.stages:
                             # all later stages take and give the same types
@@ -254,7 +268,9 @@ class Client(Manager):
                             progress.ended = asked is None
                             with span.child("send inputs", stage=stage + 1):
                                 self._start(job, terms, stage + 1, program, asked)
+                            wall.lap("sharing")
                     elif kind == "done":
+                        wall.lap("coordination")
                         report.finish(message.done)
                         span.note(rounds=report.total.online.rounds)
                         event["seconds"] = report.seconds
@@ -263,8 +279,9 @@ class Client(Manager):
             progress.check_end()
         finally:
             call.cancel()
-        result = report.to_json()
-        result |= {"job": job, "owner": found.owner, "wall_seconds": time.perf_counter() - started}
+        spent = wall.document()
+        result = report.to_json() | {"job": job, "owner": found.owner}
+        result |= {"wall_seconds": spent["seconds"], "parts": spent["parts"]}
         result |= ranges.fields(plan.guard, marks)
         return InferResult(outputs, result)
 

@@ -55,6 +55,17 @@ class Batch:
         return Batch(self.ids.to(device), self.types.to(device), self.mask.to(device))
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A token's place in what was asked: which segment (None: a special token), which of its words, which characters
+    of it."""
+
+    segment: int | None
+    word: int | None
+    start: int
+    end: int
+
+
 @dataclass
 class Prompts:
     """Token ids [B, N] int64, padded on the right, and how many of each row are the prompt's."""
@@ -108,10 +119,24 @@ class Tokenizer:
             raise UsageError(f"{most} tokens: too few for a pair and this tokenizer's special tokens")
         self._backend.enable_truncation(most, strategy="longest_first")
         try:
-            parts = (list(texts[at : at + AT_ONCE]) for at in range(0, len(texts), AT_ONCE))
-            return [(row.ids, row.type_ids) for part in parts for row in self._rows(part)]
+            return self.whole(texts)
         finally:
             self._backend.no_truncation()
+
+    def whole(self, texts: Sequence[Text]) -> list[Row]:
+        """Each text's (or pair's) tokens and their types, however many."""
+        parts = (list(texts[at : at + AT_ONCE]) for at in range(0, len(texts), AT_ONCE))
+        return [(row.ids, row.type_ids) for part in parts for row in self._rows(part)]
+
+    def pieces(self, text: Text, most: int) -> list[Piece]:
+        """Where the tokens come from, of a text or pair that is cut to `most` tokens as `cut` does."""
+        self._backend.enable_truncation(most, strategy="longest_first")
+        try:
+            (found,) = self._rows([text])
+        finally:
+            self._backend.no_truncation()
+        places = zip(found.sequence_ids, found.word_ids, found.offsets, strict=True)
+        return [Piece(segment, word, *span) for segment, word, span in places]
 
     def _rows(self, texts: list[Any]) -> list[Any]:
         """Raises BadCheckpoint for a text that this tokenizer has no tokens for, not even one for the unknown."""
