@@ -10,6 +10,7 @@ from ditto.client import store
 from ditto.client.local_cluster import Cluster, client_config, home
 from ditto.errors import JobMismatch, UnknownModel, UsageError
 from ditto.net.config import ClientConfig
+from ditto.wall import Wall
 
 if TYPE_CHECKING:
     from ditto.client.client import Client
@@ -26,11 +27,15 @@ def settings_for(name: str, config: Path | None) -> ClientConfig:
 
 
 @contextmanager
-def asking(name: str, settings: ClientConfig) -> "Iterator[tuple[Client, Model]]":
-    """The configured cluster, and the model of that name as it serves there."""
+def asking(name: str, settings: ClientConfig, wall: Wall | None = None) -> "Iterator[tuple[Client, Model]]":
+    """The configured cluster, and the model of that name as it serves there. `wall` is told where the time goes."""
+    wall = wall or Wall()
     from ditto.client.client import Client
 
+    wall.lap("imports")
     with Client(settings) as client:
+        client.reach()
+        wall.lap("connection")
         yield client, served(client, name)
 
 
