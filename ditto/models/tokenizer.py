@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +87,7 @@ class Tokenizer:
         backend.no_padding()
         backend.no_truncation()
         self._backend = backend
+        self._lock = threading.RLock()  # cutting changes the library's settings while it lasts
 
     @classmethod
     def load(cls, directory: Path) -> Tokenizer:
@@ -117,11 +120,18 @@ class Tokenizer:
         room = most - self._backend.num_special_tokens_to_add(any(isinstance(text, tuple) for text in texts))
         if room < 2:
             raise UsageError(f"{most} tokens: too few for a pair and this tokenizer's special tokens")
-        self._backend.enable_truncation(most, strategy="longest_first")
-        try:
+        with self._cutting(most):
             return self.whole(texts)
-        finally:
-            self._backend.no_truncation()
+
+    @contextlib.contextmanager
+    def _cutting(self, most: int) -> Iterator[None]:
+        """What this thread encodes meanwhile is cut; others wait."""
+        with self._lock:
+            self._backend.enable_truncation(most, strategy="longest_first")
+            try:
+                yield
+            finally:
+                self._backend.no_truncation()
 
     def whole(self, texts: Sequence[Text]) -> list[Row]:
         """Each text's (or pair's) tokens and their types, however many."""
@@ -130,17 +140,14 @@ class Tokenizer:
 
     def pieces(self, text: Text, most: int) -> list[Piece]:
         """Where the tokens come from, of a text or pair that is cut to `most` tokens as `cut` does."""
-        self._backend.enable_truncation(most, strategy="longest_first")
-        try:
+        with self._cutting(most):
             (found,) = self._rows([text])
-        finally:
-            self._backend.no_truncation()
         places = zip(found.sequence_ids, found.word_ids, found.offsets, strict=True)
         return [Piece(segment, word, *span) for segment, word, span in places]
 
     def _rows(self, texts: list[Any]) -> list[Any]:
         """Raises BadCheckpoint for a text that this tokenizer has no tokens for, not even one for the unknown."""
-        with of_the_library("the tokenizer cannot take this text"):
+        with self._lock, of_the_library("the tokenizer cannot take this text"):
             rows: list[Any] = self._backend.encode_batch(texts)
         return rows
 
