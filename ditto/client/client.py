@@ -19,6 +19,7 @@ from ditto.client.messages import ask_of, chunks, terms_of, whole
 from ditto.client.progress import Progress
 from ditto.client.publication import Registration, SharedModel
 from ditto.client.report import Report
+from ditto.client.sent import Sent
 from ditto.client.status import activity
 from ditto.engine.program import Program, Wire
 from ditto.engine.sharing import answer_type, reveal, share
@@ -284,11 +285,12 @@ class Client:
         on_event: Callable[[dict[str, Any]], None] | None = None,
         guard: bool = False,
         meant: Description | None = None,
+        sent: Sent | None = None,
     ) -> InferResult:
         """Run one job. `inputs` encodes the question for the compiled program; `on_event` follows the layers; with
-        `guard` the report says whether values left their calibrated ranges. `meant` as in `run`."""
+        `guard` the report says whether values left their calibrated ranges. `meant` and `sent` as in `run`."""
         plan = Plan(batch, seq, guard=guard)
-        return self.run(model, plan, lambda stage, program, before: inputs(program), on_event, meant)
+        return self.run(model, plan, lambda stage, program, before: inputs(program), on_event, meant, sent)
 
     def run(
         self,
@@ -297,20 +299,22 @@ class Client:
         inputs: Callable[[int, Program, Outputs], Inputs | None],
         on_event: Callable[[dict[str, Any]], None] | None = None,
         meant: Description | None = None,
+        sent: Sent | None = None,
     ) -> InferResult:
         """Run one job stage by stage. `inputs` encodes a stage's question, from the outputs of the stage before (none
         for the first); None ends the job early. The result holds the last outputs; `on_event` follows the layers.
 
         The model may be shared again before the job begins. If its description is another one then, the question is
         encoded anew and the job waits anew, RENEWALS times at most; JobMismatch after that, or if the owner is another.
-        Whose question was made for one description names it as `meant`: JobMismatch for any other.
+        Whose question was made for one description names it as `meant`: JobMismatch for any other. `sent` notes what
+        each party is sent of the question.
         """
         found, left = self._model(model), RENEWALS
         while True:
             if meant is not None and parse(found.description) != meant:
                 raise JobMismatch(f"{model} was shared again, as another version, since it was looked up: ask again")
             try:
-                return self._run(found, plan, inputs, on_event)
+                return self._run(found, plan, inputs, on_event, sent)
             except JobMismatch as error:
                 fresh = self._model(model)
                 if error.peer != "coordinator" or fresh.owner != found.owner or not left:
@@ -323,6 +327,7 @@ class Client:
         plan: Plan,
         inputs: Callable[[int, Program, Outputs], Inputs | None],
         on_event: Callable[[dict[str, Any]], None] | None,
+        sent: Sent | None,
     ) -> InferResult:
         plan = replace(plan, hold_mb=found.hold_mb or plan.hold_mb)  # as the servers are configured
         program = program_for(found.description, plan)
@@ -345,7 +350,7 @@ class Client:
                     if kind == "accepted":
                         job, terms.share_id = message.accepted.job, message.accepted.share_id
                         event |= {"job": job, "layers": list(message.accepted.layers)}
-                        self._start(job, terms, 0, program, encoded)
+                        self._start(job, terms, 0, program, encoded, sent)
                     elif kind == "queued":
                         event["position"] = message.queued.position
                     elif kind == "layer":
@@ -359,7 +364,7 @@ class Client:
                             program = program_for(found.description, plan, 1)
                             asked = inputs(stage + 1, program, outputs)
                             progress.ended = asked is None
-                            self._start(job, terms, stage + 1, program, asked)
+                            self._start(job, terms, stage + 1, program, asked, sent)
                     elif kind == "done":
                         report.finish(message.done)
                         event["seconds"] = report.seconds
@@ -389,19 +394,26 @@ class Client:
                 return
             yield message
 
-    def _start(self, job: str, terms: party_pb2.JobTerms, stage: int, program: Program, inputs: Inputs | None) -> None:
+    def _start(
+        self, job: str, terms: party_pb2.JobTerms, stage: int, program: Program, inputs: Inputs | None,
+        sent: Sent | None,
+    ) -> None:  # fmt: skip
         """Bring a stage's inputs, or end the job before it."""
         if inputs is not None:
-            self._upload(job, terms, stage, program, inputs)
+            self._upload(job, terms, stage, program, inputs, sent)
         request = control_pb2.StartJobRequest(job=job, stage=stage, end=inputs is None)
         self._control.StartJob(request, timeout=self._within(30))
 
-    def _upload(self, job: str, terms: party_pb2.JobTerms, stage: int, program: Program, inputs: Inputs) -> None:
+    def _upload(
+        self, job: str, terms: party_pb2.JobTerms, stage: int, program: Program, inputs: Inputs, sent: Sent | None
+    ) -> None:
         missing = program.inputs.keys() ^ inputs.keys()
         if missing:
             raise BadShare(f"inputs do not match the program: {', '.join(sorted(missing))}")
         seed = new_seed()
         shares = {name: share(name, inputs[name], wire, seed) for name, wire in program.inputs.items()}
+        if sent is not None:
+            sent.begin(stage, terms, program.inputs)
 
         def requests(party: int, name: str, wire: Wire) -> Iterator[party_pb2.PutInputRequest]:
             header = party_pb2.InputHeader(
@@ -416,8 +428,10 @@ class Client:
 
         def send(party: int) -> None:
             for name, wire in program.inputs.items():
+                messages = requests(party, name, wire)
+                noted = sent.noting(party, messages) if sent is not None else messages
                 with _calling(PARTIES[party], running=True):
-                    self._parties[party].PutInput(requests(party, name, wire), timeout=self._within(120))
+                    self._parties[party].PutInput(noted, timeout=self._within(120))
 
         list(self._pool.map(send, (0, 1)))
 
