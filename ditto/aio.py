@@ -11,11 +11,12 @@ the job under way (of a generated text: for the token).
 
 from __future__ import annotations
 
-import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from ditto.api.threads import whole
 
 if TYPE_CHECKING:
     from ditto.api import cluster, generation, model
@@ -69,14 +70,12 @@ class Model:
         self, texts: str | Iterable[Text], pairs: Iterable[str] | None = None, *, batch: int = 8,
         range_check: bool = True,
     ) -> Numbers:  # fmt: skip
-        return await _whole(lambda: self._model.score(texts, pairs, batch=batch, range_check=range_check))
+        return await whole(lambda: self._model.score(texts, pairs, batch=batch, range_check=range_check))
 
     async def encode(
         self, texts: str | Iterable[str], *, normalize: bool = False, batch: int = 8, range_check: bool = True
     ) -> Numbers:
-        return await _whole(
-            lambda: self._model.encode(texts, normalize=normalize, batch=batch, range_check=range_check)
-        )
+        return await whole(lambda: self._model.encode(texts, normalize=normalize, batch=batch, range_check=range_check))
 
     def generate(
         self, prompt: str, *, max_new_tokens: int = 32, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0,
@@ -105,7 +104,7 @@ class Generation(AsyncIterator["Token"]):
 
     async def aclose(self) -> None:
         """End the job, if it is under way, and wait for that."""
-        await _whole(self._generation.close)
+        await whole(self._generation.close)
 
     @property
     def prompt(self) -> str:
@@ -144,7 +143,7 @@ class Cluster:
         return self._opened
 
     async def __aenter__(self) -> Self:
-        self._opened = await _whole(self._open)
+        self._opened = await whole(self._open)
         return self
 
     async def __aexit__(
@@ -154,31 +153,31 @@ class Cluster:
 
     async def close(self) -> None:
         if self._opened is not None:
-            await _whole(self._opened.close)
+            await whole(self._opened.close)
 
     async def model(self, name: str) -> Model:
-        return Model(await _whole(lambda: self._cluster.model(name)))
+        return Model(await whole(lambda: self._cluster.model(name)))
 
     async def models(self) -> list[ModelInfo]:
-        return await _whole(self._cluster.models)
+        return await whole(self._cluster.models)
 
     async def share(
         self, checkpoint: str | os.PathLike[str], name: str | None = None, *, calibrate: Iterable[Text] | None = None,
         preset: str | None = None, embeddings: str = "secret",
     ) -> Model:  # fmt: skip
-        shared = await _whole(
+        shared = await whole(
             lambda: self._cluster.share(checkpoint, name, calibrate=calibrate, preset=preset, embeddings=embeddings)
         )
         return Model(shared)
 
     async def remove(self, name: str) -> None:
-        await _whole(lambda: self._cluster.remove(name))
+        await whole(lambda: self._cluster.remove(name))
 
     async def grant(self, name: str, client: str) -> None:
-        await _whole(lambda: self._cluster.grant(name, client))
+        await whole(lambda: self._cluster.grant(name, client))
 
     async def revoke(self, name: str, client: str) -> None:
-        await _whole(lambda: self._cluster.revoke(name, client))
+        await whole(lambda: self._cluster.revoke(name, client))
 
 
 def connect(config: str | os.PathLike[str] | ClientConfig | None = None) -> Cluster:
@@ -195,28 +194,13 @@ def local(*, threads: int = 1, network: str | None = None) -> Cluster:
     return Cluster(lambda: ditto.local(threads=threads, network=network))
 
 
-async def _whole(call: Callable[[], T]) -> T:
-    """A call in a thread; who is cancelled meanwhile waits for its end."""
-    return await _finished(asyncio.to_thread(call))
-
-
-async def _finished(work: Coroutine[Any, Any, T], stop: Callable[[], None] = lambda: None) -> T:
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        stop()
-        await asyncio.wait([task])
-        raise
-
-
 async def _each(begin: Callable[[], Iterator[T]], stop: Callable[[], None] = lambda: None) -> AsyncIterator[T]:
     """The items of an iterator, each from a thread; the iterator is closed when nobody takes more."""
-    items = await _whole(begin)
+    items = await whole(begin)
     try:
-        while (item := await _finished(asyncio.to_thread(next, items, _END), stop)) is not _END:
+        while (item := await whole(lambda: next(items, _END), stop)) is not _END:
             yield item
     finally:
         close: Callable[[], None] | None = getattr(items, "close", None)
         if close is not None:
-            await _whole(close)
+            await whole(close)

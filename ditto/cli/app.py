@@ -15,6 +15,7 @@ from ditto.cli.common import ErrorGroup, exit_codes_help
 COMMANDS = {
     "infer": "Compute a model's answer on secret shares of the text.",
     "generate": "Continue texts on secret shares, token by token. Ctrl-C ends after the token under way.",
+    "serve": "Answer applications of this machine by HTTP, as the client of a cluster. Ctrl-C ends it.",
     "evaluate": (
         "Measure a model on labelled texts, or a language model on a text. Interrupted, the same command goes on."
     ),

@@ -1,0 +1,131 @@
+"""What the routes ask: a cluster as one client sees it, its models, and one job after the other."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ditto.api import jobs
+from ditto.api.threads import whole
+from ditto.errors import OutOfRange, UsageError
+from ditto.models.tokenizer import padded, padded_width
+from ditto.serve.metrics import Metrics
+from ditto.serve.turns import Turns
+
+if TYPE_CHECKING:
+    from ditto.api.answers import ModelInfo, Text
+    from ditto.api.cluster import Cluster
+    from ditto.api.model import Model
+    from ditto.models.tokenizer import Batch
+
+BATCH = 8  # texts of one job
+Follow = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One job: an answer for each of its texts (nested lists, as `ditto.Answer` has them), how many tokens each text
+    has, special ones included, and the job's report (`ditto.client.client.InferResult`)."""
+
+    values: list[Any]
+    tokens: list[int]
+    report: dict[str, Any]
+
+    @property
+    def in_range(self) -> bool:
+        found: bool = self.report["in_range"]
+        return found
+
+
+class State:
+    """Made before the server starts, closed by its end. Nothing of a text is kept or logged."""
+
+    def __init__(self, cluster: Cluster, *, jobs: int = 1, waiting: int = 32, strict: bool = False) -> None:
+        """`jobs` run at once: servers compute one client's jobs one after the other. `strict`: an answer whose values
+        left their calibrated range is an error."""
+        self.cluster = cluster
+        self.turns = Turns(jobs, waiting)
+        self.metrics = Metrics(self.turns)
+        self.strict = strict
+        self.started = time.time()
+        self._tokenizing = threading.Lock()  # cutting changes a tokenizer's settings while it lasts
+
+    async def close(self) -> None:
+        await whole(self.cluster.close)
+
+    async def models(self) -> list[ModelInfo]:
+        """As `ditto.Cluster.models`."""
+        return await whole(self.cluster.models)
+
+    async def model(self, name: str) -> Model:
+        """As `ditto.Cluster.model`: the version that serves now."""
+        return await whole(lambda: self.cluster.model(name))
+
+    async def fitting(self, name: str | None, fits: Callable[[ModelInfo], bool], what: str) -> Model:
+        """The model of this name, or without one the only one that fits. Raises UsageError: another kind, none, or
+        several of them."""
+        found = await self.models()
+        if name is None:
+            names = [info.name for info in found if fits(info)]
+            if len(names) != 1:
+                which = f"several models do: name one of {', '.join(names)} as `model`" if names else "no model does"
+                raise UsageError(f"{what}: {which}")
+            return await self.model(names[0])
+        if any(info.name == name and not fits(info) for info in found):
+            raise UsageError(f"{what}: not what {name[:64]} does")
+        return await self.model(name)
+
+    async def encoded(self, model: Model, texts: Sequence[Text], *, truncate: bool = False) -> list[Batch]:
+        """The texts, or pairs, of each job, all of them checked. With `truncate` the end of a long one is left out.
+
+        Raises EmptyText, TextTooLong, UsageError.
+        """
+        if model.kind == "text":
+            raise UsageError(f"{model.name} generates text: /v1/completions asks it")
+        return await whole(lambda: self._encode(model, texts, truncate))
+
+    def _encode(self, model: Model, texts: Sequence[Text], truncate: bool) -> list[Batch]:
+        tokenizer, limit = model._public.tokenizer, model.max_length
+        pieces = [texts[i : i + BATCH] for i in range(0, len(texts), BATCH)]
+        with self._tokenizing:
+            if not truncate:
+                return [tokenizer.encode(piece, limit) for piece in pieces]
+            rows = [tokenizer.cut(piece, limit) for piece in pieces]
+        return [padded(some, padded_width(max(len(ids) for ids, _ in some), limit)) for some in rows]
+
+    async def ask(
+        self, model: Model, batches: Sequence[Batch], follow: Follow | None = None
+    ) -> AsyncIterator[Answered]:
+        """The answers of what `encoded` gave, job by job. Raises Busy, and what the servers say; with `strict`,
+        OutOfRange.
+
+        `follow` is called with each event of a job, in the job's thread. Whoever is cancelled waits for the job under
+        way; there is no further one.
+        """
+        async with self.turns.place():
+            for batch in batches:
+                yield await self.job(lambda: self._answered(model, batch, follow))  # noqa: B023
+
+    def _answered(self, model: Model, batch: Batch, follow: Follow | None) -> Answered:
+        tables = model._public.tables()
+        values, report = jobs.ask(model._client, model.description, batch, tables, True, follow)
+        self.count(model, report, len(values))
+        return Answered(values, batch.mask.sum(1).tolist(), report)
+
+    async def job(self, work: Callable[[], Any]) -> Any:
+        """Call what runs one job, in a thread, when it is its turn. Only within `turns.place`."""
+        async with self.turns.turn():
+            return await whole(work)
+
+    def count(self, model: Model, report: dict[str, Any], texts: int) -> None:
+        """A job that is done. Raises OutOfRange where `strict` says so."""
+        self.metrics.job(model.name, report, texts)
+        if self.strict and report["in_range"] is False:
+            raise OutOfRange(f"values of {model.name} left their calibrated range: the answer may be wrong")
+
+    async def status(self) -> dict[str, Any]:
+        """What the coordinator says of the four servers (`ditto.client.client.Client.status`)."""
+        return await whole(self.cluster._client.status)
