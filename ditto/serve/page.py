@@ -131,7 +131,7 @@ async def _events(work: Callable[[Put], Any]) -> AsyncIterator[bytes]:
     def put(kind: str, said: dict[str, Any]) -> None:
         if gone.is_set():
             raise Interrupted()
-        text = f"event: {kind}\ndata: {json.dumps(said, separators=(',', ':'))}\n\n"
+        text = f"data: {json.dumps({'event': kind} | said, separators=(',', ':'))}\n\n"
         loop.call_soon_threadsafe(waiting.put_nowait, text.encode())
 
     task = asyncio.create_task(work(put))

@@ -25,7 +25,7 @@ PICTURE = 2048  # numbers of each share that are shown as grey values
 NUMBERS = 7  # of each share that are shown as numbers
 
 TODO = {
-    "BUSY": "The servers have too much under way. Ask again later.",
+    "BUSY": "Too much is under way, here or at the servers. The question was not computed.",
     "CERTIFICATE": "Look at the certificates: the same authority everywhere? the right role's pair? not expired?",
     "CLUSTER": "The message quotes the server's log. A model without a public part: its owner shares it again.",
     "CONFIG": "Correct the configuration that this daemon was started with, and start it again.",

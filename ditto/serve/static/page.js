@@ -67,8 +67,8 @@ async function load() {
     if (!reply.ok) return failed(await failureOf(reply));
     const said = await reply.json();
     $("key").hidden = true;
-    $("version").textContent = `ditto ${said.version}. Nothing on this page comes from, or goes to, another machine ` +
-      "than this one; only shares go to the servers.";
+    $("version").textContent = `ditto ${said.version}. Nothing on this page is loaded from elsewhere. The servers get shares of ` +
+      "what you type, and nothing else of it.";
     models = said.models;
   } catch {
     return failed(GONE);
@@ -85,8 +85,9 @@ function choose() {
     $("about").textContent = "No model is shared with this client. Share one: ditto model share NAME, then reload.";
     return;
   }
-  const does = { vector: "gives a vector for a text", labels: `labels a text: ${model.labels.join(", ")}`, span: "finds a span of a text",
-    tokens: `labels every token: ${model.labels.join(", ")}`, text: "continues a text" };
+  const labels = model.labels.join(", ");
+  const does = { vector: "gives a vector for a text", labels: `labels a text: ${labels}`, text: "continues a text",
+    tokens: `labels every token: ${labels}`, span: "finds a span of a text" };
   const what = model.labels.length === 1 ? "gives a number for a text" : does[model.kind] ?? model.kind;
   const shown = what.length > 160 ? `${what.slice(0, 160)}…` : what;
   $("about").textContent = `${model.architecture}; ${shown}. Up to ${count(model.max_length)} tokens, preset ` +
@@ -119,9 +120,9 @@ async function ask() {
     const reply = await call("page/ask", { method: "POST", headers: { "Content-Type": "application/json" },
       body: JSON.stringify(question), signal: asking.signal });
     if (!reply.ok) failed(await failureOf(reply));
-    else for await (const [kind, said] of events(reply.body)) (ON[kind] ?? (() => {}))(said, job);
+    else for await (const said of events(reply.body)) ON[said.event]?.(said, job);
   } catch (error) {
-    if (error.name === "AbortError") notice("Stopped", ["The job was ended. Nothing of it is left at the servers."], false);
+    if (error.name === "AbortError") notice("Stopped", ["The job ends. Nothing of it stays at the servers."], false);
     else failed(GONE);
   } finally {
     clearInterval(clock);
@@ -141,7 +142,7 @@ function begin(job) {
   $("notices").replaceChildren();
   $("progress").replaceChildren();
   $("progress").setAttribute("aria-valuenow", "0");
-  $("doing").textContent = "Sending the question…";
+  $("doing").textContent = "Sending the question";
   $("elapsed").textContent = passed(job);
   $("running").hidden = $("stop").hidden = false;
   $("go").hidden = true;
@@ -153,10 +154,7 @@ async function* events(body) {
   for (let part = await reader.read(); !part.done; part = await reader.read()) {
     const pieces = (held + part.value).split("\n\n");
     held = pieces.pop();
-    for (const piece of pieces) {
-      const [kind, data] = piece.split("\n");
-      yield [kind.slice("event: ".length), JSON.parse(data.slice("data: ".length))];
-    }
+    for (const piece of pieces) yield JSON.parse(piece.slice("data: ".length));
   }
 }
 
@@ -174,8 +172,8 @@ const ON = {
     if (said.phase !== "online") return;
     job.done = Math.min(said.layer + 1, job.layers);
     $("progress").setAttribute("aria-valuenow", job.done);
-    $("doing").textContent = said.layer < job.layers ? `Computed on shares: ${said.name} (${job.done} of ${job.layers})` :
-      `Computed on shares: ${said.name}`;
+    const which = said.layer < job.layers ? ` (${job.done} of ${job.layers})` : "";
+    $("doing").textContent = `Computed on shares: ${said.name}${which}`;
   },
   token: (said, job) => {
     if (!job.text) {
@@ -200,10 +198,8 @@ function failed(said) {
   const lines = [said.message, said.todo];
   let button = null;
   if (said.retry_s !== null && said.retry_s !== undefined) {
-    lines.push(`Ask again in ${Math.ceil(said.retry_s)} s.`);
-    button = el("button", { type: "button" }, "Ask again");
-    button.disabled = true;
-    setTimeout(() => { button.disabled = false; }, 1000 * said.retry_s);
+    button = el("button", { type: "button", disabled: "" }, `Ask again, in ${Math.ceil(said.retry_s)} s`);
+    setTimeout(() => { button.disabled = false; button.textContent = "Ask again"; }, 1000 * said.retry_s);
     button.addEventListener("click", ask);
   }
   notice(said.code, lines, true, button);
@@ -217,9 +213,10 @@ const ANSWER = {
     const rows = said.labels.map((one) => el("li", {}, el("b", {}, one.label),
       svg("svg", { "aria-hidden": "true" }, svg("rect", { width: percent(one.probability), height: "100%" })),
       el("span", {}, shares(one))));
-    const more = rows.splice(8);
-    return [el("p", { class: "big" }, said.labels[0].label), el("ul", { class: "bars" }, ...rows),
-      ...(more.length ? [el("details", {}, el("summary", {}, `${more.length} more`), el("ul", { class: "bars" }, ...more))] : [])];
+    const more = rows.splice(8), bars = (some) => el("ul", { class: "bars" }, ...some);
+    const shown = [el("p", { class: "big" }, said.labels[0].label), bars(rows)];
+    if (more.length) shown.push(el("details", {}, el("summary", {}, `${more.length} more`), bars(more)));
+    return shown;
   },
   score: (said) => [el("p", { class: "big" }, said.score.toFixed(4)), el("p", { class: "soft" }, said.label)],
   vector: (said) => {
@@ -232,15 +229,16 @@ const ANSWER = {
   },
   tokens: (said) => [el("ul", { class: "chips" }, ...said.tokens.map((one) =>
     el("li", {}, `${one.token} `, el("b", {}, one.label))))],
-  span: (said) => [el("p", { class: "big" }, said.text), el("p", { class: "soft" }, `tokens ${said.first} to ${said.last}`)],
+  span: (said) => [el("p", { class: "big" }, said.text),
+    el("p", { class: "soft" }, `tokens ${said.first} to ${said.last}`)],
   text: (said, job) => [el("p", { class: "written" }, el("span", { class: "prompt" }, job.prompt), said.text),
     el("p", { class: "soft" }, `${said.tokens_per_second.toFixed(2)} tokens a second after the first`)],
 };
 
 function strip(vector) {
   const most = Math.max(...vector.map(Math.abs), 1e-9);
-  const cells = vector.map((value, i) => svg("rect", { class: value < 0 ? "minus" : "plus", x: i, width: 1.02, height: 1,
-    "fill-opacity": (Math.abs(value) / most).toFixed(2) }));
+  const cells = vector.map((value, i) => svg("rect", { class: value < 0 ? "minus" : "plus", x: i, width: 1.02,
+    height: 1, "fill-opacity": (Math.abs(value) / most).toFixed(2) }));
   return svg("svg", { viewBox: `0 0 ${vector.length} 1`, preserveAspectRatio: "none", role: "img",
     "aria-label": `a vector of ${vector.length} numbers as colours` }, ...cells);
 }
@@ -258,7 +256,8 @@ function drawCost(said) {
     [size(said.offline.bytes_to_party[0] + said.offline.bytes_to_party[1]), "from the dealer to both"],
     [seconds(said.wall_seconds), "in all, as this machine saw it"],
   ];
-  $("figures").replaceChildren(...cards.map(([value, name]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
+  const card = ([value, name]) => el("div", {}, el("dt", {}, name), el("dd", {}, value));
+  $("figures").replaceChildren(...cards.map(card));
   $("cost").hidden = false;
 }
 
@@ -266,15 +265,17 @@ function drawRounds(timeline, all) {
   if (!timeline) return;
   const rounds = timeline.rows.reduce((sum, row) => sum + row.rounds, 0);
   const which = rounds < all ? `The prompt's ${count(rounds)} of all ${count(all)} rounds` : `${count(rounds)} rounds`;
-  $("rounds-said").textContent = `${which}, in ${seconds(timeline.seconds)}, as party ${timeline.party} saw them, which was online `
-    + "longer. In each round both parties send masked values and wait for the other's. Point at a bar for its figures.";
+  $("rounds-said").textContent = `${which}, in ${seconds(timeline.seconds)}, as party ${timeline.party} saw them, which `
+    + "was online longer. In each round both parties send masked values and wait for the other's. Point at a bar for "
+    + "its figures.";
   const block = ([at, wide], colour, y, height) =>
     svg("rect", { class: colour, x: percent(at), y, width: percent(wide), height });
   const rows = timeline.rows.flatMap((row) => {
     const online = `${row.name}, online: computing ${seconds(row.computing)}, waiting ${seconds(row.waiting)}, `
       + `${count(row.rounds)} rounds, ${size(row.bytes)} sent`;
+    const offline = `${row.name}, offline: ${seconds(row.offline_seconds)}`;
     return [el("span", { title: row.name }, row.name), svg("svg", {},
-      svg("g", {}, svg("title", {}, `${row.name}, offline: ${seconds(row.offline_seconds)}`), block(row.offline, "offline", 3, 5)),
+      svg("g", {}, svg("title", {}, offline), block(row.offline, "offline", 3, 5)),
       svg("g", {}, svg("title", {}, online), block(row.online, "waiting", 9, 11),
         ...row.busy.map((span) => block(span, "compute", 9, 11))))];
   });
@@ -297,35 +298,48 @@ function drawRounds(timeline, all) {
 
 function drawSeen(said) {
   pictures = [];
-  const one = said.party1, input = said.input, told = said.told;
-  const stages = said.stages > 1 ? `, one for each of the ${said.stages} stages; the first` : "";
-  const public_ = `The model ${told.model} of ${told.owner}, ${told.texts} text${told.texts > 1 ? "s" : ""} padded to `
-    + `${told.tokens} tokens${told.new_tokens > 1 ? `, at most ${told.new_tokens} new tokens` : ""}, and when.`;
-  $("servers").replaceChildren(
-    server("Party 0", `${count(said.party0.bytes)} bytes, ${said.party0.messages} messages`,
-      el("p", {}, `A fresh random seed of 16 bytes${stages}:`), el("div", { class: "hex" }, said.party0.seed),
-      el("p", { class: "soft" }, "It was drawn at random, whatever the text says. All else in these messages is public: the "
-        + "job's name and terms."),
-      ...(said.together ? [el("p", {}, `Party 0's share is what the seed expands to there, ${count(input.numbers)} numbers mod `
-        + `2^${input.bits}. The first bytes, which were not sent:`), hex(said.together.expanded, "party 0's share")] : [])),
-    server("Party 1", `${count(one.bytes)} bytes, ${one.messages} messages`,
-      el("p", {}, `Its share: the input less party 0's share, ${count(input.numbers)} numbers mod 2^${input.bits}. The first bytes:`),
-      hex(one.first, "party 1's share"),
-      histogram(one.shares, `All ${count(one.shares.total)} bytes by value, 0 to 255: ${one.shares.entropy.toFixed(4)} bits of `
-        + `entropy a byte. As many uniform bytes have ${uniform(one.shares.total).toFixed(4)} on average.`)),
-    server("Coordinator", "nothing of the text",
-      el("p", {}, `What all four servers are told: ${public_}`),
-      el("p", { class: "soft" }, "It steps the job and adds up rounds, bytes and seconds. It gets no share.")),
-    server("Dealer", "nothing of the text",
-      el("p", {}, "This machine has no connection to the dealer, so it sent it nothing."),
-      el("p", { class: "soft" }, "The dealer knows the model's public description, and deals the same correlated randomness whatever the text says.")),
-  );
+  $("servers").replaceChildren(partyZero(said), partyOne(said), coordinator(said.told), dealer());
   drawTogether(said);
-  $("caveat").textContent = "That bytes look like noise shows that nothing went out in the clear; it proves no more. Why each "
-    + "share alone is independent of the text is argued in docs/security.md. Party 0 and party 1 together could add their "
-    + "shares up: that they, and the dealer, do not join is what privacy rests on. What the parties sent each other later are values "
-    + "under fresh masks; those bytes are not here, only their number.";
+  $("caveat").textContent = "That bytes look like noise shows that nothing went out in the clear; it proves no more. "
+    + "Why each share alone is independent of the text is argued in docs/security.md. Party 0 and party 1 together could "
+    + "add their shares up: that they, and the dealer, do not join is what privacy rests on. What the parties send each "
+    + "other later are values under fresh masks; those bytes are not here, only their number.";
   $("seen").hidden = false;
+}
+
+function partyZero({ party0, stages, input, together }) {
+  const each = stages > 1 ? `, one for each of the ${stages} stages; the first` : "";
+  const children = [el("p", {}, `A fresh random seed of 16 bytes${each}:`), el("div", { class: "hex" }, party0.seed),
+    el("p", { class: "soft" }, "It was drawn at random, whatever the text says. All else in these messages is public: "
+      + "the job's name and terms.")];
+  if (together) children.push(
+    el("p", {}, `Its share is what the seed expands to there, ${count(input.numbers)} numbers mod 2^${input.bits}. The `
+      + "first bytes, which were not sent:"), hex(together.expanded, "party 0's share"));
+  return server("Party 0", `${count(party0.bytes)} bytes, ${party0.messages} messages`, ...children);
+}
+
+function partyOne({ party1, input }) {
+  const { total, entropy } = party1.shares;
+  return server("Party 1", `${count(party1.bytes)} bytes, ${party1.messages} messages`,
+    el("p", {}, `Its share: the input less party 0's share, ${count(input.numbers)} numbers mod 2^${input.bits}. The `
+      + "first bytes:"), hex(party1.first, "party 1's share"),
+    histogram(party1.shares, `All ${count(total)} bytes by value, 0 to 255: ${entropy.toFixed(4)} bits of entropy a byte. `
+      + `As many uniform bytes have ${uniform(total).toFixed(4)} on average.`));
+}
+
+function coordinator(told) {
+  const writes = told.new_tokens > 1 ? `, at most ${told.new_tokens} new tokens` : "";
+  return server("Coordinator", "nothing of the text",
+    el("p", {}, `What all four servers are told: the model ${told.model} of ${told.owner}, ${told.texts} `
+      + `text${told.texts > 1 ? "s" : ""} padded to ${told.tokens} tokens${writes}, and when.`),
+    el("p", { class: "soft" }, "It steps the job and adds up rounds, bytes and seconds. It gets no share."));
+}
+
+function dealer() {
+  return server("Dealer", "nothing of the text",
+    el("p", {}, "This machine has no connection to the dealer, so it sent it nothing."),
+    el("p", { class: "soft" }, "The dealer knows the model's public description, and deals the same kind of correlated "
+      + "randomness whatever the text says."));
 }
 
 function server(name, got, ...children) {
@@ -341,8 +355,9 @@ const uniform = (n) => Math.max(0, 8 - 255 / (2 * n * Math.LN2));
 function histogram(bytes, caption) {
   const most = Math.max(...bytes.counts, 1);
   const bars = bytes.counts.map((n, value) => `M${value} 60v${(-56 * n / most).toFixed(2)}h1V60z`).join("");
-  return el("figure", {}, svg("svg", { class: "histogram", viewBox: "0 0 256 60", preserveAspectRatio: "none", role: "img",
-    "aria-label": `histogram of ${count(bytes.total)} bytes` }, svg("path", { d: bars })), el("figcaption", {}, caption));
+  const drawing = svg("svg", { class: "histogram", viewBox: "0 0 256 60", preserveAspectRatio: "none", role: "img",
+    "aria-label": `histogram of ${count(bytes.total)} bytes` }, svg("path", { d: bars }));
+  return el("figure", {}, drawing, el("figcaption", {}, caption));
 }
 
 function drawTogether(said) {
@@ -353,23 +368,25 @@ function drawTogether(said) {
     return;
   }
   const many = Math.min(input.numbers, both.grey[0].length / 2);
-  const meaning = both.ones ? `Each token of the padded text is a row of ${count(input.shape.at(-1))} numbers, all 0 but `
-    + `for few: the word's place in the vocabulary. ${count(both.nonzero)} of the ${count(input.numbers)} numbers are 1.` :
-    `${count(both.nonzero)} of the ${count(input.numbers)} numbers are not 0.`;
-  $("together-said").textContent = `Only here, where the question was asked, are both shares. Below they are added up again, from the `
-    + `bytes that went out. ${meaning}`;
+  const some = `${count(both.nonzero)} of the ${count(input.numbers)} numbers are ${both.ones ? "1" : "not 0"}.`;
+  const meaning = both.ones ? `Each token of the padded text is a row of ${count(input.shape.at(-1))} numbers, all 0 `
+    + `but for few: the word's place in the vocabulary. ${some}` : some;
+  $("together-said").textContent = "Only here, where the question was asked, are both shares. Below they are added up "
+    + `again, from the bytes that went out. ${meaning}`;
   const where = `numbers ${count(both.start)} to ${count(both.start + many - 1)}`;
   const parts = [["", "party 0's share"], ["+", "party 1's share"], ["=", "their sum: the input"]];
   const sum = el("div", { class: "sum" }, ...parts.flatMap(([sign, name], i) => [el("b", {}, sign),
-    el("figure", {}, picture(both.grey[i], i === 2, `${where} of ${name} as grey values`), el("figcaption", {}, `${name}, ${where}`))]));
+    el("figure", {}, picture(both.grey[i], i === 2, `${where} of ${name} as grey values`),
+      el("figcaption", {}, `${name}, ${where}`))]));
   const heads = ["number", "party 0", "party 1", `sum mod 2^${input.bits}`];
   const table = el("table", { class: "numbers" }, el("caption", {}, "The same as numbers, around one that is not 0"),
     el("tr", {}, ...heads.map((head) => el("th", { scope: "col" }, head))));
-  for (const [at, ...values] of both.numbers)
-    table.append(el("tr", at === both.place ? { class: "here" } : {}, ...[at, ...values].map((n) => el("td", {}, count(n)))));
+  for (const row of both.numbers)
+    table.append(el("tr", row[0] === both.place ? { class: "here" } : {}, ...row.map((n) => el("td", {}, count(n)))));
   $("together").replaceChildren(sum, el("div", {}, el("div", { class: "wide" }, table),
-    histogram(both.sum, `The input's own bytes, which nobody was sent: `
-      + `${(Math.floor(10000 * both.sum.counts[0] / both.sum.total) / 100).toFixed(2)} % are 0, ${both.sum.entropy.toFixed(4)} bits of entropy a byte.`)));
+    histogram(both.sum, "The input's own bytes, which nobody was sent: "
+      + `${(Math.floor(10000 * both.sum.counts[0] / both.sum.total) / 100).toFixed(2)} % are 0, `
+      + `${both.sum.entropy.toFixed(4)} bits of entropy a byte.`)));
   pictures.forEach((draw) => draw());
 }
 
@@ -400,7 +417,9 @@ function colour(text) {
 
 const stop = () => asking?.abort();
 $("ask").addEventListener("submit", (event) => { event.preventDefault(); ask(); });
-$("ask").addEventListener("keydown", (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) ask(); });
+$("ask").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) ask();
+});
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") stop(); });
 $("stop").addEventListener("click", stop);
 $("model").addEventListener("change", choose);
