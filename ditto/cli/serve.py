@@ -1,25 +1,90 @@
 """`ditto serve`: the client as a local HTTP server."""
 
-from typing import Annotated
+import os
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from ditto.cli.common import ConfigFile, note
+from ditto.cli.common import ConfigFile, Json, Strict, emit, note, out
+from ditto.client.home import home
+from ditto.errors import ConfigError, RangeWarning, UsageError
+
+SHORTEST = 16  # characters of a key
 
 
 def serve(
-    host: Annotated[str, typer.Option(help="The address to listen at.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="The address to listen at; not this machine's own takes a key.")] = (
+        "127.0.0.1"
+    ),
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8400,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option("--api-key-file", help="Ask for the key in this file; or that in $DITTO_API_KEY. None: no key."),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option("--allow-host", help="A name besides localhost that leads here; repeatable.")
+    ] = None,
+    waiting: Annotated[int, typer.Option(min=0, help="Requests that may wait for their turn.")] = 32,
     local: Annotated[bool, typer.Option("--local", help="Servers of its own on this machine, gone with it.")] = False,
+    threads: Annotated[int, typer.Option(min=1, help="With --local: threads of each server.")] = 1,
+    strict: Strict = False,
     config: ConfigFile = None,
+    json: Json = False,
 ) -> None:
     """Answer applications of this machine by HTTP, as the client of a cluster. Ctrl-C ends it."""
-    import uvicorn
-
+    key = _key(api_key_file)
+    if not _loopback(host) and key is None:
+        raise UsageError(f"--host {host}: others can reach it, so it takes a key: --api-key-file, or $DITTO_API_KEY")
+    if local and config is not None:
+        raise UsageError("--local has servers of its own: no --config, no $DITTO_CONFIG")
     import ditto
+    from ditto.serve import neighbours
     from ditto.serve.app import application
+    from ditto.serve.server import Server, listening
     from ditto.serve.state import State
 
-    cluster = ditto.local() if local else ditto.connect(config)
-    note(f"http://{host}:{port}")
-    uvicorn.run(application(State(cluster)), host=host, port=port, http="h11", log_level="warning", access_log=False)
+    warnings.simplefilter("ignore", RangeWarning)  # answers say it
+    with listening(host, port, home()) as here:
+        if local:
+            note("starting four servers")
+        with ditto.local(threads=threads) if local else ditto.connect(config) as cluster:
+            state = State(cluster, waiting=waiting, strict=strict)
+            app = application(state, key=key, hosts=[host, *(allow_host or [])], neighbour=neighbours.ours)
+            named = None if local else str(config) if config else "local cluster"
+
+            def ready(said: dict[str, Any]) -> None:
+                if json:
+                    emit(said)
+                else:
+                    out.print(said["address"])
+                out.file.flush()
+
+            Server(app, here, home(), named, ready).until_signal()
+
+
+def _loopback(host: str) -> bool:
+    return host == "localhost" or host == "::1" or host.startswith("127.")
+
+
+def _key(path: Path | None) -> str | None:
+    """Raises ConfigError."""
+    if path is None:
+        source, text = "$DITTO_API_KEY", os.environ.get("DITTO_API_KEY")
+        if text is None:
+            return None
+    else:
+        source = str(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'no text'}") from None
+        if path.stat().st_mode & 0o077:
+            note(f"{path}: others on this machine may read this key (chmod 600)")
+    key = text.strip()
+    if len(key) < SHORTEST or not key.isascii() or not key.isprintable() or " " in key:
+        raise ConfigError(
+            f"{source}: no key: at least {SHORTEST} characters of ASCII, no spaces (openssl rand -hex 32)"
+        )
+    return key

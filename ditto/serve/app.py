@@ -1,20 +1,30 @@
-"""The routes of all modules as one application."""
+"""The routes of all modules as one application, behind one guard."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
-from ditto.serve import health, page
+from ditto.errors import DittoError
+from ditto.serve import health, openai, page, tei
+from ditto.serve.errors import Refused, failure
+from ditto.serve.guard import Guard, Neighbour
 from ditto.serve.state import State
 
-ROUTES = (*page.ROUTES, *health.ROUTES)
+ROUTES = (*page.ROUTES, *openai.ROUTES, *tei.ROUTES, *health.ROUTES)
 
 
-def application(state: State) -> Starlette:
-    """`request.app.state.ditto` is `state`, which is closed when the application ends."""
+def application(
+    state: State, *, key: str | None = None, hosts: Collection[str] = (), neighbour: Neighbour = lambda scope: True
+) -> Starlette:
+    """`request.app.state.ditto` is `state`, which is closed when the application ends. The rest as `Guard` has it."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -23,6 +33,25 @@ def application(state: State) -> Starlette:
         finally:
             await state.close()
 
-    app = Starlette(routes=list(ROUTES), lifespan=lifespan)
+    paths = [route.path for route in ROUTES if isinstance(route, Route)]
+    guard = Middleware(Guard, metrics=state.metrics, routes=paths, key=key, hosts=hosts, neighbour=neighbour)
+    app = Starlette(
+        routes=list(ROUTES), middleware=[guard], lifespan=lifespan,
+        exception_handlers={DittoError: _failed, HTTPException: _refused},
+    )  # fmt: skip
+    app.router.redirect_slashes = False
     app.state.ditto = state
     return app
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    assert isinstance(error, DittoError)
+    return failure(request.url.path, error)
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    """No such path, or not by this method."""
+    assert isinstance(error, HTTPException)
+    answer = failure(request.url.path, Refused(error.detail, error.status_code))
+    answer.headers.update(error.headers or {})
+    return answer

@@ -40,6 +40,35 @@ class Answered:
         return found
 
 
+class Totals:
+    """What the jobs of one request cost together, and whether all values stayed in range."""
+
+    def __init__(self) -> None:
+        self.tokens, self.in_range = 0, True
+        self._jobs, self._rounds = list[str](), 0
+        self._seconds, self._bytes = {"online": 0.0, "offline": 0.0}, {"online": 0, "offline": 0}
+
+    def add(self, answered: Answered) -> None:
+        online, offline = answered.report["online"], answered.report["offline"]
+        self.tokens += sum(answered.tokens)
+        self.in_range &= answered.in_range
+        self._jobs.append(answered.report["job"])
+        self._rounds += online["rounds"]
+        for name, phase, sent in (("online", online, "bytes_sent"), ("offline", offline, "bytes_to_party")):
+            self._seconds[name] += phase["seconds"]
+            self._bytes[name] += sum(phase[sent])
+
+    def headers(self) -> dict[str, str]:
+        return {"x-ditto-in-range": str(self.in_range).lower()}
+
+    def document(self) -> dict[str, Any]:
+        """`bytes`: online between the parties, offline from the dealer to both."""
+        return {
+            "in_range": self.in_range, "jobs": self._jobs, "rounds": self._rounds, "seconds": self._seconds,
+            "bytes": self._bytes,
+        }  # fmt: skip
+
+
 class State:
     """Made before the server starts, closed by its end. Nothing of a text is kept or logged."""
 

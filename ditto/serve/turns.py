@@ -16,7 +16,7 @@ class Turns:
     def __init__(self, jobs: int, waiting: int) -> None:
         """`jobs` at once, and `waiting` more requests than that."""
         self._turns = asyncio.Semaphore(jobs)
-        self._jobs, self._places = jobs, jobs + waiting
+        self._jobs, self.places = jobs, jobs + waiting
         self.held = 0
         self.running = 0
         self._seconds = 1.0  # of a job, a moving mean
@@ -24,7 +24,7 @@ class Turns:
     @contextlib.asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
         """Raises Busy where all are taken."""
-        if self.held >= self._places:
+        if self.held >= self.places:
             seconds = max(1.0, self._seconds / self._jobs)
             raise Busy(f"{self.held} requests are here already: ask again in {seconds:.0f} s", retry_s=seconds)
         self.held += 1
