@@ -102,13 +102,12 @@ class Browser:
         assert "exceptionDetails" not in done, done
         return done["result"].get("value")
 
-    def until(self, script: str) -> Any:
-        """What the expression gives once that is true."""
+    def until(self, script: str) -> None:
+        """The expression is true."""
         until = time.monotonic() + LIMIT
-        while not (found := self.run(script)):
+        while not self.run(f"Boolean({script})"):
             assert time.monotonic() < until, f"never: {script}"
             time.sleep(0.05)
-        return found
 
     def type(self, selector: str, text: str) -> None:
         self.run(f"document.querySelector({json.dumps(selector)}).focus()")

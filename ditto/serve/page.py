@@ -1,7 +1,7 @@
 """The page at `/`: static files, the models, and one question as a stream of server-sent events.
 
-The files need nothing from elsewhere, and their policy forbids it. What asks is `POST /page/ask`, as JSON: another
-origin cannot send that without this application's leave, which it does not give (`ditto.serve.app`).
+The files need nothing from elsewhere, and their policy forbids it. They are the same for everybody; `/page/models` and
+`/page/ask`, which they ask, are behind the guard like all other routes (`ditto.serve.guard`).
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Coroutine
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from pydantic import Field
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 import ditto
@@ -25,24 +25,22 @@ from ditto.client.sampling import Sampler
 from ditto.client.sent import Sent
 from ditto.errors import DittoError, Interrupted, UsageError
 from ditto.models import Plan
-from ditto.serve import shown
+from ditto.serve import body, shown
+from ditto.serve.errors import status_of
+from ditto.serve.leaving import Events
 
 if TYPE_CHECKING:
     from ditto.api.model import Model
     from ditto.models.tokenizer import Batch, Text
     from ditto.serve.state import State
 
+# Besides what every answer has (`ditto.serve.guard`)
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-store",
 }
 FILES = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
-MOST = 512  # tokens that one question may have generated
 Put = Callable[[str, dict[str, Any]], None]  # an event's kind and what it says
 
 
@@ -60,7 +58,7 @@ async def models(request: Request) -> Response:
     try:
         found = await state.models()
     except DittoError as error:
-        return JSONResponse({"failed": shown.failure(error)}, 503, headers=HEADERS)
+        return JSONResponse({"failed": shown.failure(error)}, status_of(error))
     listed = [
         {
             "name": info.name, "owner": info.owner, "kind": info.kind, "labels": info.labels, "preset": info.preset,
@@ -68,38 +66,21 @@ async def models(request: Request) -> Response:
         }
         for info in found
     ]  # fmt: skip
-    return JSONResponse({"models": listed, "version": ditto.__version__}, headers=HEADERS)
+    return JSONResponse({"models": listed, "version": ditto.__version__})
 
 
 # One question -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(body.Fields):
     """`second`: another text, to be compared with the first by a model that gives vectors, else the second segment of
-    a pair; empty where there is none."""
+    a pair; empty where there is none. `tokens`: to be generated at most."""
 
     model: str
     text: str
     second: str = ""
-    tokens: int = 24  # to be generated
-    temperature: float = 0.0
-
-    @classmethod
-    def of(cls, document: Any) -> Question:
-        """Raises UsageError."""
-        if not isinstance(document, dict) or not document.keys() <= cls.__dataclass_fields__.keys():
-            raise UsageError(f"a question is an object of {', '.join(cls.__dataclass_fields__)}")
-        fields = {"second": "", "tokens": 24, "temperature": 0.0} | document
-        for name in ("model", "text", "second"):
-            if not isinstance(fields.get(name), str):
-                raise UsageError(f"{name}: a string expected")
-        tokens, temperature = fields["tokens"], fields["temperature"]
-        if type(tokens) is not int or not 1 <= tokens <= MOST:
-            raise UsageError(f"tokens: a whole number from 1 to {MOST} expected")
-        if type(temperature) not in (int, float) or not 0 <= temperature <= 10:
-            raise UsageError("temperature: a number from 0 to 10 expected")
-        return cls(**fields)
+    tokens: Annotated[int, Field(ge=1, le=512)] = 24
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
 
     def texts(self, kind: str) -> list[Text]:
         if not self.second:
@@ -108,62 +89,54 @@ class Question:
 
 
 async def ask(request: Request) -> Response:
-    """The events of one question: `accepted`, `queued`, `layer`, `token`, `answer`, `cost`, `seen`, or `failed`.
-    Whoever closes the stream ends the job."""
+    """The events of one question, each a JSON object whose `event` is `waiting` (other questions come first),
+    `queued`, `accepted`, `layer`, `token`, `answer`, `cost`, `seen`, or `failed`. Whoever closes the stream ends the
+    job."""
     state: State = request.app.state.ditto
-    try:
-        question = Question.of(await request.json())
-    except (UsageError, ValueError, RecursionError) as error:
-        wrong = error if isinstance(error, UsageError) else UsageError("no JSON")
-        return JSONResponse({"failed": shown.failure(wrong)}, 400, headers=HEADERS)
-    stream = _events(lambda put: _answer(state, question, put))
-    return StreamingResponse(stream, media_type="text/event-stream", headers=HEADERS | {"X-Accel-Buffering": "no"})
+    question = body.fields(Question, await body.read(request))
+    return Events(_events(lambda put: _answer(state, question, put)))
 
 
-_RUNNING: set[asyncio.Task[None]] = set()  # held, so that nobody collects them
-
-
-async def _events(work: Callable[[Put], Any]) -> AsyncIterator[bytes]:
+async def _events(work: Callable[[Put], Coroutine[Any, Any, None]]) -> AsyncIterator[str]:
     """What `work` puts, which it may do from any thread. When nobody takes it any more, `put` raises Interrupted."""
     loop, gone = asyncio.get_running_loop(), threading.Event()
-    waiting: asyncio.Queue[bytes | None] = asyncio.Queue()
+    waiting: asyncio.Queue[str | None] = asyncio.Queue()
 
     def put(kind: str, said: dict[str, Any]) -> None:
         if gone.is_set():
             raise Interrupted()
-        text = f"data: {json.dumps({'event': kind} | said, separators=(',', ':'))}\n\n"
-        loop.call_soon_threadsafe(waiting.put_nowait, text.encode())
+        loop.call_soon_threadsafe(waiting.put_nowait, json.dumps({"event": kind} | said, separators=(",", ":")))
 
     task = asyncio.create_task(work(put))
-    _RUNNING.add(task)
-    task.add_done_callback(_RUNNING.discard)
     task.add_done_callback(lambda _: waiting.put_nowait(None))
     try:
         while (event := await waiting.get()) is not None:
             yield event
+        await task  # raises what was not to be
     finally:
         gone.set()
         task.cancel()  # if it waits for its turn; a job under way ends with its next event
+        await asyncio.wait([task])
 
 
 async def _answer(state: State, question: Question, put: Put) -> None:
     try:
         model = await state.model(question.model)
-        if model.kind == "text":
-            async with state.turns.place():
-                await state.job(lambda: _written(state, model, question, put))
-            return
         texts = question.texts(model.kind)
-        [batch] = await state.encoded(model, texts)
+        work: Callable[[], None]
+        if model.kind == "text":
+            work = lambda: _written(state, model, question, put)  # noqa: E731
+        else:
+            [batch] = await state.encoded(model, texts)
+            work = lambda: _answered(state, model, texts, batch, put)  # noqa: E731
         async with state.turns.place():
-            await state.job(lambda: _answered(state, model, texts, batch, put))
+            if ahead := state.turns.held - 1:
+                put("waiting", {"ahead": ahead})
+            await state.job(work)
     except Interrupted:
-        return
+        pass
     except DittoError as error:
         put("failed", shown.failure(error))
-    except Exception as error:
-        put("failed", shown.failure(DittoError(f"unexpected: {type(error).__name__}")))
-        raise
 
 
 def _follow(put: Put) -> Callable[[dict[str, Any]], None]:
@@ -178,7 +151,8 @@ def _follow(put: Put) -> Callable[[dict[str, Any]], None]:
 def _answered(state: State, model: Model, texts: list[Text], batch: Batch, put: Put) -> None:
     """In the job's thread."""
     sent, public = Sent(), model._public
-    values, report = jobs.ask(model._client, model.description, batch, public.tables(), True, _follow(put), None, sent)
+    tables = public.tables()
+    values, report = jobs.ask(model._client, model.description, batch, tables, True, _follow(put), None, sent)
     state.count(model, report, len(texts))
     _done(put, report, sent, shown.answer(model, public.tokenizer, texts, values))
 

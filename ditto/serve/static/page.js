@@ -52,9 +52,8 @@ async function call(path, options = {}) {
 
 async function failureOf(reply) {
   const said = await reply.json().catch(() => ({}));
-  const error = said.error ?? {};
-  return said.failed ?? { code: `HTTP ${reply.status}`, message: error.message ?? reply.statusText,
-    todo: reply.status === 401 ? "Give the daemon's key above." : "See what the daemon printed where it was started." };
+  return said.failed ?? { code: `HTTP ${reply.status}`, message: said.error ?? reply.statusText, todo:
+    reply.status === 401 ? "Give the daemon's key above." : "See what the daemon printed where it was started." };
 }
 
 const GONE = { code: "NO DAEMON", message: "The daemon does not answer.", todo: "Start it: ditto serve." };
@@ -159,6 +158,7 @@ async function* events(body) {
 }
 
 const ON = {
+  waiting: (said) => { $("doing").textContent = `Waiting: ${said.ahead} asked here before`; },
   queued: (said) => { $("doing").textContent = `Waiting: ${said.position + 1} in the coordinator's queue`; },
   accepted: (said, job) => {
     job.layers = said.layers.length;
