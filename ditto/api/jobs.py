@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ditto.client.client import Client
+    from ditto.client.sent import Sent
     from ditto.engine.program import Program
     from ditto.models import Description
     from ditto.models.tokenizer import Batch
@@ -24,10 +25,12 @@ def ask(
     guard: bool = False,
     on_event: Callable[[dict[str, Any]], None] | None = None,
     on_program: Callable[[Program], None] | None = None,
+    sent: Sent | None = None,
 ) -> tuple[list[Any], dict[str, Any]]:
     """One answer a text, and the job's report (`InferResult`). Public embeddings are looked up in `tables`.
 
     `guard`: learn whether values left their ranges. `on_program` sees the program before the job begins.
+    `on_event` and `sent` as `Client.run` has them.
     """
     programs: list[Program] = []
 
@@ -37,5 +40,5 @@ def ask(
             on_program(program)
         return encode_inputs(description, program, batch, tables)
 
-    answer = client.infer(description.name, inputs, *batch.shape, on_event, guard, description)
+    answer = client.infer(description.name, inputs, *batch.shape, on_event, guard, description, sent)
     return decode_outputs(description, programs[-1], answer.outputs, batch), answer.report

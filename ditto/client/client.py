@@ -18,6 +18,7 @@ from ditto.client.messages import ask_of, chunks, terms_of, whole
 from ditto.client.progress import Progress
 from ditto.client.publication import Registration
 from ditto.client.report import Report
+from ditto.client.sent import Sent
 from ditto.engine.program import Program, Wire
 from ditto.engine.sharing import answer_type, reveal, share
 from ditto.errors import (
@@ -171,11 +172,12 @@ class Client(Manager):
         on_event: Callable[[dict[str, Any]], None] | None = None,
         guard: bool = False,
         meant: Description | None = None,
+        sent: Sent | None = None,
     ) -> InferResult:
         """Run one job. `inputs` encodes the question for the compiled program; `on_event` follows the layers; with
-        `guard` the report says whether values left their calibrated ranges. `meant` as in `run`."""
+        `guard` the report says whether values left their calibrated ranges. `meant` and `sent` as in `run`."""
         plan = Plan(batch, seq, guard=guard)
-        return self.run(model, plan, lambda stage, program, before: inputs(program), on_event, meant)
+        return self.run(model, plan, lambda stage, program, before: inputs(program), on_event, meant, sent)
 
     def run(
         self,
@@ -184,13 +186,15 @@ class Client(Manager):
         inputs: Callable[[int, Program, Outputs], Inputs | None],
         on_event: Callable[[dict[str, Any]], None] | None = None,
         meant: Description | None = None,
+        sent: Sent | None = None,
     ) -> InferResult:
         """Run one job stage by stage. `inputs` encodes a stage's question, from the outputs of the stage before (none
         for the first); None ends the job early. The result holds the last outputs; `on_event` follows the layers.
 
         The model may be shared again before the job begins. If its description is another one then, the question is
         encoded anew and the job waits anew, RENEWALS times at most; JobMismatch after that, or if the owner is another.
-        Whose question was made for one description names it as `meant`: JobMismatch for any other.
+        Whose question was made for one description names it as `meant`: JobMismatch for any other. `sent` notes what
+        each party is sent of the question.
         """
         found, left = self._model(model), RENEWALS
         while True:
@@ -203,7 +207,7 @@ class Client(Manager):
             )  # fmt: skip
             try:
                 with span:
-                    return self._run(found, plan, inputs, on_event, span)
+                    return self._run(found, plan, inputs, on_event, span, sent)
             except JobMismatch as error:
                 fresh = self._model(model)
                 if error.peer != "coordinator" or fresh.owner != found.owner or not left:
@@ -217,6 +221,7 @@ class Client(Manager):
         inputs: Callable[[int, Program, Outputs], Inputs | None],
         on_event: Callable[[dict[str, Any]], None] | None,
         span: Span,
+        sent: Sent | None,
     ) -> InferResult:
         wall = Wall()
         plan = replace(plan, hold_mb=found.hold_mb or plan.hold_mb)  # as the servers are configured
@@ -246,7 +251,7 @@ class Client(Manager):
                         event |= {"job": job, "layers": list(message.accepted.layers)}
                         span.note(job=short(job))
                         with span.child("send inputs", stage=0):
-                            self._start(job, terms, 0, program, encoded)
+                            self._start(job, terms, 0, program, encoded, sent)
                         wall.lap("sharing")
                     elif kind == "queued":
                         event["position"] = message.queued.position
@@ -267,7 +272,7 @@ class Client(Manager):
                             asked = inputs(stage + 1, program, outputs)
                             progress.ended = asked is None
                             with span.child("send inputs", stage=stage + 1):
-                                self._start(job, terms, stage + 1, program, asked)
+                                self._start(job, terms, stage + 1, program, asked, sent)
                             wall.lap("sharing")
                     elif kind == "done":
                         wall.lap("coordination")
@@ -301,19 +306,26 @@ class Client(Manager):
                 return
             yield message
 
-    def _start(self, job: str, terms: party_pb2.JobTerms, stage: int, program: Program, inputs: Inputs | None) -> None:
+    def _start(
+        self, job: str, terms: party_pb2.JobTerms, stage: int, program: Program, inputs: Inputs | None,
+        sent: Sent | None,
+    ) -> None:  # fmt: skip
         """Bring a stage's inputs, or end the job before it."""
         if inputs is not None:
-            self._upload(job, terms, stage, program, inputs)
+            self._upload(job, terms, stage, program, inputs, sent)
         request = control_pb2.StartJobRequest(job=job, stage=stage, end=inputs is None)
         self._control.StartJob(request, timeout=self._within(30))
 
-    def _upload(self, job: str, terms: party_pb2.JobTerms, stage: int, program: Program, inputs: Inputs) -> None:
+    def _upload(
+        self, job: str, terms: party_pb2.JobTerms, stage: int, program: Program, inputs: Inputs, sent: Sent | None
+    ) -> None:
         missing = program.inputs.keys() ^ inputs.keys()
         if missing:
             raise BadShare(f"inputs do not match the program: {', '.join(sorted(missing))}")
         seed = new_seed()
         shares = {name: share(name, inputs[name], wire, seed) for name, wire in program.inputs.items()}
+        if sent is not None:
+            sent.begin(stage, terms, program.inputs)
 
         def requests(party: int, name: str, wire: Wire) -> Iterator[party_pb2.PutInputRequest]:
             header = party_pb2.InputHeader(
@@ -328,8 +340,10 @@ class Client(Manager):
 
         def send(party: int) -> None:
             for name, wire in program.inputs.items():
+                messages = requests(party, name, wire)
+                noted = sent.noting(party, messages) if sent is not None else messages
                 with calling(PARTIES[party], running=True):
-                    self._parties[party].PutInput(requests(party, name, wire), timeout=self._within(120))
+                    self._parties[party].PutInput(noted, timeout=self._within(120))
 
         list(self._pool.map(send, (0, 1)))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ditto.client.client import Client, Inputs, Outputs
 from ditto.client.sampling import Sampler
+from ditto.client.sent import Sent
 from ditto.engine.program import Program
 from ditto.models import Description, Plan, generator_of
 from ditto.models.tokenizer import Prompts
@@ -42,12 +43,13 @@ def generate(
     stop: int | None = None,
     on_token: Callable[[list[int | None]], bool] | None = None,
     on_event: Callable[[dict[str, Any]], None] | None = None,
+    sent: Sent | None = None,
 ) -> Generated:
     """Generate up to `plan.tokens` after each prompt.
 
     The client samples from logits that nobody else sees, or (`plan.argmax`) is told the most likely token, which the
     servers find on shares. A text ends with `stop`; the job ends when all texts have. `on_token` gets the batch's new
-    tokens (None for a text that has ended) and may return False to end the job.
+    tokens (None for a text that has ended) and may return False to end the job. `sent` as `Client.run` has it.
     """
     began, generator = time.perf_counter(), generator_of(description.architecture)
     result = Generated([[] for _ in prompts.lengths])
@@ -82,7 +84,7 @@ def generate(
         latest.append(program)
         return encoded
 
-    answer = client.run(description.name, plan, inputs, on_event, description)
+    answer = client.run(description.name, plan, inputs, on_event, description, sent)
     if len(result.seconds) < plan.stages and not all(ended) and len(latest) == plan.stages:
         take(answer.outputs)
     result.report = answer.report

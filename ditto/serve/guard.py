@@ -25,7 +25,7 @@ from ditto.serve.leaving import Gone
 from ditto.serve.metrics import Metrics
 
 STALLED = 60.0  # seconds until an answer that nobody reads is dropped
-OPEN = ("/", "/health")  # without a key; and what is below /page/, which is the same for everybody
+OPEN = ("/", "/page/page.css", "/page/page.js", "/health")  # without a key: the same for everybody
 ALWAYS = {
     "cache-control": "no-store",
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
@@ -146,7 +146,7 @@ def _foreign(headers: Headers, method: str) -> bool:
 
 
 def _for_everybody(path: str) -> bool:
-    return path in OPEN or path.startswith("/page/")
+    return path in OPEN
 
 
 def _where(error: BaseException) -> str:
