@@ -151,7 +151,7 @@ class Tokenizer:
             rows: list[Any] = self._backend.encode_batch(texts)
         return rows
 
-    def pieces(self, text: Text) -> tuple[list[int], list[str]]:
+    def spelled(self, text: Text) -> tuple[list[int], list[str]]:
         """A text's (or pair's) token ids, special ones included, and how the vocabulary writes each."""
         [row] = self._rows([text])
         return list(row.ids), list(row.tokens)

@@ -68,7 +68,7 @@ def answer(model: Model, tokenizer: Tokenizer, texts: list[Text], values: list[A
         named = zip(model.labels, _likely(value), strict=True)
         rows = [{"label": label, "probability": likely} for label, likely in named]
         return {"kind": "labels", "labels": sorted(rows, key=lambda row: -float(row["probability"]))}
-    ids, pieces = tokenizer.pieces(texts[0])
+    ids, pieces = tokenizer.spelled(texts[0])
     if model.kind == "tokens":
         found = [model.labels[int(np.argmax(logits))] for logits in value]
         tokens = [{"token": piece, "label": label} for piece, label in zip(pieces, found, strict=False)]
