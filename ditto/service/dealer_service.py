@@ -7,7 +7,7 @@ import os
 import re
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from ditto.errors import BadShare, ClusterError, DittoError, ReplayedJob, ReuseE
 from ditto.models.compiled import generates, program_for
 from ditto.models.description import parse
 from ditto.names import ID, NAME, PARTIES, check_id, check_name
-from ditto.net.bulk import Data, Dealt
+from ditto.net.bulk import Dealt
 from ditto.net.config import DealerConfig
 from ditto.net.emulation import Link
 from ditto.net.framing import around_dealt, dealt_digest
@@ -34,11 +34,12 @@ from ditto.net.identity import caller
 from ditto.net.messages import plan_of
 from ditto.net.metrics import DealerMetrics
 from ditto.net.tracing import OFF, Attributes, Context, Tracing, received
-from ditto.net.transport import CHUNK, Roles, short
+from ditto.net.transport import Roles, short
 from ditto.ring.kernels import kernel_of
 from ditto.ring.malloc import give_back
 from ditto.ring.prg import derive, new_seed
 from ditto.service.about import about
+from ditto.service.feed import Feed
 from ditto.service.limits import admit_job, admit_model
 from ditto.service.stored import Owner, StoredEntry, load_entry, readable_entries, save_entry
 from ditto.wire import dealer_pb2, dealer_pb2_grpc
@@ -69,84 +70,6 @@ def _pair(master: bytes) -> tuple[bytes, bytes]:
     return derive(master, "party", 0), derive(master, "party", 1)
 
 
-class _Feed:
-    """One party's bounded queue of chunks. The limit counts bytes; `unblocked` puts may pass it by one chunk."""
-
-    def __init__(self, limit: int) -> None:
-        self.changed = threading.Condition()
-        self._chunks: deque[tuple[float, Data]] = deque()
-        self._held, self._limit = 0, limit
-        self._small: list[Data] = []
-        self._small_bytes = 0
-        self.ended = False
-        self.error: DittoError | None = None
-        self.sent = 0
-
-    @property
-    def ready(self) -> int:
-        """Bytes dealt and not sent yet."""
-        return self._held + self._small_bytes
-
-    def add(self, data: Data, other: _Feed) -> None:
-        """Queue `data` in chunks of about 1 MB, waiting while full. What `other` still gathers goes out first:
-        its party may need it before this one makes room."""
-        if len(data) < CHUNK:
-            self._small.append(data)
-            self._small_bytes += len(data)
-            if self._small_bytes < CHUNK:
-                return
-            self.flush(wait_with=other)
-            return
-        self.flush()
-        view = memoryview(data)
-        for start in range(0, len(data), CHUNK):
-            self._put(view[start : start + CHUNK], other)
-
-    def flush(self, wait_with: _Feed | None = None) -> None:
-        if self._small:
-            whole = self._small[0] if len(self._small) == 1 else b"".join(self._small)
-            self._small, self._small_bytes = [], 0
-            self._put(whole, wait_with)
-
-    def _put(self, chunk: Data, wait_with: _Feed | None) -> None:
-        with self.changed:
-            full = self._held >= self._limit and wait_with is not None
-        if full and wait_with is not None:
-            wait_with.flush()
-        with self.changed:
-            if full:
-                self.changed.wait_for(lambda: self._held < self._limit or self.ended)
-            if self.ended:
-                raise ClusterError("the job was dropped")
-            self._chunks.append((time.monotonic(), chunk))
-            self._held += len(chunk)
-            self.changed.notify_all()
-
-    def end(self, error: DittoError | None = None) -> None:
-        with self.changed:
-            if error is not None:
-                self.error = self.error or error
-                self._chunks.clear()
-                self._held = 0
-            self.ended = True
-            self.changed.notify_all()
-
-    def drain(self) -> Iterator[tuple[float, Data]]:
-        """The chunks in order, each with the time (time.monotonic) at which it was queued."""
-        while True:
-            with self.changed:
-                self.changed.wait_for(lambda: bool(self._chunks) or self.ended)
-                if self.error is not None:
-                    raise self.error
-                if not self._chunks:
-                    return
-                queued, chunk = self._chunks.popleft()
-                self._held -= len(chunk)
-                self.sent += len(chunk)
-                self.changed.notify_all()
-            yield queued, chunk
-
-
 class _Job:
     """Both parties' feeds of one job and the thread that fills them, stage after stage, ahead of their use."""
 
@@ -168,7 +91,7 @@ class _Job:
         self.key = (request.share_id, self.plan)
         self.name, self._entry = request.job, entry
         self.seeds = _pair(new_seed())
-        self.feeds = (_Feed(limit), _Feed(limit))
+        self.feeds = (Feed(limit), Feed(limit))
         self.joined: set[int] = set()
         self.finished: set[int] = set()
         self.began = time.monotonic()
