@@ -16,7 +16,7 @@ from importlib import import_module
 TYPE_CHECKING = False  # as typing has it, which takes longer to load than all that is here
 if TYPE_CHECKING:
     from ditto import aio, errors
-    from ditto.api.answers import Answer, Classification, Cost, ModelInfo, Phase, Token
+    from ditto.api.answers import Answer, Classification, Cost, Layer, ModelInfo, Phase, Token
     from ditto.api.cluster import Cluster, connect, local
     from ditto.api.generation import Generation
     from ditto.api.model import Model
@@ -30,6 +30,7 @@ _WHERE = {
     "Answer": "ditto.api.answers",
     "Classification": "ditto.api.answers",
     "Cost": "ditto.api.answers",
+    "Layer": "ditto.api.answers",
     "ModelInfo": "ditto.api.answers",
     "Phase": "ditto.api.answers",
     "Token": "ditto.api.answers",
@@ -46,6 +47,7 @@ __all__ = [
     "Cluster",
     "Cost",
     "Generation",
+    "Layer",
     "Model",
     "ModelInfo",
     "Phase",

@@ -22,12 +22,31 @@ class Phase:
     rounds: int
     bytes_sent: tuple[int, int]
 
+    @classmethod
+    def of_online(cls, online: dict[str, Any]) -> Self:
+        first, second = online["bytes_sent"]
+        return cls(online["seconds"], online["rounds"], (first, second))
+
+    @classmethod
+    def of_offline(cls, offline: dict[str, Any]) -> Self:
+        first, second = offline["bytes_to_party"]
+        return cls(offline["seconds"], 0, (first, second))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one layer of a job cost; of a generation, each token after the first is one."""
+
+    name: str
+    online: Phase
+    offline: Phase
+
 
 @dataclass(frozen=True)
 class Cost:
     """What a job cost, which answered `texts` texts at once: answers of one job have one and the same cost.
 
-    `seconds` is the time that the client waited for the job.
+    `seconds` is the time that the client waited for the job. Those of `layers` add up to both phases.
     """
 
     job: str
@@ -35,18 +54,21 @@ class Cost:
     seconds: float
     online: Phase
     offline: Phase
+    layers: tuple[Layer, ...]
 
     @classmethod
     def of(cls, report: dict[str, Any], texts: int) -> Self:
         """From the report of a job (`ditto.client.report`)."""
-        online, offline = report["online"], report["offline"]
-        sent, dealt = online["bytes_sent"], offline["bytes_to_party"]
         return cls(
             job=report["job"],
             texts=texts,
             seconds=report["wall_seconds"],
-            online=Phase(online["seconds"], online["rounds"], (sent[0], sent[1])),
-            offline=Phase(offline["seconds"], 0, (dealt[0], dealt[1])),
+            online=Phase.of_online(report["online"]),
+            offline=Phase.of_offline(report["offline"]),
+            layers=tuple(
+                Layer(layer["name"], Phase.of_online(layer["online"]), Phase.of_offline(layer["offline"]))
+                for layer in report["layers"]
+            ),
         )
 
 
