@@ -125,7 +125,10 @@ def infer(
     else:
         show([question.text for question in asked.asked], summary, reader)
     wall.lap("printing")
-    files.write(summary | {"spent": wall.document()}, emulated(settings))
+    if jobs:
+        files.write(summary | {"spent": wall.document()}, emulated(settings))
+    elif report or trace:
+        note("nothing was asked, so there is no report")
     _warn(asks, strict)
 
 
