@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from test_trace import check_trace
 from typer.testing import CliRunner
 
-from ditto.cli import app, infer
+from ditto.cli import app, infer, jobs
 from ditto.client import store
 from ditto.client.local_cluster import Cluster, _free_ports, home
 from ditto.models import architecture_of
@@ -146,7 +146,7 @@ def test_a_file_is_written_as_answers_come_and_gone_on_with(
             raise KeyboardInterrupt
         return answer(client, description, job, *rest)
 
-    answer = infer.answer
+    answer = jobs.answer
     with monkeypatch.context() as patch:
         patch.setattr(infer, "answer", ask)
         said = run("infer", *how, "--truncate", code=130)[1].replace("\n", " ")
@@ -175,9 +175,7 @@ def test_a_file_is_written_as_answers_come_and_gone_on_with(
     shown = CliRunner().invoke(app, ["infer", "--model", shared, "--file", "-", "--jsonl"], input="a cat ran\n\nred\n")
     rows = [json.loads(line) for line in shown.stdout.splitlines()]
     assert shown.exit_code == 0 and [row["line"] for row in rows] == [1, 3]
-    assert (
-        "2 texts; 1 blank lines skipped; 1 jobs, padded to 16 tokens" in shown.stderr and "predicted: " in shown.stderr
-    )
+    assert "2 texts; 1 blank line skipped; 1 job, padded to 16 tokens" in shown.stderr and "predicted: " in shown.stderr
 
 
 def test_every_second_of_a_command(shared: str) -> None:
