@@ -79,16 +79,17 @@ def test_jobs_have_every_text_once_and_show_buckets_alone(lengths: list[int], si
     places = [i for i in range(len(lengths)) if data.draw(st.booleans())]
     jobs = jobs_of(asked(len(lengths)), rows_of(lengths), places, 100, size)
     assert sorted(place for job in jobs for place in job.places) == places
-    widths = [job.batch.shape[1] for job in jobs]
-    assert widths == sorted(widths, reverse=True) and all(job.batch.shape[0] == size for job in jobs[:-1])
+    widths = [job.width for job in jobs]
+    assert widths == sorted(widths, reverse=True) and all(job.shape[0] == size for job in jobs[:-1])
     for job in jobs:
+        assert job.batch.shape == job.shape
         assert [int(n) for n in job.batch.mask.sum(1)] == [lengths[place] for place in job.places]
     others = []
     for n in lengths:  # any others of the same buckets
         width = padded_width(n, 100)
         others.append(data.draw(st.integers({16: 1, 32: 17, 64: 33, 100: 65}[width], width)))
     again = jobs_of(asked(len(lengths)), rows_of(others), places, 100, size)
-    assert [(job.batch.shape, job.places) for job in again] == [(job.batch.shape, job.places) for job in jobs]
+    assert [(job.shape, job.places) for job in again] == [(job.shape, job.places) for job in jobs]
 
 
 def test_what_is_too_long_is_named_or_cut(tokenizer: Tokenizer) -> None:
