@@ -125,6 +125,11 @@ class Tokenizer:
             raise BadCheckpoint(f"a tokenizer of {self.size:,} ids, a model of {words:,} embeddings: another model's?")
 
     @property
+    def special(self) -> set[int]:
+        """The ids of special tokens."""
+        return {i for i, token in self._backend.get_added_tokens_decoder().items() if token.special}
+
+    @property
     def end_of_text(self) -> int | None:
         """The id of '<|endoftext|>', where the vocabulary has it."""
         token: int | None = self._backend.token_to_id(END_OF_TEXT)
