@@ -118,8 +118,8 @@ def _show(texts: "list[Text]", summary: dict[str, Any], answer: "Answer", labels
     for text, result in zip(texts, summary["output"], strict=True):
         out.print(text if isinstance(text, str) else "\n+ ".join(text), style="bold")
         out.print(f"  {lines(result, tuple(map(one_line, labels)))}")
-    if "max_abs_error" in summary:
-        out.print(f"largest difference to the plaintext computation: {summary['max_abs_error']:.4f}")
+    if "verdict_text" in summary:
+        out.print(summary["verdict_text"])
     out.print()
     print_costs(summary)
     out.print(f"\nthe model belongs to {one_line(summary['owner'])}")
