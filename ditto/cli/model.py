@@ -1,4 +1,4 @@
-"""`ditto model`: import a checkpoint, share its weights between the parties, grant, remove, list, show."""
+"""`ditto model`: import a checkpoint, share its weights between the parties, grant, remove, list, show, check."""
 
 from collections.abc import Callable
 from enum import StrEnum
@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from ditto.cli.common import ConfigFile, Json, connect, emit, note, one_line, out, warn
+from ditto.cli.model_check import check
 from ditto.cli.model_show import SHORT, show
 from ditto.cli.plan import For, MachineFile, Tolerance, check_objective, machine_at, planned
 from ditto.cli.texts import read_file, read_lines
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from ditto.planning.post_training import Choose
     from ditto.presets.choices import Choices
 
-app = typer.Typer(help="Models: import, share, grant, remove, list, show.", no_args_is_help=True)
+app = typer.Typer(help="Models: import, share, grant, remove, list, show, check.", no_args_is_help=True)
 
 COLUMNS = ("name", "architecture", "preset", "max_length")
 
@@ -254,6 +255,7 @@ def remove(
 
 
 app.command("show")(show)
+app.command("check")(check)
 
 
 @app.command("list")
