@@ -163,10 +163,12 @@ class Cluster:
 
     async def share(
         self, checkpoint: str | os.PathLike[str], name: str | None = None, *, calibrate: Iterable[Text] | None = None,
-        preset: str | None = None, embeddings: str = "secret",
+        preset: str | None = None, embeddings: str = "secret", hard_texts: bool = True,
     ) -> Model:  # fmt: skip
         shared = await whole(
-            lambda: self._cluster.share(checkpoint, name, calibrate=calibrate, preset=preset, embeddings=embeddings)
+            lambda: self._cluster.share(
+                checkpoint, name, calibrate=calibrate, preset=preset, embeddings=embeddings, hard_texts=hard_texts
+            )
         )
         return Model(shared)
 

@@ -135,6 +135,10 @@ class RangeWarning(UserWarning):
     """Of the Python API: an answer may be wrong, since values left their calibrated range."""
 
 
+class CalibrationWarning(UserWarning):
+    """Of the Python API: the texts that a model was calibrated on are few, short or narrow."""
+
+
 _ALL: tuple[type[DittoError], ...] = (DittoError, *DittoError.__subclasses__())
 BY_CODE: dict[str, type[DittoError]] = {cls.code: cls for cls in _ALL}
 EXIT_CODES: dict[int, str] = {0: "success", **{cls.exit_code: cls.help for cls in _ALL}}

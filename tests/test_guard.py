@@ -287,7 +287,8 @@ def shared(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DITTO_HOME", str(tmp_path_factory.mktemp("home")))
         patch.delenv("DITTO_CONFIG", raising=False)
-        run("model", "import", str(checkpoint), "--calibrate", str(checkpoint / "texts.txt"), "--name", "tiny")
+        texts = ("--calibrate", str(checkpoint / "texts.txt"), "--only-mine")
+        run("model", "import", str(checkpoint), *texts, "--name", "tiny")
         Cluster(home()).configure(ports=_free_ports())
         run("cluster", "up")
         try:

@@ -88,16 +88,18 @@ class Cluster:
 
     def share(
         self, checkpoint: str | os.PathLike[str], name: str | None = None, *, calibrate: Iterable[Text] | None = None,
-        preset: str | None = None, embeddings: str = "secret",
+        preset: str | None = None, embeddings: str = "secret", hard_texts: bool = True,
     ) -> Model:  # fmt: skip
         """Import a checkpoint (a directory) and share its weights between the parties: a model of this client's, in the
         place of an earlier one of the name (default: the directory's).
 
         `calibrate`: texts (or pairs) typical of later use; not needed for what `ditto distill` made. `preset`: default
         `ditto`, or what it was distilled for. `embeddings`: "secret", or "public" when the client may look words up.
+        `hard_texts`: calibrate on ditto's own texts as well (digits, code, scripts, repetition, long ones). Warns of
+        few, short or narrow texts (CalibrationWarning).
         Raises BadCheckpoint, UnsupportedArchitecture, RangeError, UsageError, NotAllowed for another client's name.
         """
-        stored = import_checkpoint(Path(checkpoint), name, calibrate, preset, embeddings, self._models[0])
+        stored = import_checkpoint(Path(checkpoint), name, calibrate, preset, embeddings, self._models[0], hard_texts)
         share(self._client, stored)
         return self.model(stored.dir.name)
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ditto.client import store
-from ditto.errors import UsageError
-from ditto.models import import_calibrated, import_model, load_checkpoint
+from ditto.errors import CalibrationWarning, UsageError
+from ditto.models import encode_weights, import_calibrated, load_checkpoint
 from ditto.models.advice import check_directory
 from ditto.models.calibrated import is_calibrated
+from ditto.models.calibration import calibrate as calibrated
+from ditto.models.calibration import describe_calibrated
 from ditto.names import check_name
 
 if TYPE_CHECKING:
@@ -20,9 +23,10 @@ if TYPE_CHECKING:
 
 def import_checkpoint(
     directory: Path, name: str | None, calibrate: Iterable[Text] | None, preset: str | None, embeddings: str,
-    models: Path,
+    models: Path, hard_texts: bool = True,
 ) -> store.StoredModel:  # fmt: skip
-    """Calibrated on texts, or by the ranges that it brings, and written down in `models`."""
+    """Calibrated on texts (and the hard ones that come with ditto), or by the ranges that it brings, and written down
+    in `models`. Warns of few, short or narrow texts (CalibrationWarning)."""
     known = check_name(name or directory.resolve().name)
     check_directory(directory)
     if calibrate is None and not is_calibrated(directory):
@@ -32,7 +36,13 @@ def import_checkpoint(
         description, weights = import_calibrated(checkpoint, known, preset, embeddings)
     else:
         texts = [calibrate] if isinstance(calibrate, str) else list(calibrate)
-        description, weights = import_model(checkpoint, known, texts, preset or "ditto", embeddings)
+        calibration = calibrated(checkpoint, texts, hard_texts)
+        description, arranged, found = describe_calibrated(
+            checkpoint, known, calibration, preset or "ditto", embeddings
+        )
+        weights = encode_weights(description, arranged.tensors)
+        for text in found.warnings():
+            warnings.warn(text, CalibrationWarning, stacklevel=3)
     return store.save(description, weights, directory, models)
 
 

@@ -31,7 +31,7 @@ COMMANDS = {
     "certs": "Certificates: who may take part in a cluster, and as whom.",
     "cluster": "The servers as local processes.",
     "keys": "The key under which a server stores what it keeps.",
-    "model": "Models: import, share, grant, remove, list, show.",
+    "model": "Models: import, share, grant, remove, list, show, check.",
     "bench": "Measurements.",
 }
 

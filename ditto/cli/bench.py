@@ -135,8 +135,8 @@ def _show(summary: dict[str, Any], memory: dict[str, int | None]) -> None:
     if "per_token" in summary:
         generated.show(summary)
     peaks = ", ".join(f"{role} {size(n)}" for role, n in memory.items() if n)
-    if "max_abs_error" in summary:
-        out.print(f"largest difference to the plaintext computation: {summary['max_abs_error']:.4f}")
+    if "verdict_text" in summary:
+        out.print(summary["verdict_text"])
     texts = f"{summary['texts']} random sentence(s) of {summary['seq']} tokens"
     kernels = ", ".join(f"{kernel} ({ring})" for ring, kernel in summary["kernels"].items())
     out.print(f"\n{texts}, network {summary['network']}; products: {kernels}; peak memory: {peaks}")

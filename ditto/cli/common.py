@@ -112,6 +112,11 @@ def warn_of_range(text: str, strict: bool) -> None:
     """After the answer is out: a warning on stderr, or OutOfRange."""
     if strict:
         raise OutOfRange(text)
+    warn(text)
+
+
+def warn(text: str) -> None:
+    """A warning, on stderr."""
     err.print(Text.assemble(("warning", "bold yellow"), ": ", visible(text)))
 
 

@@ -111,6 +111,7 @@ def demo(
         return
     out.print()
     out.print(question.table(summary))
+    out.print(f"{summary['verdict_text']}\n")
     print_costs(summary)
     peak = max(n or 0 for n in memory.values())
     out.print(f"\n{summary['texts']} sentences padded to {summary['seq']} tokens; peak memory of a server {size(peak)}")

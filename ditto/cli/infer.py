@@ -27,6 +27,7 @@ from ditto.cli.jobs import BATCH, Job, answer, jobs_of, tokenized
 from ditto.cli.report import CostFiles
 from ditto.cli.run import Run, counting, document, emulated, network_of, watching
 from ditto.cli.texts import Question, Questions, pair_up, read_questions
+from ditto.client.verdict import Verdict, together, verdict
 from ditto.errors import DittoError, Interrupted, UsageError
 from ditto.wall import Wall
 
@@ -174,6 +175,7 @@ class _Asks:
     reference: dict[int, Any] = field(default_factory=dict)
     wrong: list[int] = field(default_factory=list)  # places whose values left their range
     worst: float = 0.0  # difference to plaintext
+    verdicts: list[Verdict] = field(default_factory=list)  # by job
 
 
 @contextmanager
@@ -236,6 +238,7 @@ def _enter(
         asks.wrong += job.places
     if reference is not None:
         asks.worst = max(asks.worst, max_abs_error(values, reference))
+        asks.verdicts.append(verdict(asks.reader.answer.value, values, reference))
     if written is None:
         asks.results |= dict(zip(job.places, values, strict=True))
         asks.reference |= dict(zip(job.places, reference or [], strict=False))
@@ -282,7 +285,9 @@ def _summary(asks: _Asks, description: "Description", network: str, *, kept: boo
             found["answers"] = answers
     else:
         found.pop("output")
-        found.pop("plaintext_output", None)
+        if "plaintext_output" in found:
+            del found["plaintext_output"]
+            found |= together(asks.verdicts).document()
     found |= {"truncated_texts": sorted(asks.cut), "blank_lines": asks.asked.blank}
     found |= {"in_range": not run.marks if marks else None, "out_of_range_layers": list(run.marks)}
     return found | {"out_of_range_texts": sorted(asks.wrong)}

@@ -15,7 +15,8 @@ def show(texts: "list[Text]", summary: dict[str, Any], reader: "Reader") -> None
     for text, values in zip(texts, summary["output"], strict=True):
         out.print(text if isinstance(text, str) else "\n+ ".join(text), style="bold")
         out.print(f"  {reader.line(text, values)}")
-    _say_check(summary)
+    if "verdict_text" in summary:
+        out.print(summary["verdict_text"])
     out.print()
     print_costs(summary)
     out.print(f"\nthe model belongs to {one_line(summary['owner'])}")
@@ -26,15 +27,5 @@ def show_written(summary: dict[str, Any]) -> None:
     """After answers were written elsewhere, on stderr: stdout may have them."""
     before = f", {summary['answered_before']:,} before" if summary["answered_before"] else ""
     note(f"{summary['texts']:,} texts answered{before}; {largest(summary['spent'])}")
-    if "max_abs_error" in summary:
-        note(_check(summary))
-
-
-def _say_check(summary: dict[str, Any]) -> None:
-    if "max_abs_error" in summary:
-        out.print(_check(summary))
-
-
-def _check(summary: dict[str, Any]) -> str:
-    """What `--check` found."""
-    return f"largest difference to the plaintext computation: {summary['max_abs_error']:.4f}"
+    if "verdict_text" in summary:
+        note(summary["verdict_text"])

@@ -1,4 +1,4 @@
-"""`ditto model`: import a checkpoint, share its weights between the parties, grant, remove, list, show."""
+"""`ditto model`: import a checkpoint, share its weights between the parties, grant, remove, list, show, check."""
 
 from collections.abc import Callable
 from enum import StrEnum
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from ditto.cli.common import ConfigFile, Json, connect, emit, err, manage, note, one_line, out
+from ditto.cli.common import ConfigFile, Json, connect, emit, err, manage, note, one_line, out, warn
+from ditto.cli.model_check import check
 from ditto.cli.model_show import SHORT, show
 from ditto.cli.plan import For, MachineFile, Tolerance, check_objective, machine_at, planned
 from ditto.cli.texts import read_file, read_lines
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from ditto.planning.post_training import Choose
     from ditto.presets.choices import Choices
 
-app = typer.Typer(help="Models: import, share, grant, remove, list, show.", no_args_is_help=True)
+app = typer.Typer(help="Models: import, share, grant, remove, list, show, check.", no_args_is_help=True)
 
 COLUMNS = ("name", "architecture", "preset", "max_length")
 
@@ -74,6 +75,10 @@ def import_(
     report: Annotated[
         Path | None, typer.Option(help="Write ranges, types, costs and errors by layer, as .json or .md.")
     ] = None,
+    only_mine: Annotated[
+        bool,
+        typer.Option("--only-mine", help="Calibrate on these texts alone, without the hard ones that come with ditto."),
+    ] = False,
     held_out: Annotated[
         Path | None, typer.Option(help="With --report: texts to measure on; default: those of the calibration.")
     ] = None,
@@ -90,6 +95,7 @@ def import_(
     from ditto.models import load_checkpoint
     from ditto.models.advice import check_directory
     from ditto.models.calibrated import is_calibrated
+    from ditto.models.calibration import calibrate as calibrated_on
     from ditto.models.importer import batches_of, with_its_ranges
     from ditto.planning import import_report
     from ditto.planning.answers import Trial
@@ -105,6 +111,8 @@ def import_(
     check_directory(dir)
     if calibrate is None and not is_calibrated(dir):
         raise UsageError(f"{dir} brings no calibrated ranges: name texts with --calibrate FILE")
+    if calibrate is None and only_mine:
+        raise UsageError("--only-mine is about the texts of --calibrate FILE")
     if calibrate is None and (report or sensitivity is not None):
         raise UsageError("--report and --sensitivity measure on texts: name them with --calibrate FILE")
     chosen, checkpoint = preset_of(preset or "ditto"), load_checkpoint(dir)
@@ -113,23 +121,30 @@ def import_(
     if calibrate and chosen.distilled and not (chosen.style.quad and checkpoint.dimensions.activation == "quad"):
         note(f"preset {preset} replaces functions: its answers mean something only for a model trained with them")
     if not json:
-        note(f"{dir}: {checkpoint.class_name}; " + (f"calibrating on {len(texts)} texts" if texts else "as distilled"))
+        more = "" if only_mine else " and the hard ones that come with ditto"
+        how = f"calibrating on {len(texts)} texts{more}" if texts else "as distilled"
+        note(f"{dir}: {checkpoint.class_name}; {how}")
     say: Callable[[str], None] = (lambda text: None) if json else note
-    batches = batches_of(checkpoint, texts) if calibrate else []
+    calibration = calibrated_on(checkpoint, texts, hard=not only_mine) if calibrate else None
+    batches = calibration.batches if calibration else []
     measured = batches_of(checkpoint, others) if held_out else batches
     choose = None
     if emulated or sensitivity is not None or tolerance is not None:
         rates = machine_at(machine, False, say) if emulated else None
         choose = _chooser(emulated, objective, tolerance, rates, seq, sensitivity, batches, say)
     ready = None if calibrate else with_its_ranges(checkpoint, known, preset, embeddings.value)
-    made = post_train(checkpoint, known, batches, chosen.name, embeddings.value, choose, ready)
-    description = made.description
+    made = post_train(checkpoint, known, calibration, chosen.name, embeddings.value, choose, ready)
+    description, assessment = made.description, made.assessment
     model = store.save(description, made.encoded, dir)
     if report:
         say("measuring the report's errors")
         trial = Trial(made.checkpoint, measured)
-        import_report.write(report, import_report.document(made.steps, trial, seq, held_out is not None))
+        found = import_report.document(made.steps, trial, seq, held_out is not None)
+        import_report.write(report, found | {"calibration": assessment.document() if assessment else None})
+    for text in assessment.warnings() if assessment else []:
+        warn(text)
     summary = _row(description) | {"embeddings": description.embeddings, "dir": str(model.dir)}
+    summary |= {"calibration": assessment.document() if assessment else None}
     if json:
         emit(summary)
     else:
@@ -247,6 +262,7 @@ def remove(
 
 
 app.command("show")(show)
+app.command("check")(check)
 
 
 @app.command("list")

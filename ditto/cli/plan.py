@@ -69,15 +69,16 @@ def description_at(model: str, calibrate: Path | None) -> "Description":
 
 def _calibrated(path: Path, calibrate: Path | None) -> "Description":
     from ditto.cli.demo import calibration_texts
-    from ditto.models import describe, load_checkpoint
+    from ditto.models import load_checkpoint
+    from ditto.models.calibration import calibrate as calibrated_on
+    from ditto.models.calibration import describe_calibrated
 
     checkpoint = load_checkpoint(path)
     lines = read_file(calibrate).splitlines() if calibrate else calibration_texts()
     texts = [line for line in lines if line.strip()]
     if not texts:
         raise UsageError(f"{calibrate}: no sentence in this file")
-    batches = checkpoint.architecture.batches(checkpoint.tokenizer(), texts, checkpoint.dimensions)
-    return describe(checkpoint, "planned", batches)[0]
+    return describe_calibrated(checkpoint, "planned", calibrated_on(checkpoint, texts))[0]
 
 
 def planned(

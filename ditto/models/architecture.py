@@ -16,7 +16,7 @@ from ditto.engine.plan import Plan
 from ditto.engine.program import Program
 from ditto.functions.fit import Fits
 from ditto.models.description import Description, Dimensions, Ranges
-from ditto.models.ranges import Observe
+from ditto.models.ranges import Observe, Seen
 from ditto.models.tokenizer import Batch, Prompts, Tokenizer
 
 Tensors = dict[str, torch.Tensor]
@@ -61,8 +61,8 @@ class Architecture(Protocol):
     def batches(self, tokenizer: Tokenizer, texts: list[Any], d: Dimensions) -> list[Texts]:
         """Texts as calibration takes them."""
 
-    def calibrate(self, t: Tensors, d: Dimensions, batches: list[Texts]) -> tuple[Ranges, Tensors]:
-        """Ranges over token batches, where padding counts too, since it is computed; and the same model with the
+    def calibrate(self, t: Tensors, d: Dimensions, seen: Seen) -> tuple[Ranges, Tensors]:
+        """Ranges of what `floats` showed, where padding counts too, since it is computed; and the same model with the
         neurons of its feed-forward networks in the order that the ranges speak of."""
 
     def compile(self, description: Description, plan: Plan, stage: int = 0, fits: Fits | None = None) -> Program:

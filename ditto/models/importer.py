@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, cast
 
+import torch
 from pydantic import ValidationError
 
 from ditto.engine.plan import Plan
@@ -16,6 +17,7 @@ from ditto.models.calibrated import NAME as FILE
 from ditto.models.calibrated import load_calibrated
 from ditto.models.checkpoint import Checkpoint
 from ditto.models.description import Description, Ranges, explain
+from ditto.models.ranges import Seen
 from ditto.models.registry import architecture_of
 from ditto.models.tokenizer import Text
 from ditto.presets import preset_of
@@ -85,14 +87,35 @@ def describe(
     Raises RangeError, naming layer and operation, where a range does not fit the preset's types, UsageError for a
     preset that the architecture has no use for.
     """
-    if not batches:
-        raise UsageError("calibration needs at least one text")
+    _check_preset(checkpoint, preset, embeddings)
+    return describe_seen(checkpoint, name, seen_of(checkpoint, batches), preset, embeddings)
+
+
+def _check_preset(checkpoint: Checkpoint, preset: str, embeddings: str) -> None:
     if embeddings not in ("secret", "public"):
         raise UsageError(f"embeddings {embeddings!r}: secret or public")
     if checkpoint.dimensions.activation == "quad" and not preset_of(preset).style.quad:
         raise UsageError(f"this checkpoint was trained with Quad in the place of GELU, which preset {preset} has not")
+
+
+def seen_of(checkpoint: Checkpoint, batches: Sequence[Texts]) -> Seen:
+    """What the plaintext model shows of itself over token batches, padding included. Raises UsageError for none."""
+    if not batches:
+        raise UsageError("calibration needs at least one text")
+    seen = Seen()
+    with torch.inference_mode():
+        for batch in batches:
+            checkpoint.architecture.floats(checkpoint.tensors, checkpoint.dimensions, batch, seen)
+    return seen
+
+
+def describe_seen(
+    checkpoint: Checkpoint, name: str, seen: Seen, preset: str = "ditto", embeddings: str = "secret"
+) -> tuple[Description, Checkpoint]:
+    """As `describe` has it, by what was seen already."""
+    _check_preset(checkpoint, preset, embeddings)
     try:
-        ranges, tensors = checkpoint.architecture.calibrate(checkpoint.tensors, checkpoint.dimensions, batches)
+        ranges, tensors = checkpoint.architecture.calibrate(checkpoint.tensors, checkpoint.dimensions, seen)
     except ValidationError as error:  # infinite, or beyond what a description takes
         raise RangeError(f"calibration: {explain(error)}") from None
     return described(checkpoint, name, ranges, preset, embeddings), replace(checkpoint, tensors=tensors)

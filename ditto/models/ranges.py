@@ -7,7 +7,8 @@ significant digits (least variances down).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -19,9 +20,12 @@ from ditto.presets.style import AttentionBounds, Norm, Scores, Style
 
 Tensor = torch.Tensor
 Observe = Callable[[int, str, Tensor], None]  # layer, name, values: what a plaintext forward shows of itself
+Site = tuple[int, str]  # layer, and what is bounded there
 
 ACTIVATION_MARGIN, SCORE_MARGIN, VARIANCE_MARGIN, GELU_MARGIN, LOGITS_MARGIN = 1.5, 1.5, 2.0, 1.25, 2.0
 LEAST_GELU, LEAST_LOGITS = 2.0, 1.0
+HIGH, LOW = " variance", " least variance"  # of what enters a LayerNorm, after its name
+SCORES = ("scores above", "scores below", "scores spread")  # less the first key's, as ScoreRange has them
 HIDDEN_SCORE = -1e9  # of what a query does not attend to, in plaintext
 # Bounds of single neurons come in coarse classes, and each class has a multiple of GRANULE neurons: a description says
 # little of a neuron. The narrowest is wide enough for a neuron that calibration hardly saw at work.
@@ -60,8 +64,9 @@ class Seen:
     """
 
     def __init__(self) -> None:
-        self._most: dict[tuple[int, str], float] = {}
-        self._variance: dict[tuple[int, str], tuple[float, float]] = {}
+        self._most: dict[Site, float] = {}
+        self._variance: dict[Site, tuple[float, float]] = {}
+        self._floors: Mapping[Site, float] = {}
         self._neurons: dict[int, torch.Tensor] = {}
         self._tokens: dict[int, int] = {}
         self._scores: dict[int, tuple[float, float, float]] = {}
@@ -83,9 +88,47 @@ class Seen:
             self._neurons[layer] = torch.maximum(self._neurons.get(layer, by_neuron), by_neuron)
             self._tokens[layer] = self._tokens.get(layer, 0) + x[..., 0].numel()
 
+    def add(self, other: Seen, part: float = 1.0) -> None:
+        """What was seen of other texts; its sizes count for this part of them, but for those of single neurons."""
+        for key, most in other._most.items():
+            self._most[key] = max(self._most.get(key, 0.0), most * part)
+        for key, (low, high) in other._variance.items():
+            lo, hi = self._variance.get(key, (low / part, high * part))
+            self._variance[key] = min(lo, low / part), max(hi, high * part)
+        for layer, by_neuron in other._neurons.items():
+            self._neurons[layer] = torch.maximum(self._neurons.get(layer, by_neuron), by_neuron)
+            self._tokens[layer] = self._tokens.get(layer, 0) + other._tokens[layer]
+        for layer, (above, below, spread) in other._scores.items():
+            self._see_range(layer, (above * part, below * part, spread * part))
+
+    def values(self) -> dict[Site, float]:
+        """Every number that a range is made of, so that larger is wider: of least variances one over them."""
+        found = dict(self._most)
+        for (layer, name), (low, high) in self._variance.items():
+            found[layer, f"{name}{HIGH}"] = high
+            found[layer, f"{name}{LOW}"] = 1 / low if low else math.inf
+        for layer, scores in self._scores.items():
+            found |= {(layer, name): value for name, value in zip(SCORES, scores, strict=True)}
+        return found
+
+    @staticmethod
+    def margin(site: Site) -> float:
+        """What a range is wider than such a value by."""
+        name = site[1]
+        if name.endswith((HIGH, LOW)):
+            return VARIANCE_MARGIN
+        return {"activation": GELU_MARGIN, "logits": LOGITS_MARGIN}.get(name, ACTIVATION_MARGIN)
+
+    def widen(self, floors: Mapping[Site, float]) -> None:
+        """Ranges by `values` of these sizes at least, where the margins are no wider."""
+        self._floors = floors
+
     def bound(self, layer: int, name: str, margin: float = ACTIVATION_MARGIN, least: float = 0.0) -> float:
         """The largest |x| with its margin, at least `least`."""
-        return round_up(max(least, self._most[layer, name] * margin))
+        return round_up(max(least, self._wide(layer, name, self._most[layer, name] * margin)))
+
+    def _wide(self, layer: int, name: str, found: float) -> float:
+        return max(found, self._floors.get((layer, name), 0.0))
 
     def layer(self, i: int, norm1: str, norm2: str) -> LayerRanges:
         """One block; its LayerNorms by the names under which they were observed."""
@@ -105,12 +148,15 @@ class Seen:
         hidden, shifted = x <= HIDDEN_SCORE / 2, x - x[..., :1]
         most = shifted.masked_fill(hidden, -torch.inf).amax(-1)
         least = shifted.masked_fill(hidden, torch.inf).amin(-1)
-        now = float(most.max()), -float(least.min()), float((most - least).max())
+        self._see_range(layer, (float(most.max()), -float(least.min()), float((most - least).max())))
+
+    def _see_range(self, layer: int, now: tuple[float, float, float]) -> None:
         before = self._scores.get(layer, (0.0, 0.0, 0.0))
         self._scores[layer] = max(before[0], now[0]), max(before[1], now[1]), max(before[2], now[2])
 
     def _score_range(self, i: int) -> ScoreRange:
-        above, below, spread = (round_up(x * SCORE_MARGIN) for x in self._scores[i])
+        sizes = zip(SCORES, self._scores[i], strict=True)
+        above, below, spread = (round_up(self._wide(i, name, x * SCORE_MARGIN)) for name, x in sizes)
         size = self.bound(i, "scores", SCORE_MARGIN)
         return ScoreRange(size=size, above=above, below=below, spread=spread)
 
@@ -150,7 +196,10 @@ class Seen:
         return NormRange(
             input=self.bound(layer, f"{name}.in"),
             output=self.bound(layer, f"{name}.out"),
-            variance=(round_down(lo / VARIANCE_MARGIN), round_up(hi * VARIANCE_MARGIN)),
+            variance=(
+                round_down(min(lo / VARIANCE_MARGIN, 1 / self._floors.get((layer, f"{name}.in{LOW}"), 1 / lo))),
+                round_up(self._wide(layer, f"{name}.in{HIGH}", hi * VARIANCE_MARGIN)),
+            ),
         )
 
 

@@ -165,6 +165,11 @@ class Tokenizer:
             )
 
     @property
+    def special(self) -> set[int]:
+        """The ids of special tokens."""
+        return {i for i, token in self._backend.get_added_tokens_decoder().items() if token.special}
+
+    @property
     def end_of_text(self) -> int | None:
         """The id of '<|endoftext|>', where the vocabulary has it."""
         token: int | None = self._backend.token_to_id(END_OF_TEXT)

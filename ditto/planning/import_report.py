@@ -153,6 +153,7 @@ def markdown(report: Document) -> str:
         f"{report['architecture']}, preset {report['preset']}. Costs: one text of {report['tokens']} tokens. Measured "
         f"on {report['texts']} {texts}, by the plain interpreter with the errors that shares make, against floats.",
         "",
+        *_calibration(report.get("calibration")),
         *_table(
             ("after", "rounds", "MB sent by each party", "MB from the dealer", "loss"),
             [(s["step"], s["rounds"], *_megabytes(s), f"{s['loss']:.3g}") for s in report["steps"]],
@@ -181,6 +182,24 @@ def markdown(report: Document) -> str:
             ),
         ]
     return "\n".join(lines) + "\n"
+
+
+def _calibration(found: Document | None) -> list[str]:
+    """What the calibration's texts were."""
+    if found is None:
+        return []
+    kinds, held = len(found["kinds"]), found["held_out"]
+    line = (
+        f"Calibration: {found['texts']} texts of at most {found['longest']} tokens, {found['median']} in the middle, "
+        f"of {found['positions']}; {kinds} of {kinds + len(found['missing'])} kinds of tokens, "
+        f"{found['vocabulary']:.0%} of the vocabulary; {found['hard']} hard texts beside them."
+    )
+    if held:
+        line += (
+            f" Held out, {held['over']:.1%} of the texts exceed all others somewhere, by up to {held['most']:.2f} "
+            f"times ({held['place']}); {held['outside']:.1%} leave the others' ranges."
+        )
+    return [line, *(f"\nWarning: {text}." for text in found["warnings"]), ""]
 
 
 def _megabytes(cost: Document) -> tuple[str, str]:

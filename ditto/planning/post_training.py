@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
-from ditto.models.architecture import Tensors, Texts
+from ditto.errors import UsageError
+from ditto.models.architecture import Tensors
+from ditto.models.calibration import Assessment, Calibration, describe_calibrated
 from ditto.models.checkpoint import Checkpoint
 from ditto.models.description import Description
-from ditto.models.importer import describe, with_choices
+from ditto.models.importer import with_choices
 from ditto.planning.import_report import Made
 from ditto.presets.choices import Choices
 
@@ -22,25 +24,28 @@ class Imported(NamedTuple):
     encoded: Tensors
     checkpoint: Checkpoint
     steps: tuple[Made, ...]
+    assessment: Assessment | None  # of the calibration's texts
 
 
 def post_train(
     checkpoint: Checkpoint,
     name: str,
-    batches: Sequence[Texts],
+    calibration: Calibration | None,
     preset: str = "ditto",
     embeddings: str = "secret",
     choose: Choose | None = None,
     ready: Description | None = None,
 ) -> Imported:
-    """Calibrate, unless `ready` says what the checkpoint's ranges are, then whatever is asked for: `choose` decides
-    what the preset leaves open."""
+    """By a calibration, unless `ready` says what the checkpoint's ranges are, then whatever is asked for: `choose`
+    decides what the preset leaves open."""
     if ready:
-        description, arranged = ready, checkpoint
+        description, arranged, assessment = ready, checkpoint, None
     else:
-        description, arranged = describe(checkpoint, name, list(batches), preset, embeddings)
+        if calibration is None:
+            raise UsageError("calibration needs at least one text")
+        description, arranged, assessment = describe_calibrated(checkpoint, name, calibration, preset, embeddings)
     steps = [Made("calibration", description, arranged)]
     if choose is not None:
         description = with_choices(description, choose(description, arranged))
         steps.append(Made("choices", description, arranged))
-    return Imported(description, steps[-1].encoded, arranged, tuple(steps))
+    return Imported(description, steps[-1].encoded, arranged, tuple(steps), assessment)

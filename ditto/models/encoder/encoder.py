@@ -95,8 +95,7 @@ class Encoder:
     def batches(self, tokenizer: Tokenizer, texts: list[Any], d: Dimensions) -> list[Texts]:
         return [tokenizer.encode([text], d.positions) for text in texts]
 
-    def calibrate(self, t: Tensors, d: Dimensions, batches: list[Texts]) -> tuple[Ranges, Tensors]:
-        seen = self.seen(t, d, batches)
+    def calibrate(self, t: Tensors, d: Dimensions, seen: Seen) -> tuple[Ranges, Tensors]:
         return self.ranges(t, d, seen), arranged(t, [seen.order(i) for i in range(d.layers)])
 
     def seen(self, t: Tensors, d: Dimensions, batches: Sequence[Texts], functions: Functions = EXACT) -> Seen:

@@ -81,8 +81,7 @@ class GPT2:
                 rows.append(tokenizer.encode_prompts([text], limit))
         return rows
 
-    def calibrate(self, t: Tensors, d: Dimensions, batches: list[Texts]) -> tuple[Ranges, Tensors]:
-        seen = self.seen(t, d, [batch.ids for batch in batches])
+    def calibrate(self, t: Tensors, d: Dimensions, seen: Seen) -> tuple[Ranges, Tensors]:
         return self.ranges(t, d, seen), arranged(t, [seen.order(i) for i in range(d.layers)])
 
     def seen(self, t: Tensors, d: Dimensions, batches: Sequence[torch.Tensor]) -> Seen:
@@ -148,7 +147,9 @@ class GPT2:
         return rows
 
     def floats(self, t: Tensors, d: Dimensions, batch: Texts, observe: Observe) -> torch.Tensor:
-        return logits(t, forward(t, d, batch.ids, observe))
+        found = logits(t, forward(t, d, batch.ids, observe))
+        observe(d.layers, "logits", found)
+        return found
 
     def reference(self, t: Tensors, d: Dimensions, batch: Texts) -> list[Any]:
         with torch.inference_mode():
