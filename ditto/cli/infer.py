@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ditto.cli.answer_file import DIGITS, AnswerFile, opened
-from ditto.cli.asked import asking, settings_for
 from ditto.cli.common import (
     ConfigFile,
     Json,
@@ -76,6 +75,12 @@ def infer(
     _check_streaming(target, lines, resume, json, file, bool(text))
     asked = _questions(text, pair, file)
     wall.lap("reading")
+    if not (streams or check or report or trace or config):
+        from ditto.cli.infer_served import by_a_server
+
+        if by_a_server(model, asked, truncate, batch, range_check, strict, json, wall):
+            return
+    from ditto.cli.asked import asking, settings_for
     from ditto.cli.said import Reader
     from ditto.models import Answer, load_checkpoint
 
@@ -99,8 +104,8 @@ def infer(
             done = set(written.done) if written else set[int]()
             places = [place for place, question in enumerate(asked.asked) if question.number not in done]
             jobs = jobs_of(asked.asked, rows, places, most, batch)
-            if streams or len(jobs) > 1:
-                _say_first(asked, len(done), jobs, rows.cut, quiet=json)
+            if not json and (streams or len(jobs) > 1):
+                note(_said_first(asked, len(done), jobs, rows.cut))
             if streams and jobs:
                 from ditto.cli.predicted import predict
 
@@ -126,7 +131,8 @@ def infer(
         show([question.text for question in asked.asked], summary, reader)
     wall.lap("printing")
     files.write(summary | {"spent": wall.document()}, emulated(settings))
-    _warn(asks, strict)
+    if warning := _warning(asks):
+        warn_of_range(warning, strict)
 
 
 def _check_streaming(
@@ -184,9 +190,7 @@ def _sink(
         yield found
 
 
-def _say_first(asked: Questions, done: int, jobs: Sequence[Job], cut: set[int], quiet: bool) -> None:
-    if quiet:
-        return
+def _said_first(asked: Questions, done: int, jobs: Sequence[Job], cut: set[int]) -> str:
     parts = [f"{len(asked.asked):,} texts"]
     if done:
         parts.append(f"{done:,} answered before")
@@ -197,7 +201,7 @@ def _say_first(asked: Questions, done: int, jobs: Sequence[Job], cut: set[int], 
     if jobs:
         widths = ", ".join(map(str, sorted({job.batch.shape[1] for job in jobs})))
         parts.append(f"{len(jobs):,} jobs, padded to {widths} tokens")
-    note("; ".join(parts))
+    return "; ".join(parts)
 
 
 def _ask_all(asks: _Asks, jobs: Sequence[Job], written: AnswerFile | None, model: str, quiet: bool) -> None:
@@ -282,12 +286,13 @@ def _summary(asks: _Asks, description: "Description", network: str, *, kept: boo
     return found | {"out_of_range_texts": sorted(asks.wrong)}
 
 
-def _warn(asks: _Asks, strict: bool) -> None:
+def _warning(asks: _Asks) -> str:
+    """Of values that left their range; empty where none did."""
     if not asks.run.marks:
-        return
+        return ""
     from ditto.client.ranges import sentence
 
     places = [asks.asked.asked[place].place for place in sorted(asks.wrong)]
     few, more = ", ".join(places[:FEW]), f" and {len(places) - FEW:,} more" if len(places) > FEW else ""
     whose = "the answer" if len(asks.asked.asked) == 1 else f"the answers to {few}{more}"
-    warn_of_range(sentence(asks.run.marks, whose), strict)
+    return sentence(asks.run.marks, whose)
