@@ -1,6 +1,6 @@
 """Which model a command asks: the one that the servers hold, with files that are of exactly that version."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,7 +39,7 @@ def asking(name: str, settings: ClientConfig, wall: Wall | None = None) -> "Iter
         yield client, served(client, name)
 
 
-def served(client: "Client", name: str) -> "Model":
+def served(client: "Client", name: str, say: Callable[[str], None] = note) -> "Model":
     """As `ditto.client.public.served` has it, in a command's words: an owner is told to share what was imported anew,
     and that somebody else's model is asked, not the one of its name here, is said."""
     from ditto.client import public
@@ -54,7 +54,7 @@ def served(client: "Client", name: str) -> "Model":
     except JobMismatch:
         raise UsageError(f"{name} was shared before it was imported as it is here: ditto model share {name}") from None
     if here is not None and isinstance(found, public.PublicModel):
-        note(f"{name} of {found.owner} is another model than the one of that name here; {found.owner}'s is asked")
+        say(f"{name} of {found.owner} is another model than the one of that name here; {found.owner}'s is asked")
     return found
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ditto.cli.answer_file import DIGITS, AnswerFile, opened
-from ditto.cli.asked import asking, settings_for
 from ditto.cli.common import (
     ConfigFile,
     Json,
@@ -77,6 +76,12 @@ def infer(
     _check_streaming(target, lines, resume, json, file, bool(text))
     asked = _questions(text, pair, file)
     wall.lap("reading")
+    if not (streams or check or report or trace or config):
+        from ditto.cli.infer_served import by_a_server
+
+        if by_a_server(model, asked, truncate, batch, range_check, strict, json, wall):
+            return
+    from ditto.cli.asked import asking, settings_for
     from ditto.cli.said import Reader
     from ditto.models import Answer, load_checkpoint
 
@@ -101,7 +106,7 @@ def infer(
             places = [place for place, question in enumerate(asked.asked) if question.number not in done]
             jobs = jobs_of(asked.asked, rows, places, most, batch)
             if not json and (streams or len(jobs) > 1 or rows.cut or asked.blank):
-                _say_first(asked, len(done), jobs, rows.cut)
+                note(_said_first(asked, len(done), jobs, rows.cut))
             if not json and streams and jobs:
                 from ditto.cli.predicted import predict
 
@@ -130,7 +135,8 @@ def infer(
         files.write(summary | {"spent": wall.document()}, emulated(settings))
     elif report or trace:
         note("nothing was asked, so there is no report")
-    _warn(asks, strict)
+    if warning := _warning(asks):
+        warn_of_range(warning, strict)
 
 
 def _check_streaming(
@@ -189,7 +195,7 @@ def _sink(
         yield found
 
 
-def _say_first(asked: Questions, done: int, jobs: Sequence[Job], cut: set[int]) -> None:
+def _said_first(asked: Questions, done: int, jobs: Sequence[Job], cut: set[int]) -> str:
     """What is to be done, in one line."""
     parts = [_many(len(asked.asked), "text")]
     if done:
@@ -201,7 +207,7 @@ def _say_first(asked: Questions, done: int, jobs: Sequence[Job], cut: set[int]) 
     if jobs:
         widths = ", ".join(map(str, sorted({job.width for job in jobs})))
         parts.append(f"{_many(len(jobs), 'job')}, padded to {widths} tokens")
-    note("; ".join(parts))
+    return "; ".join(parts)
 
 
 def _many(count: int, what: str) -> str:
@@ -293,12 +299,13 @@ def _summary(asks: _Asks, description: "Description", network: str, *, kept: boo
     return found | {"out_of_range_texts": sorted(asks.wrong)}
 
 
-def _warn(asks: _Asks, strict: bool) -> None:
+def _warning(asks: _Asks) -> str:
+    """Of values that left their range; empty where none did."""
     if not asks.run.marks:
-        return
+        return ""
     from ditto.client.ranges import sentence
 
     places = [asks.asked.asked[place].place for place in sorted(asks.wrong)]
     few, more = ", ".join(places[:FEW]), f" and {len(places) - FEW:,} more" if len(places) > FEW else ""
     whose = "the answer" if len(asks.asked.asked) == 1 else f"the answers to {few}{more}"
-    warn_of_range(sentence(asks.run.marks, whose), strict)
+    return sentence(asks.run.marks, whose)

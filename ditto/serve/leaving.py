@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from ditto.api.threads import ended
+
 T = TypeVar("T")
 
 
@@ -24,12 +26,12 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             task.cancel()
-            await asyncio.wait([task])
+            await ended(task)
             raise Gone
         return task.result()
     except asyncio.CancelledError:  # the server ends
         task.cancel()
-        await asyncio.wait([task])
+        await ended(task)
         raise
     finally:
         gone.cancel()
@@ -53,14 +55,28 @@ class Events(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await unless_gone(receive, self._send(send))
 
+    @staticmethod
+    def written(item: str) -> bytes:
+        return f"data: {item}\n\n".encode()
+
     async def _send(self, send: Send) -> None:
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             async for item in self._items:
-                await send({"type": "http.response.body", "body": f"data: {item}\n\n".encode(), "more_body": True})
+                await send({"type": "http.response.body", "body": self.written(item), "more_body": True})
             await send({"type": "http.response.body", "body": b""})
         finally:
             await closed(self._items)
+
+
+class Lines(Events):
+    """One JSON document a line."""
+
+    media_type = "application/jsonl"
+
+    @staticmethod
+    def written(item: str) -> bytes:
+        return f"{item}\n".encode()
 
 
 async def closed(items: AsyncIterator[Any]) -> None:
@@ -89,4 +105,4 @@ async def flowing(items: AsyncIterator[T]) -> AsyncIterator[T]:
         await task
     finally:
         task.cancel()
-        await asyncio.wait([task])
+        await ended(task)
