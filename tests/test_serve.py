@@ -529,6 +529,25 @@ def test_no_text_is_logged(served: Served, monkeypatch: pytest.MonkeyPatch, capl
     assert "RuntimeError" in caplog.text and "test_serve.py" in caplog.text
 
 
+def test_out_of_range(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that may be wrong says so; with `strict` there is none."""
+    ask = served.state.cluster._client.infer
+
+    def astray(*args: Any) -> Any:
+        answer = ask(*args)
+        answer.report["in_range"] = False
+        return answer
+
+    monkeypatch.setattr(served.state.cluster._client, "infer", astray)
+    document = {"model": "vectors", "input": "the cat"}
+    doubtful = served.post("/v1/embeddings", document)
+    assert doubtful.headers["x-ditto-in-range"] == "false" and doubtful.json()["ditto"]["in_range"] is False
+    monkeypatch.setattr(served.state, "strict", True)
+    refused = served.post("/v1/embeddings", document)
+    assert refused.status_code == 422 and refused.json()["error"]["code"] == "out_of_range"
+    assert _counted(served, 'ditto_serve_out_of_range_jobs_total{model="vectors"}') == 2
+
+
 def test_one_for_a_home(served: Served, tmp_path: Path) -> None:
     assert places.running(served.home) == served.said and places.read(served.home) == served.said
     assert (served.home / places.NOTE).stat().st_mode & 0o777 == 0o600

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 from ditto.api.answers import ModelInfo
 from ditto.api.model import Model
-from ditto.api.public import _public_part, find
+from ditto.api.public import Public, _public_part, find
 from ditto.api.sharing import import_checkpoint, share
 from ditto.client.client import Client
 from ditto.client.local_cluster import client_config, embedded
@@ -37,6 +37,7 @@ class Cluster:
         the client. `bring`: share what is imported when it is asked for first."""
         self._client = Client(config)
         self._models, self._bring = list(models), bring
+        self._known: dict[str, Public] = {}
         servers.callback(self._client.close)
         self._end = weakref.finalize(self, servers.close)  # also when the interpreter ends
 
@@ -60,13 +61,14 @@ class Cluster:
         """
         check_name(name)
         try:
-            public = _public_part(self._client, name, self._models)
+            public = _public_part(self._client, name, self._models, self._known.get(name))
         except UnknownModel:
             here = find(name, self._models) if self._bring else None
             if here is None:
                 raise
             share(self._client, here)
             public = _public_part(self._client, name, self._models)
+        self._known[name] = public
         return Model(self._client, public, self)
 
     def models(self) -> list[ModelInfo]:

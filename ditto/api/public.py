@@ -35,10 +35,12 @@ class Public:
         return load_checkpoint(self.stored.checkpoint).tensors
 
 
-def _public_part(client: Client, name: str, models: Sequence[Path]) -> Public:
+def _public_part(client: Client, name: str, models: Sequence[Path], known: Public | None = None) -> Public:
     """Of a shared model, imported in one of these directories or not (`ditto.client.public.served`); what is fetched is
-    kept beside the first of them."""
+    kept beside the first of them. `known`, which is given again if it is that: its tokenizer has been read."""
     found = served(client, name, find(name, models), models[0].parent / "public")
+    if known is not None and known.stored == found and known.description == found.description:
+        return known
     return Public(found.description, found.tokenizer(), found)
 
 

@@ -3,13 +3,17 @@
 import os
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ditto.cli.common import ConfigFile, Json, Strict, emit, note, out
+from ditto.client import store
 from ditto.client.home import home
-from ditto.errors import ConfigError, RangeWarning, UsageError
+from ditto.errors import ConfigError, DittoError, RangeWarning, UsageError
+
+if TYPE_CHECKING:
+    from ditto import Cluster
 
 SHORTEST = 16  # characters of a key
 
@@ -28,6 +32,9 @@ def serve(
     ] = None,
     waiting: Annotated[int, typer.Option(min=0, help="Requests that may wait for their turn.")] = 32,
     local: Annotated[bool, typer.Option("--local", help="Servers of its own on this machine, gone with it.")] = False,
+    model: Annotated[
+        list[str] | None, typer.Option("--model", help="With --local: an imported model; repeatable. Default: all.")
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="With --local: threads of each server.")] = 1,
     strict: Strict = False,
     config: ConfigFile = None,
@@ -39,6 +46,8 @@ def serve(
         raise UsageError(f"--host {host}: others can reach it, so it takes a key: --api-key-file, or $DITTO_API_KEY")
     if local and config is not None:
         raise UsageError("--local has servers of its own: no --config, no $DITTO_CONFIG")
+    if model and not local:
+        raise UsageError("--model: only with --local; a cluster serves what is shared with it")
     import ditto
     from ditto.serve import neighbours
     from ditto.serve.app import application
@@ -50,6 +59,8 @@ def serve(
         if local:
             note("starting four servers")
         with ditto.local(threads=threads) if local else ditto.connect(config) as cluster:
+            if local:
+                _bring(cluster, model or [])
             state = State(cluster, waiting=waiting, strict=strict)
             app = application(state, key=key, hosts=[host, *(allow_host or [])], neighbour=neighbours.ours)
             named = None if local else str(config) if config else "local cluster"
@@ -62,6 +73,18 @@ def serve(
                 out.file.flush()
 
             Server(app, here, home(), named, ready).until_signal()
+
+
+def _bring(cluster: "Cluster", names: list[str]) -> None:
+    """Share imported models with servers of one's own; without names all of them, those aside that cannot be shared."""
+    for name in names or [stored.dir.name for stored in store.stored()]:
+        note(f"sharing {name}")
+        try:
+            cluster.model(name)
+        except DittoError as error:
+            if names:
+                raise
+            note(f"{name}: {error}")
 
 
 def _loopback(host: str) -> bool:

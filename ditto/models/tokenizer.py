@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,7 @@ class Tokenizer:
         backend.no_padding()
         backend.no_truncation()
         self._backend = backend
+        self._lock = threading.RLock()  # cutting changes the library's settings while it lasts
 
     @classmethod
     def load(cls, directory: Path) -> Tokenizer:
@@ -106,16 +108,17 @@ class Tokenizer:
         room = most - self._backend.num_special_tokens_to_add(any(isinstance(text, tuple) for text in texts))
         if room < 2:
             raise UsageError(f"{most} tokens: too few for a pair and this tokenizer's special tokens")
-        self._backend.enable_truncation(most, strategy="longest_first")
-        try:
-            parts = (list(texts[at : at + AT_ONCE]) for at in range(0, len(texts), AT_ONCE))
-            return [(row.ids, row.type_ids) for part in parts for row in self._rows(part)]
-        finally:
-            self._backend.no_truncation()
+        with self._lock:
+            self._backend.enable_truncation(most, strategy="longest_first")
+            try:
+                parts = (list(texts[at : at + AT_ONCE]) for at in range(0, len(texts), AT_ONCE))
+                return [(row.ids, row.type_ids) for part in parts for row in self._rows(part)]
+            finally:
+                self._backend.no_truncation()
 
     def _rows(self, texts: list[Any]) -> list[Any]:
         """Raises BadCheckpoint for a text that this tokenizer has no tokens for, not even one for the unknown."""
-        with of_the_library("the tokenizer cannot take this text"):
+        with self._lock, of_the_library("the tokenizer cannot take this text"):
             rows: list[Any] = self._backend.encode_batch(texts)
         return rows
 

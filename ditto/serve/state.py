@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -80,7 +79,6 @@ class State:
         self.metrics = Metrics(self.turns)
         self.strict = strict
         self.started = time.time()
-        self._tokenizing = threading.Lock()  # cutting changes a tokenizer's settings while it lasts
 
     async def close(self) -> None:
         await whole(self.cluster.close)
@@ -93,19 +91,19 @@ class State:
         """As `ditto.Cluster.model`: the version that serves now."""
         return await whole(lambda: self.cluster.model(name))
 
-    async def fitting(self, name: str | None, fits: Callable[[ModelInfo], bool], what: str) -> Model:
+    async def fitting(self, name: str | None, fits: Callable[[ModelInfo | Model], bool], what: str) -> Model:
         """The model of this name, or without one the only one that fits. Raises UsageError: another kind, none, or
         several of them."""
-        found = await self.models()
         if name is None:
-            names = [info.name for info in found if fits(info)]
+            names = [info.name for info in await self.models() if fits(info)]
             if len(names) != 1:
                 which = f"several models do: name one of {', '.join(names)} as `model`" if names else "no model does"
                 raise UsageError(f"{what}: {which}")
-            return await self.model(names[0])
-        if any(info.name == name and not fits(info) for info in found):
-            raise UsageError(f"{what}: not what {name[:64]} does")
-        return await self.model(name)
+            name = names[0]
+        model = await self.model(name)
+        if not fits(model):
+            raise UsageError(f"{what}: not what {name} does")
+        return model
 
     async def encoded(self, model: Model, texts: Sequence[Text], *, truncate: bool = False) -> list[Batch]:
         """The texts, or pairs, of each job, all of them checked. With `truncate` the end of a long one is left out.
@@ -119,10 +117,9 @@ class State:
     def _encode(self, model: Model, texts: Sequence[Text], truncate: bool) -> list[Batch]:
         tokenizer, limit = model._public.tokenizer, model.max_length
         pieces = [texts[i : i + BATCH] for i in range(0, len(texts), BATCH)]
-        with self._tokenizing:
-            if not truncate:
-                return [tokenizer.encode(piece, limit) for piece in pieces]
-            rows = [tokenizer.cut(piece, limit) for piece in pieces]
+        if not truncate:
+            return [tokenizer.encode(piece, limit) for piece in pieces]
+        rows = [tokenizer.cut(piece, limit) for piece in pieces]
         return [padded(some, padded_width(max(len(ids) for ids, _ in some), limit)) for some in rows]
 
     async def ask(

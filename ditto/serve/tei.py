@@ -115,11 +115,11 @@ def _informed(info: ModelInfo) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _gives_vectors(info: ModelInfo) -> bool:
+def _gives_vectors(info: ModelInfo | Model) -> bool:
     return info.kind == "vector"
 
 
-def _gives_scores(info: ModelInfo) -> bool:
+def _gives_scores(info: ModelInfo | Model) -> bool:
     return info.kind == "labels" and len(info.labels) == 1
 
 
