@@ -9,6 +9,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import re
 import socket
 import threading
 import time
@@ -23,10 +24,13 @@ import openai
 import pytest
 from langchain_openai import OpenAIEmbeddings
 from test_api import CLOSE, CLOSE_VECTORS, PAIRS, PROMPT, TEXTS, Place, place, writer
+from typer.testing import CliRunner
 
 import ditto
+from ditto.cli import app as cli
+from ditto.cli import infer_serving
 from ditto.errors import ClusterError, DittoError, PeerAbsent
-from ditto.serve import body, guard, server
+from ditto.serve import body, guard, local, server
 from ditto.serve import place as places
 from ditto.serve.app import application
 from ditto.serve.errors import AGAIN, STATUS, failure, status_of
@@ -62,13 +66,18 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(state: State, home: Path, **options: Any) -> Iterator[dict[str, Any]]:
+def serving(state: State, home: Path, config: Path | None = None, **options: Any) -> Iterator[dict[str, Any]]:
     """In a thread of this process; what its note says."""
     found: list[dict[str, Any]] = []
     started = threading.Event()
     with server.listening("127.0.0.1", 0, home) as here:
         app = application(state, **options)
-        running = server.Server(app, here, home, None, lambda said: (found.append(said), started.set())[0])
+
+        def ready(said: dict[str, Any]) -> None:
+            found.append(said)
+            started.set()
+
+        running = server.Server(app, here, home, str(config) if config else None, ready)
         thread = threading.Thread(target=running.until_signal)
         thread.start()
         try:
@@ -450,7 +459,7 @@ def test_another_users_process(served: Served, monkeypatch: pytest.MonkeyPatch) 
             sent.append(message)
 
         asyncio.run(app(scope, _nothing, send))
-        monkeypatch.setattr(neighbours.os, "getuid", lambda: 4711)
+        monkeypatch.setattr("os.getuid", lambda: 4711)
         monkeypatch.setattr(neighbours, "_owner", lambda *_: 4712)
         asyncio.run(app(scope, _nothing, send))
         assert [message["status"] for message in sent if "status" in message] == [200, 403]
@@ -529,6 +538,67 @@ def test_no_text_is_logged(served: Served, monkeypatch: pytest.MonkeyPatch, capl
     assert "RuntimeError" in caplog.text and "test_serve.py" in caplog.text
 
 
+def test_the_command_line_asks_it(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it prints is the same, and nothing is connected to but the socket; one that cannot answer is no matter."""
+    texts = [part for text in TEXTS for part in ("--text", text)]
+    asked = ["infer", "--model", "labels", *texts, "--batch", "3"]
+    pair = ["infer", "--model", "score", "--text", PAIRS[0][0], "--pair", PAIRS[0][1]]
+
+    def run(*args: str) -> Any:
+        return CliRunner().invoke(cli, args, env={"DITTO_HOME": str(place.root)})
+
+    alone, alone_json = run(*pair), run(*asked, "--json")
+    state = State(ditto.connect(place.root / "configs" / "client.yaml"))
+    with serving(state, place.root, place.root / "configs" / "client.yaml", more=infer_serving.ROUTES) as said:
+        with monkeypatch.context() as patch:
+            patch.setattr("ditto.cli.asked.settings_for", lambda *_: pytest.fail("it connected by itself"))
+            there, there_json = run(*pair), run(*asked, "--json")
+            long = run("infer", "--model", "labels", "--text", "the cat " * 20)
+            missing = run("infer", "--model", "other", "--text", "a")
+        assert httpx.post(f"{said['address']}/local/infer", json={}).status_code == 404
+        with monkeypatch.context() as patch:
+            patch.setattr(state.turns, "places", 0)
+            assert run(*pair).exit_code == 0, "it asked by itself"
+    assert there.exit_code == 0 == alone.exit_code, there.output
+    assert _shape(there.stdout) == _shape(alone.stdout) and _shape(there.stderr) == _shape(alone.stderr)
+    found, want = json.loads(there_json.stdout), json.loads(alone_json.stdout)
+    assert found.keys() == want.keys() and there_json.stderr == ""
+    for one, other in zip(found["output"], want["output"], strict=True):
+        assert one == pytest.approx(other, abs=CLOSE)
+    assert [row["label"] for row in found["answers"]] == [row["label"] for row in want["answers"]]
+    assert found["online"]["rounds"] == want["online"]["rounds"] and found["jobs"] == want["jobs"]
+    assert sum(found["spent"]["parts"].values()) == pytest.approx(found["spent"]["seconds"])
+    assert long.exit_code == 10 and "text 1" in long.output and missing.exit_code == 12
+
+
+def _shape(text: str) -> str:
+    """Without numbers, what their width moves, and which parts of the wall were the largest."""
+    return re.sub(r"[\s,]+", " ", re.sub(r"[-+]?[\d.,]+( ?[kMG]?B)?", "#", text.partition(" s in all")[0]))
+
+
+def test_only_this_users_socket(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory that others may enter, another version, another cluster: the command asks by itself."""
+    home = tmp_path / "home"
+    (home / "serve").mkdir(parents=True, mode=0o700)
+    config = str(home / "configs" / "client.yaml")
+    note = served.said | {"config": config}
+    with socket.socket(socket.AF_UNIX) as there:
+        there.bind(str(home / places.SOCKET))
+        there.listen()
+        (home / places.NOTE).write_text(json.dumps(note))
+        assert local._connected(home) is not None
+        for other in (note | {"version": "0.0"}, note | {"config": None}, {}):
+            (home / places.NOTE).write_text(json.dumps(other))
+            assert local._connected(home) is None
+        (home / places.NOTE).write_text(json.dumps(note))
+        for mode in (0o750, 0o701, 0o777):
+            (home / "serve").chmod(mode)
+            assert local._connected(home) is None
+        (home / "serve").chmod(0o700)
+        monkeypatch.setattr("os.getuid", lambda: 4711)
+        assert local._connected(home) is None
+
+
 def test_out_of_range(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer that may be wrong says so; with `strict` there is none."""
     ask = served.state.cluster._client.infer
@@ -562,7 +632,8 @@ def test_one_for_a_home(served: Served, tmp_path: Path) -> None:
 
 def test_statuses() -> None:
     """Each error has one; 429 and 503 are for what may succeed later."""
-    for error in (DittoError, *DittoError.__subclasses__()):
+    every: list[type[DittoError]] = [DittoError, *DittoError.__subclasses__()]
+    for error in every:
         status = status_of(error("x"))
         assert 400 <= status < 600 and (error in STATUS or status == 500)
         answer = failure("/v1/x", error("x"))

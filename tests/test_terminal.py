@@ -13,12 +13,16 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 from rich.table import Table
 
-from ditto.cli import cluster, common, generate, infer
+from ditto.cli import cluster, common, generate, infer_show
 from ditto.cli.common import ErrorGroup, Terminal, indented, note, one_line, visible
+from ditto.cli.infer_show import show
 from ditto.cli.report import print_costs
 from ditto.cli.run import Watcher
+from ditto.cli.said import Reader
 from ditto.errors import ClusterError
 from ditto.models import Answer
+from ditto.models.tokenizer import Piece
+from ditto.wall import Wall
 
 EVIL = "[red]r[/red] [link=http://x]l[/link] :bomb:\x1b[2J\x1b]0;t\x07\x9b1m\r\b\u202e\u2066"
 SEEN = r"[red]r[/red] [link=http://x]l[/link] :bomb:\x1b[2J\x1b]0;t\x07\x9b1m\r\x08\u202e\u2066"
@@ -30,7 +34,7 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> Any:
     made = SimpleNamespace(out=io.StringIO(), err=io.StringIO())
     for name, file in vars(made).items():
         console = Terminal(file=file, force_terminal=True, width=1000)
-        for module in (common, infer, cluster, generate, sys.modules["ditto.cli.report"]):
+        for module in (common, infer_show, cluster, generate, sys.modules["ditto.cli.report"]):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, console)
     return made
@@ -39,7 +43,7 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> Any:
 def costs(name: str) -> dict[str, Any]:
     phase = {"seconds": 1.0, "bytes_to_party": [1, 1], "rounds": 1, "bytes_sent": [1, 1]}
     row = {"offline": phase, "online": phase}
-    return row | {"layers": [row | {"name": name}], "texts": 1, "seq": 8, "wall_seconds": 1.0}
+    return row | {"layers": [row | {"name": name}], "texts": 1, "seq": 8, "spent": Wall().document()}
 
 
 def clean(text: str) -> bool:
@@ -61,7 +65,11 @@ def test_labels(answer: Answer, screen: Any) -> None:
     label = f"{EVIL}\nnothing was running"
     logits: Any = [2.0, 1.0]
     summary = costs(EVIL) | {"output": [logits if answer is Answer.labels else [logits]], "owner": f"{EVIL}\nx"}
-    infer._show([EVIL], summary, answer, (label, "other"))
+    head = {Answer.labels: "BertForSequenceClassification", Answer.tokens: "BertForTokenClassification"}[answer]
+    dimensions = SimpleNamespace(labels=(label, "other"), problem_type="single_label_classification")
+    asked: Any = SimpleNamespace(architecture=head, dimensions=dimensions)
+    tokenizer: Any = SimpleNamespace(pieces=lambda text, most: [Piece(0, 0, 0, 1)])
+    show([EVIL], summary, Reader(asked, tokenizer))
     text = screen.out.getvalue()
     assert clean(text) and f"{SEEN}\\nnothing was running" in text and "\nnothing" not in text
     assert text.count(SEEN) == (5 if answer is Answer.labels else 4)  # text, layer, owner, labels

@@ -69,7 +69,9 @@ class Answer:
 class Classification:
     """The likeliest label of one text (or pair), its place among the labels, and how likely each of them is (softmax).
 
-    `logits` are in the order of the model's labels. `in_range` and `cost` as in `Answer`.
+    `logits` are in the order of the model's labels. `in_range` and `cost` as in `Answer`. Of a model that was trained
+    for several labels at once each label has a probability of its own (sigmoid), and `labels` are those of at least
+    1/2, in the model's order: none, one or several. Of any other it is the one label.
     """
 
     text: Text
@@ -79,6 +81,7 @@ class Classification:
     logits: tuple[float, ...]
     in_range: bool | None
     cost: Cost
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

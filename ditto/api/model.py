@@ -11,6 +11,7 @@ import numpy as np
 from ditto.api import jobs
 from ditto.api.answers import Answer, Classification, Cost
 from ditto.api.generation import Generation
+from ditto.api.reading import chosen, is_score, probabilities
 from ditto.client.generation import Generated, generate
 from ditto.client.sampling import Sampler
 from ditto.errors import RangeWarning, UsageError
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from ditto.api.answers import Numbers, Text
     from ditto.api.public import Public
     from ditto.client.client import Client
-    from ditto.models import Description
+    from ditto.models import Description, Dimensions
 
 BATCH = 8  # texts in one job
 
@@ -92,10 +93,12 @@ class Model:
         self, texts: str | Iterable[Text], pairs: Iterable[str] | None = None, *, batch: int = BATCH,
         range_check: bool = True,
     ) -> Iterator[Classification]:  # fmt: skip
-        """Of a classifier: the likeliest label of each text, as answers come. Arguments as of `ask`."""
-        self._expect("classify", self.kind == Kind.labels and len(self.labels) > 1)
+        """Of a classifier: the likeliest label of each text, or all that are right, as answers come. Arguments as of
+        `ask`."""
+        d = self.description.dimensions
+        self._expect("classify", self.kind == Kind.labels and not is_score(d))
         answers = self.ask(texts, pairs, batch=batch, range_check=range_check)
-        return (_classified(answer, self.labels) for answer in answers)
+        return (_classified(answer, d) for answer in answers)
 
     def score(
         self, texts: str | Iterable[Text], pairs: Iterable[str] | None = None, *, batch: int = BATCH,
@@ -181,12 +184,11 @@ def _paired(texts: str | Iterable[Text], pairs: Iterable[str] | None) -> list[Te
     return asked
 
 
-def _classified(answer: Answer, labels: tuple[str, ...]) -> Classification:
+def _classified(answer: Answer, d: Dimensions) -> Classification:
     logits = answer.values.astype(np.float64)
-    powers = np.exp(logits - logits.max())
-    likely = (powers / powers.sum()).tolist()
+    likely = probabilities(logits, d)
     index = int(logits.argmax())
     return Classification(
-        answer.text, labels[index], index, dict(zip(labels, likely, strict=True)), tuple(logits.tolist()),
-        answer.in_range, answer.cost,
+        answer.text, d.labels[index], index, dict(zip(d.labels, likely, strict=True)), tuple(logits.tolist()),
+        answer.in_range, answer.cost, chosen(likely, d),
     )  # fmt: skip

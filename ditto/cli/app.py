@@ -1,6 +1,8 @@
 """The typer application: its groups, its help, and how an error becomes an exit code."""
 
+import atexit
 import contextlib
+import gc
 import importlib
 import signal
 from typing import Annotated, Any
@@ -10,6 +12,7 @@ import typer.main
 
 import ditto
 from ditto.cli.common import ErrorGroup, exit_codes_help
+from ditto.wall import count_from_the_process
 
 # What each command's module says of it, in the order of `ditto --help`, which loads none of them.
 COMMANDS = {
@@ -83,6 +86,11 @@ def _terminated(signum: int, frame: Any) -> None:
 
 def main() -> None:
     """Entry point of the console script."""
+    count_from_the_process()
+    # imports leave some hundred thousand objects: to look through them for garbage again and again, and once more at
+    # the end, takes a command half a second
+    gc.set_threshold(50_000)
+    atexit.register(gc.freeze)
     with contextlib.suppress(ValueError):  # only the main thread may set handlers
         signal.signal(signal.SIGTERM, _terminated)  # so that an embedded cluster is stopped too
     app()

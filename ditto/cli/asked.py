@@ -1,6 +1,6 @@
 """Which model a command asks: the one that the servers hold, with files that are of exactly that version."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +10,7 @@ from ditto.client import store
 from ditto.client.local_cluster import Cluster, client_config, home
 from ditto.errors import JobMismatch, UnknownModel, UsageError
 from ditto.net.config import ClientConfig
+from ditto.wall import Wall
 
 if TYPE_CHECKING:
     from ditto.client.client import Client
@@ -26,15 +27,19 @@ def settings_for(name: str, config: Path | None) -> ClientConfig:
 
 
 @contextmanager
-def asking(name: str, settings: ClientConfig) -> "Iterator[tuple[Client, Model]]":
-    """The configured cluster, and the model of that name as it serves there."""
+def asking(name: str, settings: ClientConfig, wall: Wall | None = None) -> "Iterator[tuple[Client, Model]]":
+    """The configured cluster, and the model of that name as it serves there. `wall` is told where the time goes."""
+    wall = wall or Wall()
     from ditto.client.client import Client
 
+    wall.lap("imports")
     with Client(settings) as client:
+        client.reach()
+        wall.lap("connection")
         yield client, served(client, name)
 
 
-def served(client: "Client", name: str) -> "Model":
+def served(client: "Client", name: str, say: Callable[[str], None] = note) -> "Model":
     """As `ditto.client.public.served` has it, in a command's words: an owner is told to share what was imported anew,
     and that somebody else's model is asked, not the one of its name here, is said."""
     from ditto.client import public
@@ -49,7 +54,7 @@ def served(client: "Client", name: str) -> "Model":
     except JobMismatch:
         raise UsageError(f"{name} was shared before it was imported as it is here: ditto model share {name}") from None
     if here is not None and isinstance(found, public.PublicModel):
-        note(f"{name} of {found.owner} is another model than the one of that name here; {found.owner}'s is asked")
+        say(f"{name} of {found.owner} is another model than the one of that name here; {found.owner}'s is asked")
     return found
 
 

@@ -11,7 +11,6 @@ from ditto import files
 from ditto.cli.common import one_line, out
 from ditto.errors import UsageError
 from ditto.net.emulation import Network
-from ditto.report import page, trace
 from ditto.report.pieces import size
 from ditto.report.target import target
 
@@ -44,6 +43,21 @@ def max_abs_error(results: Any, reference: Any) -> float:
     if isinstance(results, list):
         return max((max_abs_error(x, y) for x, y in zip(results, reference, strict=True)), default=0.0)
     return abs(float(results) - float(reference))
+
+
+def duration(seconds: float) -> str:
+    """For people: to two digits or so."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 99.5 else f"{minutes / 60:.1f} h"
+
+
+def largest(spent: dict[str, Any], most: int = 3) -> str:
+    """The whole of a command's seconds (`ditto.wall`), and where the most of them went."""
+    parts = sorted(spent["parts"].items(), key=lambda part: -part[1])[:most]
+    named = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in parts if seconds >= 0.05)
+    return f"{spent['seconds']:.1f} s in all" + (f": {named}" if named else "")
 
 
 def print_costs(report: dict[str, Any], by_layer: bool = True) -> None:
@@ -86,6 +100,8 @@ class CostFiles:
 
     def write(self, costs: dict[str, Any], network: Network | None) -> None:
         """After the answer is out: a full disk does not cost it. `network` is the one that the servers stand on."""
+        from ditto.report import page, trace
+
         if self.page:
             files.write(self.page, page.render(costs, network))
         if self.trace:

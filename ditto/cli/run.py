@@ -1,5 +1,6 @@
 """Jobs from the client's side: encode, run, decode, with progress on the way."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from ditto.cli.common import err, note, one_line
-from ditto.cli.report import max_abs_error, merge
+from ditto.cli.report import duration, max_abs_error, merge
 from ditto.net.config import DEFAULT_PORTS, ClientConfig
 from ditto.net.emulation import Network
 from ditto.net.emulation import network as profile
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ditto.models.tokenizer import Batch, Text, Tokenizer
 
 BATCH = 8  # sentences in one job
+LINE_EVERY = 30.0  # seconds between lines on many jobs, where there is no terminal
 
 
 class Watcher:
@@ -69,6 +71,56 @@ def watching(quiet: bool) -> Iterator[Watcher]:
         yield Watcher(bar, quiet)
 
 
+class Counting:
+    """Progress of many jobs, in texts and the time left: a bar on a terminal, a line now and then elsewhere.
+
+    What is left is told by the padded tokens of all texts, which the time of a job follows roughly, and the time that
+    those before took.
+    """
+
+    def __init__(self, shapes: Sequence[tuple[int, int]], bar: Progress | None, quiet: bool) -> None:
+        self._shapes, self._bar, self._quiet = list(shapes), bar, quiet
+        self._total, self._texts = sum(map(math.prod, shapes)), sum(count for count, _ in shapes)
+        self._done, self._job, self._part = 0.0, -1, 0.0
+        self._began = self._line = time.monotonic()
+        self._task = bar.add_task("", total=self._total) if bar else None
+
+    def job(self, label: str) -> None:
+        """The next one begins, and the one before is done."""
+        self._done += math.prod(self._shapes[self._job]) if self._job >= 0 else 0
+        self._job, self._part = self._job + 1, 0.0
+        self._say(self._done, label)
+
+    def program(self, program: "Program") -> None:
+        self._part = math.prod(self._shapes[self._job]) / (2 * len(program.layers))
+
+    def event(self, event: dict[str, Any]) -> None:
+        if "phase" in event and self._bar and self._task is not None:
+            self._bar.advance(self._task, self._part)
+
+    def _say(self, done: float, label: str) -> None:
+        answered, now = sum(count for count, _ in self._shapes[: self._job]), time.monotonic()
+        said = f"{one_line(label)}: {answered:,} of {self._texts:,} texts"
+        if done:
+            said += f", about {duration((now - self._began) / done * (self._total - done))} left"
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, completed=done, description=said)
+        elif not self._quiet and now - self._line > LINE_EVERY:
+            self._line = now
+            note(said)
+
+
+@contextmanager
+def counting(shapes: Sequence[tuple[int, int]], quiet: bool) -> Iterator[Counting]:
+    """For jobs of these numbers of texts and tokens."""
+    if quiet or not err.is_terminal:
+        yield Counting(shapes, None, quiet)
+        return
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        yield Counting(shapes, bar, quiet)
+
+
 @dataclass
 class Run:
     """Results of some jobs, one a text, and what they cost together."""
@@ -82,6 +134,7 @@ class Run:
     marks: list[str] = field(default_factory=list)  # layers in which values left their range
 
     def add(self, results: list[Any], report: dict[str, Any], seq: int, wall: float) -> None:
+        report = dict(report)
         checked, marks = report.pop("in_range"), report.pop("out_of_range_layers")
         self.in_range += [checked] * len(results)
         self.marks = list(dict.fromkeys(self.marks + marks))

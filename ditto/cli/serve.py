@@ -49,6 +49,7 @@ def serve(
     if model and not local:
         raise UsageError("--model: only with --local; a cluster serves what is shared with it")
     import ditto
+    from ditto.cli import infer_serving
     from ditto.serve import neighbours
     from ditto.serve.app import application
     from ditto.serve.server import Server, listening
@@ -62,8 +63,9 @@ def serve(
             if local:
                 _bring(cluster, model or [])
             state = State(cluster, waiting=waiting, strict=strict)
-            app = application(state, key=key, hosts=[host, *(allow_host or [])], neighbour=neighbours.ours)
-            named = None if local else str(config) if config else "local cluster"
+            hosts = [host, *(allow_host or [])]
+            app = application(state, key=key, hosts=hosts, neighbour=neighbours.ours, more=infer_serving.ROUTES)
+            named = None if local else os.path.abspath(config or home() / "configs" / "client.yaml")
 
             def ready(said: dict[str, Any]) -> None:
                 if json:

@@ -1,5 +1,8 @@
 """What to compute on, as a user writes it: texts, and pairs of texts."""
 
+import hashlib
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,23 +32,54 @@ def split_pair(line: str) -> "Text":
     return line if len(parts) == 1 else (parts[0], parts[1])
 
 
-def read_lines(content: str, source: str, *, skip_blank: bool = False) -> "list[Text]":
-    """The texts and pairs of a file named `source`, one a line. Errors name the line.
+@dataclass(frozen=True)
+class Question:
+    """A text or a pair, and where it stands: `number` of its line (of --text: in order, from 1), `place` in words."""
 
-    Raises UsageError for a line with two tabs, EmptyText for an empty text or segment. With `skip_blank`, lines of
-    white space alone are left out.
-    """
-    texts: list[Text] = []
-    for number, line in enumerate(content.splitlines(), 1):
-        if skip_blank and not line.strip():
-            continue
+    text: "Text"
+    number: int
+    place: str
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What is asked at once. `blank` lines were left out; `digest` is of the file, every byte of its text."""
+
+    asked: list[Question]
+    blank: int = 0
+    digest: str = ""
+
+
+def questions(content: str, source: str, *, skip_blank: bool = True) -> Questions:
+    """The lines of a file named `source`. Raises UsageError for a line with two tabs, EmptyText for an empty segment
+    (without `skip_blank`: or line), both naming file and line."""
+    asked, blank = [], 0
+    for number, line in enumerate(content.removesuffix("\n").split("\n") if content else [], 1):
         at = f"{source}, line {number}"
+        if skip_blank and not line.strip():
+            blank += 1
+            continue
         try:
             text = split_pair(line)
         except UsageError as error:
             raise UsageError(f"{at}: {error}") from None
-        texts.append(_filled(text, at))
-    return texts
+        asked.append(Question(_filled(text, at), number, at))
+    return Questions(asked, blank, hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest())
+
+
+def read_questions(path: Path) -> Questions:
+    """Of a file, or of standard input where it is named "-". Blank lines are left out."""
+    if str(path) != "-":
+        return questions(read_file(path), str(path))
+    try:
+        return questions(sys.stdin.read(), "standard input")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"standard input: no text: {error}") from None
+
+
+def read_lines(content: str, source: str, *, skip_blank: bool = False) -> "list[Text]":
+    """The texts and pairs of a file named `source`, one a line, as `questions` has them."""
+    return [question.text for question in questions(content, source, skip_blank=skip_blank).asked]
 
 
 def pair_up(texts: list[str], pairs: list[str]) -> "list[Text]":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -43,6 +42,7 @@ from ditto.net.pools import Watchdog
 from ditto.net.transport import connect, from_rpc_error, open_channel
 from ditto.ring import unpack
 from ditto.ring.prg import new_seed
+from ditto.wall import Wall
 from ditto.wire import control_pb2, control_pb2_grpc, party_pb2, party_pb2_grpc
 
 Inputs = dict[str, torch.Tensor]  # ring integers by name
@@ -54,6 +54,7 @@ RENEWALS = 5  # of a question whose model got another description meanwhile
 class InferResult:
     """Reconstructed outputs as signed int64, and what the job cost, in all, by layer and by operation.
 
+    `report["parts"]` are the seconds of `wall_seconds` by what the client did or waited for (`ditto.wall`);
     `report["owner"]` is whose model answered; both parties have checked it against their own records. It also
     says whether all values stayed in their calibrated ranges (`in_range`, null where the plan has no guard), and where
     not (`out_of_range_layers`).
@@ -107,6 +108,10 @@ class Client:
     def _connect(self, *roles: str) -> None:
         for role in roles:
             connect(self._channels[role], role, self._config.connect_timeout_s)
+
+    def reach(self) -> None:
+        """Wait for the coordinator. Raises PeerAbsent."""
+        self._connect("coordinator")
 
     # Models -------------------------------------------------------------------------------------
 
@@ -329,13 +334,16 @@ class Client:
         on_event: Callable[[dict[str, Any]], None] | None,
         sent: Sent | None,
     ) -> InferResult:
+        wall = Wall()
         plan = replace(plan, hold_mb=found.hold_mb or plan.hold_mb)  # as the servers are configured
         program = program_for(found.description, plan)
+        wall.lap("program")
         encoded = inputs(0, program, {})
         if encoded is None:
             raise UsageError("nothing to ask")
+        wall.lap("sharing")
         self._connect(*PARTIES)
-        started = time.perf_counter()
+        wall.lap("connection")
         terms = terms_of(found, plan, program)
         call = self._control.RunJob(ask_of(terms))
         progress = Progress(len(program.layers), plan.stages)
@@ -348,16 +356,22 @@ class Client:
                     kind = message.WhichOneof("event")
                     event: dict[str, Any] = {"event": kind}
                     if kind == "accepted":
+                        wall.lap("queue")
                         job, terms.share_id = message.accepted.job, message.accepted.share_id
                         event |= {"job": job, "layers": list(message.accepted.layers)}
                         self._start(job, terms, 0, program, encoded, sent)
+                        wall.lap("sharing")
                     elif kind == "queued":
                         event["position"] = message.queued.position
+                        wall.lap("queue")
                     elif kind == "layer":
                         event |= report.add(message.layer)
+                        wall.lap_of({event["phase"]: message.layer.seconds}, "coordination")
                     elif kind == "stage":
                         event["stage"] = stage = message.stage.stage
+                        wall.lap("coordination")
                         outputs = self._fetch(job, stage, program)
+                        wall.lap("reveal")
                         marks += ranges.take_marks(program, outputs, stage)
                         if stage + 1 < plan.stages:
                             # all later stages take and give the same types
@@ -365,7 +379,9 @@ class Client:
                             asked = inputs(stage + 1, program, outputs)
                             progress.ended = asked is None
                             self._start(job, terms, stage + 1, program, asked, sent)
+                            wall.lap("sharing")
                     elif kind == "done":
+                        wall.lap("coordination")
                         report.finish(message.done)
                         event["seconds"] = report.seconds
                     if on_event is not None:
@@ -373,8 +389,9 @@ class Client:
             progress.check_end()
         finally:
             call.cancel()
-        result = report.to_json()
-        result |= {"job": job, "owner": found.owner, "wall_seconds": time.perf_counter() - started}
+        spent = wall.document()
+        result = report.to_json() | {"job": job, "owner": found.owner}
+        result |= {"wall_seconds": spent["seconds"], "parts": spent["parts"]}
         result |= ranges.fields(plan.guard, marks)
         return InferResult(outputs, result)
 

@@ -41,6 +41,11 @@ class PublicModel:
     digest: str  # SHA-256 of the description's text: the version
 
     @property
+    def version(self) -> str:
+        """As `StoredModel` has it."""
+        return self.digest
+
+    @property
     def files(self) -> Path:
         """Where its tokenizer lies."""
         return self.dir / FILES

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ditto import files
-from ditto.errors import DamagedFile, StorageError, UsageError
+from ditto import files, journal
+from ditto.errors import DamagedFile, UsageError
 from ditto.evaluation.modes import COSTS, MODES, Cost
 from ditto.evaluation.subject import Difference
+from ditto.journal import Journal
 from ditto.models.architecture import Tensors
 
 FORMAT = 1
 KIND = "ditto evaluation"
+NAMED = "file of answers"
 Setup = dict[str, Any]  # what answers depend on: those of two setups do not belong into one file
 
 
@@ -77,14 +77,14 @@ def _number(value: Any) -> bool:
 class Answers:
     """A file of answers, open: its records by index, and those that are added. Without a path they are in memory."""
 
-    def __init__(self, path: Path | None, descriptor: int, records: dict[int, Record]) -> None:
-        self._path, self._descriptor, self.records = path, descriptor, records
+    def __init__(self, journal: Journal | None, records: dict[int, Record]) -> None:
+        self._journal, self.records = journal, records
 
     def add(self, records: Sequence[Record]) -> None:
         """A job's records, in one piece, on the disk before the next job begins. Raises StorageError."""
         self.records |= {record.index: record for record in records}
-        if self._path is not None:
-            _append(self._path, self._descriptor, "".join(record.line() for record in records))
+        if self._journal is not None:
+            self._journal.append("".join(record.line() for record in records))
 
 
 @contextlib.contextmanager
@@ -95,39 +95,22 @@ def opened(path: Path | None, setup: Setup) -> Iterator[Answers]:
     Raises UsageError for a file of something else or in use, DamagedFile, StorageError.
     """
     if path is None:
-        yield Answers(None, -1, {})
+        yield Answers(None, {})
         return
     setup = files.parse_json(json.dumps(setup))
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, files.PRIVATE)
-    except OSError as error:
-        raise StorageError(f"{path}: {error.strerror}") from None
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UsageError(f"{path} is being written by another evaluation") from None
-        yield Answers(path, descriptor, _begun(path, descriptor, setup))
-    finally:
-        os.close(descriptor)
+    with journal.opened(path, "evaluation", NAMED) as found:
+        yield Answers(found, _begun(path, found, setup))
 
 
-def _begun(path: Path, descriptor: int, setup: Setup) -> dict[int, Record]:
+def _begun(path: Path, found: Journal, setup: Setup) -> dict[int, Record]:
     """The records that are there; the first line is written where there is none."""
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise StorageError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{path}: no file of answers") from None
-    whole = text[: text.rfind("\n") + 1]
-    if text and not whole and not text.startswith('{"kind"'):
-        raise UsageError(f"{path}: no file of answers")
-    os.ftruncate(descriptor, len(whole.encode()))
-    if not whole:
-        _append(path, descriptor, json.dumps({"kind": KIND, "format": FORMAT, "setup": setup}) + "\n")
+    if found.rest and not found.text and not found.rest.startswith(b'{"kind"'):
+        raise UsageError(f"{path}: no {NAMED}")
+    found.cut()
+    if not found.text:
+        found.append(json.dumps({"kind": KIND, "format": FORMAT, "setup": setup}) + "\n")
         return {}
-    first, *lines = whole.splitlines()
+    first, *lines = found.text.splitlines()
     _check_setup(path, first, setup)
     records = {}
     for number, line in enumerate(lines, 2):
@@ -146,18 +129,8 @@ def _check_setup(path: Path, line: str, setup: Setup) -> None:
             raise ValueError(line)
         former = dict(found["setup"])
     except (LookupError, TypeError, ValueError):
-        raise UsageError(f"{path}: no file of answers") from None
+        raise UsageError(f"{path}: no {NAMED}") from None
     wrong = [name for name in (*setup, *former) if setup.get(name) != former.get(name)]
     if wrong:
         named = ", ".join(dict.fromkeys(name.replace("_", " ") for name in wrong))
         raise UsageError(f"{path}: its answers are of another {named}; name another file, or remove it")
-
-
-def _append(path: Path, descriptor: int, text: str) -> None:
-    try:
-        data = text.encode()
-        while data:
-            data = data[os.write(descriptor, data) :]
-        os.fsync(descriptor)
-    except OSError as error:
-        raise StorageError(f"{path}: {error.strerror}") from None

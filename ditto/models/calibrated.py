@@ -58,6 +58,9 @@ def load_calibrated(checkpoint: Checkpoint) -> Description:
         raise BadCheckpoint(f"{path}: written by another version of ditto; {ADVICE}") from None
     except DittoError as error:
         raise BadCheckpoint(f"{path}: {error}; {ADVICE}") from error
+    # how its logits are read is no matter of ranges, and earlier versions did not write it
+    read = description.dimensions.model_copy(update={"problem_type": checkpoint.dimensions.problem_type})
+    description = description.model_copy(update={"dimensions": read})
     same = (description.architecture, description.dimensions) == (checkpoint.class_name, checkpoint.dimensions)
     if not same or document["weights"] != weights_digest(checkpoint.tensors):
         raise BadCheckpoint(f"{path}: its ranges were calibrated for other weights than these; {ADVICE}")

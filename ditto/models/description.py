@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 from functools import lru_cache
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
 
 from ditto.errors import BadDescription, VersionMismatch
 from ditto.functions.fit import Fit, Fits
@@ -29,6 +30,7 @@ Bound = Annotated[float, Field(ge=0, le=1e6)]  # of |x|
 Variance = Annotated[float, Field(gt=0, le=1e12)]
 Label = Annotated[str, Field(max_length=200)]
 Pooling = Literal["mean", "cls", "max"]  # of a text's hidden states
+Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 
 class _Public(BaseModel):
@@ -53,6 +55,15 @@ class Dimensions(_Public):
     relative_distance: Annotated[int, Field(ge=0, le=65_536)] = 0  # beyond which all share the last bucket
     pooling: Pooling = "mean"  # by the client, where answers are vectors
     normalize: bool = False  # and then to length 1
+    problem_type: Problem = "single_label_classification"  # what a text's logits are: for softmax, sigmoids, numbers
+
+    @model_serializer(mode="wrap")
+    def _without_the_usual(self, dump: Callable[[Self], dict[str, Any]]) -> dict[str, Any]:
+        """A description of before there was a `problem_type` keeps its text and so its digest, by which it is known."""
+        found = dump(self)
+        if found["problem_type"] == "single_label_classification":
+            del found["problem_type"]
+        return found
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:

@@ -52,6 +52,8 @@ def save_encoder(checkpoint: Checkpoint, directory: Path, source: Path, **change
     if d.labels:
         config |= {"id2label": {str(i): label for i, label in enumerate(d.labels)}}
         config |= {"label2id": {label: i for i, label in enumerate(d.labels)}}
+        if d.problem_type != "single_label_classification":
+            config["problem_type"] = d.problem_type
     config |= changed
     files.make_directory(directory)
     _copy_tokenizer(source, directory)

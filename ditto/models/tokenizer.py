@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,17 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         return Batch(self.ids.to(device), self.types.to(device), self.mask.to(device))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A token's place in what was asked: which segment (None: a special token), which of its words, which characters
+    of it."""
+
+    segment: int | None
+    word: int | None
+    start: int
+    end: int
 
 
 @dataclass
@@ -108,13 +120,30 @@ class Tokenizer:
         room = most - self._backend.num_special_tokens_to_add(any(isinstance(text, tuple) for text in texts))
         if room < 2:
             raise UsageError(f"{most} tokens: too few for a pair and this tokenizer's special tokens")
+        with self._cutting(most):
+            return self.whole(texts)
+
+    @contextlib.contextmanager
+    def _cutting(self, most: int) -> Iterator[None]:
+        """What this thread encodes meanwhile is cut; others wait."""
         with self._lock:
             self._backend.enable_truncation(most, strategy="longest_first")
             try:
-                parts = (list(texts[at : at + AT_ONCE]) for at in range(0, len(texts), AT_ONCE))
-                return [(row.ids, row.type_ids) for part in parts for row in self._rows(part)]
+                yield
             finally:
                 self._backend.no_truncation()
+
+    def whole(self, texts: Sequence[Text]) -> list[Row]:
+        """Each text's (or pair's) tokens and their types, however many."""
+        parts = (list(texts[at : at + AT_ONCE]) for at in range(0, len(texts), AT_ONCE))
+        return [(row.ids, row.type_ids) for part in parts for row in self._rows(part)]
+
+    def pieces(self, text: Text, most: int) -> list[Piece]:
+        """Where the tokens come from, of a text or pair that is cut to `most` tokens as `cut` does."""
+        with self._cutting(most):
+            (found,) = self._rows([text])
+        places = zip(found.sequence_ids, found.word_ids, found.offsets, strict=True)
+        return [Piece(segment, word, *span) for segment, word, span in places]
 
     def _rows(self, texts: list[Any]) -> list[Any]:
         """Raises BadCheckpoint for a text that this tokenizer has no tokens for, not even one for the unknown."""

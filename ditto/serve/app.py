@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from ditto.errors import DittoError
 from ditto.serve import health, openai, page, tei
@@ -22,9 +22,11 @@ ROUTES = (*page.ROUTES, *openai.ROUTES, *tei.ROUTES, *health.ROUTES)
 
 
 def application(
-    state: State, *, key: str | None = None, hosts: Collection[str] = (), neighbour: Neighbour = lambda scope: True
-) -> Starlette:
-    """`request.app.state.ditto` is `state`, which is closed when the application ends. The rest as `Guard` has it."""
+    state: State, *, key: str | None = None, hosts: Collection[str] = (), neighbour: Neighbour = lambda scope: True,
+    more: Sequence[BaseRoute] = (),
+) -> Starlette:  # fmt: skip
+    """`request.app.state.ditto` is `state`, which is closed when the application ends. `more` routes besides ROUTES.
+    The rest as `Guard` has it."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -33,10 +35,10 @@ def application(
         finally:
             await state.close()
 
-    paths = [route.path for route in ROUTES if isinstance(route, Route)]
+    paths = [route.path for route in (*ROUTES, *more) if isinstance(route, Route)]
     guard = Middleware(Guard, metrics=state.metrics, routes=paths, key=key, hosts=hosts, neighbour=neighbour)
     app = Starlette(
-        routes=list(ROUTES), middleware=[guard], lifespan=lifespan,
+        routes=[*ROUTES, *more], middleware=[guard], lifespan=lifespan,
         exception_handlers={DittoError: _failed, HTTPException: _refused},
     )  # fmt: skip
     app.router.redirect_slashes = False

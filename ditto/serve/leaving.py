@@ -53,14 +53,28 @@ class Events(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await unless_gone(receive, self._send(send))
 
+    @staticmethod
+    def written(item: str) -> bytes:
+        return f"data: {item}\n\n".encode()
+
     async def _send(self, send: Send) -> None:
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             async for item in self._items:
-                await send({"type": "http.response.body", "body": f"data: {item}\n\n".encode(), "more_body": True})
+                await send({"type": "http.response.body", "body": self.written(item), "more_body": True})
             await send({"type": "http.response.body", "body": b""})
         finally:
             await closed(self._items)
+
+
+class Lines(Events):
+    """One JSON document a line."""
+
+    media_type = "application/jsonl"
+
+    @staticmethod
+    def written(item: str) -> bytes:
+        return f"{item}\n".encode()
 
 
 async def closed(items: AsyncIterator[Any]) -> None:

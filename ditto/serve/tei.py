@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 import ditto
+from ditto.api.reading import probabilities
 from ditto.serve import body
 from ditto.serve.asked import question
 from ditto.serve.errors import Refused
@@ -22,6 +23,7 @@ from ditto.serve.state import BATCH, State, Totals
 if TYPE_CHECKING:
     from ditto.api.answers import ModelInfo, Text
     from ditto.api.model import Model
+    from ditto.models import Dimensions
 
 # `parameters` is what huggingface_hub's client wraps its own in, and may be empty; Ditto cuts at the right
 NEUTRAL: dict[str, Any] = {"parameters": {}, "truncation_direction": "right"}
@@ -69,7 +71,7 @@ async def predict(state: State, document: dict[str, Any]) -> Response:
     texts, several = _sequences(asked.inputs)
     model = await state.fitting(asked.model, lambda info: info.kind == "labels", "labels")
     rows, totals = await _answers(state, model, texts, asked.truncate)
-    found = [_predicted(row, model.labels, asked.raw_scores) for row in rows]
+    found = [_predicted(row, model.description.dimensions, asked.raw_scores) for row in rows]
     return JSONResponse(found if several else found[0], headers=totals.headers())
 
 
@@ -146,17 +148,14 @@ def _sequences(inputs: Any) -> tuple[list[Text], bool]:
     return [parts[0] if len(parts) == 1 else (parts[0], parts[1]) for parts in given], several
 
 
-def _predicted(row: list[float], labels: tuple[str, ...], raw: bool) -> list[dict[str, Any]]:
-    logits = np.asarray(row, dtype=np.float64)
-    if raw:
-        scores = logits
-    elif len(labels) == 1:
-        scores = np.array([_sigmoid(row[0])])
+def _predicted(row: list[float], d: Dimensions, raw: bool) -> list[dict[str, Any]]:
+    """Softmax; a sigmoid of one output, and of each where several labels may be right; numbers as they are."""
+    if raw or d.problem_type == "regression":
+        scores = list(row)
     else:
-        powers = np.exp(logits - logits.max())
-        scores = powers / powers.sum()
-    found = [{"label": label, "score": score} for label, score in zip(labels, scores.tolist(), strict=True)]
-    return sorted(found, key=lambda one: -one["score"])
+        scores = [_sigmoid(row[0])] if len(d.labels) == 1 else probabilities(row, d)
+    found = [{"label": label, "score": score} for label, score in zip(d.labels, scores, strict=True)]
+    return sorted(found, key=lambda one: -float(one["score"]))
 
 
 def _sigmoid(value: float) -> float:

@@ -59,6 +59,7 @@ def start(directory: Path, objective: Objective, seed: int, score: float = 0.0) 
     source = load_checkpoint(directory)
     name = sibling(source.class_name, objective.head)
     trained = {"labels": objective.labels, "pooling": "mean", "normalize": False}  # whatever it was before
+    trained |= {"problem_type": "single_label_classification"}
     architecture, d = architecture_of(name), source.dimensions.model_copy(update=trained)
     tokens = source.tokenizer().size
     if tokens > d.vocabulary:

@@ -17,7 +17,7 @@ from safetensors.torch import save
 
 from ditto.cli.bench_presets import read_peers
 from ditto.cli.generate import _prompts
-from ditto.cli.infer import _texts
+from ditto.cli.infer import _questions
 from ditto.client import pids
 from ditto.client.local_cluster import Cluster
 from ditto.client.public import fetch
@@ -53,7 +53,7 @@ def _build_texts(source: Source) -> bytes:
 def _read_texts(given: bytes) -> None:
     """As questions, as prompts, as a text to train on, compressed or not."""
     home = place("texts", named(("a.txt", "a.txt.gz"), given))
-    for read in (lambda p: _texts(None, None, p), lambda p: _prompts(None, p), read_text):
+    for read in (lambda p: _questions(None, None, p), lambda p: _prompts(None, p), read_text):
         for name in ("a.txt", "a.txt.gz"):
             _quietly(read, home / name)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from ditto.errors import BadCheckpoint, UnsupportedArchitecture
 from ditto.models.architecture import Config
-from ditto.models.description import Dimensions
+from ditto.models.description import Dimensions, Problem
 
 MOST = 10_001  # labels that are counted: one more than a description takes
 BERT = {
@@ -25,6 +25,16 @@ def labels(config: Config) -> tuple[str, ...]:
     if sorted(order) != list(range(len(order))):
         raise BadCheckpoint("config.json: id2label does not name labels 0, 1, 2, …")
     return tuple(order[i] for i in range(len(order)))
+
+
+def problem_type(config: Config) -> Problem:
+    """What a classifier's logits are. Without a word on it one of its labels is right, as transformers takes it."""
+    named = config.get("problem_type") or "single_label_classification"
+    for known in get_args(Problem):
+        if known == named:
+            found: Problem = known
+            return found
+    raise BadCheckpoint(f"config.json: problem_type {str(named)[:100]!r}: one of {', '.join(get_args(Problem))}")
 
 
 def dimensions(

@@ -15,6 +15,7 @@ from ditto.errors import UsageError
 from ditto.functions.fit import Fits
 from ditto.models.architecture import Answer, Config, Shapes, Tensors, Texts
 from ditto.models.description import Description, Dimensions, Ranges, round_up
+from ditto.models.encoder.config import problem_type
 from ditto.models.encoder.floats import EMBEDDINGS, EXACT, Functions, forward, token_types
 from ditto.models.encoder.heads import SPAN, EveryToken, Head, Hidden
 from ditto.models.encoder.names import Names
@@ -53,6 +54,8 @@ class Encoder:
     def dimensions(self, config: Config) -> Dimensions:
         found = self.sizes(config)
         tokens = {"positions": found.positions - self.skipped, "labels": self.head.labels(config)}
+        if self.answer is Answer.labels:
+            tokens["problem_type"] = problem_type(config)
         return Dimensions(**(found.model_dump() | tokens))
 
     # The checkpoint --------------------------------------------------------------------------------

@@ -1,0 +1,105 @@
+"""What `ditto serve` does for `ditto infer`: the same as `ditto.cli.infer`, with the connection that the server has.
+
+It says it in lines of JSON as it comes: notes, the jobs' shapes, programs' lengths and events for the progress, then
+the document of `--json` with the lines that people read.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from ditto.api.threads import whole
+from ditto.cli.asked import served
+from ditto.cli.infer import _Asks, _enter, _said_first, _summary, _warning
+from ditto.cli.infer_served import PATH
+from ditto.cli.jobs import answer, jobs_of, tokenized
+from ditto.cli.run import network_of
+from ditto.cli.said import Reader
+from ditto.cli.texts import Question, Questions
+from ditto.errors import DittoError, UnknownModel, UsageError
+from ditto.models import Answer, load_checkpoint
+from ditto.serve.body import read
+from ditto.serve.leaving import Lines
+from ditto.serve.state import State
+from ditto.wall import Wall
+
+
+async def _endpoint(request: Request) -> Response:
+    """By the socket only."""
+    if request.scope.get("state", {}).get("unix") is not True:
+        raise UnknownModel("Not Found")
+    document = await read(request)
+    return Lines(_answered(request.app.state.ditto, document))
+
+
+async def _answered(state: State, document: dict[str, Any]) -> AsyncIterator[str]:
+    """What `_infer` says, then an end or an error, whoever reads it how fast."""
+    ready: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+
+    def say(line: dict[str, Any] | None) -> None:  # from any thread, in order
+        loop.call_soon_threadsafe(ready.put_nowait, line)
+
+    async def work() -> None:
+        try:
+            async with state.turns.place():
+                await _infer(state, document, say)
+            say({"end": True})
+        except DittoError as error:
+            say({"error": {"code": error.code, "message": str(error), "peer": error.peer}})
+        finally:
+            say(None)
+
+    task = asyncio.ensure_future(work())
+    try:
+        while (line := await ready.get()) is not None:
+            yield json.dumps(line)
+        await task
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def _infer(state: State, document: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> None:
+    """As `ditto.cli.infer.infer` does, with the server's connection."""
+    wall, client, name = Wall(), state.cluster._client, document["model"]
+    texts = [tuple(text) if isinstance(text, list) else text for text, _, _ in document["asked"]]
+    questions = [Question(text, n, at) for text, (_, n, at) in zip(texts, document["asked"], strict=True)]
+    asked = Questions(questions, document["blank"])
+    found = await whole(lambda: served(client, name, lambda text: say({"note": text})))
+    public = (await state.model(name))._public
+    reader = Reader(found.description, public.tokenizer)
+    if reader.answer is Answer.text:
+        raise UsageError(f"{name} generates text: ask it with `ditto generate`")
+    wall.lap("model")
+    description, most = found.description, found.description.dimensions.positions
+    rows = await whole(lambda: tokenized(reader.tokenizer, questions, most, document["truncate"]))
+    wall.lap("tokenizing")
+    checkpoint = load_checkpoint(found.checkpoint) if description.embeddings == "public" else None
+    guard = document["range_check"]
+    asks = _Asks(client, reader, asked, rows.cut, checkpoint, False, guard, wall)
+    jobs = jobs_of(questions, rows, range(len(questions)), most, document["batch"])
+    say({"shapes": [list(job.batch.shape) for job in jobs], "first": _said_first(asked, 0, jobs, rows.cut)})
+    tables = checkpoint.tensors if checkpoint else None
+    for job in jobs:
+        say({"job": True})
+        values, report = await state.job(
+            lambda: answer(
+                client, description, job, tables, guard,  # noqa: B023
+                lambda event: say({"event": event}), lambda program: say({"layers": len(program.layers)}),
+            )
+        )  # fmt: skip
+        state.metrics.job(name, report, len(values))
+        wall.lap_of(report["parts"], "decoding")
+        _enter(asks, job, values, report, None, None)
+    summary = _summary(asks, description, network_of(client._config), kept=True)
+    lines = [reader.line(q.text, values) for q, values in zip(questions, summary["output"], strict=True)]
+    say({"summary": summary, "lines": lines, "warning": _warning(asks), "spent": wall.document()["parts"]})
+
+
+ROUTES: list[BaseRoute] = [Route(PATH, _endpoint, methods=["POST"])]
