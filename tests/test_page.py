@@ -19,15 +19,16 @@ from urllib.parse import urlsplit
 import httpx
 import numpy as np
 import pytest
+import torch
 from browser import CHROMIUM, Browser
 from test_generate import SMALL, WORDS
 from test_pooling import checkpoint
 from test_serve import KEY, serving
 
 import ditto
-from ditto.client.sent import KEEP, Input, Sent, entropy
+from ditto.client.sent import KEEP, Sent, entropy
 from ditto.engine.program import Wire
-from ditto.engine.sharing import share
+from ditto.engine.sharing import seeded_share, share
 from ditto.errors import BY_CODE, Busy, PeerAbsent
 from ditto.models.export import save_gpt2
 from ditto.ring import pack, unpack
@@ -170,7 +171,8 @@ def test_what_the_parties_were_sent(page: Page) -> None:
     assert seen["party1"]["shares"]["total"] >= 16 * width * seen["input"]["bits"] // 8
     together = seen["together"]
     assert together["place"] == width + tokens.ids[0, 1] and together["ones"]
-    for at, zero, one_, both in together["numbers"]:
+    for row in together["numbers"]:
+        at, zero, one_, both = map(int, row)
         assert both == (at == together["place"]) == (zero + one_) % (1 << seen["input"]["bits"])
     assert seen["party1"]["shares"]["entropy"] > 7.5 > 1 > together["sum"]["entropy"]  # a row has few that are not 0
     other = one(page.ask(model="labels", text=TEXT), "seen")
@@ -302,29 +304,38 @@ class _Unclosed:
 # What is kept of what is sent ---------------------------------------------------------------------
 
 
-def test_shares_are_put_together_from_what_was_sent() -> None:
-    """Of 12 bits, which are no whole bytes; and not at all where there are too many bytes to keep."""
-    import torch
-
-    wire, x = Wire("x", 12, 0, (5, 7), 1.0), torch.arange(35, dtype=torch.int64).reshape(5, 7) - 17
+@pytest.mark.parametrize("ring", [12, 16, 64])
+def test_shares_are_put_together_from_what_was_sent(ring: int) -> None:
+    """Of 12 bits, which are no whole bytes, and of 64, which are no numbers of a browser's."""
+    wire, x = Wire("x", ring, 0, (5, 7), 1.0), torch.arange(35, dtype=torch.int64).reshape(5, 7) - 17
     seed, sent = bytes(range(16)), Sent()
-    data = pack(share("x", x, wire, seed), 12)
-    header = party_pb2.InputHeader(name="x", ring=12, shape=[5, 7], seed=seed)
+    data = pack(share("x", x, wire, seed), ring)
+    header = party_pb2.InputHeader(name="x", ring=ring, shape=[5, 7], seed=seed)
     sent.begin(0, party_pb2.JobTerms(model="m"), {"x": wire})
     list(sent.noting(0, iter([party_pb2.PutInputRequest(header=header)])))
     pieces = [party_pb2.TensorChunk(name="x", total=len(data), data=part) for part in (data[:10], data[10:])]
     list(sent.noting(1, iter([party_pb2.PutInputRequest(chunk=piece) for piece in pieces])))
-    shares = sent.inputs["x"].shares()
-    assert shares is not None and shares[2].tolist() == x.flatten().tolist()
-    assert shares[1].tolist() == (unpack(data, 12, (35,)).long() & 4095).tolist()
     assert sent.deliveries[1].share_bytes == len(data) == int(sent.deliveries[1].counts.sum())
     assert sent.deliveries[0].share_bytes == 16 and sent.deliveries[1].messages == 2
-    assert Input("x", 12, (5, 7), seed).shares() is None
+    seen = shown.seen(sent)
+    together, numbers = seen["together"], [[int(n) for n in row] for row in seen["together"]["numbers"]]
+    assert together["place"] == 7 and not together["ones"] and together["nonzero"] == 34
+    assert [(at, both) for at, _, _, both in numbers] == [(at, at - 17) for at in range(4, 11)]
+    ones = unpack(data, ring, (35,)).tolist()
+    assert all(one_ == ones[at] % 2**ring and (zero + one_ - both) % 2**ring == 0 for at, zero, one_, both in numbers)
+    assert together["expanded"].startswith(pack(seeded_share("x", wire, seed), ring)[: 4 * ring // 8].hex(" "))
+    assert (
+        together["sum"]["counts"] == np.bincount(np.frombuffer(pack(x, ring), dtype=np.uint8), minlength=256).tolist()
+    )
+
+
+def test_an_input_too_large_to_keep() -> None:
+    sent = Sent()
+    sent.begin(0, party_pb2.JobTerms(), {"x": Wire("x", 16, 0, (5, 7), 1.0)})
     huge = party_pb2.TensorChunk(name="x", total=KEEP + 1, data=b"abc")
-    sent.begin(0, party_pb2.JobTerms(), {"x": wire})
     list(sent.noting(1, iter([party_pb2.PutInputRequest(chunk=huge)])))
-    assert sent.inputs["x"].shares() is None and sent.inputs["x"].first == b"abc"
-    assert shown.seen(sent)["together"] is None
+    seen = shown.seen(sent)
+    assert seen["together"] is None and seen["party1"]["first"] == "61 62 63" and seen["party1"]["shares"]["total"] == 3
 
 
 def test_entropy() -> None:

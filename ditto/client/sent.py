@@ -9,18 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ditto.engine.program import Wire
 from ditto.engine.sharing import seeded_share
-from ditto.ring import signed, unpack
+from ditto.ring import unpack
 from ditto.wire import party_pb2
 
 KEEP = 16 << 20  # bytes of party 1's share of an input, at most, that are kept to be shown
 Counts = npt.NDArray[np.int64]
-Integers = npt.NDArray[np.int64]
+Elements = npt.NDArray[Any]  # of a ring, in the integers that carry it
 
 
 @dataclass
@@ -56,17 +57,17 @@ class Input:
     def numbers(self) -> int:
         return math.prod(self.shape)
 
-    def shares(self) -> tuple[Integers, Integers, Integers] | None:
+    def shares(self) -> tuple[Elements, Elements, Elements] | None:
         """Party 0's share, expanded from its seed as that party does, party 1's, unpacked from the bytes that were
-        sent, and their sum mod 2^l, signed. Flat. None where not all bytes were kept."""
+        sent, and their sum mod 2^l: flat, in their carriers, whose bits above a ring's own are 0. None where not all
+        bytes were kept."""
         if not self.packed:
             return None
         wire = Wire(self.name, self.ring, 0, self.shape, 0.0)
-        zero = seeded_share(self.name, wire, self.seed).reshape(-1)
-        one = unpack(self.packed, self.ring, self.shape).reshape(-1)
-        mask = (1 << self.ring) - 1 if self.ring < 64 else -1
-        both = signed(zero.long() + one.long(), self.ring)
-        return (zero.long() & mask).numpy(), (one.long() & mask).numpy(), both.numpy()
+        zero = seeded_share(self.name, wire, self.seed).numpy().reshape(-1)
+        one = unpack(self.packed, self.ring, self.shape).numpy().reshape(-1)
+        mask = np.array((1 << self.ring) - 1, dtype=np.uint64).astype(zero.dtype)
+        return zero & mask, one & mask, (zero + one) & mask
 
 
 class Sent:

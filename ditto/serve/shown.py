@@ -6,12 +6,13 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
-from ditto.client.sent import Counts, Input, Sent, entropy
+from ditto.client.sent import Counts, Elements, Input, Sent, entropy
 from ditto.errors import Busy, DittoError
 from ditto.report.drawing import Scale, Span, axis
 from ditto.report.rounds import Layer, layers
-from ditto.ring import packed
+from ditto.ring import packed, signed
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -171,29 +172,38 @@ def _together(shared: Input) -> dict[str, Any] | None:
     shares = shared.shares()
     if shares is None:
         return None
-    both, row = shares[2], shared.shape[-1]
+    both, row, bits = shares[2], shared.shape[-1], shared.ring
     places = np.flatnonzero(both)
+    others = np.abs(_signed(both[places], bits))
     place = next((int(at) for at in places if at >= row), int(places[0]) if len(places) else 0)
     start = max(0, min(place - (PICTURE + 128) // 2, shared.numbers - PICTURE))  # rows of 128: in the middle of one
     near = max(0, min(place - NUMBERS // 2, shared.numbers - NUMBERS))
-    shown = slice(near, near + NUMBERS)
-    here = zip(count(near), *(values[shown].tolist() for values in shares), strict=False)
-    counts = np.bincount(np.frombuffer(packed(_tensor(both), shared.ring), dtype=np.uint8), minlength=256)
+    shown, drawn = slice(near, near + NUMBERS), slice(start, start + PICTURE)
+    zero, one, sums = (*(_unsigned(share[shown], bits) for share in shares[:2]), _signed(both[shown], bits))
+    greys = [_grey(_unsigned(share[drawn], bits).astype(np.float64), 2.0**bits) for share in shares[:2]]
+    sum_grey = _grey(np.abs(_signed(both[drawn], bits).astype(np.float64)), float(others.max(initial=1)))
+    counts = np.bincount(np.frombuffer(_packed(both, bits), dtype=np.uint8), minlength=256)
     return {
-        "start": start, "place": place, "ones": bool(np.isin(both, (0, 1)).all()), "nonzero": len(places),
-        "grey": [_grey(values[start : start + PICTURE], 1 << shared.ring) for values in shares[:2]]
-        + [_grey(np.abs(both[start : start + PICTURE]), max(1, int(np.abs(both).max())))],
-        "numbers": [list(row) for row in here], "sum": _bytes(counts),
-        "expanded": packed(_tensor(shares[0][:HEX]), shared.ring)[:HEX].hex(" "),
+        "start": start, "place": place, "ones": bool((others == 1).all()), "nonzero": len(places),
+        "grey": [*greys, sum_grey], "sum": _bytes(counts),
+        # as text: numbers of JavaScript have 53 bits
+        "numbers": [[str(n) for n in row] for row in zip(count(near), zero, one, sums, strict=False)],
+        "expanded": _packed(shares[0][:HEX], bits)[:HEX].hex(" "),
     }  # fmt: skip
 
 
-def _tensor(values: npt.NDArray[np.int64]) -> Any:
-    import torch
-
-    return torch.from_numpy(values)
+def _unsigned(values: Elements, bits: int) -> npt.NDArray[np.uint64]:
+    return values.astype(np.uint64) & np.uint64((1 << bits) - 1)
 
 
-def _grey(values: npt.NDArray[np.int64], most: int) -> str:
+def _signed(values: Elements, bits: int) -> npt.NDArray[np.int64]:
+    return signed(torch.from_numpy(values.astype(np.int64)), bits).numpy()
+
+
+def _packed(values: Elements, bits: int) -> memoryview:
+    return packed(torch.from_numpy(values), bits)
+
+
+def _grey(values: npt.NDArray[np.float64], most: float) -> str:
     """A byte each, in hexadecimal digits: 0 for 0, 255 for `most`."""
-    return bytes(np.ceil(values.astype(np.float64) / most * 255).clip(0, 255).astype(np.uint8)).hex()
+    return bytes(np.ceil(values / most * 255).clip(0, 255).astype(np.uint8)).hex()

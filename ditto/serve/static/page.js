@@ -382,7 +382,8 @@ function drawTogether(said) {
   const table = el("table", { class: "numbers" }, el("caption", {}, "The same as numbers, around one that is not 0"),
     el("tr", {}, ...heads.map((head) => el("th", { scope: "col" }, head))));
   for (const row of both.numbers)
-    table.append(el("tr", row[0] === both.place ? { class: "here" } : {}, ...row.map((n) => el("td", {}, count(n)))));
+    table.append(el("tr", row[0] === String(both.place) ? { class: "here" } : {},
+      ...row.map((n) => el("td", {}, count(BigInt(n))))));
   $("together").replaceChildren(sum, el("div", {}, el("div", { class: "wide" }, table),
     histogram(both.sum, "The input's own bytes, which nobody was sent: "
       + `${(Math.floor(10000 * both.sum.counts[0] / both.sum.total) / 100).toFixed(2)} % are 0, `
