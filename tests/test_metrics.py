@@ -437,8 +437,9 @@ def test_a_bad_address_is_refused(address: str, cluster: Cluster, tmp_path: Path
 def test_throughput_is_of_the_last_jobs() -> None:
     account = Account(recent=2)
     for online in (1.0, 2.0, 4.0):
-        account.add("done", {"offline": 1.0, "online": online})
-    account.add("peer_lost", {"offline": 9.0, "online": 9.0})
+        account.add("done", {"offline": 1.0, "online": online}, online + 0.5)
+    account.add("peer_lost", {"offline": 9.0, "online": 9.0}, 18.0)
     state = account.state()
     assert (state.done, state.failed, state.cancelled, state.recent) == (3, 1, 0, 2)
     assert (state.offline_seconds, state.online_seconds) == (1.0, 3.0)
+    assert account.pace() == 3.5  # a hint when to ask again goes by what jobs take, their phases overlapping

@@ -285,7 +285,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
             self._ended(run, request.model, outcome, reason)
 
     def _ended(self, run: JobRun, model: str, outcome: str, reason: str) -> None:
-        self._account.add(outcome, run.seconds)
+        self._account.add(outcome, run.seconds, run.took)
         self.metrics.jobs.labels(outcome).inc()
         if outcome == "done":
             for phase, seconds in run.seconds.items():
@@ -366,7 +366,8 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
                 yield done
             else:
                 yield control_pb2.JobEvent(stage=control_pb2.StageDone(stage=stage))
-        yield control_pb2.JobEvent(done=control_pb2.Done(seconds=time.perf_counter() - start, traffic=run.traffic))
+        run.took = time.perf_counter() - start
+        yield control_pb2.JobEvent(done=control_pb2.Done(seconds=run.took, traffic=run.traffic))
 
     def _await_client(self, run: JobRun) -> None:
         config = self._config

@@ -95,17 +95,20 @@ class Account:
         self._lock = threading.Lock()
         self._ended = {"done": 0, "failed": 0, "cancelled": 0}
         self._recent: deque[dict[str, float]] = deque(maxlen=recent)
+        self._took: deque[float] = deque(maxlen=recent)
 
-    def add(self, outcome: str, seconds: dict[str, float]) -> None:
+    def add(self, outcome: str, seconds: dict[str, float], took: float) -> None:
+        """`seconds` by phase, which overlap; `took` from the job's inputs to its end."""
         with self._lock:
             self._ended[outcome if outcome in self._ended else "failed"] += 1
             if outcome == "done":
                 self._recent.append(seconds)
+                self._took.append(took)
 
     def pace(self) -> float:
         """Seconds of a job, on average of the last."""
         with self._lock:
-            return sum(sum(s.values()) for s in self._recent) / max(1, len(self._recent))
+            return sum(self._took) / max(1, len(self._took))
 
     def state(self) -> control_pb2.Throughput:
         with self._lock:
@@ -129,6 +132,7 @@ class JobRun:
         self.cancelled = threading.Event()
         self.done = False
         self.seconds = {"offline": 0.0, "online": 0.0}  # of the slower party, summed over the layers
+        self.took = 0.0  # seconds from the inputs to the end
         self.traffic: list[party_pb2.Traffic] = []  # of each party, as of its last step
         self.span = SILENT  # of the whole job
         self.begun = False  # from here on a silent process is lost, not absent
