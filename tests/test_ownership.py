@@ -278,8 +278,11 @@ def test_who_may_ask(world: World) -> None:
         with pytest.raises(UnknownModel):
             client.grant_model("absent", "bob")
     assert world.infer("bob")["owner"] == "client/alice"
+    heard: list[tuple[int, int]] = []  # of bytes on their way
     with world.client("alice") as client:
-        client.share_model(world.description, world.weights)
+        client.share_model(world.description, world.weights, sent=lambda *done: heard.append(done))
+    of = sum(wire.nbytes for wire in weights_of(world.description.text()).values())
+    assert heard == sorted(heard) and heard[-1] == (of, of) and len(heard) > 1
     world.infer("bob")
     with pytest.raises(NotAllowed):
         world.infer("mallory")

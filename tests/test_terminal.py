@@ -19,6 +19,7 @@ from ditto.cli.infer_show import show
 from ditto.cli.report import print_costs
 from ditto.cli.run import Watcher
 from ditto.cli.said import Reader
+from ditto.cli.waiting import Waiting
 from ditto.errors import ClusterError
 from ditto.models import Answer
 from ditto.models.tokenizer import Piece
@@ -131,3 +132,19 @@ def test_generated_text(capsys: pytest.CaptureFixture[str]) -> None:
     writer.push(1, Watcher(None, quiet=True))
     writer.finish()
     assert capsys.readouterr().out == f"a prompt\n{SEEN}\n\n"
+
+
+def test_what_is_waited_for(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In lines: none before two seconds, one in two seconds, none twice; nothing when quiet. On a terminal a bar."""
+    now = [0.0]
+    monkeypatch.setattr("ditto.cli.waiting.time", SimpleNamespace(monotonic=lambda: now[0]))
+    lines, quiet = Waiting(None, False), Waiting(None, True)
+    for second, text in ((1, "a"), (2, "b"), (3, "c"), (4, "c"), (6, "c"), (9, "d\x1b[2J")):
+        now[0] = float(second)
+        lines(text)
+        quiet(text)
+    captured = capsys.readouterr()
+    assert captured.err.splitlines() == ["b", "c", "d\\x1b[2J"] and not captured.out
+    with Progress(TextColumn("{task.description}"), console=Console(file=io.StringIO()), disable=True) as bar:
+        Waiting(bar, False)("half", 1, 2)
+        assert (bar.tasks[0].description, bar.tasks[0].percentage) == ("half", 50)

@@ -6,10 +6,12 @@ import typer
 from rich.table import Table
 
 from ditto.cli.common import Json, emit, note, one_line, out
+from ditto.cli.waiting import waiting
 from ditto.client.home import home
 from ditto.client.local_cluster import Cluster, Process
 from ditto.client.status import ask
 from ditto.errors import DittoError
+from ditto.names import SERVERS
 from ditto.net.emulation import network as profile
 from ditto.report.pieces import size
 
@@ -33,7 +35,11 @@ def up(
     """Start what does not run yet: dealer, both parties, coordinator."""
     cluster = Cluster(home(), note)
     cluster.configure(threads=threads, network=profile(network) if network else None, record=record)
-    _show(cluster, cluster.up(timeout), json)
+    with waiting(json) as say:
+        processes = cluster.up(
+            timeout, lambda late: say(f"waiting for {', '.join(late)}", len(SERVERS) - len(late), len(SERVERS))
+        )
+    _show(cluster, processes, json)
 
 
 @app.command()

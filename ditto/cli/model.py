@@ -13,6 +13,7 @@ from ditto.cli.model_check import check
 from ditto.cli.model_show import SHORT, show
 from ditto.cli.plan import For, MachineFile, Tolerance, check_objective, machine_at, planned
 from ditto.cli.texts import read_file, read_lines
+from ditto.cli.waiting import waiting
 from ditto.client import hub, store
 from ditto.errors import DittoError, UsageError
 from ditto.names import check_name
@@ -199,8 +200,13 @@ def share(
     description, weights, public = model.description, model.weights(), model.published()
     if not public:
         note(f"{name} was imported by an earlier version, or has no tokenizer: only who imported it can ask it")
-    with connect(config) as client:
-        client.share_model(description, weights, public)
+    with waiting(json) as say, connect(config) as client:
+
+        def sent(done: int, of: int) -> None:
+            text = f"{done / 1e6:,.0f} of {of / 1e6:,.0f} MB sent"
+            say(f"{name}: {text if done < of else 'the parties open the masked weights'}", done, of)
+
+        client.share_model(description, weights, public, sent)
     elements = sum(w.numel() for w in weights.values())
     if json:
         emit(_row(description) | {"weights": elements, "shared": True, "digest": model.version, "public": [*public]})

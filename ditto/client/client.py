@@ -86,10 +86,12 @@ class Client(Manager):
     # Models -------------------------------------------------------------------------------------
 
     def share_model(
-        self, description: Description, weights: dict[str, torch.Tensor], files: Mapping[str, bytes] | None = None
-    ) -> None:
+        self, description: Description, weights: dict[str, torch.Tensor], files: Mapping[str, bytes] | None = None,
+        sent: Callable[[int, int], None] = lambda done, of: None,
+    ) -> None:  # fmt: skip
         """Split the encoded weights between the parties; the caller's model of the same name is replaced. `files` are
-        the tokenizer's that the description means: with them, whoever is granted the model can ask it.
+        the tokenizer's that the description means: with them, whoever is granted the model can ask it. `sent` hears of
+        how many bytes are under way, of how many; then the parties open the masked weights.
 
         1. Each party gets its share, and with it notes the caller as the owner. If one refuses, the other drops its
            share again. Raises NotAllowed where the name is another's.
@@ -105,11 +107,14 @@ class Client(Manager):
             if key not in weights or tuple(weights[key].shape) != tuple(wire.shape):
                 raise BadCheckpoint(f"weight {key} of shape {tuple(wire.shape)} is missing or misshapen")
         try:
-            self._share(registration, wires, weights)
+            self._share(registration, wires, weights, sent)
         except ReuseError:  # it was activated by half, and its identifier is burnt
-            self._share(registration, wires, weights)
+            self._share(registration, wires, weights, sent)
 
-    def _share(self, registration: Registration, wires: dict[str, Wire], weights: dict[str, torch.Tensor]) -> None:
+    def _share(
+        self, registration: Registration, wires: dict[str, Wire], weights: dict[str, torch.Tensor],
+        sent: Callable[[int, int], None],
+    ) -> None:  # fmt: skip
         text, name = registration.text, registration.name
         share_id, seed = secrets.token_hex(16), new_seed()
         header = party_pb2.ModelHeader(model=name, share_id=share_id, description=text)
@@ -122,9 +127,12 @@ class Client(Manager):
 
         def packed() -> Iterator[party_pb2.PutModelRequest]:
             yield party_pb2.PutModelRequest(header=header)
+            done, of = 0, sum(wire.nbytes for wire in wires.values())
             for key, wire in wires.items():
                 for chunk in chunks(key, wire, share(key, weights[key], wire, seed)):
                     yield party_pb2.PutModelRequest(chunk=chunk)
+                    done += len(chunk.data)
+                    sent(done, of)
 
         self._connect("coordinator", *PARTIES)
         drop = party_pb2.RemoveModelRequest(model=name, only=share_id)

@@ -175,10 +175,11 @@ class Cluster:
         except TimeoutError:
             raise ClusterError(f"another command has been at work on {self.root} for {timeout:.0f} s") from None
 
-    def up(self, timeout: float = 60) -> list[Process]:
+    def up(self, timeout: float = 60, waiting: Callable[[list[str]], None] = lambda _: None) -> list[Process]:
         """Start what does not run and wait until every server answers its health check.
 
-        If one does not, those that this call started are stopped again; what ran before runs on.
+        If one does not, those that this call started are stopped again; what ran before runs on. `waiting` hears, again
+        and again, which roles do not answer yet.
         """
         files.make_directory(self.logs)
         with self._alone():
@@ -189,12 +190,12 @@ class Cluster:
                         self._refuse_taken_port(role)
                         started[role] = self._start(role)
                         pids.write(self._state, self._pids() | {role: started[role].pid})
-                return self._until_serving(timeout)
+                return self._until_serving(timeout, waiting)
             except BaseException:
                 self._stop(started)
                 raise
 
-    def _until_serving(self, timeout: float) -> list[Process]:
+    def _until_serving(self, timeout: float, waiting: Callable[[list[str]], None]) -> list[Process]:
         deadline = time.monotonic() + timeout
         while True:
             processes = self.status()
@@ -205,9 +206,10 @@ class Cluster:
                     raise CertificateError(f"{process.role} runs with certificates of another authority; stop it first")
                 if process.state == "stopped":
                     raise ClusterError(f"{process.role} stopped while starting; {self._log_tail(process.role)}")
+            late = [p.role for p in processes if p.state != "serving"]
+            waiting(late)
             if time.monotonic() > deadline:
-                late = ", ".join(p.role for p in processes if p.state != "serving")
-                raise ClusterError(f"no answer from {late} within {timeout:.0f} s; see {self.logs}")
+                raise ClusterError(f"no answer from {', '.join(late)} within {timeout:.0f} s; see {self.logs}")
             time.sleep(0.1)
 
     def status(self) -> list[Process]:
