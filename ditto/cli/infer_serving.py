@@ -84,7 +84,8 @@ async def _infer(state: State, document: dict[str, Any], say: Callable[[dict[str
     guard = document["range_check"]
     asks = _Asks(client, reader, asked, rows.cut, checkpoint, False, guard, wall)
     jobs = jobs_of(questions, rows, range(len(questions)), most, document["batch"])
-    say({"shapes": [list(job.batch.shape) for job in jobs], "first": _said_first(asked, 0, jobs, rows.cut)})
+    first = _said_first(asked, 0, jobs, rows.cut) if len(jobs) > 1 or rows.cut or asked.blank else ""
+    say({"shapes": [list(job.shape) for job in jobs], "first": first})
     tables = checkpoint.tensors if checkpoint else None
     for job in jobs:
         say({"job": True})
