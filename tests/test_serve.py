@@ -29,16 +29,11 @@ from typer.testing import CliRunner
 import ditto
 from ditto.cli import app as cli
 from ditto.cli import infer_serving
-from ditto.errors import ClusterError, DittoError, PeerAbsent
-from ditto.serve import body, guard, local, server
+from ditto.errors import ClusterError, PeerAbsent
+from ditto.serve import body, server
 from ditto.serve import place as places
 from ditto.serve.app import application
-from ditto.serve.errors import AGAIN, STATUS, failure, status_of
-from ditto.serve.guard import Guard
-from ditto.serve.metrics import Metrics
 from ditto.serve.state import State
-from ditto.serve.turns import Turns
-from ditto.serve.writing import Stops
 
 __all__ = ["place", "writer"]  # fixtures
 KEY = "correct-horse-battery"
@@ -399,39 +394,6 @@ def test_its_own_page_asks(served: Served) -> None:
     assert asked_first.status_code == 403
 
 
-def test_a_key(served: Served) -> None:
-    """By a Guard of its own before the same routes; the socket of this user's directory needs none."""
-    app = Guard(_fine, Metrics(Turns(1, 1)), ["/v1/models"], KEY, ["ditto.example"])
-
-    def status(scope_state: dict[str, Any] | None = None, path: str = "/v1/models", **headers: str) -> int:
-        async def ask() -> int:
-            raw = [(b"host", b"127.0.0.1"), *((name.encode(), value.encode()) for name, value in headers.items())]
-            scope = {"type": "http", "method": "GET", "path": path, "headers": raw, "state": scope_state or {}}
-            sent: list[Any] = []
-
-            async def send(message: Any) -> None:
-                sent.append(message)
-
-            await app(scope, _nothing, send)
-            return int(sent[0]["status"])
-
-        return asyncio.run(ask())
-
-    assert status() == 401 and status(authorization=f"Bearer {KEY}") == 200 == status(authorization=f"bearer {KEY}")
-    for wrong in (f"Bearer {KEY}x", f"Bearer {KEY[:-1]}", "Bearer ", KEY, f"Basic {KEY}", "Bearer é"):
-        assert status(authorization=wrong) == 401
-    assert status({"unix": True}) == 200 and status({"unix": False}) == 401
-    assert status(path="/health") == 200 and status(path="/page/page.js") == 200 and status(path="/metrics") == 401
-
-
-async def _fine(scope: Any, receive: Any, send: Any) -> None:
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-
-
-async def _nothing() -> Any:
-    return {"type": "http.disconnect"}
-
-
 def test_the_clients_key_error(served: Served, tmp_path: Path, place: Place) -> None:
     state = State(ditto.connect(place.root / "configs" / "client.yaml"))
     with serving(state, tmp_path, key=KEY) as said:
@@ -442,27 +404,6 @@ def test_the_clients_key_error(served: Served, tmp_path: Path, place: Place) -> 
         transport = httpx.HTTPTransport(uds=said["socket"])
         with httpx.Client(transport=transport, base_url="http://localhost") as client:
             assert client.get("/v1/models").status_code == 200
-
-
-def test_another_users_process(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ditto.serve import neighbours
-
-    app = Guard(_fine, Metrics(Turns(1, 1)), [], None, (), neighbours.ours)
-    with socket.create_server(("127.0.0.1", 0)) as here, socket.create_connection(here.getsockname()) as line:
-        scope = {
-            "type": "http", "method": "GET", "path": "/v1/models", "headers": [(b"host", b"localhost")],
-            "client": line.getsockname(), "server": here.getsockname(),
-        }  # fmt: skip
-        sent: list[Any] = []
-
-        async def send(message: Any) -> None:
-            sent.append(message)
-
-        asyncio.run(app(scope, _nothing, send))
-        monkeypatch.setattr("os.getuid", lambda: 4711)
-        monkeypatch.setattr(neighbours, "_owner", lambda *_: 4712)
-        asyncio.run(app(scope, _nothing, send))
-        assert [message["status"] for message in sent if "status" in message] == [200, 403]
 
 
 def test_busy(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -576,29 +517,6 @@ def _shape(text: str) -> str:
     return re.sub(r"[\s,]+", " ", re.sub(r"[-+]?[\d.,]+( ?[kMG]?B)?", "#", text.partition(" s in all")[0]))
 
 
-def test_only_this_users_socket(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A directory that others may enter, another version, another cluster: the command asks by itself."""
-    home = tmp_path / "home"
-    (home / "serve").mkdir(parents=True, mode=0o700)
-    config = str(home / "configs" / "client.yaml")
-    note = served.said | {"config": config}
-    with socket.socket(socket.AF_UNIX) as there:
-        there.bind(str(home / places.SOCKET))
-        there.listen()
-        (home / places.NOTE).write_text(json.dumps(note))
-        assert local._connected(home) is not None
-        for other in (note | {"version": "0.0"}, note | {"config": None}, {}):
-            (home / places.NOTE).write_text(json.dumps(other))
-            assert local._connected(home) is None
-        (home / places.NOTE).write_text(json.dumps(note))
-        for mode in (0o750, 0o701, 0o777):
-            (home / "serve").chmod(mode)
-            assert local._connected(home) is None
-        (home / "serve").chmod(0o700)
-        monkeypatch.setattr("os.getuid", lambda: 4711)
-        assert local._connected(home) is None
-
-
 def test_out_of_range(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer that may be wrong says so; with `strict` there is none."""
     ask = served.state.cluster._client.infer
@@ -628,35 +546,3 @@ def test_one_for_a_home(served: Served, tmp_path: Path) -> None:
         pass
     (tmp_path / places.NOTE).write_text(json.dumps(served.said))
     assert places.running(tmp_path) is None, "its process was killed"
-
-
-def test_statuses() -> None:
-    """Each error has one; 429 and 503 are for what may succeed later."""
-    every: list[type[DittoError]] = [DittoError, *DittoError.__subclasses__()]
-    for error in every:
-        status = status_of(error("x"))
-        assert 400 <= status < 600 and (error in STATUS or status == 500)
-        answer = failure("/v1/x", error("x"))
-        assert answer.status_code == status and ("x-should-retry" in answer.headers) == (status not in AGAIN)
-    assert guard.STALLED > body.SLOWEST
-
-
-def test_stops() -> None:
-    """Whatever the pieces: what precedes the first stop, and nothing of it."""
-    text = "one two three two"
-    for stops, want in (
-        (["two"], "one "),
-        (["three", "two t"], "one "),
-        (["e t", "xx"], "on"),
-        (["four", "o x"], text),
-    ):
-        for size in range(1, len(text)):
-            found, said = Stops(stops), ""
-            for i in range(0, len(text), size):
-                piece, stopped = found.push(text[i : i + size])
-                said += piece
-                if stopped:
-                    break
-            else:
-                said += found.finish()
-            assert said == want, (stops, size)
