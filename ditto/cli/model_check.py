@@ -101,8 +101,7 @@ def _show(document: dict[str, Any], texts: "dict[int, Text]") -> None:
         for heading in ("place", "texts", "values", "of them outside"):
             table.add_column(heading, justify="left" if heading == "place" else "right")
         for place in document["places"][:SHOWN]:
-            cells = (f"{place['texts']}", f"{place['values']:,}", f"{place['share']:.3%}")
-            table.add_row(place["place"], *cells)
+            table.add_row(place["place"], str(place["texts"]), f"{place['values']:,}", f"{place['share']:.3%}")
         out.print(table)
         out.print()
     if document["compared"]:

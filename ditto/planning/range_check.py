@@ -67,7 +67,8 @@ class Checker:
             batch = self._encode(text)
         except (TextTooLong, EmptyText) as error:
             return Checked(error=str(error))
-        program = program_for(self._text, Plan(*batch.shape, guard=True))
+        size, width = batch.shape
+        program = program_for(self._text, Plan(size, width, guard=True))
         if not self._ready:
             self._ready = plain_weights(program, self._weights)
         found = Checked(tokens=self._tokens(batch))
