@@ -164,6 +164,10 @@ def test_model_check(loaded: Checkpoint, directory: Path, monkeypatch: pytest.Mo
     assert [row["line"] for row in wild["worst"]] == [3] and wild["worst"][0]["place"]
     assert [row["line"] for row in wild["refused"]] == [4] and "out of range: 1 of 2" in wild["verdict"]
     assert run("model", "check", "m", "--file", others, "--limit", 1)["texts"] == 1
+    (tmp_path / "long").write_text(" ".join(WORDS[:1] * 40))
+    assert run("model", "check", "m", "--file", tmp_path / "long")["verdict"].startswith("nothing checked")
+    shown = CliRunner().invoke(app, ["model", "check", "m", "--file", str(others)])
+    assert shown.exit_code == 0 and "out of range: 1 of 2" in shown.stdout
     assert CliRunner().invoke(app, ["model", "check", "m", "--file", str(others), "--strict"]).exit_code == 36
     (tmp_path / "empty").write_text("\n")
     run("model", "check", "m", "--file", tmp_path / "empty", code=2)

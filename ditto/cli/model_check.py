@@ -51,7 +51,8 @@ def check(
         emit(document)
     else:
         _show(document, {number: text for number, text in texts})
-    if strict and document["texts_outside"]:
+    compared = document["compared"]
+    if strict and (document["texts_marked"] or (compared and compared["verdict"] == "different")):
         raise OutOfRange(document["verdict"])
 
 
