@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from test_generate import SMALL
+from test_generate import WORDS as LETTERS
 from test_pooling import VOCABULARY, checkpoint
 from typer.testing import CliRunner
 
@@ -16,11 +18,13 @@ from ditto.client.verdict import together, verdict
 from ditto.errors import CalibrationWarning
 from ditto.models import Checkpoint, describe, load_checkpoint
 from ditto.models.calibration import calibrate, describe_calibrated
+from ditto.models.export import save_gpt2
 from ditto.models.hard_texts import PROSE, hard_batches, hard_texts
 from ditto.models.held_out import RISK, held_out, learnt
 from ditto.models.importer import batches_of
 from ditto.models.ranges import ACTIVATION_MARGIN, Seen
 from ditto.models.vocabulary import kind_of
+from ditto.train.language import new_weights
 
 BIG = next(word for word in reversed(VOCABULARY) if word.isalpha())
 WORDS = [word for word in VOCABULARY if word.isalpha() and word != BIG]
@@ -160,11 +164,30 @@ def test_model_check(loaded: Checkpoint, directory: Path, monkeypatch: pytest.Mo
     assert [row["line"] for row in wild["worst"]] == [3] and wild["worst"][0]["place"]
     assert [row["line"] for row in wild["refused"]] == [4] and "out of range: 1 of 2" in wild["verdict"]
     assert run("model", "check", "m", "--file", others, "--limit", 1)["texts"] == 1
+    (tmp_path / "long").write_text(" ".join(WORDS[:1] * 40))
+    assert run("model", "check", "m", "--file", tmp_path / "long")["verdict"].startswith("nothing checked")
+    shown = CliRunner().invoke(app, ["model", "check", "m", "--file", str(others)])
+    assert shown.exit_code == 0 and "out of range: 1 of 2" in shown.stdout
     assert CliRunner().invoke(app, ["model", "check", "m", "--file", str(others), "--strict"]).exit_code == 36
     (tmp_path / "empty").write_text("\n")
     run("model", "check", "m", "--file", tmp_path / "empty", code=2)
     run("model", "check", "m", "--file", tmp_path / "nowhere", code=2)
     run("model", "check", "nobody", "--file", mine, code=12)
+
+
+def test_a_model_that_generates(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Hard texts in windows of all positions; the next token's logits are compared. A tab is a character."""
+    monkeypatch.setenv("DITTO_HOME", str(tmp_path / "home"))
+    path, texts = tmp_path / "gpt2", tmp_path / "texts.txt"
+    path.mkdir()
+    (path / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(LETTERS)}))
+    (path / "merges.txt").write_text("#version: 0.2\n")
+    save_gpt2(path, SMALL, new_weights(SMALL, 3), path)
+    texts.write_text("hello there\nand\tmore\n")
+    made = run("model", "import", path, "--calibrate", texts, "--name", "w")
+    assert made["calibration"]["hard"] > 1 and made["calibration"]["texts"] == 2
+    found = run("model", "check", "w", "--file", texts)
+    assert found["texts_outside"] == 0 and found["compared"]["verdict"] == "same" and found["texts"] == 2
 
 
 def _enlarge(source: Path) -> None:

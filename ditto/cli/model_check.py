@@ -51,7 +51,8 @@ def check(
         emit(document)
     else:
         _show(document, {number: text for number, text in texts})
-    if strict and document["texts_outside"]:
+    compared = document["compared"]
+    if strict and (document["texts_marked"] or (compared and compared["verdict"] == "different")):
         raise OutOfRange(document["verdict"])
 
 
@@ -101,8 +102,7 @@ def _show(document: dict[str, Any], texts: "dict[int, Text]") -> None:
         for heading in ("place", "texts", "values", "of them outside"):
             table.add_column(heading, justify="left" if heading == "place" else "right")
         for place in document["places"][:SHOWN]:
-            cells = (f"{place['texts']}", f"{place['values']:,}", f"{place['share']:.3%}")
-            table.add_row(place["place"], *cells)
+            table.add_row(place["place"], str(place["texts"]), f"{place['values']:,}", f"{place['share']:.3%}")
         out.print(table)
         out.print()
     if document["compared"]:

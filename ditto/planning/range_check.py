@@ -67,7 +67,8 @@ class Checker:
             batch = self._encode(text)
         except (TextTooLong, EmptyText) as error:
             return Checked(error=str(error))
-        program = program_for(self._text, Plan(*batch.shape, guard=True))
+        size, width = batch.shape
+        program = program_for(self._text, Plan(size, width, guard=True))
         if not self._ready:
             self._ready = plain_weights(program, self._weights)
         found = Checked(tokens=self._tokens(batch))
@@ -171,10 +172,14 @@ def _count(found: Checked, program: Program, step: Step, read: list[Any], labels
 def _words(asked: int, out: int, marked: int, share: float, found: Sequence[tuple[int, Checked]]) -> str:
     refused = len(found) - asked
     rest = f"; {refused} could not be asked" if refused else ""
+    if not asked:
+        return "nothing checked: none of these texts could be asked"
     if not out:
         return f"in range: no value of {asked} text{'s' if asked != 1 else ''} leaves its calibrated range{rest}"
-    how = "a few" if out <= asked / 20 else "many"
+    told = f"{out} of {asked} texts ({out / asked:.1%}) and {share:.2g} of all values leave their ranges"
+    if not marked:
+        return f"nearly in range: {told}, none so far that the range guard would mark it{rest}"
     return (
-        f"{how} out of range: {out} of {asked} texts ({out / asked:.1%}) and {share:.2g} of all values leave their "
-        f"ranges; the range guard would mark {marked} of these texts{rest}; calibrate on text nearer to these"
+        f"out of range: {told}; the range guard would mark {marked} of these texts{rest}; "
+        "calibrate on text nearer to these"
     )
