@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -14,15 +15,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from test_pooling import VOCABULARY, D, checkpoint
+from tiny import small_model
 
 from ditto.api.reading import chosen, probabilities
 from ditto.cli.answer_file import opened
 from ditto.cli.jobs import Tokenized, jobs_of, tokenized
+from ditto.cli.predicted import predict
 from ditto.cli.said import Reader
-from ditto.cli.texts import Question, questions
+from ditto.cli.texts import Question, questions, read_questions
 from ditto.errors import BadCheckpoint, EmptyText, TextTooLong, UsageError
-from ditto.models import load_checkpoint
+from ditto.models import Plan, load_checkpoint, parse
+from ditto.models.compiled import program_for
 from ditto.models.tokenizer import Text, Tokenizer, padded_width
+from ditto.net.emulation import network
 from ditto.wall import OTHER, Wall
 
 BOUND = {"model": "m", "version": "0" * 16, "input": "1" * 16}
@@ -79,16 +84,17 @@ def test_jobs_have_every_text_once_and_show_buckets_alone(lengths: list[int], si
     places = [i for i in range(len(lengths)) if data.draw(st.booleans())]
     jobs = jobs_of(asked(len(lengths)), rows_of(lengths), places, 100, size)
     assert sorted(place for job in jobs for place in job.places) == places
-    widths = [job.batch.shape[1] for job in jobs]
-    assert widths == sorted(widths, reverse=True) and all(job.batch.shape[0] == size for job in jobs[:-1])
+    widths = [job.width for job in jobs]
+    assert widths == sorted(widths, reverse=True) and all(job.shape[0] == size for job in jobs[:-1])
     for job in jobs:
+        assert job.batch.shape == job.shape
         assert [int(n) for n in job.batch.mask.sum(1)] == [lengths[place] for place in job.places]
     others = []
     for n in lengths:  # any others of the same buckets
         width = padded_width(n, 100)
         others.append(data.draw(st.integers({16: 1, 32: 17, 64: 33, 100: 65}[width], width)))
     again = jobs_of(asked(len(lengths)), rows_of(others), places, 100, size)
-    assert [(job.batch.shape, job.places) for job in again] == [(job.batch.shape, job.places) for job in jobs]
+    assert [(job.shape, job.places) for job in again] == [(job.shape, job.places) for job in jobs]
 
 
 def test_what_is_too_long_is_named_or_cut(tokenizer: Tokenizer) -> None:
@@ -110,8 +116,42 @@ def test_lines_have_their_numbers() -> None:
     assert found.blank == 2 and found.asked[1].place == "F, line 3"
     assert found.digest != questions("one\n\n\x0ctwo\u2028more\tb\n\n", "F").digest, "every character counts"
     assert questions("", "F").asked == [] and questions("\n", "F").blank == 1
+    assert [q.text for q in questions("\ufeffone\n", "F").asked] == ["one"]
     with pytest.raises(EmptyText, match="F, line 2: the pair's second"):
         questions("a\nb\t\n", "F")
+
+
+def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    def given(data: bytes) -> list[Text]:
+        stream = io.TextIOWrapper(io.BytesIO(data), encoding="ascii", errors="surrogateescape")
+        monkeypatch.setattr("sys.stdin", stream)
+        return [question.text for question in read_questions(Path("-")).asked]
+
+    assert given("é\r\n\rb".encode()) == ["é", "b"]
+    with pytest.raises(UsageError, match="standard input: no text"):
+        given(b"a\xff\n")
+
+
+def test_a_prediction_is_of_all_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes are what the programs state, job by job; seconds only where this machine was measured and the network is
+    known."""
+    monkeypatch.setenv("DITTO_HOME", str(tmp_path))
+    description = parse(small_model()[0])
+    lengths = [20, 3, 16, 5, 30]
+    jobs = jobs_of(asked(5), rows_of(lengths), range(5), 32, 2)
+    assert [job.shape for job in jobs] == [(2, 32), (2, 16), (1, 16)]
+    costs = [program_for(description.text(), Plan(*job.shape, guard=True)).cost() for job in jobs]
+    lan = network("lan")
+    found = predict(description, jobs, True, lan)
+    assert found.sent == 2 * sum(cost.online for cost in costs) and found.dealt == sum(cost.dealer for cost in costs)
+    assert found.held >= max(predict(description, [job], True, lan).held for job in jobs) > 0
+    assert found.seconds is None and "--measure" in found.line()
+    rate = {role: {"step": 1e-5, "unit": 1e-9} for role in ("deal", "prepare", "online")}
+    (tmp_path / "machine.json").write_text(json.dumps({"format": 2, "cores": 2, "rates": {"Open/8": rate}}))
+    each = [predict(description, [job], True, lan).seconds or 0.0 for job in jobs]
+    assert min(each) > 0 and predict(description, jobs, True, lan).seconds == pytest.approx(sum(each))
+    assert "about " in predict(description, jobs, True, lan).line()
+    assert predict(description, jobs, True, None).seconds is None, "on a network that nobody knows"
 
 
 # Answers ------------------------------------------------------------------------------------------

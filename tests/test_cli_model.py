@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from test_trace import check_trace
 from typer.testing import CliRunner
 
-from ditto.cli import app
+from ditto.cli import app, infer, jobs
 from ditto.client import store
 from ditto.client.local_cluster import Cluster, _free_ports, home
 from ditto.models import architecture_of
@@ -127,6 +127,82 @@ def test_nine_sentences_are_two_jobs(shared: str, tmp_path: Path) -> None:
         assert counted["rounds"] == nine["online"]["rounds"] + rounds
         assert counted["sent"]["payload"] == nine["online"]["bytes_sent"][party] + sent
     assert all(result == pytest.approx(one["output"][0], abs=0.05) for result in nine["output"])
+
+
+def test_a_file_is_written_as_answers_come_and_gone_on_with(
+    shared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted after the first of three jobs; then the rest, and nothing twice. What is too long is cut if asked."""
+    texts, out = tmp_path / "texts.txt", tmp_path / "answers.jsonl"
+    texts.write_text("a cat ran\n\n" + "cat " * 40 + "\nthe dog sat\ttwo men\n\nred\nthe mat .\n")
+    how = ["--model", shared, "--file", str(texts), "--out", str(out), "--batch", "2"]
+    said = run("infer", *how, code=10)[1].replace("\n", "")
+    assert "texts.txt, line 3: text of 42 tokens" in said and "--truncate" in said and out.exists() is False
+    asked: list[list[int]] = []
+
+    def ask(client: Any, description: Any, job: Any, *rest: Any) -> Any:
+        asked.append(job.places)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return answer(client, description, job, *rest)
+
+    answer = jobs.answer
+    with monkeypatch.context() as patch:
+        patch.setattr(infer, "answer", ask)
+        said = run("infer", *how, "--truncate", code=130)[1].replace("\n", " ")
+    assert "stopped after 2 of 5 texts; with --resume" in said
+    whole = out.read_text()
+    assert [json.loads(line)["line"] for line in whole.splitlines()] == [3, 1], "the longest first"
+    out.write_text(whole + '{"line": 4, "lab')
+    assert "holds something already" in run("infer", *how, "--truncate", code=2)[1].replace("\n", " ")
+    document = run("infer", *how, "--truncate", "--resume", "--check")[0]
+    assert (document["texts"], document["answered_before"], document["jobs"]) == (3, 2, 2)
+    assert document["max_abs_error"] < 0.05 and document["blank_lines"] == 2 and "output" not in document
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert out.read_text().startswith(whole) and sorted(row["line"] for row in rows) == [1, 3, 4, 6, 7]
+    assert [row["line"] for row in rows if row.get("truncated")] == [3]
+    for row in rows:
+        assert row["label"] == max(row["probabilities"], key=row["probabilities"].get) and len(row["values"]) == 2
+        assert row["in_range"] in (True, False) and row["model"] == shared and row["seconds"] > 0
+        assert row["version"] == store.load(shared).version[:16] and len(row["job"]) == 8
+    assert "two men" not in out.read_text() and "cat " not in out.read_text()
+    before = out.read_text()
+    again, said = run("infer", *how, "--truncate", "--resume", "--report", str(tmp_path / "cost.html"))
+    assert "nothing was asked, so there is no report" in said and not (tmp_path / "cost.html").exists()
+    assert (again["texts"], again["jobs"], out.read_text()) == (0, 0, before), "there was nothing to do"
+    texts.write_text(texts.read_text() + "more\n")
+    assert "another input file" in run("infer", *how, "--truncate", "--resume", code=2)[1].replace("\n", " ")
+    shown = CliRunner().invoke(app, ["infer", "--model", shared, "--file", "-", "--jsonl"], input="a cat ran\n\nred\n")
+    rows = [json.loads(line) for line in shown.stdout.splitlines()]
+    assert shown.exit_code == 0 and [row["line"] for row in rows] == [1, 3]
+    assert "2 texts; 1 blank line skipped; 1 job, padded to 16 tokens" in shown.stderr and "predicted: " in shown.stderr
+
+
+def test_every_second_of_a_command(shared: str) -> None:
+    """The parts are disjoint and their sum is the whole; a job's are in them."""
+    document = run("infer", "--model", shared, "--text", "a cat ran", "--text", "red", "--check")[0]
+    spent = document["spent"]
+    assert sum(spent["parts"].values()) == pytest.approx(spent["seconds"])
+    assert min(spent["parts"].values()) >= 0 and spent["seconds"] >= document["wall_seconds"]
+    named = {
+        "start", "reading", "imports", "connection", "model", "tokenizing", "program", "sharing", "queue", "offline",
+        "online", "reveal", "plaintext check", "other",
+    }  # fmt: skip
+    assert named <= spent["parts"].keys()
+    for phase in ("offline", "online"):  # the client's view of it: what the servers say, or less where they overlap
+        assert 0 < spent["parts"][phase] <= document[phase]["seconds"] * (1 + 1e-9)
+    assert [set(row) for row in document["answers"]] == [{"label", "probabilities"}] * 2
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--out", "x", "--text", "a"], ["--jsonl", "--text", "a"], ["--file", "-", "--out", "x", "--jsonl"],
+        ["--file", "-", "--resume"], ["--file", "-", "--jsonl"], ["--file", "-", "--batch", "0"],
+    ],
+)  # fmt: skip
+def test_options_of_files(args: list[str]) -> None:
+    assert CliRunner().invoke(app, ["infer", "--model", "absent", "--json", *args], input="a").exit_code == 2
 
 
 def test_pairs_and_texts(shared: str, tmp_path: Path) -> None:

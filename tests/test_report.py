@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
@@ -167,6 +168,21 @@ def test_page_has_the_reports_figures() -> None:
     page = check_figures(text, summary())
     check_closed(text)
     assert "What it cost: tiny" in page.words and "prefers-color-scheme: dark" in text
+    assert "spent" not in page.tables, "of who did not measure"
+
+
+def test_page_has_every_second() -> None:
+    """One bar a part, each from where the one before ends; together they are the line."""
+    parts = {"start": 1.0, "imports": 2.5, "offline": 0.25, "online": 4.0, "<a part>": 0.125, "other": 0.125}
+    text = render(summary() | {"spent": {"seconds": 8.0, "parts": parts}}, None)
+    page = Page(text)
+    assert page.rows("spent") == {name: [seconds] for name, seconds in parts.items()}
+    table = text[text.index('<table id="spent">') :]
+    places = re.findall(r'x="([\d.]+)%" y="2" width="([\d.]+)%"', table[: table.index("</table>")])
+    assert len(places) == len(parts)
+    for place, (start, wide) in enumerate(places):  # written to three digits
+        before, seconds = sum(list(parts.values())[:place]), list(parts.values())[place]
+        assert (float(start), float(wide)) == pytest.approx((100 * before / 8, 100 * seconds / 8), abs=0.0006)
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")

@@ -432,6 +432,17 @@ async def _nothing() -> Any:
     return {"type": "http.disconnect"}
 
 
+def test_answers_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "STALLED", 0.05)
+    scope = {"type": "http", "method": "GET", "path": "/health", "headers": [(b"host", b"localhost")]}
+
+    async def stalled(message: Any) -> None:
+        await asyncio.sleep(60)
+
+    app = Guard(_fine, Metrics(Turns(1, 1)), [], None)
+    asyncio.run(asyncio.wait_for(app(scope, _nothing, stalled), 20))
+
+
 def test_the_clients_key_error(served: Served, tmp_path: Path, place: Place) -> None:
     state = State(ditto.connect(place.root / "configs" / "client.yaml"))
     with serving(state, tmp_path, key=KEY) as said:

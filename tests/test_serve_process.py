@@ -18,6 +18,9 @@ import yaml
 from typer.testing import CliRunner
 
 from ditto.cli import app
+from ditto.cli.serve import _bring
+from ditto.client import store
+from ditto.errors import BadDescription
 from ditto.net import certs
 from ditto.serve import place
 
@@ -108,6 +111,28 @@ def test_it_does_not_start(tmp_path: Path, options: list[str], code: int, says: 
     named = [str(tmp_path / one) if (tmp_path / one).exists() else one for one in options]
     found = CliRunner().invoke(app, ["serve", *named], env={"DITTO_HOME": str(tmp_path / "home")})
     assert found.exit_code == code and says in " ".join(found.output.split()), found.output
+
+
+def test_models_of_servers_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that are imported, those aside that cannot be shared; those that are named have to be."""
+
+    class Cluster:
+        def __init__(self) -> None:
+            self.shared: list[str] = []
+
+        def model(self, name: str) -> None:
+            if name == "old":
+                raise BadDescription("of another version")
+            self.shared.append(name)
+
+    monkeypatch.setattr(store, "stored", lambda: [store.StoredModel(tmp_path / name) for name in ("a", "old", "z")])
+    cluster: Any = Cluster()
+    _bring(cluster, [])
+    assert cluster.shared == ["a", "z"]
+    _bring(cluster, ["z"])
+    assert cluster.shared == ["a", "z", "z"]
+    with pytest.raises(BadDescription):
+        _bring(cluster, ["old"])
 
 
 def test_a_port_that_is_taken(home: Path) -> None:

@@ -19,6 +19,7 @@ def classify(cluster: ditto.Cluster, name: str, texts: list[str]) -> list[ditto.
     for answer in assert_type(cluster.model(name).classify(texts, batch=2), Iterator[ditto.Classification]):
         assert_type(answer.label, str)
         assert_type(answer.probabilities, dict[str, float])
+        assert_type(answer.labels, tuple[str, ...])
         assert_type(answer.in_range, bool | None)
         assert_type(answer.cost.online.seconds, float)
         assert_type(answer.cost.offline.bytes_sent, tuple[int, int])

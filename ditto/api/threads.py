@@ -16,5 +16,12 @@ async def whole(call: Callable[[], T], stop: Callable[[], None] = lambda: None) 
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         stop()
-        await asyncio.wait([task])
+        await ended(task)
         raise
+
+
+async def ended(task: asyncio.Future[T]) -> None:
+    """Wait for the end of what nobody wants the result of, or the error."""
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.exception()  # taken, or the loop would print it

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ditto import files, journal
-from ditto.errors import UsageError
+from ditto.errors import StorageError, UsageError
 from ditto.journal import Journal
 
 KIND = "file of answers"
@@ -35,8 +35,13 @@ class AnswerFile:
         if self._journal is not None:
             self._journal.append(text)
         else:
-            sys.stdout.write(text)
-            sys.stdout.flush()
+            try:
+                sys.stdout.write(text)
+                sys.stdout.flush()
+            except BrokenPipeError:
+                raise  # whoever reads has enough
+            except OSError as error:
+                raise StorageError(f"standard output: {error.strerror}") from None
         self.done |= {row["line"] for row in rows}
 
     def stopped(self, count: int) -> str:

@@ -104,9 +104,9 @@ def infer(
             done = set(written.done) if written else set[int]()
             places = [place for place, question in enumerate(asked.asked) if question.number not in done]
             jobs = jobs_of(asked.asked, rows, places, most, batch)
-            if not json and (streams or len(jobs) > 1):
+            if not json and (streams or len(jobs) > 1 or rows.cut or asked.blank):
                 note(_said_first(asked, len(done), jobs, rows.cut))
-            if streams and jobs:
+            if not json and streams and jobs:
                 from ditto.cli.predicted import predict
 
                 note(predict(description, jobs, range_check, emulated(settings)).line())
@@ -130,7 +130,10 @@ def infer(
     else:
         show([question.text for question in asked.asked], summary, reader)
     wall.lap("printing")
-    files.write(summary | {"spent": wall.document()}, emulated(settings))
+    if jobs:
+        files.write(summary | {"spent": wall.document()}, emulated(settings))
+    elif report or trace:
+        note("nothing was asked, so there is no report")
     if warning := _warning(asks):
         warn_of_range(warning, strict)
 
@@ -191,24 +194,29 @@ def _sink(
 
 
 def _said_first(asked: Questions, done: int, jobs: Sequence[Job], cut: set[int]) -> str:
-    parts = [f"{len(asked.asked):,} texts"]
+    """What is to be done, in one line."""
+    parts = [_many(len(asked.asked), "text")]
     if done:
         parts.append(f"{done:,} answered before")
     if asked.blank:
-        parts.append(f"{asked.blank:,} blank lines skipped")
+        parts.append(f"{_many(asked.blank, 'blank line')} skipped")
     if cut:
         parts.append(f"{len(cut):,} cut to the model's length")
     if jobs:
-        widths = ", ".join(map(str, sorted({job.batch.shape[1] for job in jobs})))
-        parts.append(f"{len(jobs):,} jobs, padded to {widths} tokens")
+        widths = ", ".join(map(str, sorted({job.width for job in jobs})))
+        parts.append(f"{_many(len(jobs), 'job')}, padded to {widths} tokens")
     return "; ".join(parts)
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _ask_all(asks: _Asks, jobs: Sequence[Job], written: AnswerFile | None, model: str, quiet: bool) -> None:
     """Job after job, its answers written or kept before the next one begins."""
     tables = asks.checkpoint.tensors if asks.checkpoint else None
     many = len(jobs) > 1
-    shapes = [job.batch.shape for job in jobs]
+    shapes = [job.shape for job in jobs]
     with counting(shapes, quiet) if many else watching(quiet) as watcher:
         for job in jobs:
             watcher.job(model)
@@ -239,7 +247,7 @@ def _enter(
         asks.reference |= dict(zip(job.places, reference or [], strict=False))
     else:
         written.write([_row(asks, job, i, value, report, reference) for i, value in enumerate(values)])
-    asks.run.add([], report, job.batch.shape[1], report["wall_seconds"])
+    asks.run.add([], report, job.width, report["wall_seconds"])
     asks.run.in_range += [in_range] * len(values)
 
 
@@ -258,7 +266,7 @@ def _row(
         row["truncated"] = True
     if reference is not None:
         row["max_abs_error"] = max_abs_error(values, reference[i])
-    count, width = job.batch.shape
+    count, width = job.shape
     return row | {"job": short(report["job"]), "texts": count, "tokens": width, "seconds": report["wall_seconds"]}
 
 

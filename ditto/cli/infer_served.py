@@ -62,7 +62,7 @@ class _Shown:
             from ditto.cli.run import counting, watching
 
             shapes = [(count, width) for count, width in line["shapes"]]
-            if line["first"] and not self._quiet and len(shapes) > 1:
+            if line["first"] and not self._quiet:
                 note(line["first"])
             if len(shapes) > 1:
                 self._watcher = self._stack.enter_context(counting(shapes, self._quiet))

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from ditto.api.threads import whole
+from ditto.api.threads import ended, whole
 from ditto.cli.asked import served
 from ditto.cli.infer import _Asks, _enter, _said_first, _summary, _warning
 from ditto.cli.infer_served import PATH
@@ -62,7 +62,7 @@ async def _answered(state: State, document: dict[str, Any]) -> AsyncIterator[str
         await task
     finally:
         task.cancel()
-        await asyncio.wait([task])
+        await ended(task)
 
 
 async def _infer(state: State, document: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> None:
@@ -84,7 +84,8 @@ async def _infer(state: State, document: dict[str, Any], say: Callable[[dict[str
     guard = document["range_check"]
     asks = _Asks(client, reader, asked, rows.cut, checkpoint, False, guard, wall)
     jobs = jobs_of(questions, rows, range(len(questions)), most, document["batch"])
-    say({"shapes": [list(job.batch.shape) for job in jobs], "first": _said_first(asked, 0, jobs, rows.cut)})
+    first = _said_first(asked, 0, jobs, rows.cut) if len(jobs) > 1 or rows.cut or asked.blank else ""
+    say({"shapes": [list(job.shape) for job in jobs], "first": first})
     tables = checkpoint.tensors if checkpoint else None
     for job in jobs:
         say({"job": True})

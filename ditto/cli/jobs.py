@@ -23,11 +23,23 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class Job:
-    """Texts that are asked together; `places` are theirs among all questions."""
+    """Texts that are asked together, padded to `width`; `places` are theirs among all questions."""
 
     places: "list[int]"
     texts: "list[Text]"
-    batch: "Batch"
+    rows: "list[tuple[list[int], list[int]]]"
+    width: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.rows), self.width
+
+    @property
+    def batch(self) -> "Batch":
+        """Made anew each time: of a large file, all at once would take far more memory than its tokens."""
+        from ditto.models.tokenizer import padded
+
+        return padded(self.rows, self.width)
 
 
 @dataclass(frozen=True)
@@ -61,15 +73,15 @@ def tokenized(tokenizer: "Tokenizer", asked: "Sequence[Question]", most: int, tr
 def jobs_of(asked: "Sequence[Question]", rows: Tokenized, places: "Sequence[int]", most: int, size: int) -> list[Job]:
     """Jobs of `size` texts, the longest first: what does not fit a server is refused at once, and a text is padded to
     its neighbours' length. The order follows from the padded lengths alone, then from the order of the questions."""
-    from ditto.models.tokenizer import padded, padded_width
+    from ditto.models.tokenizer import padded_width
 
     widths = {place: padded_width(len(rows.rows[place][0]), most) for place in places}
     order = sorted(places, key=lambda place: -widths[place])
     jobs = []
     for at in range(0, len(order), size):
         chosen = order[at : at + size]
-        batch = padded([rows.rows[place] for place in chosen], max(widths[place] for place in chosen))
-        jobs.append(Job(chosen, [asked[place].text for place in chosen], batch))
+        texts, parts = [asked[place].text for place in chosen], [rows.rows[place] for place in chosen]
+        jobs.append(Job(chosen, texts, parts, max(widths[place] for place in chosen)))
     return jobs
 
 

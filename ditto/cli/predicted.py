@@ -28,7 +28,7 @@ class Prediction:
     seconds: float | None
 
     def line(self) -> str:
-        shown = "the first jobs will tell how long (before them: ditto plan --measure, once)"
+        shown = "the first jobs will tell how long (before them: ditto plan --model NAME --measure, once)"
         if self.seconds is not None:
             shown = f"about {duration(self.seconds)} by this machine's profile, other load aside"
         return (
@@ -49,7 +49,7 @@ def predict(description: "Description", jobs: Sequence[Job], guard: bool, networ
     measured = machine.read(path) if path.exists() and network is not None else None
     sent = dealt = held = 0
     seconds = 0.0
-    for (count, length), times in Counter(job.batch.shape for job in jobs).items():
+    for (count, length), times in Counter(job.shape for job in jobs).items():
         program = program_for(description.text(), Plan(count, length, guard=guard))
         layers = [forecast.whole(parts) for parts in forecast.demands(program, measured or machine.COUNTING)]
         sent += times * 2 * sum(layer.sent for layer in layers)

@@ -100,9 +100,11 @@ class CostFiles:
 
     def write(self, costs: dict[str, Any], network: Network | None) -> None:
         """After the answer is out: a full disk does not cost it. `network` is the one that the servers stand on."""
-        from ditto.report import page, trace
-
         if self.page:
+            from ditto.report import page
+
             files.write(self.page, page.render(costs, network))
         if self.trace:
+            from ditto.report import trace
+
             files.write(self.trace, trace.render(costs))

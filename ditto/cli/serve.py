@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ditto.cli.common import ConfigFile, Json, Strict, emit, note, out
+from ditto.cli.common import ConfigFile, Json, emit, note, out
 from ditto.client import store
 from ditto.client.home import home
 from ditto.errors import ConfigError, DittoError, RangeWarning, UsageError
@@ -36,7 +36,9 @@ def serve(
         list[str] | None, typer.Option("--model", help="With --local: an imported model; repeatable. Default: all.")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="With --local: threads of each server.")] = 1,
-    strict: Strict = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="No answer, but an error, where values left their calibrated range.")
+    ] = False,
     config: ConfigFile = None,
     json: Json = False,
 ) -> None:

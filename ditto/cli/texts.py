@@ -54,6 +54,7 @@ def questions(content: str, source: str, *, skip_blank: bool = True) -> Question
     """The lines of a file named `source`. Raises UsageError for a line with two tabs, EmptyText for an empty segment
     (without `skip_blank`: or line), both naming file and line."""
     asked, blank = [], 0
+    content = content.removeprefix("\ufeff")  # a mark of the encoding, no text
     for number, line in enumerate(content.removesuffix("\n").split("\n") if content else [], 1):
         at = f"{source}, line {number}"
         if skip_blank and not line.strip():
@@ -72,7 +73,9 @@ def read_questions(path: Path) -> Questions:
     if str(path) != "-":
         return questions(read_file(path), str(path))
     try:
-        return questions(sys.stdin.read(), "standard input")
+        # by bytes: in some locales the text stream lets through what is no UTF-8
+        content = sys.stdin.buffer.read().decode("utf-8")
+        return questions(content.replace("\r\n", "\n").replace("\r", "\n"), "standard input")
     except UnicodeDecodeError as error:
         raise UsageError(f"standard input: no text: {error}") from None
 

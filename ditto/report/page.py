@@ -7,6 +7,7 @@ says and looks like is in page.html.j2, pieces.html.j2 and page.css; here is wha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
@@ -44,6 +45,16 @@ class Account:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Of the command's seconds (`ditto.wall`): its place on a line that stands for all of them."""
+
+    name: str
+    said: str
+    seconds: Figure
+    span: Span
+
+
+@dataclass(frozen=True)
 class Predictions:
     """What the run would take on each network, the fastest first."""
 
@@ -56,6 +67,7 @@ def render(costs: dict[str, Any], network: Network | None) -> str:
     return _template().render(
         costs=costs,
         headline=_headline(costs),
+        spent=_spent(costs.get("spent")),
         timeline=timeline(costs),
         layers=_accounts(costs["layers"], "name"),
         total=_figures(costs),
@@ -94,6 +106,42 @@ def _headline(costs: dict[str, Any]) -> Headline:
     )
 
 
+SAID = {  # of the parts of a command's seconds
+    "start": "the interpreter, and the command line's own modules",
+    "reading": "texts from their file",
+    "imports": "libraries, torch above all",
+    "connection": "to the coordinator and the parties",
+    "model": "its description and its tokenizer",
+    "tokenizing": "texts to tokens",
+    "checkpoint": "its tensors, for public embeddings and for the check",
+    "planning": "texts to jobs, and what these will take",
+    "program": "compiling what the servers will run",
+    "sharing": "tokens to shares, and on their way to the parties",
+    "queue": "until the servers took the job",
+    "offline": "the parties' and the dealer's work ahead",
+    "online": "the parties' rounds",
+    "coordination": "messages between the steps",
+    "reveal": "the answer's shares from the parties, added up",
+    "decoding": "numbers to answers",
+    "plaintext check": "the same in floats, here",
+    "writing": "answers to their file",
+    "printing": "answers and costs for people",
+    "other": "nobody's",
+}
+
+
+def _spent(spent: dict[str, Any] | None) -> list[Part]:
+    """Each part where those before it end; nothing for who did not measure."""
+    if spent is None:
+        return []
+    parts = spent["parts"]
+    spans = _stacked(list(parts.values()), max(sum(parts.values()), 1e-9))
+    return [
+        Part(name, SAID.get(name, ""), seconds(took), span)
+        for (name, took), span in zip(parts.items(), spans, strict=True)
+    ]
+
+
 def _figures(row: dict[str, Any]) -> list[Figure]:
     online, offline = row["online"], row["offline"]
     return [
@@ -113,7 +161,7 @@ def _accounts(rows: list[dict[str, Any]], key: str) -> list[Account]:
     ]
 
 
-def _stacked(parts: list[int], full: int) -> list[Span]:
+def _stacked(parts: Sequence[float], full: float) -> list[Span]:
     """One after another on a line that stands for `full`."""
     starts = accumulate(parts[:-1], initial=0)
     return [Span(start / full, part / full) for start, part in zip(starts, parts, strict=True)]

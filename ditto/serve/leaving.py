@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from ditto.api.threads import ended
+
 T = TypeVar("T")
 
 
@@ -24,12 +26,12 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             task.cancel()
-            await asyncio.wait([task])
+            await ended(task)
             raise Gone
         return task.result()
     except asyncio.CancelledError:  # the server ends
         task.cancel()
-        await asyncio.wait([task])
+        await ended(task)
         raise
     finally:
         gone.cancel()
@@ -103,4 +105,4 @@ async def flowing(items: AsyncIterator[T]) -> AsyncIterator[T]:
         await task
     finally:
         task.cancel()
-        await asyncio.wait([task])
+        await ended(task)
