@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import httpx
@@ -21,7 +22,7 @@ import numpy as np
 import pytest
 import torch
 from browser import CHROMIUM, Browser
-from test_api import CLOSE_VECTORS
+from test_api import CLOSE, CLOSE_VECTORS
 from test_generate import SMALL, WORDS
 from test_pooling import checkpoint
 from test_serve import KEY, serving
@@ -70,7 +71,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
         with ditto.local() as cluster:
             labels = checkpoint(where / "labels", "BertForSequenceClassification", labels=HOSTILE)
             cluster.share(labels, "labels", calibrate=TEXTS)
-            cluster.share(checkpoint(where / "vectors", "BertModel", pooling="cls"), "vectors", calibrate=TEXTS)
+            cluster.share(
+                checkpoint(where / "vectors", "BertModel", pooling="cls", normalize=True), "vectors", calibrate=TEXTS
+            )
             cluster.share(writer, "writer", calibrate=["hello there, some text.", "and 1 more: (a) {b} c"])
             state = State(cluster)
             with serving(state, home) as said:
@@ -128,6 +131,8 @@ def test_every_element_is_labelled() -> None:
         assert f'<label for="{names[0] or names[1]}"' in html
     ids = re.findall(r"\sid=\"([^\"]+)\"", html)
     assert len(ids) == len(set(ids)) and set(re.findall(r"\$\(\"([^\"]+)\"\)", script)) <= set(ids)
+    for kind in ("labels", "scores", "vector", "tokens", "span", "text"):
+        assert f"\n  {kind}: (said" in script, "an answer that nobody draws"
     assert 'aria-live="polite"' in html and '<html lang="en">' in html
 
 
@@ -154,8 +159,9 @@ def test_labels(page: Page) -> None:
     assert sorted(done) == sorted((i, phase) for i in range(len(layers)) for phase in ("offline", "online"))
     answer = one(events, "answer")
     assert answer["in_range"] is True and answer["labels"][0]["label"] == want.label
-    # not derived: as test_api has it
-    assert {row["label"]: row["probability"] for row in answer["labels"]} == pytest.approx(want.probabilities, abs=0.05)
+    assert {row["label"]: row["probability"] for row in answer["labels"]} == pytest.approx(
+        want.probabilities, abs=CLOSE
+    )
     cost = one(events, "cost")
     assert cost["online"]["rounds"] == want.cost.online.rounds == sum(row["rounds"] for row in cost["timeline"]["rows"])
     assert tuple(cost["online"]["bytes_sent"]) == want.cost.online.bytes_sent
@@ -183,14 +189,51 @@ def test_what_the_parties_were_sent(page: Page) -> None:
 def test_pairs_and_vectors(page: Page) -> None:
     pair = one(page.ask(model="labels", text="the cat", second="a dog"), "answer")
     want = next(iter(page.cluster.model("labels").classify([("the cat", "a dog")])))
-    assert {row["label"]: row["probability"] for row in pair["labels"]} == pytest.approx(want.probabilities, abs=0.05)
+    assert {row["label"]: row["probability"] for row in pair["labels"]} == pytest.approx(want.probabilities, abs=CLOSE)
     answer = one(page.ask(model="vectors", text="the cat", second="a dog"), "answer")
-    vectors = page.cluster.model("vectors").encode(["the cat", "a dog"])
+    vectors = page.cluster.model("vectors").encode(["the cat", "a dog"])  # of length 1
     assert np.array(answer["vectors"]) == pytest.approx(vectors, abs=2 * CLOSE_VECTORS)  # of fp32's, each of both
-    assert answer["cosine"] == pytest.approx(
-        float(np.dot(*vectors) / np.prod(np.linalg.norm(vectors, axis=1))), abs=0.05
-    )
+    found = np.array(answer["vectors"])
+    assert answer["cosine"] == pytest.approx(found[0] @ found[1], abs=1e-3)  # they are rounded to 5 digits
     assert one(page.ask(model="vectors", text="the cat"), "answer")["cosine"] is None
+
+
+@dataclass
+class _Model:
+    """What `shown.answer` asks of a model."""
+
+    kind: str
+    labels: tuple[str, ...] = ()
+    problem_type: str = ""
+
+    @property
+    def description(self) -> Any:
+        return SimpleNamespace(dimensions=self)
+
+
+def test_other_heads(page: Page) -> None:
+    """Regression, several labels at once, tokens and spans, from values that are given."""
+    tokenizer = page.cluster.model("labels")._public.tokenizer
+
+    def said(model: _Model, text: Any, value: Any) -> dict[str, Any]:
+        return shown.answer(cast(Any, model), tokenizer, [text], [value])
+
+    assert said(_Model("labels", ("score",)), "sat", [0.25]) == {"kind": "scores", "scores": [["score", 0.25]]}
+    several = said(_Model("labels", ("a", "b", "c"), "multi_label_classification"), "sat", [3.0, -3.0, 1.0])
+    assert several["chosen"] == ["a", "c"] and [row["label"] for row in several["labels"]] == ["a", "c", "b"]
+    none = said(_Model("labels", ("a", "b"), "multi_label_classification"), "sat", [-1.0, -2.0])
+    assert none["chosen"] == []
+    text = "the dog sat"
+    pieces = tokenizer.pieces(text, 32)
+    logits = [[0.0, float(piece.start == 4)] for piece in pieces]
+    tokens = said(_Model("tokens", ("O", "NOUN")), text, logits)["tokens"]
+    assert {row["token"]: row["label"] for row in tokens} == {"the": "O", "dog": "NOUN", "sat": "O"}
+    first, last = (
+        next(i for i, piece in enumerate(pieces) if piece.start == at and piece.segment == 0) for at in (4, 8)
+    )
+    values = [[float(i == first), float(i == last)] for i in range(len(pieces))]
+    assert said(_Model("span"), text, values)["text"] == "dog sat"
+    assert said(_Model("span"), text, [[float(i == 0), float(i == 0)] for i in range(len(pieces))])["text"] == ""
 
 
 def test_a_text_comes_token_by_token(page: Page) -> None:

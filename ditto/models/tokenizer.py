@@ -151,11 +151,6 @@ class Tokenizer:
             rows: list[Any] = self._backend.encode_batch(texts)
         return rows
 
-    def spelled(self, text: Text) -> tuple[list[int], list[str]]:
-        """A text's (or pair's) token ids, special ones included, and how the vocabulary writes each."""
-        [row] = self._rows([text])
-        return list(row.ids), list(row.tokens)
-
     def check(self, words: int) -> None:
         """Raises BadCheckpoint for ids beyond so many embeddings."""
         if self.size > words:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ditto.api.reading import chosen, is_score, probabilities
 from ditto.client.sent import Counts, Elements, Input, Sent, entropy
 from ditto.errors import Busy, DittoError
 from ditto.report.drawing import Scale, Span, axis
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from ditto.api.model import Model
-    from ditto.models.tokenizer import Text, Tokenizer
+    from ditto.models.tokenizer import Piece, Text, Tokenizer
 
 GRID = 1500  # stretches of computing and waiting that the whole timeline is drawn with, at most
 HEX = 512  # bytes of each share that are shown as they are
@@ -62,28 +63,30 @@ def answer(model: Model, tokenizer: Tokenizer, texts: list[Text], values: list[A
         unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         cosine = float(unit[0] @ unit[1]) if len(unit) == 2 else None
         return {"kind": "vector", "vectors": np.round(vectors, 5).tolist(), "cosine": cosine}
-    [value] = values
-    if model.kind == "labels" and len(model.labels) == 1:
-        return {"kind": "score", "label": model.labels[0], "score": value[0]}
+    [value], [text], d = values, texts, model.description.dimensions
     if model.kind == "labels":
-        named = zip(model.labels, _likely(value), strict=True)
-        rows = [{"label": label, "probability": likely} for label, likely in named]
-        return {"kind": "labels", "labels": sorted(rows, key=lambda row: -float(row["probability"]))}
-    ids, pieces = tokenizer.spelled(texts[0])
+        if is_score(d):
+            return {"kind": "scores", "scores": [list(row) for row in zip(d.labels, value, strict=True)]}
+        likely = probabilities(value, d)
+        named = [{"label": label, "probability": p} for label, p in zip(d.labels, likely, strict=True)]
+        found = list(chosen(likely, d))
+        return {"kind": "labels", "chosen": found, "labels": sorted(named, key=lambda row: -float(row["probability"]))}
+    pieces = tokenizer.pieces(text, len(value))
     if model.kind == "tokens":
-        found = [model.labels[int(np.argmax(logits))] for logits in value]
-        tokens = [{"token": piece, "label": label} for piece, label in zip(pieces, found, strict=False)]
-        return {"kind": "tokens", "tokens": tokens}
+        rows = [(piece, d.labels[int(np.argmax(logits))]) for piece, logits in zip(pieces, value, strict=False)]
+        tokens = [{"token": _between(text, piece, piece), "label": label} for piece, label in rows]
+        return {"kind": "tokens", "tokens": [token for token in tokens if token["token"]]}
     starts, ends = zip(*value, strict=True)
     first = max(range(len(starts)), key=lambda i: starts[i] + max(ends[i:]))
     last = first + int(np.argmax(ends[first:]))  # a span does not end before it starts
-    return {"kind": "span", "text": tokenizer.decode(ids[first : last + 1]), "first": first, "last": last}
+    return {"kind": "span", "text": _between(text, pieces[first], pieces[last]), "first": first, "last": last}
 
 
-def _likely(logits: list[float]) -> list[float]:
-    powers = np.exp(np.array(logits) - max(logits))
-    likely: list[float] = (powers / powers.sum()).tolist()
-    return likely
+def _between(text: Text, first: Piece, last: Piece) -> str:
+    """The characters from one token to another; none of special tokens, or across segments."""
+    if first.segment is None or first.segment != last.segment:
+        return ""
+    return (text if isinstance(text, str) else text[first.segment])[first.start : last.end].strip()
 
 
 # Costs --------------------------------------------------------------------------------------------

@@ -214,11 +214,12 @@ const ANSWER = {
       svg("svg", { "aria-hidden": "true" }, svg("rect", { width: percent(one.probability), height: "100%" })),
       el("span", {}, shares(one))));
     const more = rows.splice(8), bars = (some) => el("ul", { class: "bars" }, ...some);
-    const shown = [el("p", { class: "big" }, said.labels[0].label), bars(rows)];
+    const shown = [el("p", { class: "big" }, said.chosen.join(", ") || "no label"), bars(rows)];
     if (more.length) shown.push(el("details", {}, el("summary", {}, `${more.length} more`), bars(more)));
     return shown;
   },
-  score: (said) => [el("p", { class: "big" }, said.score.toFixed(4)), el("p", { class: "soft" }, said.label)],
+  scores: (said) => said.scores.flatMap(([label, score]) =>
+    [el("p", { class: "big" }, score.toFixed(4)), el("p", { class: "soft" }, label)]),
   vector: (said) => {
     const strips = said.vectors.map((vector, i) => el("figure", { class: "strip" }, strip(vector),
       el("figcaption", {}, `${said.vectors.length > 1 ? `Text ${i + 1}: ` : ""}${vector.length} numbers, `
@@ -229,7 +230,7 @@ const ANSWER = {
   },
   tokens: (said) => [el("ul", { class: "chips" }, ...said.tokens.map((one) =>
     el("li", {}, `${one.token} `, el("b", {}, one.label))))],
-  span: (said) => [el("p", { class: "big" }, said.text),
+  span: (said) => [el("p", { class: "big" }, said.text || "no span"),
     el("p", { class: "soft" }, `tokens ${said.first} to ${said.last}`)],
   text: (said, job) => [el("p", { class: "written" }, el("span", { class: "prompt" }, job.prompt), said.text),
     el("p", { class: "soft" }, `${said.tokens_per_second.toFixed(2)} tokens a second after the first`)],
