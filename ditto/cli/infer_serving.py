@@ -15,7 +15,7 @@ from starlette.routing import BaseRoute, Route
 
 from ditto.api.threads import ended, whole
 from ditto.cli.asked import served
-from ditto.cli.infer import _Asks, _enter, _said_first, _summary, _warning
+from ditto.cli.asks import Asks, enter, said_first, summary_of, warning_of
 from ditto.cli.infer_served import PATH
 from ditto.cli.jobs import answer, jobs_of, tokenized
 from ditto.cli.run import network_of
@@ -82,9 +82,9 @@ async def _infer(state: State, document: dict[str, Any], say: Callable[[dict[str
     wall.lap("tokenizing")
     checkpoint = load_checkpoint(found.checkpoint) if description.embeddings == "public" else None
     guard = document["range_check"]
-    asks = _Asks(client, reader, asked, rows.cut, checkpoint, False, guard, wall)
+    asks = Asks(client, reader, asked, rows.cut, checkpoint, False, guard, wall)
     jobs = jobs_of(questions, rows, range(len(questions)), most, document["batch"])
-    first = _said_first(asked, 0, jobs, rows.cut) if len(jobs) > 1 or rows.cut or asked.blank else ""
+    first = said_first(asked, 0, jobs, rows.cut) if len(jobs) > 1 or rows.cut or asked.blank else ""
     say({"shapes": [list(job.shape) for job in jobs], "first": first})
     tables = checkpoint.tensors if checkpoint else None
     for job in jobs:
@@ -97,10 +97,10 @@ async def _infer(state: State, document: dict[str, Any], say: Callable[[dict[str
         )  # fmt: skip
         state.metrics.job(name, report, len(values))
         wall.lap_of(report["parts"], "decoding")
-        _enter(asks, job, values, report, None, None)
-    summary = _summary(asks, description, network_of(client._config), kept=True)
+        enter(asks, job, values, report, None, None)
+    summary = summary_of(asks, description, network_of(client._config), kept=True)
     lines = [reader.line(q.text, values) for q, values in zip(questions, summary["output"], strict=True)]
-    say({"summary": summary, "lines": lines, "warning": _warning(asks), "spent": wall.document()["parts"]})
+    say({"summary": summary, "lines": lines, "warning": warning_of(asks), "spent": wall.document()["parts"]})
 
 
 ROUTES: list[BaseRoute] = [Route(PATH, _endpoint, methods=["POST"])]
