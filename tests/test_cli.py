@@ -37,10 +37,13 @@ def run(*args: str, code: int = 0) -> tuple[str, str]:
     return result.stdout, result.stderr
 
 
+VOCABULARY = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n"
+
+
 def save_tiny(tmp_path: Path) -> store.StoredModel:
     source = tmp_path / "checkpoint"
     source.mkdir()
-    (source / "vocab.txt").write_text("[PAD]\n")
+    (source / "vocab.txt").write_text(VOCABULARY)
     return store.save(TINY, {"w": torch.arange(6, dtype=torch.int64).reshape(2, 3)}, source)
 
 
@@ -96,7 +99,7 @@ def test_cluster_status_and_down_when_nothing_runs() -> None:
 def test_store_and_list(tmp_path: Path) -> None:
     model = save_tiny(tmp_path)
     assert (model.dir / "weights.safetensors").stat().st_mode & 0o777 == 0o600
-    assert store.load("tiny").description == with_files(TINY, {"vocab.txt": b"[PAD]\n"}) == model.description
+    assert store.load("tiny").description == with_files(TINY, {"vocab.txt": VOCABULARY.encode()}) == model.description
     assert torch.equal(store.load("tiny").weights()["w"], torch.arange(6).reshape(2, 3))
     (row,) = json.loads(run("model", "list", "--json")[0])
     shown = {key: row[key] for key in ("name", "architecture", "preset", "max_length")}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ditto.client import store
 from ditto.errors import UsageError
 from ditto.models import import_calibrated, import_model, load_checkpoint
+from ditto.models.advice import check_directory
 from ditto.models.calibrated import is_calibrated
 from ditto.names import check_name
 
@@ -23,6 +24,7 @@ def import_checkpoint(
 ) -> store.StoredModel:  # fmt: skip
     """Calibrated on texts, or by the ranges that it brings, and written down in `models`."""
     known = check_name(name or directory.resolve().name)
+    check_directory(directory)
     if calibrate is None and not is_calibrated(directory):
         raise UsageError(f"{directory} brings no calibrated ranges: give texts to calibrate on")
     checkpoint = load_checkpoint(directory)

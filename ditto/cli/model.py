@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from ditto.cli.common import ConfigFile, Json, connect, emit, note, one_line, out
+from ditto.cli.common import ConfigFile, Json, connect, emit, err, note, one_line, out
 from ditto.cli.model_show import SHORT, show
 from ditto.cli.plan import For, MachineFile, Tolerance, check_objective, machine_at, planned
 from ditto.cli.texts import read_file, read_lines
-from ditto.client import store
+from ditto.client import hub, store
 from ditto.errors import DittoError, UsageError
 from ditto.names import check_name
 from ditto.net.emulation import network as profile
@@ -43,7 +43,7 @@ def _row(description: "Description") -> dict[str, Any]:
 
 @app.command("import")
 def import_(
-    dir: Annotated[Path, typer.Argument(help="A checkpoint: config.json, safetensors, tokenizer files.")],
+    dir: Annotated[Path, typer.Argument(help="A checkpoint's directory, or its name on the Hugging Face hub.")],
     calibrate: Annotated[
         Path | None,
         typer.Option(
@@ -52,6 +52,7 @@ def import_(
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="The model's name; default: the directory's.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Of a name on the hub: commit, branch or tag.")] = None,
     preset: Annotated[
         str | None,
         typer.Option(help="Which operation and type each layer uses (default: ditto, or what it was distilled for)."),
@@ -87,6 +88,7 @@ def import_(
     if held_out and not report:
         raise UsageError("--held-out is for --report")
     from ditto.models import load_checkpoint
+    from ditto.models.advice import check_directory
     from ditto.models.calibrated import is_calibrated
     from ditto.models.importer import batches_of, with_its_ranges
     from ditto.planning import import_report
@@ -96,6 +98,11 @@ def import_(
 
     if report:
         import_report.check_suffix(report)
+    if hub.on_hub(dir):
+        dir = hub.fetch(str(dir), revision, json or not err.is_terminal, note)
+    elif revision is not None:
+        raise UsageError(f"--revision is for a name on the hub; {dir} is here, or is no such name")
+    check_directory(dir)
     if calibrate is None and not is_calibrated(dir):
         raise UsageError(f"{dir} brings no calibrated ranges: name texts with --calibrate FILE")
     if calibrate is None and (report or sensitivity is not None):

@@ -49,6 +49,23 @@ def load_checkpoint(directory: Path) -> Checkpoint:
     Raises BadCheckpoint naming the file or tensor, or UnsupportedArchitecture.
     """
     directory = Path(directory)
+    name, dimensions = supported(directory)
+    architecture = architecture_of(name)
+    need = architecture.expected(dimensions)
+    raw = without_prefix(read_tensors(directory), architecture.prefixes)
+    for key, shape in need.items():
+        if key not in raw:
+            raise BadCheckpoint(f"tensor {key} is missing; are these the weights of a {name}, as config.json says?")
+        if tuple(raw[key].shape) != shape:
+            raise BadCheckpoint(f"tensor {key}: shape {tuple(raw[key].shape)}, expected {shape}")
+        if not bool(raw[key].isfinite().all()):
+            raise BadCheckpoint(f"tensor {key}: infinite, or no number")
+    tensors = architecture.adopt({key: raw[key] for key in need}, dimensions)
+    return Checkpoint(name, dimensions, tensors, directory)
+
+
+def supported(directory: Path) -> tuple[str, Dimensions]:
+    """A checkpoint's class and sizes, by its settings alone: no tensor is looked at. Raises as `load_checkpoint`."""
     advice.check_directory(directory)
     config = _config(directory / "config.json")
     names = config.get("architectures") or [""]
@@ -61,25 +78,14 @@ def load_checkpoint(directory: Path) -> Checkpoint:
     architecture = architecture_of(name)
     try:
         dimensions = architecture.dimensions(config)
-        need = architecture.expected(dimensions)
+        architecture.expected(dimensions)
     except KeyError as error:
         raise BadCheckpoint(f"config.json: {error} is missing") from error
     except ValidationError as error:
         raise BadCheckpoint(f"config.json: {explain(error)}") from None
     except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
         raise BadCheckpoint(f"config.json: {error}") from error
-    if architecture.answer is Answer.vector:
-        dimensions = read_pooling(directory, dimensions)
-    raw = without_prefix(read_tensors(directory), architecture.prefixes)
-    for key, shape in need.items():
-        if key not in raw:
-            raise BadCheckpoint(f"tensor {key} is missing; are these the weights of a {name}, as config.json says?")
-        if tuple(raw[key].shape) != shape:
-            raise BadCheckpoint(f"tensor {key}: shape {tuple(raw[key].shape)}, expected {shape}")
-        if not bool(raw[key].isfinite().all()):
-            raise BadCheckpoint(f"tensor {key}: infinite, or no number")
-    tensors = architecture.adopt({key: raw[key] for key in need}, dimensions)
-    return Checkpoint(name, dimensions, tensors, directory)
+    return name, read_pooling(directory, dimensions) if architecture.answer is Answer.vector else dimensions
 
 
 def _config(path: Path) -> dict[str, Any]:
