@@ -12,6 +12,8 @@ ROLES: tuple[str, ...] = get_args(Role)
 PARTIES: tuple[str, str] = ("party0", "party1")  # a party's index is its place here
 SERVERS: tuple[str, ...] = ("dealer", *PARTIES, "coordinator")  # in the order of their start
 
+PRESETS = ("ditto", "ditto-icml24", "ditto-icml24-exact", "puma", "mpcformer", "secformer")  # `ditto.presets` has them
+
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 ID = r"^[0-9a-f]{32}$"
 

@@ -3,13 +3,15 @@
 import contextlib
 import importlib
 import signal
+import sys
 from typing import Annotated, Any
 
 import typer
 import typer.main
 
 import ditto
-from ditto.cli.common import ErrorGroup, exit_codes_help
+from ditto.cli.common import UNWRITABLE, ErrorGroup, exit_codes_help, unwritable
+from ditto.errors import StorageError
 
 # What each command's module says of it, in the order of `ditto --help`, which loads none of them.
 COMMANDS = {
@@ -84,4 +86,10 @@ def main() -> None:
     """Entry point of the console script."""
     with contextlib.suppress(ValueError):  # only the main thread may set handlers
         signal.signal(signal.SIGTERM, _terminated)  # so that an embedded cluster is stopped too
-    app()
+    try:
+        app()
+    except OSError as error:  # help, which no command prints
+        if error.errno not in UNWRITABLE:
+            raise
+        sys.stderr.write(f"error ({StorageError.code}): {unwritable(error)}\n")
+        sys.exit(StorageError.exit_code)

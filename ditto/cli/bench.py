@@ -8,7 +8,7 @@ import typer
 
 from ditto.cli import generate as generated
 from ditto.cli.bench_presets import presets, read_ranges
-from ditto.cli.common import Json, ReportFile, TraceFile, emit, note, out
+from ditto.cli.common import PRESET_HELP, Json, ReportFile, TraceFile, emit, note, out
 from ditto.cli.report import CostFiles, print_costs
 from ditto.cli.run import Run, Watcher, document, run_batch, watching
 from ditto.client.local_cluster import embedded
@@ -44,7 +44,7 @@ def model(
     batch: Annotated[int, typer.Option(min=1, help="Random sentences, all in one job.")] = 1,
     tokens: Annotated[int, typer.Option(min=1, help="Of a GPT-2: tokens to generate.")] = 1,
     layers: Annotated[int | None, typer.Option(min=1, help="Layers; default: the shape's.")] = None,
-    preset: Annotated[str, typer.Option(help="Which operation and type each layer uses.")] = "ditto",
+    preset: Annotated[str, typer.Option(help=PRESET_HELP)] = "ditto",
     ranges: Annotated[
         Path | None, typer.Option(help="A trained model's ranges, as an imported model's description.json has them.")
     ] = None,

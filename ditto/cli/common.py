@@ -1,6 +1,9 @@
 """What every command shares: options, output, errors, the client of the configured cluster."""
 
+import contextlib
+import errno
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -12,6 +15,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from ditto.errors import EXIT_CODES, DittoError, Interrupted, OutOfRange, StorageError, UsageError
+from ditto.names import PRESETS
 
 if TYPE_CHECKING:  # the client imports torch; a command that does not need it starts quickly
     from ditto.client.client import Client
@@ -31,6 +35,7 @@ RangeCheck = Annotated[
         "--range-check/--no-range-check", help="Learn whether values left their calibrated range: 2 bytes each."
     ),
 ]
+PRESET_HELP = f"Which operation and type each layer uses: {', '.join(PRESETS)}."
 Strict = Annotated[bool, typer.Option("--strict", help="End with an error when values left their calibrated range.")]
 
 # What moves the cursor, colours, rings, reverses the direction of writing, or cannot be written at all.
@@ -67,12 +72,17 @@ out = Terminal(soft_wrap=not sys.stdout.isatty())
 err = Terminal(stderr=True, soft_wrap=not sys.stderr.isatty())
 
 
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EBADF)
+
+
 class ErrorGroup(TyperGroup):
     """A group whose commands end with the exit code of the error they meet."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # a full disk behind it is an error of the command, not of the interpreter's end
+            return result
         except (DittoError, KeyboardInterrupt, OSError) as error:
             if isinstance(error, DittoError):
                 known = error
@@ -80,10 +90,19 @@ class ErrorGroup(TyperGroup):
                 known = Interrupted("interrupted")
             elif error.filename is not None:  # a name that is too long, a place that may not be read
                 known = StorageError(f"{str(error.filename)[:400]}: {error.strerror}")
+            elif error.errno in UNWRITABLE:
+                known = unwritable(error)
             else:
                 raise
             err.print(Text.assemble(("error", "bold red"), f" ({known.code}): {indented(str(known))}"))
             raise typer.Exit(known.exit_code) from None
+
+
+def unwritable(error: OSError) -> StorageError:
+    """Of what a command prints. Nothing more is written there: the interpreter would try at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return StorageError(f"cannot write to standard output: {error.strerror}")
 
 
 def exit_codes_help() -> str:

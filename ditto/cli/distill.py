@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ditto.cli.common import Json, emit, note, out
+from ditto.cli.common import PRESET_HELP, Json, emit, note, out
 from ditto.cli.training import Device, Reports, computing_on
 from ditto.cli.training import train as train_run
 from ditto.errors import UsageError
@@ -39,7 +39,7 @@ def distill(
         str, typer.Option(help="sst2, cola, rte, stsb, or a file: CSV or .tsv with text, text2, label; lm: of a GPT-2.")
     ],
     out_dir: Annotated[Path, typer.Option("--out", help="The student's directory; the same command goes on there.")],
-    preset: Annotated[str, typer.Option(help="Which operation and type each layer uses.")] = "ditto",
+    preset: Annotated[str, typer.Option(help=PRESET_HELP)] = "ditto",
     data: Annotated[
         Path | None, typer.Option(envvar="DITTO_DATA", help="Where the tasks' directories are: sst2/train.tsv.gz, …")
     ] = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from ditto.cli.common import ConfigFile, Json, connect, emit, err, note, one_line, out
+from ditto.cli.common import PRESET_HELP, ConfigFile, Json, connect, emit, err, note, one_line, out
 from ditto.cli.model_show import SHORT, show
 from ditto.cli.plan import For, MachineFile, Tolerance, check_objective, machine_at, planned
 from ditto.cli.texts import read_file, read_lines
@@ -55,7 +55,7 @@ def import_(
     revision: Annotated[str | None, typer.Option(help="Of a name on the hub: commit, branch or tag.")] = None,
     preset: Annotated[
         str | None,
-        typer.Option(help="Which operation and type each layer uses (default: ditto, or what it was distilled for)."),
+        typer.Option(help=f"{PRESET_HELP} Default: ditto, or what it was distilled for."),
     ] = None,
     embeddings: Annotated[
         Embeddings, typer.Option(help="Is the word-embedding table a secret, or looked up by the client?")
@@ -276,7 +276,9 @@ def list_(config: ConfigFile = None, json: Json = False) -> None:
     if json:
         emit(list(rows.values()))
         return
-    table = Table(*COLUMNS, "imported", "shared", "owner", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for column in (*COLUMNS, "imported", "shared", "owner"):
+        table.add_column(column, overflow="fold")  # on 80 columns nothing of a name is lost
     words = {True: "yes", False: "no", None: "?"}
     for row in rows.values():
         differs = row["shared"] and row["shared_digest"] != row["digest"]

@@ -8,17 +8,23 @@ from ditto.errors import EmptyText, UsageError
 if TYPE_CHECKING:
     from ditto.models.tokenizer import Text
 
+RECODE = "write it in UTF-8, for example: iconv -f LATIN1 (or UTF-16) -t UTF-8 FILE"
+
 
 def read_file(path: Path) -> str:
-    """A file of texts. Raises UsageError: absent, not to be read, not UTF-8."""
+    """A file of texts, without a byte order mark. Raises UsageError: absent, not to be read, not UTF-8, a NUL in it."""
     if not path.is_file():
-        raise UsageError(f"{path}: no such file")
+        raise UsageError(f"{path}: a directory, no file" if path.is_dir() else f"{path}: no such file")
     try:
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: no text in UTF-8: {error}") from None
+        raise UsageError(f"{path}: not in UTF-8 (byte {error.start}); {RECODE}") from None
+    if (at := text.find("\0")) >= 0:  # UTF-16 without a mark is valid UTF-8, and every second character is none
+        line = text.count("\n", 0, at) + 1
+        raise UsageError(f"{path}, line {line}: a NUL: no file of texts, or one in UTF-16; {RECODE}")
+    return text
 
 
 def split_pair(line: str) -> "Text":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -15,6 +16,8 @@ from ditto.net.emulation import Network, network
 
 DEFAULT_PORTS = {"coordinator": 50050, "party0": 50051, "party1": 50052, "dealer": 50053}
 Address = Annotated[str, StringConstraints(pattern=r"^[^\s:/]+:\d{1,5}$|^\[[0-9a-fA-F:]+\]:\d{1,5}$")]
+
+MOST = 5  # keys that one message names
 
 
 def _profile(value: Any) -> Any:
@@ -136,14 +139,27 @@ AnyConfig = ServerConfig | ClientConfig
 C = TypeVar("C", PartyConfig, DealerConfig, CoordinatorConfig, ClientConfig)
 
 
+def in_words(kind: type[BaseModel], at: list[str], what: str, message: str) -> str:
+    """What is wrong with one key of a configuration, for who wrote it."""
+    key = ".".join(at)[:100]
+    if what == "missing":
+        return f"{key} is missing"
+    if what != "extra_forbidden":
+        return f"{key}: {message}"
+    known = Tls.model_fields if at[0] == "tls" else kind.model_fields
+    close = difflib.get_close_matches(at[-1][:100], known, 1)
+    return f"no key {key} here" + (f": {close[0]}?" if close else "")
+
+
 def load_config(path: Path, kind: type[C]) -> C:
     """Read one YAML file; paths in it become absolute. ConfigError says what is wrong and where."""
     raw = read_yaml(path)
     try:
         config = kind.model_validate(raw)
     except ValidationError as error:
-        lines = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ConfigError(f"{path}: " + "; ".join(lines)) from None
+        said = [in_words(kind, [*map(str, found["loc"])], found["type"], found["msg"]) for found in error.errors()]
+        more = f"; and {len(said) - MOST} more" if len(said) > MOST else ""
+        raise ConfigError(f"{path}: " + "; ".join(said[:MOST]) + more) from None
     base = path.resolve().parent
     changes: dict[str, Any] = {"tls": Tls(**{k: base / v for k, v in dict(config.tls).items() if v is not None})}
     if config.data_dir is not None:
