@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from ditto.errors import ConfigError
 from ditto.names import Role
@@ -139,13 +140,14 @@ AnyConfig = ServerConfig | ClientConfig
 C = TypeVar("C", PartyConfig, DealerConfig, CoordinatorConfig, ClientConfig)
 
 
-def in_words(kind: type[BaseModel], at: list[str], what: str, message: str) -> str:
+def in_words(kind: type[BaseModel], wrong: ErrorDetails) -> str:
     """What is wrong with one key of a configuration, for who wrote it."""
+    at = [*map(str, wrong["loc"])]
     key = ".".join(at)[:100]
-    if what == "missing":
+    if wrong["type"] == "missing":
         return f"{key} is missing"
-    if what != "extra_forbidden":
-        return f"{key}: {message}"
+    if wrong["type"] != "extra_forbidden":
+        return f"{key}: {wrong['msg']}"
     known = Tls.model_fields if at[0] == "tls" else kind.model_fields
     close = difflib.get_close_matches(at[-1][:100], known, 1)
     return f"no key {key} here" + (f": {close[0]}?" if close else "")
@@ -157,7 +159,7 @@ def load_config(path: Path, kind: type[C]) -> C:
     try:
         config = kind.model_validate(raw)
     except ValidationError as error:
-        said = [in_words(kind, [*map(str, found["loc"])], found["type"], found["msg"]) for found in error.errors()]
+        said = [in_words(kind, wrong) for wrong in error.errors()]
         more = f"; and {len(said) - MOST} more" if len(said) > MOST else ""
         raise ConfigError(f"{path}: " + "; ".join(said[:MOST]) + more) from None
     base = path.resolve().parent
