@@ -33,8 +33,9 @@ from ditto.train.language import new_weights
 
 TEXTS = ["the cat sat.", "a dog running, the cat!", "the the dog", "sat", "a cat café"]
 PAIRS = [("the cat", "a dog"), ("sat", "the cat runs")]
-# Of answers under MPC to floats and to each other. Not derived: three times and more what these models showed.
-CLOSE, CLOSE_VECTORS = 0.05, 0.02
+# Of answers under MPC to floats. Not derived: three times the largest difference of 40 times 5 answers of each of these
+# models (0.066 and 0.008; half of all numbers differ by less than 0.006 and 0.001).
+CLOSE, CLOSE_VECTORS = 0.2, 0.025
 PROMPT = "hello"
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "vectors": ("BertModel", {"pooling": "cls", "normalize": True}),
