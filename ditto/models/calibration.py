@@ -13,7 +13,7 @@ from ditto.models.architecture import Texts
 from ditto.models.checkpoint import Checkpoint
 from ditto.models.description import Description
 from ditto.models.hard_texts import hard_batches
-from ditto.models.held_out import HeldOut, held_out, learnt
+from ditto.models.held_out import FEWEST, HeldOut, held_out, learnt
 from ditto.models.importer import batches_of, describe_seen, seen_of
 from ditto.models.ranges import ACTIVATION_MARGIN, Seen
 from ditto.models.tokenizer import Text, Tokenizer
@@ -73,7 +73,7 @@ class Assessment:
         if wrong:
             rest = f"; the {self.hard} texts that come with ditto stand in for others" if self.hard else ""
             found.append(f"the texts to calibrate on are {', '.join(wrong)}: {'; '.join(numbers)}{rest}")
-        if self.held_out and self.held_out.outside > 0:
+        if self.held_out and self.held_out.outside > 0 and self.texts >= FEWEST:
             h = self.held_out
             found.append(
                 f"{h.outside:.1%} of the texts, held out, leave the ranges of the others, whose largest values they "
