@@ -92,7 +92,7 @@ def another_class(name: str, directory: Path, known: Mapping[str, Any]) -> str:
     if not name:
         return (
             f"{directory / CONFIG}: no class in architectures; name the one that it was saved as, for its vectors "
-            '"architectures": ["BertModel"] (or DistilBertModel, …)'
+            f'"architectures": ["{next(iter(known))}"] (or one of {", ".join(list(known)[1:4])}, …)'
         )
     shown = name if _CLASS.fullmatch(name) else "this class"
     others = family(name, known)

@@ -193,11 +193,14 @@ class Seen:
 
     def norm(self, layer: int, name: str) -> NormRange:
         lo, hi = self._variance[layer, f"{name}.in"]
+        least = lo / VARIANCE_MARGIN
+        if floor := self._floors.get((layer, f"{name}.in{LOW}")):
+            least = min(least, 1 / floor)
         return NormRange(
             input=self.bound(layer, f"{name}.in"),
             output=self.bound(layer, f"{name}.out"),
             variance=(
-                round_down(min(lo / VARIANCE_MARGIN, 1 / self._floors.get((layer, f"{name}.in{LOW}"), 1 / lo))),
+                round_down(least),
                 round_up(self._wide(layer, f"{name}.in{HIGH}", hi * VARIANCE_MARGIN)),
             ),
         )

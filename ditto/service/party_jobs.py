@@ -10,7 +10,7 @@ import torch
 
 from ditto.engine.job import Carried, PartyJob
 from ditto.engine.ledger import Ledger, Phase, total
-from ditto.engine.memory import held_by_layer, reach
+from ditto.engine.memory import held_by_layer
 from ditto.engine.program import Program
 from ditto.engine.recording import RecordedJob, Recorder
 from ditto.engine.sharing import seeded_share
@@ -162,8 +162,8 @@ class Job:
     def _check_ahead(self, stage: Stage, index: int, layer: int) -> None:
         """Raises ClusterError for a layer of the first stage that would hold too much beside those that have not run.
         A later stage is small, and prepared as a whole."""
-        running = min(stage.engine.ended, len(stage.held) - 1)
-        if index == 0 and layer > reach(stage.held, running, self.plan.hold):
+        running = stage.engine.ended
+        if index == 0 and layer > running and sum(stage.held[running : layer + 1]) > self.plan.hold:
             raise ClusterError(f"layer {layer} is prepared while layer {running} has not run: more than hold_mb")
 
     def input(self, header: party_pb2.InputHeader) -> Assembly | None:
