@@ -24,6 +24,7 @@ from ditto.models.compiled import weights_of
 from ditto.names import PARTIES
 from ditto.net.config import CoordinatorConfig, DealerConfig, PartyConfig, load_config
 from ditto.net.peerlink import LinkChannel
+from ditto.net.tracing import OFF
 from ditto.ring.prg import new_seed
 from ditto.service import model_store
 from ditto.service.model_store import ModelStore
@@ -56,7 +57,7 @@ class Servers:
 
     def start(self, role: str) -> None:
         kind, module = KINDS[role]
-        server, _, service = module.start(load_config(self.cluster.config_path(role), kind))
+        server, _, service = module.start(load_config(self.cluster.config_path(role), kind), OFF)
         server.start()
         self.running[role] = server, service
 

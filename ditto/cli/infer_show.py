@@ -20,7 +20,8 @@ def show(texts: "list[Text]", summary: dict[str, Any], reader: "Reader") -> None
     out.print()
     print_costs(summary)
     out.print(f"\nthe model belongs to {one_line(summary['owner'])}")
-    out.print(f"{summary['texts']} text(s) padded to {summary['seq']} tokens, {largest(summary['spent'])}")
+    out.print(f"{summary['texts']} text(s) padded to {summary['seq']} tokens")
+    out.print(largest(summary["spent"]))
 
 
 def show_written(summary: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from ditto.engine.sharing import answer_type, reveal, share
 from ditto.errors import (
     BadCheckpoint,
     BadShare,
+    ClusterError,
     DittoError,
     JobMismatch,
     PeerAbsent,
@@ -37,7 +38,7 @@ from ditto.names import PARTIES
 from ditto.net.config import ClientConfig
 from ditto.net.pools import Watchdog
 from ditto.net.telemetry import tracing_of
-from ditto.net.tracing import Span
+from ditto.net.tracing import SILENT, Span
 from ditto.net.transport import short
 from ditto.ring import unpack
 from ditto.ring.prg import new_seed
@@ -46,6 +47,7 @@ from ditto.wire import control_pb2, party_pb2
 
 Inputs = dict[str, torch.Tensor]  # ring integers by name
 Outputs = dict[str, torch.Tensor]
+PATIENCE = 3.0  # seconds, for why a job ended
 RENEWALS = 5  # of a question whose model got another description meanwhile
 
 
@@ -228,8 +230,8 @@ class Client(Manager):
         plan: Plan,
         inputs: Callable[[int, Program, Outputs], Inputs | None],
         on_event: Callable[[dict[str, Any]], None] | None,
-        span: Span,
-        sent: Sent | None,
+        span: Span = SILENT,
+        sent: Sent | None = None,
     ) -> InferResult:
         wall = Wall()
         plan = replace(plan, hold_mb=found.hold_mb or plan.hold_mb)  # as the servers are configured
@@ -258,7 +260,7 @@ class Client(Manager):
                         job, terms.share_id = message.accepted.job, message.accepted.share_id
                         event |= {"job": job, "layers": list(message.accepted.layers)}
                         span.note(job=short(job))
-                        with span.child("send inputs", stage=0):
+                        with span.child("send inputs", stage=0), self._told(call):
                             self._start(job, terms, 0, program, encoded, sent)
                         wall.lap("sharing")
                     elif kind == "queued":
@@ -279,7 +281,7 @@ class Client(Manager):
                             program = program_for(found.description, plan, 1)
                             asked = inputs(stage + 1, program, outputs)
                             progress.ended = asked is None
-                            with span.child("send inputs", stage=stage + 1):
+                            with span.child("send inputs", stage=stage + 1), self._told(call):
                                 self._start(job, terms, stage + 1, program, asked, sent)
                             wall.lap("sharing")
                     elif kind == "done":
@@ -314,9 +316,24 @@ class Client(Manager):
                 return
             yield message
 
+    @contextlib.contextmanager
+    def _told(self, call: Any) -> Iterator[None]:
+        """A party says no more than that it has no such job: why, the coordinator may say, which ended it."""
+        try:
+            yield
+        except ClusterError as error:
+            try:
+                with self._watchdog.within(PATIENCE, call):
+                    for _ in call:
+                        pass
+            except grpc.RpcError as other:
+                if "Locally cancelled" not in (getattr(other, "details", lambda: "")() or ""):
+                    raise
+            raise error from None
+
     def _start(
         self, job: str, terms: party_pb2.JobTerms, stage: int, program: Program, inputs: Inputs | None,
-        sent: Sent | None,
+        sent: Sent | None = None,
     ) -> None:  # fmt: skip
         """Bring a stage's inputs, or end the job before it."""
         if inputs is not None:

@@ -54,7 +54,7 @@ def verdict(kind: str, answers: Sequence[Any], reference: Sequence[Any]) -> Verd
     most = _most(abs(p - q) for x, y in pairs for p, q in zip(_softmax(x), _softmax(y), strict=True))
     same, of = sum(_best(x) == _best(y) for x, y in pairs), len(pairs)
     agree = "agrees" if of == 1 else "agree"
-    told = f"{same} of {of} label{'s' if of != 1 else ''} {agree}, probabilities differ by {most:.4f} at most"
+    told = f"{same} of {of} label{'s' if of != 1 else ''} {agree}, probabilities within {most:.4f}"
     return _graded(same == of and most <= SAME_PROBABILITY, most <= CLOSE_PROBABILITY, told, agreement=(same, of))
 
 
