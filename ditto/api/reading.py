@@ -8,23 +8,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from ditto.models.description import is_multi_label, is_score
+
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from ditto.models.description import Dimensions
     from ditto.models.tokenizer import Piece, Text
 
+__all__ = ["Span", "Word", "chosen", "is_multi_label", "is_score", "probabilities", "span", "words"]
+
 THRESHOLD = 0.5  # of a label's probability, where several may be right
-
-
-def is_score(d: Dimensions) -> bool:
-    """Are the outputs numbers as they are, without labels that one could choose among?"""
-    return len(d.labels) == 1 or d.problem_type == "regression"
-
-
-def is_multi_label(d: Dimensions) -> bool:
-    """May several labels be right at once, or none?"""
-    return d.problem_type == "multi_label_classification" and not is_score(d)
 
 
 def probabilities(logits: ArrayLike, d: Dimensions) -> list[float]:
