@@ -15,6 +15,7 @@ from rich.table import Table
 
 from ditto.cli import cluster, common, generate, infer_show
 from ditto.cli.common import ErrorGroup, Terminal, indented, note, one_line, visible
+from ditto.cli.generating import Words, Writer
 from ditto.cli.infer_show import show
 from ditto.cli.report import print_costs
 from ditto.cli.run import Watcher
@@ -128,9 +129,9 @@ def test_generated_text(capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer: Any = SimpleNamespace(
         end_of_text=None, stream=lambda: SimpleNamespace(push=lambda token: EVIL, finish=lambda: "\n")
     )
-    writer = generate._Writer("a prompt\n", tokenizer)
-    writer.push(1, Watcher(None, quiet=True))
-    writer.finish()
+    writer, words = Writer("a prompt\n", Watcher(None, quiet=True)), Words(tokenizer)
+    writer.write(words.push(1))
+    writer.finish(words.finish())
     assert capsys.readouterr().out == f"a prompt\n{SEEN}\n\n"
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ditto.cli import generate as generated
+from ditto.cli import generating
 from ditto.cli.bench_presets import presets, read_ranges
 from ditto.cli.common import PRESET_HELP, Json, ReportFile, TraceFile, emit, note, out
 from ditto.cli.report import CostFiles, print_costs
@@ -127,7 +128,7 @@ def _generate(
     result = generate(
         client, description, Prompts(batch.ids, [seq] * count), plan, Sampler(), on_event=lambda e: watcher.event(e)
     )
-    return generated.document(result, description, plan, network, None)
+    return generating.document(result, description, plan, network, None)
 
 
 def _show(summary: dict[str, Any], memory: dict[str, int | None]) -> None:

@@ -51,7 +51,7 @@ def serve(
     if model and not local:
         raise UsageError("--model: only with --local; a cluster serves what is shared with it")
     import ditto
-    from ditto.cli import infer_serving
+    from ditto.cli import generate_serving, infer_serving
     from ditto.serve import neighbours
     from ditto.serve.app import application
     from ditto.serve.server import Server, listening
@@ -66,7 +66,8 @@ def serve(
                 _bring(cluster, model or [])
             state = State(cluster, waiting=waiting, strict=strict)
             hosts = [host, *(allow_host or [])]
-            app = application(state, key=key, hosts=hosts, neighbour=neighbours.ours, more=infer_serving.ROUTES)
+            more = [*infer_serving.ROUTES, *generate_serving.ROUTES]
+            app = application(state, key=key, hosts=hosts, neighbour=neighbours.ours, more=more)
             named = None if local else os.path.abspath(config or home() / "configs" / "client.yaml")
 
             def ready(said: dict[str, Any]) -> None:
