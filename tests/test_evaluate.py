@@ -295,11 +295,11 @@ def test_two_vectors_and_their_cosine(
     started: list[int] = []
 
     @contextlib.contextmanager
-    def running(threads: int) -> Iterator[Cluster]:
+    def running(threads: int, quiet: bool) -> Iterator[Cluster]:
         started.append(threads)
         yield Cluster(home())
 
-    monkeypatch.setattr("ditto.cli.evaluate.embedded", running)
+    monkeypatch.setattr("ditto.cli.evaluate.servers", running)
     encoder = tmp_path / "encoder"
     encoder.mkdir()
     tensors = load_file(checkpoint / "model.safetensors")

@@ -12,7 +12,7 @@ from ditto.cli.bench_presets import presets, read_ranges
 from ditto.cli.common import PRESET_HELP, Json, ReportFile, TraceFile, emit, note, out
 from ditto.cli.report import CostFiles, print_costs
 from ditto.cli.run import Run, Watcher, document, run_batch, watching
-from ditto.client.local_cluster import embedded
+from ditto.cli.waiting import servers
 from ditto.errors import UsageError
 from ditto.net.emulation import network as profile
 from ditto.report.pieces import size
@@ -80,7 +80,7 @@ def model(
     runs: list[Run] = []
     documents: list[dict[str, Any]] = []
     with (
-        embedded(threads=threads, network=emulated) as cluster,
+        servers(threads, json, emulated) as cluster,
         Client(cluster.client_config(), in_turns=in_turns) as client,
     ):
         say("sharing the weights")

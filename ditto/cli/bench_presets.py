@@ -13,7 +13,7 @@ import ditto
 from ditto import files
 from ditto.cli.common import note, out
 from ditto.cli.run import Run, run_batch, watching
-from ditto.client.local_cluster import embedded
+from ditto.cli.waiting import servers
 from ditto.errors import UsageError
 from ditto.net.emulation import Network
 from ditto.net.emulation import network as profile
@@ -156,7 +156,7 @@ def _measure(
 
     rows = []
     with (
-        embedded(threads=threads, network=emulated) as cluster,
+        servers(threads, False, emulated) as cluster,
         Client(cluster.client_config(), in_turns=True) as client,
     ):
         descriptions = {}

@@ -16,7 +16,7 @@ from ditto.cli.common import Json, emit, note, out
 from ditto.cli.report import print_costs
 from ditto.cli.run import Run, document, encode_all, network_of, run_batch, watching
 from ditto.cli.texts import pair_up
-from ditto.client.local_cluster import embedded
+from ditto.cli.waiting import servers
 from ditto.errors import BadCheckpoint, UsageError
 from ditto.report.pieces import size
 
@@ -88,7 +88,7 @@ def demo(
     batches = encode_all(loaded.tokenizer(), question.texts, description.dimensions.positions)
     run = Run()
     say("2. start a dealer, two parties and a coordinator, with mutual TLS")
-    with embedded(threads=threads) as cluster, Client(cluster.client_config()) as client:
+    with servers(threads, json) as cluster, Client(cluster.client_config()) as client:
         numbers = sum(w.numel() for w in question.weights.values())
         say(f"3. share {numbers:,} weights: party 0 gets a seed, party 1 the masked difference")
         client.share_model(description, question.weights)
