@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -133,6 +134,14 @@ def emit(document: Any) -> None:
 def note(text: str) -> None:
     """A line on what is happening, on stderr."""
     err.print(indented(text))
+
+
+def hanging(text: str, column: int) -> str:
+    """On a terminal, what does not fit goes on below the beginning of the text, which is at `column`."""
+    if out.soft_wrap:
+        return text
+    lines = textwrap.wrap(text, max(out.width - column, 20), break_on_hyphens=False)
+    return f"\n{' ' * column}".join(lines)
 
 
 def check_strict(strict: bool, range_check: bool) -> None:

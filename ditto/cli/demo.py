@@ -41,12 +41,12 @@ PAIRS = (
 )
 NEXT = """
 Where to go next
-  ditto cluster up                                     four servers that stay
-  ditto model import DIR --calibrate FILE --name NAME  your own BERT, from a Hugging Face directory
-  ditto model share NAME                               each party gets its share of the weights
-  ditto infer --model NAME --text "…" --check          ask it, and compare with plaintext
-  ditto generate --model NAME --prompt "…"             continue a text with a GPT-2
-  docs/protocol.md                                     why this is private, and what is not protected"""
+  ditto cluster up                          four servers that stay
+  ditto model import DIR --calibrate FILE   your own BERT, from Hugging Face
+  ditto model share NAME                    each party gets its share of it
+  ditto infer --model NAME --text "…"       --check compares with plaintext
+  ditto generate --model NAME --prompt "…"  continue a text with a GPT-2
+  docs/protocol.md                          why this is private, and what is not"""
 
 
 @dataclass(frozen=True)

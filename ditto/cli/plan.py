@@ -187,27 +187,28 @@ def _ends(layers: "list[Demand]", seconds: "Forecast", whole: float) -> dict[str
 
 def _show(result: "Planned", summary: dict[str, Any]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("layer", "part", "choice"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("rounds", "sent by each", "from dealer", "seconds", "error"):
-        table.add_column(heading, justify="right")
+    table.add_column("layer", no_wrap=True)
+    table.add_column("choice")  # the one that gives way on a narrow terminal
+    for heading in ("rounds", "sent", "dealt", "seconds", "error"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in summary["rows"]:
         for option in row["options"]:
             table.add_row(
-                str(row["layer"]), row["part"], _named(option), str(option["rounds"]), size(option["bytes_sent"]),
+                f"{row['layer']} {row['part']}", _named(option), str(option["rounds"]), size(option["bytes_sent"]),
                 size(option["bytes_from_dealer"]), f"{option['seconds']:.3f}", f"{option['error']:.5f}",
                 style="bold" if option["taken"] else "",
             )  # fmt: skip
     if summary["rows"]:
         out.print(table)
         out.print(
-            "bold: taken; seconds: what the job takes more for this part; error: relative, of the part's result\n"
+            "bold: taken; sent: by each party; dealt: to both; seconds: what the job takes more for this part; error: "
+            "relative, of the part's result\n"
         )
     ends = Table(box=None, pad_edge=False, header_style="bold")
     ends.add_column(f"on {one_line(summary['network'])}")
     for heading in ("rounds", "sent by each", "from dealer", "online s", "offline s", "in all s"):
         ends.add_column(heading, justify="right")
-    for name, key in (("as the preset does", "own"), ("as planned", "planned")):
+    for name, key in (("the preset's", "own"), ("as planned", "planned")):
         end = summary[key]
         ends.add_row(
             name, str(end["rounds"]), size(end["bytes_sent"]), size(end["bytes_from_dealer"]),
