@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--layers", action="store_true")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    machine = machines.read(args.machine) if args.machine else measure(lambda text: None)
+    machine = machines.read(args.machine) if args.machine else measure(lambda *_: None)
     networks = [network(name) for name in args.networks.split(",")]
     models = {name: model_of(name) for name in args.shapes.split(",")}
     took: dict[tuple[str, str, str], list[dict[str, Any]]] = {}

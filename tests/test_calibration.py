@@ -108,11 +108,15 @@ def test_hard_texts_reach_the_models_length(loaded: Checkpoint, pairs: bool) -> 
 
 
 def test_what_calibration_says_of_its_texts(loaded: Checkpoint) -> None:
-    alone, with_hard = calibrate(loaded, TEXTS, hard=False), calibrate(loaded, TEXTS)
+    done: list[tuple[int, int]] = []
+    alone = calibrate(loaded, TEXTS, hard=False)
+    with_hard = calibrate(loaded, TEXTS, progress=lambda *now: done.append(now))
     said = alone.assessment
     assert (said.texts, said.longest, said.hard) == (len(TEXTS), 8, 0) and said.positions == 32
     assert any("few" in text and f"{len(TEXTS)} of them" in text for text in said.warnings())
     assert with_hard.assessment.hard >= 80
+    every = len(with_hard.batches) + with_hard.assessment.hard
+    assert done == [(i, every) for i in range(every + 1)]
     want, _ = describe(loaded, "m", batches_of(loaded, TEXTS))
     assert describe_calibrated(loaded, "m", alone)[0] == want, "too few to learn a margin: as ever"
     wide = with_hard.seen.values()
@@ -213,6 +217,9 @@ def _enlarge(source: Path) -> None:
         ("labels", [[0.51]], [[0.5]], "same", "scores differ by 0.0100"),
         ("labels", [[1.0]], [[0.5]], "different", "scores differ by 0.5000"),
         ("labels", [[math.nan]], [[0.5]], "different", "scores differ by inf"),
+        ("scores", [[1.0, 9.0]], [[1.0, 9.1]], "close", "scores differ by 0.1000"),
+        ("several", [[3.0, 0.01, -3.0]], [[3.0, -0.01, -3.0]], "close", "2 of 3 labels agree"),
+        ("several", [[9.0, -4.0]], [[4.0, -9.0]], "same", "2 of 2 labels agree, probabilities differ by 0.0179"),
         ("tokens", [[[0.0, 5.0], [5.0, 0.0]]], [[[0.0, 5.0], [0.0, 5.0]]], "different", "1 of 2 labels agree"),
         ("span", [[[9.0, 0.0], [0.0, 9.0]]], [[[9.0, 0.0], [0.0, 9.0]]], "same", "2 of 2 labels agree"),
     ],

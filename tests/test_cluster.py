@@ -90,10 +90,12 @@ def test_an_absent_coordinator_is_named(tmp_path: Path) -> None:
 
 
 def test_embedded_serves_the_demo_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    with embedded() as cluster:
+    late: list[list[str]] = []
+    with embedded(waiting=late.append) as cluster:
+        assert late and all(set(roles) <= set(SERVERS) for roles in late), "who starts hears what it waits for"
         processes = cluster.status()
         assert [p.state for p in processes] == ["serving"] * 4
-        monkeypatch.setattr(demo, "embedded", lambda threads: contextlib.nullcontext(cluster))
+        monkeypatch.setattr(demo, "servers", lambda threads, quiet: contextlib.nullcontext(cluster))
         good, bad = run("demo", "--text", "A warm and funny film.", "--text", "I was bored.")[0]["sentences"]
         assert (good["label"], bad["label"]) == ("positive", "negative")
         for row in (good, bad):

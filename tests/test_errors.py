@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from ditto.cli import app
 from ditto.cli.common import exit_codes_help
 from ditto.cli.texts import read_file
-from ditto.errors import EXIT_CODES, ConfigError, DittoError, StorageError, UsageError
+from ditto.errors import EXIT_CODES, ConfigError, DittoError, StorageError, UnknownModel, UsageError
 from ditto.names import PRESETS
 from ditto.net.config import ClientConfig, DealerConfig, load_config
 
@@ -106,6 +106,27 @@ def test_an_answer_that_cannot_be_written(args: list[str], tmp_path: Path) -> No
     assert ended.returncode == StorageError.exit_code, ended.stderr
     assert "standard output: No space left" in ended.stderr and "Traceback" not in ended.stderr
     assert "Exception" not in ended.stderr
+
+
+@pytest.mark.parametrize("args", ["--help", "model list --json", "infer --model x --text a"])
+def test_streams_that_are_closed(args: str, tmp_path: Path) -> None:
+    """Of standard output that is closed, an error; of a pipe that nobody reads, the end, as usual tools have it; an
+    error of the command's own is the command's in any case."""
+    command = f'"{sys.executable}" -m ditto {args}'
+
+    def run(streams: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", "-c", f"{command} {streams}"], capture_output=True, text=True,
+            env=os.environ | {"DITTO_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}, cwd=tmp_path, timeout=120,
+        )  # fmt: skip
+
+    own = UnknownModel.exit_code if args.startswith("infer") else None
+    closed, unread, silent = run(">&-"), run("| true; exit ${PIPESTATUS[0]}"), run("<&- >&- 2>&-")
+    assert closed.returncode == silent.returncode == (own or StorageError.exit_code), closed.stderr
+    assert own or "standard output: Bad file descriptor" in closed.stderr
+    assert unread.returncode == (own or 141), unread.stderr
+    for ended in (closed, unread):
+        assert "Traceback" not in ended.stderr and "Exception" not in ended.stderr, ended.stderr
 
 
 def test_a_home_that_cannot_be_written(tmp_path: Path) -> None:

@@ -97,6 +97,11 @@ def test_what_does_not_fit_the_model(subject: LabelledTexts) -> None:
     refused("the model answers with one score", texts, Answer.labels, one, TASKS["sst2"])
     refused("asks for a score", pairs, Answer.labels, three, TASKS["stsb"])
     refused("example 1: label 2.5; the model's are 0 to 1", pairs, Answer.labels, d)
+    several, scores = (
+        three.model_copy(update={"problem_type": kind}) for kind in ("multi_label_classification", "regression")
+    )
+    refused("right at once, or none of them \\(a, b, c\\)", texts, Answer.labels, several)
+    refused("3 scores", texts, Answer.labels, scores)
     refused("labels of tokens", texts, Answer.tokens, d)
     refused("pairs with scores", texts, Answer.vector, d)
     refused("pairs with scores", pairs, Answer.vector, d, TASKS["rte"])
@@ -290,11 +295,11 @@ def test_two_vectors_and_their_cosine(
     started: list[int] = []
 
     @contextlib.contextmanager
-    def running(threads: int) -> Iterator[Cluster]:
+    def running(threads: int, quiet: bool) -> Iterator[Cluster]:
         started.append(threads)
         yield Cluster(home())
 
-    monkeypatch.setattr("ditto.cli.evaluate.embedded", running)
+    monkeypatch.setattr("ditto.cli.evaluate.servers", running)
     encoder = tmp_path / "encoder"
     encoder.mkdir()
     tensors = load_file(checkpoint / "model.safetensors")

@@ -13,7 +13,7 @@ from engine import beside
 from typer.testing import CliRunner
 
 from ditto.cli import app
-from ditto.cli.generate import interruptible
+from ditto.cli.generating import interruptible
 from ditto.client.local_cluster import Cluster, _free_ports, home
 from ditto.client.sampling import Sampler
 from ditto.models import Checkpoint, Plan, load_checkpoint

@@ -154,6 +154,19 @@ def test_losses_by_hand(model: Model, head: str, want: Any, got: Any, loss: floa
     assert loss_of(description, group, next(answers)) == pytest.approx(loss, abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("problem", "loss"),
+    [("multi_label_classification", 2 * math.log(2) - math.log(3)), ("regression", math.log(3) ** 2)],
+)
+def test_losses_of_labels_that_are_no_alternatives(model: Model, problem: str, loss: float) -> None:
+    """Each of two labels goes from 1/2 to 3/4 or 1/4; as alternatives they would go from 1/2 to 9/10."""
+    d = model[0].dimensions.model_copy(update={"labels": ("a", "b"), "problem_type": problem})
+    head = {"architecture": "BertForSequenceClassification", "dimensions": d}
+    want, got = (torch.tensor([row], dtype=torch.float64) for row in ([0.0, 0.0], [math.log(3), -math.log(3)]))
+    group = Group(model[2].groups[0].batch, torch.tensor([[True, False]]), want, Plan(1, 2))
+    assert loss_of(model[0].model_copy(update=head), group, got) == pytest.approx(loss, abs=1e-12)
+
+
 def test_what_a_layer_cannot_have_is_never_taken(model: Model) -> None:
     description, _, trial = model
     wide = [layer.model_copy(update={"neurons": (), "activation": 300.0}) for layer in description.ranges.layers]

@@ -10,6 +10,7 @@ import base64
 import contextlib
 import json
 import re
+import signal
 import socket
 import threading
 import time
@@ -28,7 +29,8 @@ from typer.testing import CliRunner
 
 import ditto
 from ditto.cli import app as cli
-from ditto.cli import infer_serving
+from ditto.cli import generate_serving, infer_serving
+from ditto.cli.generating import Writer
 from ditto.errors import ClusterError, PeerAbsent
 from ditto.serve import body, server
 from ditto.serve import place as places
@@ -510,6 +512,46 @@ def test_the_command_line_asks_it(place: Place, monkeypatch: pytest.MonkeyPatch)
     assert found["online"]["rounds"] == want["online"]["rounds"] and found["jobs"] == want["jobs"]
     assert sum(found["spent"]["parts"].values()) == pytest.approx(found["spent"]["seconds"])
     assert long.exit_code == 10 and "text 1" in long.output and missing.exit_code == 12
+
+
+def test_the_command_line_generates_by_it(place: Place, writer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same text and summary; the first Ctrl-C ends it after the token under way, which the server hears."""
+    asked = ["generate", "--model", writer, "--prompt", PROMPT, "--max-new-tokens", "4"]
+
+    def run(*args: str) -> Any:
+        return CliRunner().invoke(cli, args, env={"DITTO_HOME": str(place.root)})
+
+    def interrupted(self: Writer, text: str) -> None:
+        write(self, text)
+        signal.raise_signal(signal.SIGINT)
+        monkeypatch.setattr(Writer, "write", write)
+
+    class Told(threading.Event):
+        """Waits until the command says so, so that no token is made meanwhile."""
+
+        def is_set(self) -> bool:
+            return self.wait(20)
+
+    alone, alone_json = run(*asked), run(*asked, "--json")
+    write, state = Writer.write, State(ditto.connect(place.root / "configs" / "client.yaml"))
+    with serving(state, place.root, place.root / "configs" / "client.yaml", more=generate_serving.ROUTES) as said:
+        monkeypatch.setattr("ditto.cli.generate.settings_for", lambda *_: pytest.fail("it connected by itself"))
+        there, there_json = run(*asked), run(*asked, "--json", "--prompt", "the")
+        long = run("generate", "--model", writer, "--prompt", "a" * 60)
+        vectors = run("generate", "--model", "vectors", "--prompt", "a")
+        monkeypatch.setattr(Writer, "write", interrupted)
+        monkeypatch.setattr(generate_serving, "Event", Told)
+        short = run(*asked)
+        for path in (generate_serving.PATH, generate_serving.STOP):
+            assert httpx.post(f"{said['address']}{path}", json={}).status_code == 404
+    assert there.exit_code == 0 == alone.exit_code and there.stdout == alone.stdout, there.output
+    assert _shape(there.stderr) == _shape(alone.stderr)
+    found, want = json.loads(there_json.stdout), json.loads(alone_json.stdout)
+    assert found.keys() == want.keys() and there_json.stderr == "" and found["stopped_by"] == "length"
+    assert found["output"][0] == want["output"][0] and len(found["output"]) == 2
+    assert long.exit_code == 10 and vectors.exit_code == 2, "as it says by itself"
+    assert short.exit_code == 0 and short.stdout == there.stdout[: len(PROMPT) + 1] + "\n", short.output
+    assert "one token" in short.stderr and not generate_serving._under_way
 
 
 def _shape(text: str) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import typer
@@ -13,16 +14,20 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 from rich.table import Table
 
-from ditto.cli import cluster, common, generate, infer_show
+from ditto.cli import cluster, common, demo, doctor, evaluate_show, generate, infer_show, plan
 from ditto.cli.common import ErrorGroup, Terminal, indented, note, one_line, visible
+from ditto.cli.generating import Words, Writer
 from ditto.cli.infer_show import show
 from ditto.cli.report import print_costs
 from ditto.cli.run import Watcher
 from ditto.cli.said import Reader
 from ditto.cli.waiting import Waiting
+from ditto.doctor.finding import Finding, Verdict
 from ditto.errors import ClusterError
 from ditto.models import Answer
 from ditto.models.tokenizer import Piece
+from ditto.names import PRESETS
+from ditto.report.presets import apart
 from ditto.wall import Wall
 
 EVIL = "[red]r[/red] [link=http://x]l[/link] :bomb:\x1b[2J\x1b]0;t\x07\x9b1m\r\b\u202e\u2066"
@@ -124,13 +129,66 @@ def test_cells_of_tables(screen: Any) -> None:
     assert SEEN in screen.out.getvalue()
 
 
+def test_tables_on_80_columns(screen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With long runs' figures: a row is a line, nothing is cut; where a text of somebody's or two words of choices are
+    longer, numbers stay."""
+    narrow = Terminal(file=screen.out, force_terminal=True, width=80, no_color=True)
+    for module in (demo, doctor, evaluate_show, plan, sys.modules["ditto.cli.report"], common):
+        monkeypatch.setattr(module, "out", narrow)
+    phase = {"seconds": 1234.56, "bytes_to_party": [4 * 10**9] * 2, "rounds": 12345, "bytes_sent": [10**9] * 2}
+    row = {"offline": phase, "online": phase}
+
+    def lines() -> list[str]:
+        text = re.sub(r"\x1b\[[0-9;]*m", "", screen.out.getvalue())
+        screen.out.truncate(0), screen.out.seek(0)
+        assert "…" not in text.replace('"…"', "") and max(map(len, text.splitlines())) <= 80
+        return [line for line in text.splitlines() if line.strip()]
+
+    print_costs(row | {"layers": [row | {"name": "embeddings"}] * 3})
+    assert len(lines()) == 5
+    said = {"label": "positive", "probability": 0.999}
+    sentences = [{"text": text} | said | {"plaintext": said} for text in demo.SENTENCES]
+    demo.out.print(demo._sentiment_table({"sentences": sentences}))
+    pairs = [{"a": a, "b": b, "similarity": -0.99, "plaintext": -0.99} for a, b in demo.PAIRS]
+    demo.out.print(demo._similarity_table({"pairs": pairs}))
+    assert len(lines()) == 1 + len(demo.SENTENCES) + 1 + 2 * len(demo.PAIRS)
+    demo.out.print(demo.NEXT)
+    assert lines() == demo.NEXT.strip().split("\n")
+    value = {"value": 0.9123, "interval": [0.9012, 0.9312]}
+    modes = [{"mode": mode, "n": 872, "metrics": {"spearman": value, "pearson": value}, "less_fp32": value, **value,
+              "compared_with": None, "seconds": 123.456, "online_seconds": 123.456, "offline_seconds": 123.456,
+              "mb_party": 12345.67, "mb_dealer": 12345.67, "rounds": 12345.6, "out_of_range": None}
+             for mode in ("fp32", "plain", "mpc")]  # fmt: skip
+    demo.out.print(evaluate_show._answers(modes))
+    demo.out.print(evaluate_show._costs(modes))
+    assert len(lines()) == 8
+    option = {"own": False, "taken": True, "rounds": 1234, "bytes_sent": 8 * 10**8, "bytes_from_dealer": 8 * 10**8}
+    option |= {"seconds": 123.456, "error": 0.00123}
+    choices = {"softmax": {"exponential": "narrow", "used": "table"}, "layernorm": {"deviation": "medium"}}
+    choices["gelu"] = {"activation": "by neuron", "gelu": "precise"}
+    rows = [{"layer": 23, "part": part, "options": [option | {"choice": one}]} for part, one in choices.items()]
+    end = {"rounds": 12345, "bytes_sent": 8 * 10**8, "bytes_from_dealer": 8 * 10**9, "seconds": 12345.67}
+    end |= {"online_seconds": 1234.56, "offline_seconds": 1234.56}
+    plan._show(cast(Any, None), {"network": "loopback", "rows": rows, "own": end, "planned": end})
+    shown = lines()
+    assert sum("800.0 MB  800.0 MB  123.456  0.00123" in line for line in shown) == 3
+    assert [line.split()[0] for line in shown[-3:]] == ["on", "the", "as"]
+    groups = [{"model": "bert-base", "layers": 12, "seq": 128, "network": name, "preset": preset, "rounds": 1234,
+               "online_seconds": 1234.5, "offline_seconds": 1234.5, "bytes_sent": 10**9, "bytes_from_dealer": 10**10}
+              for name in ("lan", "wan") for preset in PRESETS]  # fmt: skip
+    assert max(map(len, apart(groups, []))) <= 80
+    doctor._show(Finding("client", "disk", Verdict.warning, "much " * 30, "do this and that " * 8))
+    shown = lines()
+    assert shown[1].startswith(" " * 10 + "much") and shown[-1].startswith(" " * 13) and len(shown) == 5
+
+
 def test_generated_text(capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer: Any = SimpleNamespace(
         end_of_text=None, stream=lambda: SimpleNamespace(push=lambda token: EVIL, finish=lambda: "\n")
     )
-    writer = generate._Writer("a prompt\n", tokenizer)
-    writer.push(1, Watcher(None, quiet=True))
-    writer.finish()
+    writer, words = Writer("a prompt\n", Watcher(None, quiet=True)), Words(tokenizer)
+    writer.write(words.push(1))
+    writer.finish(words.finish())
     assert capsys.readouterr().out == f"a prompt\n{SEEN}\n\n"
 
 

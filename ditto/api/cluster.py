@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -21,6 +21,7 @@ from ditto.errors import UnknownModel
 from ditto.models import architecture_of
 from ditto.names import check_name
 from ditto.net.config import ClientConfig
+from ditto.net.emulation import Network
 from ditto.net.emulation import network as profile
 
 if TYPE_CHECKING:
@@ -134,9 +135,16 @@ def local(*, threads: int = 1, network: str | None = None) -> Cluster:
     What is shared with them is gone with them. Models that this user imported before are shared when they are asked
     for first.
     """
-    emulated, servers = profile(network) if network else None, contextlib.ExitStack()
+    return _local(threads, profile(network) if network else None)
+
+
+def _local(
+    threads: int, network: Network | None = None, waiting: Callable[[list[str]], None] = lambda late: None
+) -> Cluster:
+    """`waiting` hears, again and again, which servers do not answer yet."""
+    servers = contextlib.ExitStack()
     try:
-        running = servers.enter_context(embedded(threads, network=emulated))
+        running = servers.enter_context(embedded(threads, network=network, waiting=waiting))
         return Cluster(running.client_config(), [running.root / "models", models_dir()], servers, bring=True)
     except BaseException:
         servers.close()

@@ -12,7 +12,8 @@ import typer
 import typer.main
 
 import ditto
-from ditto.cli.common import UNWRITABLE, ErrorGroup, exit_codes_help, unwritable
+from ditto.cli.common import ErrorGroup, exit_codes_help
+from ditto.cli.streams import UNWRITABLE, open_closed, settle, unwritable
 from ditto.errors import StorageError
 from ditto.wall import count_from_the_process
 
@@ -90,6 +91,7 @@ def _terminated(signum: int, frame: Any) -> None:
 def main() -> None:
     """Entry point of the console script."""
     count_from_the_process()
+    open_closed()
     # imports leave some hundred thousand objects: to look through them for garbage again and again, and once more at
     # the end, takes a command half a second
     gc.set_threshold(50_000)
@@ -101,5 +103,8 @@ def main() -> None:
     except OSError as error:  # help, which no command prints
         if error.errno not in UNWRITABLE:
             raise
-        sys.stderr.write(f"error ({StorageError.code}): {unwritable(error)}\n")
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"error ({StorageError.code}): {unwritable(error)}\n")
         sys.exit(StorageError.exit_code)
+    finally:
+        settle()

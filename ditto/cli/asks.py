@@ -8,7 +8,7 @@ from ditto.cli.answer_file import AnswerFile
 from ditto.cli.jobs import Job
 from ditto.cli.run import Run, document
 from ditto.cli.texts import Questions
-from ditto.client.verdict import Verdict, together, verdict
+from ditto.client.verdict import Verdict, kind_of, together, verdict
 from ditto.wall import Wall
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def enter(
         asks.wrong += job.places
     if reference is not None:
         asks.worst = max(asks.worst, max_abs_error(values, reference))
-        asks.verdicts.append(verdict(asks.reader.answer.value, values, reference))
+        asks.verdicts.append(verdict(kind_of(asks.reader.description), values, reference))
     if written is None:
         asks.results |= dict(zip(job.places, values, strict=True))
         asks.reference |= dict(zip(job.places, reference or [], strict=False))

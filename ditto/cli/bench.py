@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ditto.cli import generate as generated
+from ditto.cli import generating
 from ditto.cli.bench_presets import presets, read_ranges
 from ditto.cli.common import PRESET_HELP, Json, ReportFile, TraceFile, emit, note, out
 from ditto.cli.report import CostFiles, print_costs
 from ditto.cli.run import Run, Watcher, document, run_batch, watching
-from ditto.client.local_cluster import embedded
+from ditto.cli.waiting import servers
 from ditto.errors import UsageError
 from ditto.net.emulation import network as profile
 from ditto.report.pieces import size
@@ -79,7 +80,7 @@ def model(
     runs: list[Run] = []
     documents: list[dict[str, Any]] = []
     with (
-        embedded(threads=threads, network=emulated) as cluster,
+        servers(threads, json, emulated) as cluster,
         Client(cluster.client_config(), in_turns=in_turns) as client,
     ):
         say("sharing the weights")
@@ -127,7 +128,7 @@ def _generate(
     result = generate(
         client, description, Prompts(batch.ids, [seq] * count), plan, Sampler(), on_event=lambda e: watcher.event(e)
     )
-    return generated.document(result, description, plan, network, None)
+    return generating.document(result, description, plan, network, None)
 
 
 def _show(summary: dict[str, Any], memory: dict[str, int | None]) -> None:

@@ -13,11 +13,11 @@ import ditto
 from ditto import files
 from ditto.cli.common import note, out
 from ditto.cli.run import Run, run_batch, watching
-from ditto.client.local_cluster import embedded
+from ditto.cli.waiting import servers
 from ditto.errors import UsageError
 from ditto.net.emulation import Network
 from ditto.net.emulation import network as profile
-from ditto.report.presets import markdown, plot, row_of
+from ditto.report.presets import apart, markdown, plot, row_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -136,7 +136,7 @@ def presets(
             files.write(out_dir / "results.json", json.dumps(document, indent=1) + "\n")
             files.write(out_dir / "results.md", markdown(document["rows"], rows_of_peers) + "\n")
     paths = plot(document["rows"], out_dir)
-    out.print((out_dir / "results.md").read_text())
+    out.print("\n".join(apart(document["rows"], rows_of_peers)))  # the file has all networks side by side, too
     out.print(f"written: {out_dir}/results.json, results.md and {len(paths)} plots")
 
 
@@ -156,7 +156,7 @@ def _measure(
 
     rows = []
     with (
-        embedded(threads=threads, network=emulated) as cluster,
+        servers(threads, False, emulated) as cluster,
         Client(cluster.client_config(), in_turns=True) as client,
     ):
         descriptions = {}

@@ -6,12 +6,11 @@ import typer
 from rich.table import Table
 
 from ditto.cli.common import Json, emit, note, one_line, out
-from ditto.cli.waiting import waiting
+from ditto.cli.waiting import awaited, waiting
 from ditto.client.home import home
 from ditto.client.local_cluster import Cluster, Process
 from ditto.client.status import ask
 from ditto.errors import DittoError
-from ditto.names import SERVERS
 from ditto.net.emulation import network as profile
 from ditto.report.pieces import size
 
@@ -36,9 +35,7 @@ def up(
     cluster = Cluster(home(), note)
     cluster.configure(threads=threads, network=profile(network) if network else None, record=record)
     with waiting(json) as say:
-        processes = cluster.up(
-            timeout, lambda late: say(f"waiting for {', '.join(late)}", len(SERVERS) - len(late), len(SERVERS))
-        )
+        processes = cluster.up(timeout, awaited(say))
     _show(cluster, processes, json)
 
 

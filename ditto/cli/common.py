@@ -1,11 +1,11 @@
 """What every command shares: options, output, errors, the client of the configured cluster."""
 
 import contextlib
-import errno
 import json
-import os
 import re
 import sys
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
+from ditto.cli.streams import UNWRITABLE, is_terminal, unread, unwritable
 from ditto.errors import EXIT_CODES, DittoError, Interrupted, OutOfRange, StorageError, UsageError
 from ditto.names import PRESETS
 
@@ -68,18 +69,26 @@ class Terminal(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(visible(text), **options)
 
+    def on_broken_pipe(self) -> None:
+        raise  # by `ErrorGroup`: rich would end the process here
 
-out = Terminal(soft_wrap=not sys.stdout.isatty())
-err = Terminal(stderr=True, soft_wrap=not sys.stderr.isatty())
 
-
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EBADF)
+out = Terminal(soft_wrap=not is_terminal(sys.stdout))
+err = Terminal(stderr=True, soft_wrap=not is_terminal(sys.stderr))
 
 
 class ErrorGroup(TyperGroup):
     """A group whose commands end with the exit code of the error they meet."""
 
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        with _read_or_ended():
+            return super().make_context(*args, **options)
+
     def invoke(self, ctx: Any) -> Any:
+        with _read_or_ended():
+            return self._invoke(ctx)
+
+    def _invoke(self, ctx: Any) -> Any:
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()  # a full disk behind it is an error of the command, not of the interpreter's end
@@ -95,15 +104,21 @@ class ErrorGroup(TyperGroup):
                 known = unwritable(error)
             else:
                 raise
-            err.print(Text.assemble(("error", "bold red"), f" ({known.code}): {indented(str(known))}"))
+            with contextlib.suppress(OSError):  # the exit code says it all the same
+                err.print(Text.assemble(("error", "bold red"), f" ({known.code}): {indented(str(known))}"))
             raise typer.Exit(known.exit_code) from None
 
 
-def unwritable(error: OSError) -> StorageError:
-    """Of what a command prints. Nothing more is written there: the interpreter would try at its end."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return StorageError(f"cannot write to standard output: {error.strerror}")
+@contextlib.contextmanager
+def _read_or_ended() -> Iterator[None]:
+    """Where nobody reads what is printed any more, the command ends without a word, as usual tools do."""
+    try:
+        yield
+    except (BrokenPipeError, SystemExit) as error:
+        # rich, printing help, ends the process by itself
+        if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
+            raise typer.Exit(unread()) from None
+        raise
 
 
 def exit_codes_help() -> str:
@@ -119,6 +134,14 @@ def emit(document: Any) -> None:
 def note(text: str) -> None:
     """A line on what is happening, on stderr."""
     err.print(indented(text))
+
+
+def hanging(text: str, column: int) -> str:
+    """On a terminal, what does not fit goes on below the beginning of the text, which is at `column`."""
+    if out.soft_wrap:
+        return text
+    lines = textwrap.wrap(text, max(out.width - column, 20), break_on_hyphens=False)
+    return f"\n{' ' * column}".join(lines)
 
 
 def check_strict(strict: bool, range_check: bool) -> None:

@@ -16,7 +16,7 @@ from ditto.cli.common import Json, emit, note, out
 from ditto.cli.report import print_costs
 from ditto.cli.run import Run, document, encode_all, network_of, run_batch, watching
 from ditto.cli.texts import pair_up
-from ditto.client.local_cluster import embedded
+from ditto.cli.waiting import servers
 from ditto.errors import BadCheckpoint, UsageError
 from ditto.report.pieces import size
 
@@ -41,12 +41,12 @@ PAIRS = (
 )
 NEXT = """
 Where to go next
-  ditto cluster up                                     four servers that stay
-  ditto model import DIR --calibrate FILE --name NAME  your own BERT, from a Hugging Face directory
-  ditto model share NAME                               each party gets its share of the weights
-  ditto infer --model NAME --text "…" --check          ask it, and compare with plaintext
-  ditto generate --model NAME --prompt "…"             continue a text with a GPT-2
-  docs/protocol.md                                     why this is private, and what is not protected"""
+  ditto cluster up                          four servers that stay
+  ditto model import DIR --calibrate FILE   your own BERT, from Hugging Face
+  ditto model share NAME                    each party gets its share of it
+  ditto infer --model NAME --text "…"       --check compares with plaintext
+  ditto generate --model NAME --prompt "…"  continue a text with a GPT-2
+  docs/protocol.md                          why this is private, and what is not"""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def demo(
     batches = encode_all(loaded.tokenizer(), question.texts, description.dimensions.positions)
     run = Run()
     say("2. start a dealer, two parties and a coordinator, with mutual TLS")
-    with embedded(threads=threads) as cluster, Client(cluster.client_config()) as client:
+    with servers(threads, json) as cluster, Client(cluster.client_config()) as client:
         numbers = sum(w.numel() for w in question.weights.values())
         say(f"3. share {numbers:,} weights: party 0 gets a seed, party 1 the masked difference")
         client.share_model(description, question.weights)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from ditto.cli.common import Json, emit, one_line, out
+from ditto.cli.common import Json, emit, hanging, one_line, out
 
 if TYPE_CHECKING:
     from ditto.doctor.finding import Finding
@@ -73,6 +73,6 @@ def _findings(config: Path | None, server: Path | None) -> "Iterator[Finding]":
 
 def _show(finding: "Finding") -> None:
     mark = Text(f"  {finding.verdict.value:<8}", style=STYLES[finding.verdict.value])
-    out.print(Text.assemble(mark, f"{finding.check}: ", one_line(finding.found)))
+    out.print(Text.assemble(mark, hanging(f"{finding.check}: {one_line(finding.found)}", 10)))
     if finding.advice:
-        out.print(f"          -> {one_line(finding.advice)}")
+        out.print(f"          -> {hanging(one_line(finding.advice), 13)}")

@@ -14,8 +14,9 @@ from ditto.cli.asked import asking, settings_for
 from ditto.cli.common import ConfigFile, Json, RangeCheck, emit, note, out
 from ditto.cli.evaluate_show import Watcher, show
 from ditto.cli.run import network_of
+from ditto.cli.waiting import servers
 from ditto.client import store
-from ditto.client.local_cluster import client_config, embedded
+from ditto.client.local_cluster import client_config
 from ditto.errors import DittoError, Interrupted, UsageError
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def evaluate(
         watcher = stack.enter_context(Watcher(subject, modes, before, len(rows), quiet=json))
         deadline = began + 60 * minutes if minutes is not None else float("inf")
         try:
-            asks = _asks(asked, modes, cluster, stack, say) if jobs else {}
+            asks = _asks(asked, modes, cluster, stack, json) if jobs else {}
             watcher.start()
             for records in run(subject, asks, jobs):
                 found.add(records)
@@ -278,7 +279,7 @@ class _Cluster:
 
 
 def _asks(
-    asked: _Asked, modes: list[str], cluster: _Cluster, stack: contextlib.ExitStack, say: Callable[[str], None]
+    asked: _Asked, modes: list[str], cluster: _Cluster, stack: contextlib.ExitStack, quiet: bool
 ) -> "dict[str, Ask]":
     """What each mode asks. Of `mpc`, servers that were started here end with `stack`."""
     from ditto.client.client import Client
@@ -294,8 +295,9 @@ def _asks(
         asks["plain"] = by_interpreter(asked.description, weights, asked.tables)
     if "mpc" in modes:
         if cluster.local:
-            say("starting a dealer, two parties and a coordinator, and sharing the model")
-            settings = stack.enter_context(embedded(threads=cluster.threads)).client_config()
+            if not quiet:
+                note("starting a dealer, two parties and a coordinator, and sharing the model")
+            settings = stack.enter_context(servers(cluster.threads, quiet)).client_config()
         else:
             settings = client_config(cluster.config)
         client = stack.enter_context(Client(settings))

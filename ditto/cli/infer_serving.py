@@ -4,65 +4,32 @@ It says it in lines of JSON as it comes: notes, the jobs' shapes, programs' leng
 the document of `--json` with the lines that people read.
 """
 
-import asyncio
-import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from ditto.api.threads import ended, whole
+from ditto.api.threads import whole
 from ditto.cli.asked import served
 from ditto.cli.asks import Asks, enter, said_first, summary_of, warning_of
 from ditto.cli.infer_served import PATH
 from ditto.cli.jobs import answer, jobs_of, tokenized
 from ditto.cli.run import network_of
 from ditto.cli.said import Reader
+from ditto.cli.serving import asked_by_socket, said_as_it_comes
 from ditto.cli.texts import Question, Questions
-from ditto.errors import DittoError, UnknownModel, UsageError
+from ditto.errors import UsageError
 from ditto.models import Answer, load_checkpoint
-from ditto.serve.body import read
-from ditto.serve.leaving import Lines
 from ditto.serve.state import State
 from ditto.wall import Wall
 
 
 async def _endpoint(request: Request) -> Response:
-    """By the socket only."""
-    if request.scope.get("state", {}).get("unix") is not True:
-        raise UnknownModel("Not Found")
-    document = await read(request)
-    return Lines(_answered(request.app.state.ditto, document))
-
-
-async def _answered(state: State, document: dict[str, Any]) -> AsyncIterator[str]:
-    """What `_infer` says, then an end or an error, whoever reads it how fast."""
-    ready: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
-    loop = asyncio.get_running_loop()
-
-    def say(line: dict[str, Any] | None) -> None:  # from any thread, in order
-        loop.call_soon_threadsafe(ready.put_nowait, line)
-
-    async def work() -> None:
-        try:
-            async with state.turns.place():
-                await _infer(state, document, say)
-            say({"end": True})
-        except DittoError as error:
-            say({"error": {"code": error.code, "message": str(error), "peer": error.peer}})
-        finally:
-            say(None)
-
-    task = asyncio.ensure_future(work())
-    try:
-        while (line := await ready.get()) is not None:
-            yield json.dumps(line)
-        await task
-    finally:
-        task.cancel()
-        await ended(task)
+    document = await asked_by_socket(request)
+    state: State = request.app.state.ditto
+    return said_as_it_comes(state, lambda say: _infer(state, document, say))
 
 
 async def _infer(state: State, document: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> None:

@@ -13,7 +13,7 @@ from ditto.cli.model_check import check
 from ditto.cli.model_show import SHORT, show
 from ditto.cli.plan import For, MachineFile, Tolerance, check_objective, machine_at, planned
 from ditto.cli.texts import read_file, read_lines
-from ditto.cli.waiting import waiting
+from ditto.cli.waiting import texts_done, waiting
 from ditto.client import hub, store
 from ditto.errors import DittoError, UsageError
 from ditto.names import check_name
@@ -126,12 +126,15 @@ def import_(
         how = f"calibrating on {len(texts)} texts{more}" if texts else "as distilled"
         note(f"{dir}: {checkpoint.class_name}; {how}")
     say: Callable[[str], None] = (lambda text: None) if json else note
-    calibration = calibrated_on(checkpoint, texts, hard=not only_mine) if calibrate else None
+    calibration = None
+    if calibrate:
+        with waiting(json) as wait:
+            calibration = calibrated_on(checkpoint, texts, hard=not only_mine, progress=texts_done(wait))
     batches = calibration.batches if calibration else []
     measured = batches_of(checkpoint, others) if held_out else batches
     choose = None
     if emulated or sensitivity is not None or tolerance is not None:
-        rates = machine_at(machine, False, say) if emulated else None
+        rates = machine_at(machine, False, json) if emulated else None
         choose = _chooser(emulated, objective, tolerance, rates, seq, sensitivity, batches, say)
     ready = None if calibrate else with_its_ranges(checkpoint, known, preset, embeddings.value)
     made = post_train(checkpoint, known, calibration, chosen.name, embeddings.value, choose, ready)

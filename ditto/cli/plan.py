@@ -9,6 +9,7 @@ from rich.table import Table
 
 from ditto.cli.common import Json, emit, note, one_line, out
 from ditto.cli.texts import read_file
+from ditto.cli.waiting import texts_done, waiting
 from ditto.client import store
 from ditto.client.home import home
 from ditto.errors import UsageError
@@ -42,7 +43,7 @@ MachineFile = Annotated[
 ]
 
 
-def machine_at(path: Path | None, measure: bool, say: Callable[[str], None]) -> "Machine":
+def machine_at(path: Path | None, measure: bool, quiet: bool) -> "Machine":
     """The profile of a file, else this machine's: measured if asked for or not yet there."""
     from ditto.planning import machine
 
@@ -50,16 +51,18 @@ def machine_at(path: Path | None, measure: bool, say: Callable[[str], None]) -> 
     if measure or (path is None and not target.exists()):
         from ditto.planning.measure import measure as measured
 
-        say("measuring this machine, once; keep it quiet meanwhile")
-        machine.write(target, measured(say))
+        if not quiet:
+            note("measuring this machine, once; keep it quiet meanwhile")
+        with waiting(quiet) as say:
+            machine.write(target, measured(say))
     return machine.read(target)
 
 
-def description_at(model: str, calibrate: Path | None) -> "Description":
+def description_at(model: str, calibrate: Path | None, quiet: bool) -> "Description":
     """Of an imported model's name, a description's file, or a checkpoint's directory, calibrated here."""
     path = Path(model)
     if path.is_dir():
-        return _calibrated(path, calibrate)
+        return _calibrated(path, calibrate, quiet)
     if path.suffix == ".json" or path.is_file():
         from ditto.models import parse
 
@@ -67,7 +70,7 @@ def description_at(model: str, calibrate: Path | None) -> "Description":
     return store.load(model).description
 
 
-def _calibrated(path: Path, calibrate: Path | None) -> "Description":
+def _calibrated(path: Path, calibrate: Path | None, quiet: bool) -> "Description":
     from ditto.cli.demo import calibration_texts
     from ditto.models import load_checkpoint
     from ditto.models.calibration import calibrate as calibrated_on
@@ -78,7 +81,9 @@ def _calibrated(path: Path, calibrate: Path | None) -> "Description":
     texts = [line for line in lines if line.strip()]
     if not texts:
         raise UsageError(f"{calibrate}: no sentence in this file")
-    return describe_calibrated(checkpoint, "planned", calibrated_on(checkpoint, texts))[0]
+    with waiting(quiet) as say:
+        calibration = calibrated_on(checkpoint, texts, progress=texts_done(say))
+    return describe_calibrated(checkpoint, "planned", calibration)[0]
 
 
 def planned(
@@ -125,8 +130,8 @@ def plan(
     check_objective(objective)
     emulated = profile(network)
     say: Callable[[str], None] = (lambda text: None) if json else note
-    description = description_at(model, calibrate)
-    found = machine_at(machine, measure, say)
+    description = description_at(model, calibrate, json)
+    found = machine_at(machine, measure, json)
     result = planned(description, emulated, objective, tolerance, found, seq, batch, tokens, say)
     summary = document(result, description, emulated, objective)
     if json:
@@ -182,27 +187,28 @@ def _ends(layers: "list[Demand]", seconds: "Forecast", whole: float) -> dict[str
 
 def _show(result: "Planned", summary: dict[str, Any]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("layer", "part", "choice"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("rounds", "sent by each", "from dealer", "seconds", "error"):
-        table.add_column(heading, justify="right")
+    table.add_column("layer", no_wrap=True)
+    table.add_column("choice")  # the one that gives way on a narrow terminal
+    for heading in ("rounds", "sent", "dealt", "seconds", "error"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in summary["rows"]:
         for option in row["options"]:
             table.add_row(
-                str(row["layer"]), row["part"], _named(option), str(option["rounds"]), size(option["bytes_sent"]),
+                f"{row['layer']} {row['part']}", _named(option), str(option["rounds"]), size(option["bytes_sent"]),
                 size(option["bytes_from_dealer"]), f"{option['seconds']:.3f}", f"{option['error']:.5f}",
                 style="bold" if option["taken"] else "",
             )  # fmt: skip
     if summary["rows"]:
         out.print(table)
         out.print(
-            "bold: taken; seconds: what the job takes more for this part; error: relative, of the part's result\n"
+            "bold: taken; sent: by each party; dealt: to both; seconds: what the job takes more for this part; error: "
+            "relative, of the part's result\n"
         )
     ends = Table(box=None, pad_edge=False, header_style="bold")
     ends.add_column(f"on {one_line(summary['network'])}")
     for heading in ("rounds", "sent by each", "from dealer", "online s", "offline s", "in all s"):
         ends.add_column(heading, justify="right")
-    for name, key in (("as the preset does", "own"), ("as planned", "planned")):
+    for name, key in (("the preset's", "own"), ("as planned", "planned")):
         end = summary[key]
         ends.add_row(
             name, str(end["rounds"]), size(end["bytes_sent"]), size(end["bytes_from_dealer"]),

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from ditto.cli.common import err, note, one_line
 from ditto.cli.report import duration, max_abs_error, merge
-from ditto.client.verdict import verdict
+from ditto.client.verdict import kind_of, verdict
 from ditto.net.config import DEFAULT_PORTS, ClientConfig
 from ditto.net.emulation import Network
 from ditto.net.emulation import network as profile
@@ -169,8 +169,6 @@ def encode_all(tokenizer: "Tokenizer", texts: "Sequence[Text]", max_length: int)
 
 def document(run: Run, description: "Description", network: str, *, checked: bool) -> dict[str, Any]:
     """The fields that `infer --json`, `bench model --json` and `demo --json` share."""
-    from ditto.models import architecture_of
-
     result: dict[str, Any] = {
         "model": description.name,
         "owner": run.report["owner"],
@@ -185,8 +183,7 @@ def document(run: Run, description: "Description", network: str, *, checked: boo
     if checked:
         result["plaintext_output"] = run.reference
         result["max_abs_error"] = max_abs_error(run.results, run.reference)
-        kind = architecture_of(description.architecture).answer.value
-        result |= verdict(kind, run.results, run.reference).document()
+        result |= verdict(kind_of(description), run.results, run.reference).document()
     return (
         result
         | {key: run.report[key] for key in ("jobs", "online", "offline", "layers", "operations", "traffic")}

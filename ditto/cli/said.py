@@ -1,16 +1,14 @@
 """What a model's values say of a text: fields for JSON, a line for people."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from ditto.api.reading import chosen, is_multi_label, is_score, probabilities
+from ditto.api.reading import chosen, is_multi_label, is_score, probabilities, span, words
 from ditto.cli.common import one_line
 
 if TYPE_CHECKING:
     from ditto.models import Answer, Description, Dimensions
-    from ditto.models.tokenizer import Piece, Text, Tokenizer
+    from ditto.models.tokenizer import Text, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -32,11 +30,14 @@ class Reader:
         d = self.description.dimensions
         if self.answer == "labels":
             return _labels(values, d)
+        if self.answer not in ("tokens", "span"):
+            return {}
+        pieces = self.tokenizer.pieces(text, len(values))
         if self.answer == "tokens":
-            return {"words": self._words(text, values)}
-        if self.answer == "span":
-            return {"span": self._span(text, values)}
-        return {}
+            found = words(text, pieces, values, d)
+            return {"words": [{"word": w.text, "label": w.label, "probability": w.probability} for w in found]}
+        best = span(text, pieces, values)
+        return {"span": {"text": best.text, "tokens": [best.first, best.last], "start": best.start, "end": best.end}}
 
     def line(self, text: "Text", values: list[Any]) -> str:
         """The same in words."""
@@ -44,10 +45,9 @@ class Reader:
         if "words" in found:
             return " ".join(f"{one_line(row['word'])}/{one_line(row['label'])}" for row in found["words"])
         if "span" in found:
-            span = found["span"]
-            first, last = span["tokens"]
+            best, (first, last) = found["span"], found["span"]["tokens"]
             return (
-                f"{one_line(span['text'])!r}  (tokens {first} to {last}, {span['start']:+.3f} and {span['end']:+.3f})"
+                f"{one_line(best['text'])!r}  (tokens {first} to {last}, {best['start']:+.3f} and {best['end']:+.3f})"
             )
         if "score" in found:
             return f"{found['score']:+.4f}"
@@ -60,39 +60,6 @@ class Reader:
         head = ", ".join(f"{value:+.4f}" for value in values[:6])
         return f"[{head}, …]  {len(values)} numbers; --json prints them all"
 
-    def _words(self, text: "Text", values: list[list[float]]) -> list[dict[str, Any]]:
-        """A word has the label of its first token, as is usual; special tokens have none."""
-        pieces = self.tokenizer.pieces(text, len(values))
-        labels = self.description.dimensions.labels
-        words = []
-        for (segment, word), rows in groupby(enumerate(pieces), key=lambda row: (row[1].segment, row[1].word)):
-            tokens = list(rows)
-            if segment is None or word is None:
-                continue
-            at, logits = tokens[0][0], values[tokens[0][0]]
-            best = _best(logits)
-            words.append(
-                {
-                    "word": _between(text, pieces[at], pieces[tokens[-1][0]]),
-                    "label": labels[best],
-                    "probability": probabilities(logits, self.description.dimensions)[best],
-                }
-            )
-        return words
-
-    def _span(self, text: "Text", values: list[list[float]]) -> dict[str, Any]:
-        """The likeliest span that does not end before it starts: its characters, its tokens, its two logits."""
-        starts, ends = zip(*values, strict=True)
-        first = max(range(len(starts)), key=lambda i: starts[i] + max(ends[i:]))
-        last = first + _best(ends[first:])
-        pieces = self.tokenizer.pieces(text, len(values))
-        return {
-            "text": _between(text, pieces[first], pieces[last]),
-            "tokens": [first, last],
-            "start": starts[first],
-            "end": ends[last],
-        }
-
 
 def _labels(logits: list[float], d: "Dimensions") -> dict[str, Any]:
     if len(d.labels) == 1:
@@ -103,15 +70,3 @@ def _labels(logits: list[float], d: "Dimensions") -> dict[str, Any]:
     found = chosen(likely, d)
     said: dict[str, Any] = {"labels": list(found)} if is_multi_label(d) else {"label": found[0]}
     return said | {"probabilities": dict(zip(d.labels, likely, strict=True))}
-
-
-def _between(text: "Text", first: "Piece", last: "Piece") -> str:
-    """The characters from one token to another of the same segment; none for special tokens, or across segments."""
-    if first.segment is None or first.segment != last.segment:
-        return ""
-    segment = text if isinstance(text, str) else text[first.segment]
-    return segment[first.start : last.end].strip()
-
-
-def _best(logits: Sequence[float]) -> int:
-    return max(range(len(logits)), key=logits.__getitem__)

@@ -51,32 +51,40 @@ def serve(
     if model and not local:
         raise UsageError("--model: only with --local; a cluster serves what is shared with it")
     import ditto
-    from ditto.cli import infer_serving
+    from ditto.cli import generate_serving, infer_serving
     from ditto.serve import neighbours
     from ditto.serve.app import application
     from ditto.serve.server import Server, listening
     from ditto.serve.state import State
 
     warnings.simplefilter("ignore", RangeWarning)  # answers say it
-    with listening(host, port, home()) as here:
+    with listening(host, port, home()) as here, _own(threads, json) if local else ditto.connect(config) as cluster:
         if local:
-            note("starting four servers")
-        with ditto.local(threads=threads) if local else ditto.connect(config) as cluster:
-            if local:
-                _bring(cluster, model or [])
-            state = State(cluster, waiting=waiting, strict=strict)
-            hosts = [host, *(allow_host or [])]
-            app = application(state, key=key, hosts=hosts, neighbour=neighbours.ours, more=infer_serving.ROUTES)
-            named = None if local else os.path.abspath(config or home() / "configs" / "client.yaml")
+            _bring(cluster, model or [])
+        state = State(cluster, waiting=waiting, strict=strict)
+        hosts = [host, *(allow_host or [])]
+        more = [*infer_serving.ROUTES, *generate_serving.ROUTES]
+        app = application(state, key=key, hosts=hosts, neighbour=neighbours.ours, more=more)
+        named = None if local else os.path.abspath(config or home() / "configs" / "client.yaml")
 
-            def ready(said: dict[str, Any]) -> None:
-                if json:
-                    emit(said)
-                else:
-                    out.print(said["address"])
-                out.file.flush()
+        def ready(said: dict[str, Any]) -> None:
+            if json:
+                emit(said)
+            else:
+                out.print(said["address"])
+            out.file.flush()
 
-            Server(app, here, home(), named, ready).until_signal()
+        Server(app, here, home(), named, ready).until_signal()
+
+
+def _own(threads: int, quiet: bool) -> "Cluster":
+    """As `ditto.local`; which servers are awaited is said."""
+    from ditto.api.cluster import _local
+    from ditto.cli.waiting import awaited, waiting
+
+    note("starting four servers")
+    with waiting(quiet) as say:
+        return _local(threads, waiting=awaited(say))
 
 
 def _bring(cluster: "Cluster", names: list[str]) -> None:

@@ -314,13 +314,17 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def embedded(threads: int = 1, timeout: float = 60, network: Network | None = None) -> Iterator[Cluster]:
-    """A cluster of real processes in a temporary directory; stopped and removed when the block ends."""
+def embedded(
+    threads: int = 1, timeout: float = 60, network: Network | None = None,
+    waiting: Callable[[list[str]], None] = lambda late: None,
+) -> Iterator[Cluster]:  # fmt: skip
+    """A cluster of real processes in a temporary directory; stopped and removed when the block ends. `waiting` as of
+    `Cluster.up`."""
     root = Path(tempfile.mkdtemp(prefix="ditto-"))
     cluster = Cluster(root)
     try:
         cluster.configure(ports=_free_ports(), threads=threads, network=network)
-        cluster.up(timeout)
+        cluster.up(timeout, waiting)
         yield cluster
     finally:
         cluster.down()

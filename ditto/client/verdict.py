@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-# Of vectors the least cosine; of labels the largest difference of a probability (softmax); of a single score that of
-# the score. What fixed point and tables cost is far less than SAME; an answer whose values left their ranges is mostly
-# far from CLOSE (docs/calibration.md).
+if TYPE_CHECKING:
+    from ditto.models import Description
+
+# Of vectors the least cosine; of labels the largest difference of a probability (softmax, or a sigmoid where several
+# may be right); of scores that of a score. What fixed point and tables cost is far less than SAME; an answer whose
+# values left their ranges is mostly far from CLOSE (docs/calibration.md).
 SAME_COSINE, CLOSE_COSINE = 0.999, 0.98
 SAME_PROBABILITY, CLOSE_PROBABILITY = 0.02, 0.1
 SAME_SCORE, CLOSE_SCORE = 0.05, 0.2
@@ -36,20 +39,31 @@ class Verdict:
         }  # fmt: skip
 
 
+def kind_of(description: Description) -> str:
+    """What `verdict` is to compare of this model's answers."""
+    from ditto.models import architecture_of
+    from ditto.models.description import is_multi_label, is_score
+
+    kind, d = architecture_of(description.architecture).answer.value, description.dimensions
+    if kind != "labels":
+        return kind
+    return "scores" if is_score(d) else "several" if is_multi_label(d) else kind
+
+
 def verdict(kind: str, answers: Sequence[Any], reference: Sequence[Any]) -> Verdict:
     """Of one answer a text; `kind` as `ditto.models.Answer` has it: "vector" [H], "labels" [L], "tokens" [N, L], "span"
-    [N, 2] a text.
+    [N, 2] a text; or "scores" [L], and "several" [L] where each label is right or not.
 
     Same: every cosine is at least SAME_COSINE; all labels agree and no probability differs by more than
-    SAME_PROBABILITY; no score of a model with one output does by more than SAME_SCORE. Close: likewise, where a label
-    may differ, since plaintext was in doubt about it.
+    SAME_PROBABILITY; no score does by more than SAME_SCORE. Close: likewise, where a label may differ, since plaintext
+    was in doubt about it.
     """
     pairs = list(zip(_rows(kind, answers), _rows(kind, reference), strict=True))
     if kind == "vector":
         cosine = min((_cosine(*pair) for pair in pairs), default=1.0)
         return _graded(cosine >= SAME_COSINE, cosine >= CLOSE_COSINE, f"cosine {cosine:.4f} (least)", cosine=cosine)
-    if all(len(x) == 1 for x, _ in pairs):
-        most = _most(abs(x[0] - y[0]) for x, y in pairs)
+    if kind == "scores" or all(len(x) == 1 for x, _ in pairs):
+        most = _most(abs(p - q) for x, y in pairs for p, q in zip(x, y, strict=True))
         return _graded(most <= SAME_SCORE, most <= CLOSE_SCORE, f"scores differ by {most:.4f} at most")
     most = _most(abs(p - q) for x, y in pairs for p, q in zip(_softmax(x), _softmax(y), strict=True))
     same, of = sum(_best(x) == _best(y) for x, y in pairs), len(pairs)
@@ -74,7 +88,9 @@ def _graded(same: bool, close: bool, told: str, **found: Any) -> Verdict:
 
 
 def _rows(kind: str, answers: Sequence[Any]) -> list[Row]:
-    """What has one label each: texts, tokens, or of spans starts and ends."""
+    """What has one label each: texts, tokens, of spans starts and ends; where several may be right, each label."""
+    if kind == "several":  # the sigmoid of x is the softmax of (x, 0)
+        return [(x, 0.0) for text in answers for x in text]
     if kind == "tokens":
         return [token for text in answers for token in text]
     if kind == "span":

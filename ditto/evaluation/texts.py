@@ -12,6 +12,7 @@ from ditto.errors import EmptyText, TextTooLong, UsageError
 from ditto.evaluation.subject import Difference
 from ditto.models import Dimensions
 from ditto.models.architecture import Answer
+from ditto.models.description import is_multi_label, is_score
 from ditto.models.tokenizer import Batch, Row, Text, Tokenizer, padded, padded_width
 from ditto.train.data import Example, Task
 from ditto.train.metrics import OF_CLASSES, OF_SCORES
@@ -100,6 +101,13 @@ def _checked(examples: Sequence[Example], answer: Answer, d: Dimensions, task: T
         if (task and task.labels) or pairs != {True}:
             raise UsageError("a model that answers with vectors is evaluated on pairs with scores, as stsb's")
         return []
+    if is_multi_label(d):
+        raise UsageError(
+            f"a model whose labels may be right at once, or none of them ({_few(d.labels)}): texts are evaluated by "
+            "one label or one score each; `ditto infer --file FILE --jsonl` says each label's probability"
+        )
+    if is_score(d) and len(d.labels) > 1:
+        raise UsageError(f"a model of {len(d.labels)} scores ({_few(d.labels)}): texts are evaluated by one each")
     if len(d.labels) == 1:
         if task and task.labels:
             raise UsageError(f"task {task.name} has {len(task.labels)} labels, the model answers with one score")

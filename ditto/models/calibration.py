@@ -3,7 +3,7 @@ the hard texts that come with ditto. What those texts are is said in numbers, an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
@@ -93,19 +93,26 @@ class Calibration:
     assessment: Assessment
 
 
-def calibrate(checkpoint: Checkpoint, texts: Sequence[Text], hard: bool = True) -> Calibration:
-    """On texts (or pairs), and ditto's hard ones if wanted. Raises as `batches_of` does."""
+def calibrate(
+    checkpoint: Checkpoint, texts: Sequence[Text], hard: bool = True,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> Calibration:  # fmt: skip
+    """On texts (or pairs), and ditto's hard ones if wanted. `progress` hears how many of all texts are done. Raises as
+    `batches_of` does."""
     batches = batches_of(checkpoint, texts)
     tokenizer, own, seen = checkpoint.tokenizer(), Seen(), Seen()
-    values = []
-    for batch in batches:
+    more = hard_batches(checkpoint, tokenizer, texts) if hard else []
+    of, values = len(batches) + len(more), []
+    for done, batch in enumerate(batches):
+        progress(done, of)
         one = seen_of(checkpoint, [batch])
         values.append(one.values())
         own.add(one)
     seen.add(own)
-    more = hard_batches(checkpoint, tokenizer, texts) if hard else []
-    for batch in more:
+    for done, batch in enumerate(more, len(batches)):
+        progress(done, of)
         seen.add(seen_of(checkpoint, [batch]), HARD_PART)
+    progress(of, of)
     seen.widen(learnt(values))
     found = _assessed(checkpoint, tokenizer, [t for t in texts if not isinstance(t, str) or t.strip()])
     return Calibration(seen, own, batches, replace(found, hard=len(more), held_out=held_out(values)))

@@ -72,6 +72,16 @@ class Dimensions(_Public):
         return self
 
 
+def is_score(d: Dimensions) -> bool:
+    """Are a text's outputs numbers as they are, without labels that one could choose among?"""
+    return len(d.labels) == 1 or d.problem_type == "regression"
+
+
+def is_multi_label(d: Dimensions) -> bool:
+    """May several labels of a text be right at once, or none?"""
+    return d.problem_type == "multi_label_classification" and not is_score(d)
+
+
 class NormRange(_Public):
     """A LayerNorm: largest |x| of its input (also less its mean) and of its result, least and largest variance."""
 

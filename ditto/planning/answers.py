@@ -15,7 +15,7 @@ from ditto.engine.program import Program, Step
 from ditto.functions.fit import Fits
 from ditto.models.architecture import Answer, Tensors, Texts
 from ditto.models.checkpoint import Checkpoint
-from ditto.models.description import Description
+from ditto.models.description import Description, is_multi_label, is_score
 from ditto.models.ranges import silent
 from ditto.models.registry import architecture_of, encode_inputs, generates
 from ditto.models.tokenizer import Batch, Prompts
@@ -128,16 +128,21 @@ def _real(batch: Texts) -> Tensor:
 def loss_of(description: Description, group: Group, got: Tensor) -> float:
     """Of an answer against the floats', a mean over texts or tokens that are there.
 
-    Of hidden states 1 - cosine by token; of one score its square difference; of logits the divergence
-    KL(softmax want, softmax got), over a text's tokens where they name a place in it.
+    Of hidden states 1 - cosine by token; of scores their square difference, a mean over them; of logits the divergence
+    KL(softmax want, softmax got), over a text's tokens where they name a place in it. Where several labels of a text
+    may be right, the sum of each one's divergence, which is that of all of them together.
     """
     kind, real, want = architecture_of(description.architecture).answer, group.real, group.want
-    got = got.reshape(want.shape)
+    got, d = got.reshape(want.shape), description.dimensions
     match kind:
         case Answer.vector:
             return float((1 - F.cosine_similarity(got[real], want[real], dim=-1)).mean())
-        case Answer.labels if want.shape[-1] == 1:
+        case Answer.labels if want.shape[-1] == 1 or is_score(d):
             return float((got - want).square().mean())
+        case Answer.labels if is_multi_label(d):
+            # the sigmoid of x is the softmax of (x, 0)
+            of_each, got = (torch.stack((x, torch.zeros_like(x)), -1) for x in (want, got))
+            return want.shape[-1] * _divergence(of_each, got)
         case Answer.labels:
             return _divergence(want, got)
         case Answer.span:

@@ -33,7 +33,7 @@ SWEEPS = 60
 FLOOR = 0.005  # seconds that are added to both sides of a ratio: shorter phases of a layer say little
 VOCABULARY = 16_384  # large enough for openings of megabytes, by which bytes sent are told from rounds
 
-Say = Callable[[str], None]
+Say = Callable[[str, int, int], None]  # what is done now, and how many of how many steps were before
 
 
 class Shape(NamedTuple):
@@ -60,6 +60,9 @@ def _checkpoint(shape: Shape, layers: int = 1) -> Checkpoint:
     return random_weights(shape.architecture, d)
 
 
+STEPS = len(TIMED) + 1 + 1 + len(ASKED)  # models by themselves, four servers, models on these
+
+
 def measure(say: Say) -> Machine:
     """About a minute, on all cores: what else runs is measured, too."""
     tune_memory()
@@ -70,8 +73,8 @@ def measure(say: Say) -> Machine:
 
 def _samples(say: Say) -> list[Sample]:
     samples: list[Sample] = []
-    for shape in (*TIMED, GENERATING):
-        say(f"timing operations: {shape.architecture}, {shape.hidden} wide, {shape.tokens} tokens")
+    for done, shape in enumerate((*TIMED, GENERATING)):
+        say(f"timing operations: {shape.architecture}, {shape.hidden} wide, {shape.tokens} tokens", done, STEPS)
         description, *_ = scaled_model(_checkpoint(shape), "timing", shape.tokens)
         program = compile_stage(description, Plan(1, shape.tokens))
         samples += _quickest([stopwatch(program) for _ in range(PROGRAMS)])
@@ -105,9 +108,10 @@ class Asked(NamedTuple):
 def _jobs(say: Say) -> Callable[[Machine], list[Asked]]:
     """On loopback, medians of JOBS of each model."""
     runs: list[tuple[Description, Shape, list[Forecast]]] = []
+    say("starting four servers", STEPS - len(ASKED) - 1, STEPS)
     with embedded(network=network("loopback")) as cluster, Client(cluster.client_config(), in_turns=True) as client:
         for number, shape in enumerate(ASKED):
-            say(f"timing jobs: {shape.hidden} wide, {shape.tokens} tokens")
+            say(f"timing jobs: {shape.hidden} wide, {shape.tokens} tokens", STEPS - len(ASKED) + number, STEPS)
             description, weights, _ = scaled_model(_checkpoint(shape, 2), f"timing-{number}", shape.tokens)
             client.share_model(description, weights)
             inputs = partial(_inputs, description, _words(shape.tokens))

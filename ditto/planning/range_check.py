@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ditto.client.verdict import verdict
+from ditto.client.verdict import kind_of, verdict
 from ditto.engine.plain import plain_weights, run_plain
 from ditto.engine.plan import Plan
 from ditto.engine.program import GUARD, PART, Program, Step
@@ -102,7 +102,7 @@ class Checker:
         compared = [one for one in checked if one.reference is not None]
         if not compared:
             return None
-        kind = "labels" if self._kind is Answer.text else self._kind.value  # of GPT-2, the next token
+        kind = "labels" if self._kind is Answer.text else kind_of(self.description)  # of GPT-2, the next token
         return verdict(kind, [one.answer for one in compared], [one.reference for one in compared]).document()
 
     def document(self, found: Sequence[tuple[int, Checked]]) -> dict[str, Any]:

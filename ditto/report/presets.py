@@ -65,10 +65,15 @@ def ratio(rows: list[Row], slow: str, fast: str, key: str) -> float | None:
 
 def markdown(rows: list[Row], peers: list[Row]) -> str:
     """Tables for people, one for each group, with the ratios that the paper claims below each."""
-    parts = together(rows) if len(groups(rows)) > 1 else []
+    return "\n".join([*(together(rows) if len(groups(rows)) > 1 else []), *apart(rows, peers)])
+
+
+def apart(rows: list[Row], peers: list[Row]) -> list[str]:
+    """One table a group; of ditto's own rows none is wider than 80 characters."""
+    parts = []
     for (model, layers, seq, network), group in groups(rows).items():
         parts += [f"## {model}, {layers} layers, {seq} tokens, {network}", ""]
-        parts += ["| preset | online s | offline s | rounds | MB sent by each party | MB from the dealer |"]
+        parts += ["| preset | online s | offline s | rounds | MB sent by each | MB from dealer |"]
         parts += ["|---|---|---|---|---|---|"]
         parts += [
             f"| `{r['preset']}` | {r['online_seconds']:.2f} | {r['offline_seconds']:.2f} | {r['rounds']} "
@@ -78,7 +83,7 @@ def markdown(rows: list[Row], peers: list[Row]) -> str:
         alike = [p for p in peers if (p.get("model"), p.get("layers"), p.get("seq")) == (model, layers, seq)]
         parts += [_peer(p) for p in alike if network == "loopback" and "error" not in p]
         parts += ["", *_ratios(group), ""]
-    return "\n".join(parts)
+    return parts
 
 
 def together(rows: list[Row]) -> list[str]:

@@ -20,6 +20,7 @@ from ditto.serve import place
 
 PATIENCE = 2.0  # seconds until a server that is there takes a connection and begins to answer
 LONGEST = 64 << 20  # bytes of a line: the answers of one command
+HEADERS = {"content-type": "application/json", "host": "localhost"}
 Line = dict[str, Any]
 
 
@@ -34,8 +35,7 @@ def ask(home: Path, path: str, document: Line, take: Callable[[Line], None]) -> 
         return False
     try:
         try:
-            headers = {"content-type": "application/json", "host": "localhost"}
-            line.request("POST", path, json.dumps(document).encode(), headers)
+            line.request("POST", path, json.dumps(document).encode(), HEADERS)
             answer = line.getresponse()
         except (OSError, http.client.HTTPException):
             return False  # it ended just now
@@ -54,6 +54,21 @@ def ask(home: Path, path: str, document: Line, take: Callable[[Line], None]) -> 
         if not ended:
             raise PeerLost("ditto serve ended before its answer did")
         return True
+    finally:
+        line.close()
+
+
+def tell(home: Path, path: str, document: Line) -> None:
+    """The same where nothing is answered: whoever does not hear it, or not in time, does not."""
+    line = _connected(home)
+    if line is None:
+        return
+    try:
+        line.sock.settimeout(PATIENCE)
+        line.request("POST", path, json.dumps(document).encode(), HEADERS)
+        line.getresponse()
+    except (OSError, http.client.HTTPException):
+        pass
     finally:
         line.close()
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ditto.api.reading import chosen, is_score, probabilities
+from ditto.api.reading import chosen, is_score, probabilities, span, words
 from ditto.client.sent import Counts, Elements, Input, Sent, entropy
 from ditto.errors import Busy, DittoError
 from ditto.report.drawing import Scale, Span, axis
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from ditto.api.model import Model
-    from ditto.models.tokenizer import Piece, Text, Tokenizer
+    from ditto.models.tokenizer import Text, Tokenizer
 
 GRID = 1500  # stretches of computing and waiting that the whole timeline is drawn with, at most
 HEX = 512  # bytes of each share that are shown as they are
@@ -73,20 +73,10 @@ def answer(model: Model, tokenizer: Tokenizer, texts: list[Text], values: list[A
         return {"kind": "labels", "chosen": found, "labels": sorted(named, key=lambda row: -float(row["probability"]))}
     pieces = tokenizer.pieces(text, len(value))
     if model.kind == "tokens":
-        rows = [(piece, d.labels[int(np.argmax(logits))]) for piece, logits in zip(pieces, value, strict=False)]
-        tokens = [{"token": _between(text, piece, piece), "label": label} for piece, label in rows]
-        return {"kind": "tokens", "tokens": [token for token in tokens if token["token"]]}
-    starts, ends = zip(*value, strict=True)
-    first = max(range(len(starts)), key=lambda i: starts[i] + max(ends[i:]))
-    last = first + int(np.argmax(ends[first:]))  # a span does not end before it starts
-    return {"kind": "span", "text": _between(text, pieces[first], pieces[last]), "first": first, "last": last}
-
-
-def _between(text: Text, first: Piece, last: Piece) -> str:
-    """The characters from one token to another; none of special tokens, or across segments."""
-    if first.segment is None or first.segment != last.segment:
-        return ""
-    return (text if isinstance(text, str) else text[first.segment])[first.start : last.end].strip()
+        rows = words(text, pieces, value, d)
+        return {"kind": "tokens", "tokens": [{"token": row.text, "label": row.label} for row in rows]}
+    best = span(text, pieces, value)
+    return {"kind": "span", "text": best.text, "first": best.first, "last": best.last}
 
 
 # Costs --------------------------------------------------------------------------------------------

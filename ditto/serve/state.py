@@ -141,10 +141,11 @@ class State:
         self.count(model, report, len(values))
         return Answered(values, batch.mask.sum(1).tolist(), report)
 
-    async def job(self, work: Callable[[], Any]) -> Any:
-        """Call what runs one job, in a thread, when it is its turn. Only within `turns.place`."""
+    async def job(self, work: Callable[[], Any], stop: Callable[[], None] = lambda: None) -> Any:
+        """Call what runs one job, in a thread, when it is its turn. Only within `turns.place`. Who is cancelled calls
+        `stop` and waits for its end."""
         async with self.turns.turn():
-            return await whole(work)
+            return await whole(work, stop)
 
     def count(self, model: Model, report: dict[str, Any], texts: int) -> None:
         """A job that is done. Raises OutOfRange where `strict` says so."""
