@@ -219,7 +219,7 @@ def _enlarge(source: Path) -> None:
         ("labels", [[math.nan]], [[0.5]], "different", "scores differ by inf"),
         ("scores", [[1.0, 9.0]], [[1.0, 9.1]], "close", "scores differ by 0.1000"),
         ("several", [[3.0, 0.01, -3.0]], [[3.0, -0.01, -3.0]], "close", "2 of 3 labels agree"),
-        ("several", [[9.0, -4.0]], [[4.0, -9.0]], "same", "2 of 2 labels agree, probabilities differ by 0.0179"),
+        ("several", [[9.0, -4.0]], [[4.0, -9.0]], "same", "2 of 2 labels agree, probabilities within 0.0179"),
         ("tokens", [[[0.0, 5.0], [5.0, 0.0]]], [[[0.0, 5.0], [0.0, 5.0]]], "different", "1 of 2 labels agree"),
         ("span", [[[9.0, 0.0], [0.0, 9.0]]], [[[9.0, 0.0], [0.0, 9.0]]], "same", "2 of 2 labels agree"),
     ],
