@@ -2,7 +2,8 @@
 
 The processes are started detached, with their process ids in `cluster.json`; any later `ditto` command finds them
 there. One command at a time changes a cluster: others wait for its lock. `embedded()` is the same in a temporary
-directory on free ports, gone when the block ends.
+directory on free ports, gone when the block ends; its servers are forked from one process that loads their programs
+once (`ditto.client.together`), and known as any others.
 """
 
 import contextlib
@@ -26,6 +27,7 @@ import yaml
 from ditto import files
 from ditto.client import pids
 from ditto.client.home import home as home
+from ditto.client.together import Together
 from ditto.errors import CertificateError, ClusterError, ConfigError, DittoError
 from ditto.names import PARTIES, ROLES, SERVERS
 from ditto.net import certs
@@ -175,18 +177,24 @@ class Cluster:
         except TimeoutError:
             raise ClusterError(f"another command has been at work on {self.root} for {timeout:.0f} s") from None
 
-    def up(self, timeout: float = 60, waiting: Callable[[list[str]], None] = lambda _: None) -> list[Process]:
+    def up(
+        self, timeout: float = 60, waiting: Callable[[list[str]], None] = lambda _: None,
+        together: Together | None = None,
+    ) -> list[Process]:  # fmt: skip
         """Start what does not run and wait until every server answers its health check.
 
         If one does not, those that this call started are stopped again; what ran before runs on. `waiting` hears, again
-        and again, which roles do not answer yet.
+        and again, which roles do not answer yet. `together` forks all servers, of which none runs.
         """
         files.make_directory(self.logs)
         with self._alone():
             before, started = self._running(), dict[str, psutil.Process]()
             try:
+                if together is not None:
+                    self._fork(together, timeout)
+                    started = self._running()
                 for role in SERVERS:
-                    if role not in before:
+                    if role not in before | started:
                         self._refuse_taken_port(role)
                         started[role] = self._start(role)
                         pids.write(self._state, self._pids() | {role: started[role].pid})
@@ -257,6 +265,20 @@ class Cluster:
             named = ", ".join(f"{role} (process {running[role].pid})" for role in left)
             raise ClusterError(f"cannot be stopped: {named}")
 
+    def together(self, threads: int) -> Together:
+        """What will fork all servers; their configurations may still be to be written."""
+        files.make_directory(self.logs)
+        return Together({role: self._command(role) for role in SERVERS}, self.logs, threads)
+
+    def _fork(self, together: Together, timeout: float) -> None:
+        """Raises ClusterError unless all are forked; on record are those that were in any case."""
+        try:
+            forked = together.fork(timeout)
+        finally:
+            pids.write(self._state, together.pids)
+        if not forked:
+            raise ClusterError(f"the servers could not be started; {self._log_tail('together')}")
+
     def _start(self, role: str) -> psutil.Process:
         threads = self._threads(role)
         # The server's own thread count decides; OpenMP would otherwise take every core for each process.
@@ -314,16 +336,25 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def embedded(threads: int = 1, timeout: float = 60, network: Network | None = None) -> Iterator[Cluster]:
-    """A cluster of real processes in a temporary directory; stopped and removed when the block ends."""
+def embedded(
+    threads: int = 1, timeout: float = 60, network: Network | None = None, meanwhile: Callable[[], None] = lambda: None
+) -> Iterator[Cluster]:
+    """A cluster of real processes in a temporary directory; stopped and removed when the block ends.
+
+    `meanwhile`: what there is to do here while the servers' programs are loaded.
+    """
     root = Path(tempfile.mkdtemp(prefix="ditto-"))
-    cluster = Cluster(root)
     try:
-        cluster.configure(ports=_free_ports(), threads=threads, network=network)
-        cluster.up(timeout)
-        yield cluster
+        cluster = Cluster(root)
+        with cluster.together(threads) as together:
+            try:
+                meanwhile()
+                cluster.configure(ports=_free_ports(), threads=threads, network=network)
+                cluster.up(timeout, together=together)
+                yield cluster
+            finally:
+                cluster.down()
     finally:
-        cluster.down()
         shutil.rmtree(root, ignore_errors=True)
 
 
