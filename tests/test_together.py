@@ -146,7 +146,7 @@ def test_two_clusters_at_once() -> None:
 
 def test_interrupted_before_and_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Cluster(tmp_path)
-    with pytest.raises(KeyboardInterrupt), cluster.together(1):
+    with pytest.raises(KeyboardInterrupt), together.Together(tmp_path, 1):
         raise KeyboardInterrupt
     assert not left_of(tmp_path)
     cluster.configure(ports=_free_ports())
@@ -159,7 +159,7 @@ def test_interrupted_before_and_in_the_middle(tmp_path: Path, monkeypatch: pytes
         raise KeyboardInterrupt
 
     monkeypatch.setattr(together.Together, "_hear", interrupted)
-    with pytest.raises(KeyboardInterrupt), cluster.together(1) as servers:
+    with pytest.raises(KeyboardInterrupt), together.Together(tmp_path, 1) as servers:
         cluster.up(together=servers)
     known = {entry["pid"] for entry in state_of(cluster).values()}
     assert known and known == set(servers_of(cluster))
@@ -172,7 +172,7 @@ def test_what_cannot_be_loaded_says_why(tmp_path: Path, monkeypatch: pytest.Monk
     cluster.configure(ports=_free_ports())
     with (
         pytest.raises(ClusterError, match=r"could not be started[\s\S]*parties\.absent"),
-        cluster.together(1) as servers,
+        together.Together(tmp_path, 1) as servers,
     ):
         cluster.up(together=servers)
     assert not left_of(tmp_path)
@@ -183,6 +183,9 @@ def test_one_that_does_not_start_ends_the_others(tmp_path: Path) -> None:
     cluster.configure(ports=_free_ports())
     path = cluster.config_path("coordinator")
     path.write_text(path.read_text() + "nonsense: 1\n")
-    with pytest.raises(ClusterError, match=r"coordinator stopped[\s\S]*nonsense"), cluster.together(1) as servers:
+    with (
+        pytest.raises(ClusterError, match=r"coordinator stopped[\s\S]*nonsense"),
+        together.Together(tmp_path, 1) as servers,
+    ):
         cluster.up(together=servers)
     assert not left_of(tmp_path) and not (tmp_path / "cluster.json").exists()

@@ -1,14 +1,11 @@
-"""Four servers of one's own: while they start, what their client needs is loaded."""
+"""Four servers of one's own: they start before what their client needs is loaded."""
 
 from __future__ import annotations
 
 import contextlib
-from importlib import import_module
 from typing import TYPE_CHECKING
 
-from ditto.client.local_cluster import embedded
-from ditto.client.store import models_dir
-from ditto.net.emulation import network as profile
+from ditto.client.together import starting
 
 if TYPE_CHECKING:
     from ditto.api.cluster import Cluster
@@ -21,17 +18,16 @@ def local(*, threads: int = 1, network: str | None = None) -> Cluster:
     What is shared with them is gone with them. Models that this user imported before are shared when they are asked
     for first.
     """
-    emulated, servers = profile(network) if network else None, contextlib.ExitStack()
+    servers = contextlib.ExitStack()
     try:
-        running = servers.enter_context(embedded(threads, network=emulated, meanwhile=_load))
-        from ditto.api.cluster import Cluster
+        place = servers.enter_context(starting(threads))
+        from ditto.api.cluster import Cluster  # with torch, as the servers do at the same time
+        from ditto.client.local_cluster import serving
+        from ditto.client.store import models_dir
+        from ditto.net.emulation import network as profile
 
+        running = servers.enter_context(serving(place, network=profile(network) if network else None))
         return Cluster(running.client_config(), [running.root / "models", models_dir()], servers, bring=True)
     except BaseException:
         servers.close()
         raise
-
-
-def _load() -> None:
-    """What loads torch, as every server does at the same time."""
-    import_module("ditto.api.cluster")

@@ -10,11 +10,8 @@ import contextlib
 import os
 import re
 import secrets
-import shutil
 import socket
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,7 +24,7 @@ import yaml
 from ditto import files
 from ditto.client import pids
 from ditto.client.home import home as home
-from ditto.client.together import Together
+from ditto.client.together import CONFIGS, LOGS, MODULES, Place, Together, command, starting
 from ditto.errors import CertificateError, ClusterError, ConfigError, DittoError
 from ditto.names import PARTIES, ROLES, SERVERS
 from ditto.net import certs
@@ -36,7 +33,6 @@ from ditto.net.documents import read_yaml
 from ditto.net.emulation import Network
 from ditto.net.transport import connect, open_channel
 
-MODULES = {"dealer": "parties.dealer", "coordinator": "parties.coordinator"} | dict.fromkeys(PARTIES, "parties.party")
 SHAPED = ("dealer", *PARTIES, "client")  # whose configuration names the network; the client's for reports
 
 
@@ -73,8 +69,8 @@ class Cluster:
         """`say` is told what a user should know while a command waits."""
         self.root = root.absolute()
         self.certs = self.root / "certs"
-        self.configs = self.root / "configs"
-        self.logs = self.root / "logs"
+        self.configs = self.root / CONFIGS
+        self.logs = self.root / LOGS
         self._state = self.root / "cluster.json"
         self._say = say
 
@@ -265,11 +261,6 @@ class Cluster:
             named = ", ".join(f"{role} (process {running[role].pid})" for role in left)
             raise ClusterError(f"cannot be stopped: {named}")
 
-    def together(self, threads: int) -> Together:
-        """What will fork all servers; their configurations may still be to be written."""
-        files.make_directory(self.logs)
-        return Together({role: self._command(role) for role in SERVERS}, self.logs, threads)
-
     def _fork(self, together: Together, timeout: float) -> None:
         """Raises ClusterError unless all are forked; on record are those that were in any case."""
         try:
@@ -294,9 +285,8 @@ class Cluster:
         return str(read_yaml(self.config_path(role)).get("threads", 1))
 
     def _command(self, role: str) -> list[str]:
-        """What starts a server; its own process, no shell or parent that stays in between. The last three words are
-        how the process is known again."""
-        return [sys.executable, "-m", MODULES[role], str(self.config_path(role).resolve())]
+        """What starts a server, and how its process is known again."""
+        return command(role, self.config_path(role))
 
     def _refuse_taken_port(self, role: str, patience: float = 5) -> None:
         """A killed server's port is open until the last of its threads has ended, which may be after it is gone."""
@@ -336,26 +326,22 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def embedded(
-    threads: int = 1, timeout: float = 60, network: Network | None = None, meanwhile: Callable[[], None] = lambda: None
-) -> Iterator[Cluster]:
-    """A cluster of real processes in a temporary directory; stopped and removed when the block ends.
+def embedded(threads: int = 1, timeout: float = 60, network: Network | None = None) -> Iterator[Cluster]:
+    """A cluster of real processes in a temporary directory; stopped and removed when the block ends."""
+    with starting(threads) as place, serving(place, timeout, network) as cluster:
+        yield cluster
 
-    `meanwhile`: what there is to do here while the servers' programs are loaded.
-    """
-    root = Path(tempfile.mkdtemp(prefix="ditto-"))
+
+@contextlib.contextmanager
+def serving(place: Place, timeout: float = 60, network: Network | None = None) -> Iterator[Cluster]:
+    """The cluster that starts there; stopped when the block ends."""
+    cluster = Cluster(place.root)
     try:
-        cluster = Cluster(root)
-        with cluster.together(threads) as together:
-            try:
-                meanwhile()
-                cluster.configure(ports=_free_ports(), threads=threads, network=network)
-                cluster.up(timeout, together=together)
-                yield cluster
-            finally:
-                cluster.down()
+        cluster.configure(ports=_free_ports(), threads=place.threads, network=network)
+        cluster.up(timeout, together=place.together)
+        yield cluster
     finally:
-        shutil.rmtree(root, ignore_errors=True)
+        cluster.down()
 
 
 def _listening(host: str, port: int) -> bool:

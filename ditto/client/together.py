@@ -1,19 +1,34 @@
-"""Servers of this machine, forked from one process that loads their programs once (`parties.together`)."""
+"""Servers of this machine, forked from one process that loads their programs once (`parties.together`).
+
+This module loads next to nothing, so that the process is under way while its client loads the rest.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import select
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
+
+from ditto.names import PARTIES, SERVERS
 
 MODULE = "parties.together"
+MODULES = {"dealer": "parties.dealer", "coordinator": "parties.coordinator"} | dict.fromkeys(PARTIES, "parties.party")
+CONFIGS, LOGS = "configs", "logs"  # directories of a cluster
+
+
+def command(role: str, config: Path) -> list[str]:
+    """What starts a server; its own process, no shell or parent that stays in between. The last three words are how the
+    process is known again."""
+    return [sys.executable, "-m", MODULES[role], str(config.resolve())]
 
 
 class Together:
@@ -22,13 +37,16 @@ class Together:
     A context manager. A server that it forked is not ended by the end of the block: whoever stops it does so within.
     """
 
-    def __init__(self, commands: Mapping[str, list[str]], logs: Path, threads: int) -> None:
-        """`commands`: by role, what would start the server by itself (`python -m MODULE CONFIG`). `threads`: of each;
-        OpenMP would otherwise take every core for each process. Output goes to `logs`/ROLE.log."""
+    def __init__(self, root: Path, threads: int) -> None:
+        """Of the cluster in `root`, whose configurations need not be there yet. `threads`: of each server; OpenMP would
+        otherwise take every core for each process."""
         self.pids: dict[str, int] = {}  # by role, of what was forked
-        self._roles = {command[-1]: role for role, command in commands.items()}
+        logs = root / LOGS
+        logs.mkdir(exist_ok=True)
+        commands = {role: command(role, root / CONFIGS / f"{role}.yaml") for role in SERVERS}
+        self._roles = {words[-1]: role for role, words in commands.items()}
         self._said = b""
-        words = [word for role, command in commands.items() for word in (*command[-2:], str(logs / f"{role}.log"))]
+        words = [word for role, its in commands.items() for word in (*its[-2:], str(logs / f"{role}.log"))]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         with (logs / "together.log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -74,3 +92,20 @@ class Together:
         for line in self._said.decode().splitlines():
             config, pid = line.rsplit(" ", 1)
             self.pids[self._roles[config]] = int(pid)
+
+
+class Place(NamedTuple):
+    root: Path
+    together: Together
+    threads: int
+
+
+@contextlib.contextmanager
+def starting(threads: int) -> Iterator[Place]:
+    """A temporary directory, gone when the block ends, and what will fork the servers of a cluster in it."""
+    root = Path(tempfile.mkdtemp(prefix="ditto-"))
+    try:
+        with Together(root, threads) as together:
+            yield Place(root, together, threads)
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
