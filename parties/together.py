@@ -1,6 +1,7 @@
 """`python -m parties.together (MODULE CONFIG LOG)…`: the mains of several servers, loaded once and forked.
 
-1. Load what every server needs. Nothing of that starts a thread, opens a connection or draws a secret.
+1. Load what every server needs, and time the kernels of products, which each would do again. Nothing of that starts a
+   thread, opens a connection or draws a secret.
 2. Wait for a byte on standard input: the configurations are written. Without one, end: nobody wants the servers.
 3. Fork a process for each. It has a session, a log and random numbers of its own, says `CONFIG PID` on what was
    standard output, and is then the server, as `python -m MODULE CONFIG` would be. The same stands in its command line.
@@ -12,6 +13,7 @@ Where the command line cannot be changed, where there are threads before a fork,
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import sys
@@ -19,10 +21,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from ditto.net.config import CoordinatorConfig, DealerConfig, PartyConfig
+from ditto.ring.kernels import kernel_of
 from ditto.service.process import main
 from parties import coordinator, dealer, party
 
+CARRIERS = (16, 32, 64)  # of rings
 MAINS: dict[str, Callable[[], int]] = {
     "parties.coordinator": lambda: main(CoordinatorConfig, coordinator.start),
     "parties.dealer": lambda: main(DealerConfig, dealer.start),
@@ -40,6 +46,10 @@ class Server(NamedTuple):
 
 def run(servers: Sequence[Server]) -> int:
     """Returns in every process: in a server with its exit code, in the first when all servers have ended."""
+    # 1
+    if torch.get_num_threads() == 1:  # else there would be threads
+        for size in CARRIERS:
+            kernel_of(size)
     gc.collect()
     gc.freeze()  # or the first collection in a server would write to, and so copy, every page of objects
     # 2
@@ -122,7 +132,7 @@ def _point(descriptor: int, path: str) -> None:
 def _note(log: str, code: int) -> None:
     if code:
         how = f"exit code {code}" if code > 0 else f"signal {-code}"
-        with open(log, "a", encoding="utf-8") as out:
+        with contextlib.suppress(OSError), open(log, "a", encoding="utf-8") as out:
             out.write(f"ended by {how}\n")
 
 

@@ -189,8 +189,9 @@ class Cluster:
                 if together is not None:
                     self._fork(together, timeout)
                     started = self._running()
+                    return self._until_serving(timeout, waiting)
                 for role in SERVERS:
-                    if role not in before | started:
+                    if role not in before:
                         self._refuse_taken_port(role)
                         started[role] = self._start(role)
                         pids.write(self._state, self._pids() | {role: started[role].pid})
