@@ -17,8 +17,9 @@ TYPE_CHECKING = False  # as typing has it, which takes longer to load than all t
 if TYPE_CHECKING:
     from ditto import aio, errors
     from ditto.api.answers import Answer, Classification, Cost, Layer, ModelInfo, Phase, Token
-    from ditto.api.cluster import Cluster, connect, local
+    from ditto.api.cluster import Cluster, connect
     from ditto.api.generation import Generation
+    from ditto.api.local import local
     from ditto.api.model import Model
 
 __version__ = "0.1.0"
@@ -36,7 +37,7 @@ _WHERE = {
     "Token": "ditto.api.answers",
     "Cluster": "ditto.api.cluster",
     "connect": "ditto.api.cluster",
-    "local": "ditto.api.cluster",
+    "local": "ditto.api.local",
     "Generation": "ditto.api.generation",
     "Model": "ditto.api.model",
 }

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from ditto.client.local_cluster import MODULES
+from ditto.client.together import MODULES
 from ditto.engine import job, sharing, weights
 from ditto.net.config import CoordinatorConfig, DealerConfig, PartyConfig
 from ditto.ops import guard

@@ -71,16 +71,17 @@ class Place:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     where = tmp_path_factory.mktemp("checkpoints")
     found = {name: checkpoint(where / name, kind, **changed) for name, (kind, changed) in KINDS.items()}
-    before = set(psutil.Process().children())
+    before = set(psutil.Process().children(recursive=True))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DITTO_HOME", str(tmp_path_factory.mktemp("home")))
         patch.delenv("DITTO_CONFIG", raising=False)
         with ditto.local() as cluster:
-            started = set(psutil.Process().children()) - before
+            started = set(psutil.Process().children(recursive=True)) - before
             for name, path in found.items():
                 assert cluster.share(path, name, calibrate=[*TEXTS, *PAIRS]).name == name
             yield Place(cluster, cluster._models[0].parent, found)
-        assert len(started) == 4 and not any(process.is_running() for process in started)
+        # the servers and what forked them
+        assert len(started) == 5 and not any(process.is_running() for process in started)
         cluster.close()
 
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 from tiny import small_shapes
 
-from ditto.client import local_cluster
+from ditto.client import together
 from ditto.client.client import Client
 from ditto.client.generation import generate
-from ditto.client.local_cluster import embedded
+from ditto.client.local_cluster import Cluster, embedded
 from ditto.client.sampling import Sampler
 from ditto.errors import PeerLost
 from ditto.models import Description, Plan, encode_inputs, random_model
@@ -60,7 +60,7 @@ def twice(lines: list[Line]) -> list[tuple[Any, ...]]:
 class World:
     """A recorded cluster, two clients, and a model of each that both may ask."""
 
-    def __init__(self, cluster: local_cluster.Cluster, records: Path) -> None:
+    def __init__(self, cluster: Cluster, records: Path) -> None:
         self.cluster, self._records = cluster, records
         self.clients = {name: self._client(name) for name in ("alice", "bob")}
         self.models: dict[str, Description] = {}
@@ -115,7 +115,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     records = tmp_path_factory.mktemp("records")
     with pytest.MonkeyPatch.context() as patch:
         small_shapes(patch, SEQ, "bert-tiny", "gpt2-tiny")
-        patch.setattr(local_cluster, "MODULES", dict.fromkeys(SERVERS, "recorded"))
+        patch.setattr(together, "MODULES", dict.fromkeys(SERVERS, "recorded"))
         tests = Path(__file__).parent
         patch.setenv("PYTHONPATH", os.pathsep.join([str(tests), str(tests.parent)]))
         patch.setenv("DITTO_RECORD", str(records))

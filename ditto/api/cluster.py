@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -15,14 +15,12 @@ from ditto.api.model import Model
 from ditto.api.public import Public, _public_part, find
 from ditto.api.sharing import import_checkpoint, share
 from ditto.client.client import Client
-from ditto.client.local_cluster import client_config, embedded
+from ditto.client.local_cluster import client_config
 from ditto.client.store import models_dir
 from ditto.errors import UnknownModel
 from ditto.models import architecture_of
 from ditto.names import check_name
 from ditto.net.config import ClientConfig
-from ditto.net.emulation import Network
-from ditto.net.emulation import network as profile
 
 if TYPE_CHECKING:
     from ditto.api.answers import Text
@@ -126,26 +124,3 @@ def connect(config: str | os.PathLike[str] | ClientConfig | None = None) -> Clus
         named = config or os.environ.get("DITTO_CONFIG")
         config = client_config(Path(named) if named else None)
     return Cluster(config, [models_dir()], contextlib.ExitStack())
-
-
-def local(*, threads: int = 1, network: str | None = None) -> Cluster:
-    """Four servers of one's own on this machine, in a temporary directory; stopped and removed by `close`, or when the
-    interpreter ends. `network`: emulate this one.
-
-    What is shared with them is gone with them. Models that this user imported before are shared when they are asked
-    for first.
-    """
-    return _local(threads, profile(network) if network else None)
-
-
-def _local(
-    threads: int, network: Network | None = None, waiting: Callable[[list[str]], None] = lambda late: None
-) -> Cluster:
-    """`waiting` hears, again and again, which servers do not answer yet."""
-    servers = contextlib.ExitStack()
-    try:
-        running = servers.enter_context(embedded(threads, network=network, waiting=waiting))
-        return Cluster(running.client_config(), [running.root / "models", models_dir()], servers, bring=True)
-    except BaseException:
-        servers.close()
-        raise

@@ -79,12 +79,12 @@ def serve(
 
 def _own(threads: int, quiet: bool) -> "Cluster":
     """As `ditto.local`; which servers are awaited is said."""
-    from ditto.api.cluster import _local
+    from ditto.api.local import started
     from ditto.cli.waiting import awaited, waiting
 
     note("starting four servers")
     with waiting(quiet) as say:
-        return _local(threads, waiting=awaited(say))
+        return started(threads, waiting=awaited(say))
 
 
 def _bring(cluster: "Cluster", names: list[str]) -> None:

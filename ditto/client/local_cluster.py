@@ -2,18 +2,16 @@
 
 The processes are started detached, with their process ids in `cluster.json`; any later `ditto` command finds them
 there. One command at a time changes a cluster: others wait for its lock. `embedded()` is the same in a temporary
-directory on free ports, gone when the block ends.
+directory on free ports, gone when the block ends; its servers are forked from one process that loads their programs
+once (`ditto.client.together`), and known as any others.
 """
 
 import contextlib
 import os
 import re
 import secrets
-import shutil
 import socket
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ import yaml
 from ditto import files
 from ditto.client import pids
 from ditto.client.home import home as home
+from ditto.client.together import CONFIGS, LOGS, MODULES, Place, Together, command, starting
 from ditto.errors import CertificateError, ClusterError, ConfigError, DittoError
 from ditto.names import PARTIES, ROLES, SERVERS
 from ditto.net import certs
@@ -34,7 +33,6 @@ from ditto.net.documents import read_yaml
 from ditto.net.emulation import Network
 from ditto.net.transport import connect, open_channel
 
-MODULES = {"dealer": "parties.dealer", "coordinator": "parties.coordinator"} | dict.fromkeys(PARTIES, "parties.party")
 SHAPED = ("dealer", *PARTIES, "client")  # whose configuration names the network; the client's for reports
 
 
@@ -71,8 +69,8 @@ class Cluster:
         """`say` is told what a user should know while a command waits."""
         self.root = root.absolute()
         self.certs = self.root / "certs"
-        self.configs = self.root / "configs"
-        self.logs = self.root / "logs"
+        self.configs = self.root / CONFIGS
+        self.logs = self.root / LOGS
         self._state = self.root / "cluster.json"
         self._say = say
 
@@ -175,16 +173,23 @@ class Cluster:
         except TimeoutError:
             raise ClusterError(f"another command has been at work on {self.root} for {timeout:.0f} s") from None
 
-    def up(self, timeout: float = 60, waiting: Callable[[list[str]], None] = lambda _: None) -> list[Process]:
+    def up(
+        self, timeout: float = 60, waiting: Callable[[list[str]], None] = lambda _: None,
+        together: Together | None = None,
+    ) -> list[Process]:  # fmt: skip
         """Start what does not run and wait until every server answers its health check.
 
         If one does not, those that this call started are stopped again; what ran before runs on. `waiting` hears, again
-        and again, which roles do not answer yet.
+        and again, which roles do not answer yet. `together` forks all servers, of which none runs.
         """
         files.make_directory(self.logs)
         with self._alone():
             before, started = self._running(), dict[str, psutil.Process]()
             try:
+                if together is not None:
+                    self._fork(together, timeout)
+                    started = self._running()
+                    return self._until_serving(timeout, waiting)
                 for role in SERVERS:
                     if role not in before:
                         self._refuse_taken_port(role)
@@ -257,6 +262,15 @@ class Cluster:
             named = ", ".join(f"{role} (process {running[role].pid})" for role in left)
             raise ClusterError(f"cannot be stopped: {named}")
 
+    def _fork(self, together: Together, timeout: float) -> None:
+        """Raises ClusterError unless all are forked; on record are those that were in any case."""
+        try:
+            forked = together.fork(timeout)
+        finally:
+            pids.write(self._state, together.pids)
+        if not forked:
+            raise ClusterError(f"the servers could not be started; {self._log_tail('together')}")
+
     def _start(self, role: str) -> psutil.Process:
         threads = self._threads(role)
         # The server's own thread count decides; OpenMP would otherwise take every core for each process.
@@ -272,9 +286,8 @@ class Cluster:
         return str(read_yaml(self.config_path(role)).get("threads", 1))
 
     def _command(self, role: str) -> list[str]:
-        """What starts a server; its own process, no shell or parent that stays in between. The last three words are
-        how the process is known again."""
-        return [sys.executable, "-m", MODULES[role], str(self.config_path(role).resolve())]
+        """What starts a server, and how its process is known again."""
+        return command(role, self.config_path(role))
 
     def _refuse_taken_port(self, role: str, patience: float = 5) -> None:
         """A killed server's port is open until the last of its threads has ended, which may be after it is gone."""
@@ -320,15 +333,23 @@ def embedded(
 ) -> Iterator[Cluster]:  # fmt: skip
     """A cluster of real processes in a temporary directory; stopped and removed when the block ends. `waiting` as of
     `Cluster.up`."""
-    root = Path(tempfile.mkdtemp(prefix="ditto-"))
-    cluster = Cluster(root)
+    with starting(threads) as place, serving(place, timeout, network, waiting) as cluster:
+        yield cluster
+
+
+@contextlib.contextmanager
+def serving(
+    place: Place, timeout: float = 60, network: Network | None = None,
+    waiting: Callable[[list[str]], None] = lambda late: None,
+) -> Iterator[Cluster]:  # fmt: skip
+    """The cluster that starts there; stopped when the block ends."""
+    cluster = Cluster(place.root)
     try:
-        cluster.configure(ports=_free_ports(), threads=threads, network=network)
-        cluster.up(timeout, waiting)
+        cluster.configure(ports=_free_ports(), threads=place.threads, network=network)
+        cluster.up(timeout, waiting, together=place.together)
         yield cluster
     finally:
         cluster.down()
-        shutil.rmtree(root, ignore_errors=True)
 
 
 def _listening(host: str, port: int) -> bool:

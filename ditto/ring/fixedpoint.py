@@ -9,12 +9,12 @@ from ditto.ring import cast, signed
 
 def encode(x: torch.Tensor, ring: int, frac: int) -> torch.Tensor:
     """Encode reals into Z_2^ring with `frac` fraction bits. Raises OverflowError when a value does not fit."""
-    scaled = torch.floor(x.to(torch.float64) * 2.0**frac + 0.5)
+    scaled = (x.to(torch.float64) * 2.0**frac).add_(0.5).floor_()
     limit = 2.0 ** (ring - 1)
-    if scaled.numel() and (
-        not bool(torch.isfinite(scaled).all()) or bool(((scaled < -limit) | (scaled >= limit)).any())
-    ):
-        raise OverflowError(f"|x| up to {float(x.abs().max()):.4g} does not fit ({ring}, {frac})")
+    if scaled.numel():
+        least, most = map(float, scaled.aminmax())  # NaN where there is one, which is in no interval
+        if not -limit <= least <= most < limit:
+            raise OverflowError(f"|x| up to {float(x.abs().max()):.4g} does not fit ({ring}, {frac})")
     return cast(scaled.to(torch.int64), ring)
 
 
