@@ -185,6 +185,8 @@ class Cluster:
         files.make_directory(self.logs)
         with self._alone():
             before, started = self._running(), dict[str, psutil.Process]()
+            if late := [role for role in SERVERS if role not in before]:
+                waiting(late)
             try:
                 if together is not None:
                     self._fork(together, timeout)
