@@ -68,8 +68,11 @@ def written(cluster: Cluster, tmp_path: Path, **changes: Any) -> Path:
 
 def test_a_cluster_that_is_well(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DITTO_HOME", str(cluster.root))
-    document, code = doctor()
-    wrong = [f for f in document["findings"] if f["verdict"] == "failed"]
+    for _ in range(20):  # party 1 may still be calling party 0
+        document, code = doctor()
+        wrong = [f for f in document["findings"] if f["verdict"] == "failed"]
+        if all(f["check"] != "peer link" for f in wrong):
+            break
     assert not wrong and code == 0, wrong
     found = {(f["subject"], f["check"]): f["found"] for f in document["findings"]}
     for role in SERVERS:
@@ -275,8 +278,9 @@ def test_of_an_earlier_version() -> None:
 def test_a_stopped_party(cluster: Cluster) -> None:
     """The last test of this cluster."""
     pid = next(p.pid for p in cluster.status() if p.role == "party1")
-    psutil.Process(pid).kill()
-    psutil.Process(pid).wait(10)
+    process = psutil.Process(pid)
+    process.kill()
+    process.wait(10)
     document, code = doctor("--config", str(cluster.config_path("client")))
     assert code == 16
     wrong = {(f["subject"], f["check"]) for f in document["findings"] if f["verdict"] == "failed"}

@@ -1,6 +1,7 @@
 """Servers that are forked from one process: known, ended and left alone as those that were started one by one."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -43,7 +44,8 @@ def forked(go: bytes, *names: str, cwd: Path) -> tuple[int, str]:
     """The exit code, and what was said, of the process that forks a server of each name."""
     words = [word for name in names for word in ("parties.party", name, str(cwd / f"{name}.log"))]
     command = [sys.executable, "-c", FORKS, *words]
-    done = subprocess.run(command, input=go, stdout=subprocess.PIPE, timeout=60, check=False)
+    environment = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")  # as `Together` has it
+    done = subprocess.run(command, input=go, stdout=subprocess.PIPE, timeout=60, check=False, env=environment)
     return done.returncode, done.stdout.decode()
 
 

@@ -80,6 +80,7 @@ def generate(
             return
     sampler, settings = wish.sampler(), settings_for(model, config)
     with asking(model, settings) as (client, found):
+        checkpoint = found.checkpoint if check else None
         asked = Asked.of(found.description, found.tokenizer(), wish)
         with interruptible() as stopping, watching(json) as watcher:
             writer = Writer(wish.prompts[0], watcher)
@@ -96,8 +97,8 @@ def generate(
             else:
                 result = asked.run(client, sampler, lambda _: not stopping, watcher.event)
     summary = asked.summary(result, network_of(settings), bool(stopping))
-    if check:
-        summary |= _check(found.checkpoint, asked, result)
+    if checkpoint:
+        summary |= _check(checkpoint, asked, result)
     _print(summary, json)
     files.write(summary, emulated(settings))
     if warning := warning_of(summary):
