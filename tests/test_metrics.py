@@ -159,7 +159,6 @@ def test_an_abandoned_job_counts_as_cancelled(cluster: Cluster, collector: Colle
 def test_status_follows_a_job(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     during: list[dict[str, Any]] = []
     with Client(cluster.client_config()) as client, Client(cluster.client_config()) as other:
-
         start = Client._start
 
         def look(*args: Any) -> None:  # the job waits for its inputs meanwhile, however short it is
