@@ -1,17 +1,15 @@
 """How `ditto serve` answers this user's commands: lines of JSON by its socket, as they come."""
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ditto.api.threads import ended
 from ditto.errors import DittoError, UnknownModel
 from ditto.serve.body import read
-from ditto.serve.leaving import Lines
+from ditto.serve.leaving import Lines, told
 from ditto.serve.state import State
 
 Say = Callable[[dict[str, Any]], None]
@@ -27,31 +25,16 @@ async def asked_by_socket(request: Request) -> dict[str, Any]:
 def said_as_it_comes(state: State, work: Callable[[Say], Awaitable[None]]) -> Response:
     """What `work` says, from any thread, then an end or an error, whoever reads it how fast. It is cancelled when
     nobody does."""
-    return Lines(_said(state, work))
 
+    async def run(tell: Callable[[str], None]) -> None:
+        def say(line: dict[str, Any]) -> None:
+            tell(json.dumps(line))
 
-async def _said(state: State, work: Callable[[Say], Awaitable[None]]) -> AsyncIterator[str]:
-    ready: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
-    loop = asyncio.get_running_loop()
-
-    def say(line: dict[str, Any] | None) -> None:  # in order
-        loop.call_soon_threadsafe(ready.put_nowait, line)
-
-    async def run() -> None:
         try:
             async with state.turns.place():
                 await work(say)
             say({"end": True})
         except DittoError as error:
             say({"error": {"code": error.code, "message": str(error), "peer": error.peer}})
-        finally:
-            say(None)
 
-    task = asyncio.ensure_future(run())
-    try:
-        while (line := await ready.get()) is not None:
-            yield json.dumps(line)
-        await task
-    finally:
-        task.cancel()
-        await ended(task)
+    return Lines(told(run))

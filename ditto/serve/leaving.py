@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from starlette.responses import Response
@@ -86,23 +86,37 @@ async def closed(items: AsyncIterator[Any]) -> None:
         await close()
 
 
-async def flowing(items: AsyncIterator[T]) -> AsyncIterator[T]:
-    """The same items, taken as they come: who reads them slowly does not hold up what makes them."""
+async def told(
+    work: Callable[[Callable[[T], None]], Awaitable[None]], stop: Callable[[], None] = lambda: None
+) -> AsyncGenerator[T, None]:
+    """What `work` tells, from any thread: in order, and however slowly it is read. Raises what `work` ends with. When
+    nobody reads any more, `stop` is called, `work` is cancelled, and its end awaited."""
     ready: asyncio.Queue[T | None] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
 
-    async def fill() -> None:
-        try:
-            async for item in items:
-                ready.put_nowait(item)
-        finally:
-            await closed(items)
-            ready.put_nowait(None)
+    def tell(item: T) -> None:
+        loop.call_soon_threadsafe(ready.put_nowait, item)
 
-    task = asyncio.ensure_future(fill())
+    task = asyncio.ensure_future(work(tell))
+    task.add_done_callback(lambda _: ready.put_nowait(None))
     try:
         while (item := await ready.get()) is not None:
             yield item
         await task
     finally:
+        stop()
         task.cancel()
         await ended(task)
+
+
+def flowing(items: AsyncIterator[T]) -> AsyncGenerator[T, None]:
+    """The same items, taken as they come: who reads them slowly does not hold up what makes them."""
+
+    async def fill(tell: Callable[[T], None]) -> None:
+        try:
+            async for item in items:
+                tell(item)
+        finally:
+            await closed(items)
+
+    return told(fill)

@@ -6,7 +6,6 @@ The files need nothing from elsewhere, and their policy forbids it. They are the
 
 from __future__ import annotations
 
-import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -27,7 +26,7 @@ from ditto.errors import DittoError, Interrupted, UsageError
 from ditto.models import Plan
 from ditto.serve import body, shown
 from ditto.serve.errors import status_of
-from ditto.serve.leaving import Events
+from ditto.serve.leaving import Events, told
 
 if TYPE_CHECKING:
     from ditto.api.model import Model
@@ -97,26 +96,19 @@ async def ask(request: Request) -> Response:
     return Events(_events(lambda put: _answer(state, question, put)))
 
 
-async def _events(work: Callable[[Put], Coroutine[Any, Any, None]]) -> AsyncIterator[str]:
+def _events(work: Callable[[Put], Coroutine[Any, Any, None]]) -> AsyncIterator[str]:
     """What `work` puts, which it may do from any thread. When nobody takes it any more, `put` raises Interrupted."""
-    loop, gone = asyncio.get_running_loop(), threading.Event()
-    waiting: asyncio.Queue[str | None] = asyncio.Queue()
+    gone = threading.Event()
 
-    def put(kind: str, said: dict[str, Any]) -> None:
-        if gone.is_set():
-            raise Interrupted()
-        loop.call_soon_threadsafe(waiting.put_nowait, json.dumps({"event": kind} | said, separators=(",", ":")))
+    def begin(tell: Callable[[str], None]) -> Coroutine[Any, Any, None]:
+        def put(kind: str, said: dict[str, Any]) -> None:
+            if gone.is_set():
+                raise Interrupted()
+            tell(json.dumps({"event": kind} | said, separators=(",", ":")))
 
-    task = asyncio.create_task(work(put))
-    task.add_done_callback(lambda _: waiting.put_nowait(None))
-    try:
-        while (event := await waiting.get()) is not None:
-            yield event
-        await task  # raises what was not to be
-    finally:
-        gone.set()
-        task.cancel()  # if it waits for its turn; a job under way ends with its next event
-        await asyncio.wait([task])
+        return work(put)
+
+    return told(begin, gone.set)  # a job under way ends with its next event
 
 
 async def _answer(state: State, question: Question, put: Put) -> None:
