@@ -51,6 +51,11 @@ PATIENCE = 3.0  # seconds, for why a job ended
 RENEWALS = 5  # of a question whose model got another description meanwhile
 
 
+def _cancelled_here(error: grpc.RpcError) -> bool:
+    """Has this client's watchdog ended the call?"""
+    return "Locally cancelled" in (getattr(error, "details", lambda: "")() or "")
+
+
 @dataclass
 class InferResult:
     """Reconstructed outputs as signed int64, and what the job cost, in all, by layer and by operation.
@@ -309,7 +314,7 @@ class Client(Manager):
                 with self._watchdog.within(longest, call):
                     message = next(call, None)
             except grpc.RpcError as error:
-                if "Locally cancelled" not in (getattr(error, "details", lambda: "")() or ""):
+                if not _cancelled_here(error):
                     raise
                 raise PeerLost(f"coordinator said nothing for {longest:g} s", peer="coordinator") from None
             if message is None:
@@ -327,7 +332,7 @@ class Client(Manager):
                     for _ in call:
                         pass
             except grpc.RpcError as other:
-                if "Locally cancelled" not in (getattr(other, "details", lambda: "")() or ""):
+                if not _cancelled_here(other):
                     raise
             raise error from None
 
