@@ -35,8 +35,8 @@ class Asks:
     results: dict[int, Any] = field(default_factory=dict)  # by place
     reference: dict[int, Any] = field(default_factory=dict)
     wrong: list[int] = field(default_factory=list)  # places whose values left their range
-    worst: float = 0.0  # difference to plaintext
-    verdicts: list[Verdict] = field(default_factory=list)  # by job
+    worst: float = 0.0  # difference to plaintext of answers that were written and not kept
+    verdicts: list[Verdict] = field(default_factory=list)  # on these, by job
 
 
 def said_first(asked: Questions, done: int, jobs: Sequence[Job], cut: set[int]) -> str:
@@ -67,13 +67,13 @@ def enter(
     in_range = report["in_range"]
     if in_range is False:
         asks.wrong += job.places
-    if reference is not None:
-        asks.worst = max(asks.worst, max_abs_error(values, reference))
-        asks.verdicts.append(verdict(kind_of(asks.reader.description), values, reference))
     if written is None:
         asks.results |= dict(zip(job.places, values, strict=True))
         asks.reference |= dict(zip(job.places, reference or [], strict=False))
     else:
+        if reference is not None:
+            asks.worst = max(asks.worst, max_abs_error(values, reference))
+            asks.verdicts.append(verdict(kind_of(asks.reader.description), values, reference))
         written.write([_row(asks, job, i, value, report, reference) for i, value in enumerate(values)])
     asks.run.add([], report, job.width, report["wall_seconds"])
     asks.run.in_range += [in_range] * len(values)
@@ -108,8 +108,6 @@ def summary_of(asks: Asks, description: "Description", network: str, *, kept: bo
     run.reference = [asks.reference[place] for place in range(len(asked))] if kept and asks.check else []
     found = document(run, description, network, checked=asks.check)
     found["texts"] = len(run.in_range)
-    if asks.check:
-        found["max_abs_error"] = asks.worst
     if kept:
         answers = [asks.reader.fields(question.text, run.results[i]) for i, question in enumerate(asked)]
         if any(answers):
@@ -118,7 +116,7 @@ def summary_of(asks: Asks, description: "Description", network: str, *, kept: bo
         found.pop("output")
         if "plaintext_output" in found:
             del found["plaintext_output"]
-            found |= together(asks.verdicts).document()
+            found |= {"max_abs_error": asks.worst} | together(asks.verdicts).document()
     found |= {"truncated_texts": sorted(asks.cut), "blank_lines": asks.asked.blank}
     found |= {"in_range": not run.marks if marks else None, "out_of_range_layers": list(run.marks)}
     return found | {"out_of_range_texts": sorted(asks.wrong)}
