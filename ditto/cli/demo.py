@@ -149,11 +149,16 @@ def _verdict(logits: list[float], labels: tuple[str, ...]) -> dict[str, Any]:
     return {"label": labels[best], "probability": 1 / math.fsum(math.exp(x - logits[best]) for x in logits)}
 
 
-def _sentiment_table(summary: dict[str, Any]) -> Table:
+def _beside_plaintext(heading: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("sentence")
+    table.add_column(heading)
     table.add_column("under MPC", justify="right")
     table.add_column("plaintext", justify="right")
+    return table
+
+
+def _sentiment_table(summary: dict[str, Any]) -> Table:
+    table = _beside_plaintext("sentence")
     for row in summary["sentences"]:
         cells = (f"{said['label']} {100 * said['probability']:.1f} %" for said in (row, row["plaintext"]))
         table.add_row(row["text"], *cells)
@@ -206,10 +211,7 @@ def _cosine(a: list[float], b: list[float]) -> float:
 
 
 def _similarity_table(summary: dict[str, Any]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("sentences")
-    table.add_column("under MPC", justify="right")
-    table.add_column("plaintext", justify="right")
+    table = _beside_plaintext("sentences")
     for pair in summary["pairs"]:
         table.add_row(f"{pair['a']}\n{pair['b']}\n", f"{pair['similarity']:.4f}", f"{pair['plaintext']:.4f}")
     return table
