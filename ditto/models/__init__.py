@@ -1,7 +1,8 @@
 """Architectures: checkpoint -> calibrated description and encoded weights -> program."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from ditto.lazy import loader
 
 if TYPE_CHECKING:
     from ditto.engine.plan import Plan
@@ -64,11 +65,5 @@ __all__ = [
     "random_model",
 ]
 
-
 if not TYPE_CHECKING:  # a checker knows the names from above, and that there are no others
-
-    def __getattr__(name):
-        if name not in _WHERE:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        globals()[name] = found = getattr(import_module(_WHERE[name]), name)
-        return found
+    __getattr__ = loader(__name__, _WHERE)
