@@ -1,4 +1,5 @@
-"""What the processes of tests store is encrypted, as a server's is; a thread for models that are too small for two."""
+"""What the processes of tests store is encrypted, as a server's is; a thread for models that are too small for two; and
+what several files share."""
 
 from __future__ import annotations
 
@@ -6,6 +7,9 @@ import secrets
 from collections.abc import Iterator
 
 import pytest
+from place import place, writer
+
+__all__ = ["place", "writer"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,3 +29,8 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests on the cluster of `place` come last, one after another: it runs beside no others."""
+    items.sort(key=lambda item: "place" in getattr(item, "fixturenames", ()))

@@ -1,7 +1,7 @@
 """The page of `ditto serve`: what it is made of, what it is told, and that a browser shows it.
 
-One cluster of three tiny models, the server in a thread. About 8 s of CPU here, 10 s of the four servers, and 10 s of
-Chromium where it is installed.
+On the cluster of `place`, the server in a thread. About 8 s of CPU here, 4 s of the four servers, and 10 s of Chromium
+where it is installed.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ import numpy as np
 import pytest
 import torch
 from browser import CHROMIUM, Browser
-from test_api import CLOSE, CLOSE_VECTORS
-from test_generate import SMALL, WORDS
+from place import CLOSE, CLOSE_VECTORS, KINDS, TEXTS, Place
 from test_pooling import checkpoint
 from test_serve import KEY, serving
 
@@ -32,16 +31,13 @@ from ditto.client.sent import KEEP, Sent, entropy
 from ditto.engine.program import Wire
 from ditto.engine.sharing import seeded_share, share
 from ditto.errors import BY_CODE, Busy, PeerAbsent
-from ditto.models.export import save_gpt2
 from ditto.ring import pack, unpack
 from ditto.serve import shown
 from ditto.serve.page import FILES
 from ditto.serve.state import State
-from ditto.train.language import new_weights
 from ditto.wire import party_pb2
 
 HOSTILE = ("<img src=x onerror=document.title='owned'>", "</script><b>bold</b>", "high & low")
-TEXTS = ["the cat sat.", "a dog running, the cat!", "the the dog", "sat", "a cat café"]
 TEXT = "the dog sat."
 
 
@@ -58,26 +54,17 @@ class Page:
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    where, home = tmp_path_factory.mktemp("checkpoints"), tmp_path_factory.mktemp("serve")
-    writer = where / "writer"
-    writer.mkdir()
-    (writer / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(WORDS)}))
-    (writer / "merges.txt").write_text("#version: 0.2\n")
-    weights = {name: w if "ln_" in name else 10 * w for name, w in new_weights(SMALL, 3).items()}
-    save_gpt2(writer, SMALL, weights, writer)
+def page(place: Place, writer: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """Beside the models of `place` one whose labels are markup; its server is a client of its own."""
+    home = tmp_path_factory.mktemp("serve")
+    hostile = checkpoint(tmp_path_factory.mktemp("hostile") / "labels", KINDS["labels"][0], labels=HOSTILE)
+    place.cluster.share(hostile, "hostile", calibrate=TEXTS)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DITTO_HOME", str(tmp_path_factory.mktemp("home")))
-        with ditto.local() as cluster:
-            labels = checkpoint(where / "labels", "BertForSequenceClassification", labels=HOSTILE)
-            cluster.share(labels, "labels", calibrate=TEXTS)
-            cluster.share(
-                checkpoint(where / "vectors", "BertModel", pooling="cls", normalize=True), "vectors", calibrate=TEXTS
-            )
-            cluster.share(writer, "writer", calibrate=["hello there, some text.", "and 1 more: (a) {b} c"])
-            state = State(cluster)
-            with serving(state, home) as said:
-                yield Page(cluster, state, said["address"])
+        patch.setenv("DITTO_HOME", str(home))
+        state = State(ditto.connect(place.root / "configs" / "client.yaml"))
+    with serving(state, home) as said:
+        yield Page(place.cluster, state, said["address"])
+    place.cluster.remove("hostile")
 
 
 def one(events: list[dict[str, Any]], kind: str) -> dict[str, Any]:
@@ -142,15 +129,17 @@ def test_every_element_is_labelled() -> None:
 def test_the_models(page: Page) -> None:
     said = httpx.get(f"{page.url}/page/models").json()
     kinds = {model["name"]: model["kind"] for model in said["models"]}
-    assert kinds == {"labels": "labels", "vectors": "vector", "writer": "text"}
+    labels = dict.fromkeys(("hostile", "labels", "score", "tags"), "labels")
+    assert kinds == labels | {"vectors": "vector", "writer": "text"}
     assert said["version"] == ditto.__version__
-    assert said["models"][0]["labels"] == list(HOSTILE) and said["models"][0]["max_length"] == 32
+    [hostile] = [model for model in said["models"] if model["name"] == "hostile"]
+    assert hostile["labels"] == list(HOSTILE) and hostile["max_length"] == 32
 
 
 def test_labels(page: Page) -> None:
     """The API's answer; layers as they come; and of what the parties were sent, that its halves are the question."""
-    want = next(iter(page.cluster.model("labels").classify(TEXT)))
-    events = page.ask(model="labels", text=TEXT)
+    want = next(iter(page.cluster.model("hostile").classify(TEXT)))
+    events = page.ask(model="hostile", text=TEXT)
     kinds = [event["event"] for event in events]
     assert kinds.index("accepted") < kinds.index("layer") < kinds.index("answer")
     assert kinds[-3:] == ["answer", "cost", "seen"]
@@ -170,8 +159,8 @@ def test_labels(page: Page) -> None:
 
 def test_what_the_parties_were_sent(page: Page) -> None:
     """Party 1's bytes are as many as they should be; with party 0's seed they make the one-hot rows of the text."""
-    seen = one(page.ask(model="labels", text=TEXT), "seen")
-    tokens = page.cluster.model("labels")._public.tokenizer.encode([TEXT], 32)
+    seen = one(page.ask(model="hostile", text=TEXT), "seen")
+    tokens = page.cluster.model("hostile")._public.tokenizer.encode([TEXT], 32)
     width = seen["input"]["shape"][-1]
     assert seen["input"]["numbers"] == 16 * width and seen["told"]["tokens"] == 16 and seen["told"]["texts"] == 1
     assert len(bytes.fromhex(seen["party0"]["seed"])) == 16 and seen["party0"]["bytes"] < 16 * width
@@ -182,13 +171,13 @@ def test_what_the_parties_were_sent(page: Page) -> None:
         at, zero, one_, both = map(int, row)
         assert both == (at == together["place"]) == (zero + one_) % (1 << seen["input"]["bits"])
     assert seen["party1"]["shares"]["entropy"] > 7.5 > 1 > together["sum"]["entropy"]  # a row has few that are not 0
-    other = one(page.ask(model="labels", text=TEXT), "seen")
+    other = one(page.ask(model="hostile", text=TEXT), "seen")
     assert other["party0"]["seed"] != seen["party0"]["seed"] and other["party1"]["first"] != seen["party1"]["first"]
 
 
 def test_pairs_and_vectors(page: Page) -> None:
-    pair = one(page.ask(model="labels", text="the cat", second="a dog"), "answer")
-    want = next(iter(page.cluster.model("labels").classify([("the cat", "a dog")])))
+    pair = one(page.ask(model="hostile", text="the cat", second="a dog"), "answer")
+    want = next(iter(page.cluster.model("hostile").classify([("the cat", "a dog")])))
     assert {row["label"]: row["probability"] for row in pair["labels"]} == pytest.approx(want.probabilities, abs=CLOSE)
     answer = one(page.ask(model="vectors", text="the cat", second="a dog"), "answer")
     vectors = page.cluster.model("vectors").encode(["the cat", "a dog"])  # of length 1
@@ -213,7 +202,7 @@ class _Model:
 
 def test_other_heads(page: Page) -> None:
     """Regression, several labels at once, tokens and spans, from values that are given."""
-    tokenizer = page.cluster.model("labels")._public.tokenizer
+    tokenizer = page.cluster.model("hostile")._public.tokenizer
 
     def said(model: _Model, text: Any, value: Any) -> dict[str, Any]:
         return shown.answer(cast(Any, model), tokenizer, [text], [value])
@@ -247,8 +236,8 @@ def test_a_text_comes_token_by_token(page: Page) -> None:
 @pytest.mark.parametrize(
     "question, code",
     [
-        ({"model": "labels", "text": " "}, "EMPTY_TEXT"),
-        ({"model": "labels", "text": "the cat " * 20}, "TEXT_TOO_LONG"),
+        ({"model": "hostile", "text": " "}, "EMPTY_TEXT"),
+        ({"model": "hostile", "text": "the cat " * 20}, "TEXT_TOO_LONG"),
         ({"model": "absent", "text": "the cat"}, "UNKNOWN_MODEL"),
         ({"model": "../labels", "text": "the cat"}, "USAGE"),
         ({"model": "writer", "text": "hello", "tokens": 500}, "USAGE"),
@@ -270,11 +259,11 @@ def test_advice() -> None:
     [
         [],
         {},
-        {"model": "labels"},
-        {"model": "labels", "text": 3},
-        {"model": "labels", "text": "a", "tokens": 0},
-        {"model": "labels", "text": "a", "other": 1},
-        {"model": "labels", "text": "a", "temperature": "1"},
+        {"model": "hostile"},
+        {"model": "hostile", "text": 3},
+        {"model": "hostile", "text": "a", "tokens": 0},
+        {"model": "hostile", "text": "a", "other": 1},
+        {"model": "hostile", "text": "a", "temperature": "1"},
     ],
 )
 def test_other_questions_are_refused(page: Page, document: Any) -> None:
@@ -288,7 +277,7 @@ def test_who_closes_the_page_ends_the_job(page: Page) -> None:
     with httpx.stream("POST", f"{page.url}/page/ask", json=question, timeout=60) as stream:
         assert any('"token"' in line for line in stream.iter_lines())
     _settled(page)
-    assert _jobs(page, "writer") == before and one(page.ask(model="labels", text=TEXT), "answer")
+    assert _jobs(page, "writer") == before and one(page.ask(model="hostile", text=TEXT), "answer")
 
 
 def _settled(page: Page) -> None:
@@ -309,7 +298,7 @@ def _jobs(page: Page, model: str) -> float:
 @pytest.mark.parametrize("path", ["/page/ask", "/page/models"])
 def test_no_other_origin_asks(page: Page, path: str) -> None:
     """The adversary is a page that is open in the same browser, at an address or a name of its own."""
-    question = {"model": "labels", "text": TEXT}
+    question = {"model": "hostile", "text": TEXT}
     method = "POST" if path.endswith("ask") else "GET"
     for headers in (
         {"origin": "http://evil.example"}, {"origin": "null"}, {"host": "evil.example"},
@@ -325,7 +314,7 @@ def test_a_key_is_asked_for_questions_alone(page: Page, tmp_path: Path) -> None:
     with serving(State(_Unclosed(page.cluster)), tmp_path, key=KEY) as said:  # type: ignore[arg-type]
         for path in ("/", "/page/page.css", "/page/page.js"):
             assert httpx.get(said["address"] + path).status_code == 200
-        question, key = {"model": "labels", "text": TEXT}, {"authorization": f"Bearer {KEY}"}
+        question, key = {"model": "hostile", "text": TEXT}, {"authorization": f"Bearer {KEY}"}
         for path in ("/page/models", "/page/none", "/page/ask"):
             assert httpx.get(said["address"] + path).status_code == 401
         assert httpx.post(f"{said['address']}/page/ask", json=question).status_code == 401
@@ -393,11 +382,11 @@ def test_entropy() -> None:
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 def test_in_a_browser(page: Page, tmp_path: Path) -> None:
     """Type, ask, read; labels that are markup are text; nothing is asked for elsewhere, and no policy is breached."""
-    want = next(iter(page.cluster.model("labels").classify(TEXT)))
+    want = next(iter(page.cluster.model("hostile").classify(TEXT)))
     with Browser(tmp_path, width=420) as browser:
         browser.open(page.url)
         browser.until("!document.querySelector('#model').disabled")
-        assert browser.run("document.querySelector('#model').value") == "labels"
+        assert browser.run("document.querySelector('#model').value") == "hostile"
         assert HOSTILE[0] in browser.text("#about")
         browser.type("#text", TEXT)
         browser.press("Enter", 13, modifiers=2)
@@ -442,7 +431,8 @@ def test_a_browser_is_asked_for_the_key(page: Page, tmp_path: Path) -> None:
         browser.type("#key-text", KEY)
         browser.click("#key button")
         browser.until(
-            "document.querySelector('#key').hidden && document.querySelectorAll('#model option').length === 3"
+            "document.querySelector('#key').hidden"
+            f" && document.querySelectorAll('#model option').length === {len(KINDS) + 2}"
         )
         assert browser.run("localStorage.length + sessionStorage.length + document.cookie.length") == 0
         browser.open(said["address"] + "/?")

@@ -1,6 +1,6 @@
 """`ditto serve` with the clients that people use, and with those that they would not let in.
 
-One cluster of tiny models, the server in a thread. About 12 s of CPU here, and 20 s of the four servers.
+On the cluster of `place`, the server in a thread. About 12 s of CPU here, and 8 s of the four servers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 import openai
 import pytest
 from langchain_openai import OpenAIEmbeddings
-from test_api import CLOSE, CLOSE_VECTORS, PAIRS, PROMPT, TEXTS, Place, place, writer
+from place import CLOSE, CLOSE_VECTORS, PAIRS, PROMPT, TEXTS, Place
 from typer.testing import CliRunner
 
 import ditto
@@ -37,7 +37,6 @@ from ditto.serve import place as places
 from ditto.serve.app import application
 from ditto.serve.state import State
 
-__all__ = ["place", "writer"]  # fixtures
 KEY = "correct-horse-battery"
 JSON = {"content-type": "application/json"}
 
