@@ -1,11 +1,12 @@
-"""`python -m parties.together (MODULE CONFIG LOG)…`: the mains of several servers, loaded once and forked.
+"""`python -m parties.together ROOT (MODULE CONFIG LOG)…`: the mains of several servers, loaded once and forked.
 
 1. Load what every server needs, and time the kernels of products, which each would do again. Nothing of that starts a
    thread, opens a connection or draws a secret.
 2. Wait for a byte on standard input: the configurations are written. Without one, end: nobody wants the servers.
 3. Fork a process for each. It has a session, a log and random numbers of its own, says `CONFIG PID` on what was
    standard output, and is then the server, as `python -m MODULE CONFIG` would be. The same stands in its command line.
-4. Wait for the ends of the servers and note them in their logs. They live on if this process does not.
+4. Wait for the ends of the servers and note them in their logs. They live on if this process does not. Standard input
+   ends with who started them, even one that was killed: they are stopped then, and ROOT, which has their keys, goes.
 
 Where the command line cannot be changed, where there are threads before a fork, or for a module that is no main of
 `parties`, the new process executes Python anew: the same server, later.
@@ -16,7 +17,11 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import shutil
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +34,7 @@ from ditto.service.process import main
 from parties import coordinator, dealer, party
 
 CARRIERS = (16, 32, 64)  # of rings
+STOP_S = 10.0  # that servers have to stop before they are killed
 MAINS: dict[str, Callable[[], int]] = {
     "parties.coordinator": lambda: main(CoordinatorConfig, coordinator.start),
     "parties.dealer": lambda: main(DealerConfig, dealer.start),
@@ -44,8 +50,9 @@ class Server(NamedTuple):
     log: str
 
 
-def run(servers: Sequence[Server]) -> int:
-    """Returns in every process: in a server with its exit code, in the first when all servers have ended."""
+def run(root: Path, servers: Sequence[Server]) -> int:
+    """Returns in every process: in a server with its exit code, in the first when all servers have ended. `root` is the
+    cluster's directory."""
     # 1
     if torch.get_num_threads() == 1:  # else there would be threads
         for size in CARRIERS:
@@ -65,10 +72,29 @@ def run(servers: Sequence[Server]) -> int:
         started[pid] = server
     _point(1, os.devnull)
     # 4
+    alone = threading.Event()
+    threading.Thread(target=_stop_when_alone, args=(started, alone), daemon=True).start()
     while started:
         pid, status = os.wait()
         _note(started.pop(pid).log, os.waitstatus_to_exitcode(status))
+    if alone.is_set():
+        shutil.rmtree(root, ignore_errors=True)
     return 0
+
+
+def _stop_when_alone(started: dict[int, Server], alone: threading.Event) -> None:
+    """Once nobody holds the other end of standard input: as `cluster down` stops servers. Who left with their servers
+    stopped finds none here."""
+    while os.read(0, 1):
+        pass
+    alone.set()
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        for pid in list(started):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, how)
+        until = time.monotonic() + STOP_S
+        while started and time.monotonic() < until:
+            time.sleep(0.1)
 
 
 def _serve(server: Server, anew: bool) -> int:
@@ -137,5 +163,5 @@ def _note(log: str, code: int) -> None:
 
 
 if __name__ == "__main__":
-    words = sys.argv[1:]
-    sys.exit(run([Server(*words[i : i + 3]) for i in range(0, len(words), 3)]))
+    root, *words = sys.argv[1:]
+    sys.exit(run(Path(root), [Server(*words[i : i + 3]) for i in range(0, len(words), 3)]))

@@ -20,6 +20,7 @@ from tests.test_cluster import servers_of, sleeping, state_of
 
 FORKS = """
 import json, os, random, secrets, signal, sys
+from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric import ec
 from parties import together
 
@@ -32,21 +33,31 @@ def serve():
                       "too_long": together.rename(["python", "x" * 9999])}), flush=True)
     if sys.argv[1] == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
+    if sys.argv[1] == "serving":
+        signal.pause()
     return 3
 
 together.MAINS["parties.party"] = serve
-words = sys.argv[1:]
-sys.exit(together.run([together.Server(*words[i : i + 3]) for i in range(0, len(words), 3)]))
+root, *words = sys.argv[1:]
+sys.exit(together.run(Path(root), [together.Server(*words[i : i + 3]) for i in range(0, len(words), 3)]))
 """
 
 
 def forked(go: bytes, *names: str, cwd: Path) -> tuple[int, str]:
-    """The exit code, and what was said, of the process that forks a server of each name."""
+    """The exit code, and what was said, of the process that forks a server of each name. With `go` whoever started it
+    stays until all servers said what they are."""
     words = [word for name in names for word in ("parties.party", name, str(cwd / f"{name}.log"))]
-    command = [sys.executable, "-c", FORKS, *words]
+    command = [sys.executable, "-c", FORKS, str(cwd), *words]
     environment = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")  # as `Together` has it
-    done = subprocess.run(command, input=go, stdout=subprocess.PIPE, timeout=60, check=False, env=environment)
-    return done.returncode, done.stdout.decode()
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=environment) as done:
+        assert done.stdin is not None and done.stdout is not None
+        done.stdin.write(go)
+        if not go:
+            done.stdin.close()
+        said = done.stdout.read().decode()
+        if "serving" in names:
+            done.stdin.close()
+        return done.wait(60), said
 
 
 def test_a_fork_has_everything_of_its_own(tmp_path: Path) -> None:
@@ -70,6 +81,16 @@ def test_nobody_is_forked_unasked(tmp_path: Path) -> None:
     """The client's end is the end of its standard input."""
     assert forked(b"", "one", cwd=tmp_path) == (0, "")
     assert not (tmp_path / "one.log").exists()
+
+
+def test_servers_end_with_who_started_them(tmp_path: Path) -> None:
+    """However that ended: the pipe does in any case. What has ended before is not signalled."""
+    root = tmp_path / "root"
+    root.mkdir()
+    code, said = forked(b"\n", "serving", "one", cwd=root)
+    pids = [int(line.split()[1]) for line in said.splitlines()]
+    assert code == 0 and len(pids) == 2 and not any(map(psutil.pid_exists, pids))
+    assert not root.exists() and not left_of(root)
 
 
 # A cluster ---------------------------------------------------------------------------------------

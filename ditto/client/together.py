@@ -35,6 +35,7 @@ class Together:
     """The process that forks the servers: it starts at once, and forks when told.
 
     A context manager. A server that it forked is not ended by the end of the block: whoever stops it does so within.
+    Should this process be killed, it stops them and removes `root`.
     """
 
     def __init__(self, root: Path, threads: int) -> None:
@@ -50,7 +51,7 @@ class Together:
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         with (logs / "together.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", MODULE, *words],
+                [sys.executable, "-m", MODULE, str(root), *words],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True, env=environment,
                 bufsize=0,
             )  # fmt: skip
