@@ -1,6 +1,7 @@
 """`ditto cluster`: the four servers as processes of this machine."""
 
-from typing import Annotated, Any
+import re
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -11,6 +12,7 @@ from ditto.client.home import home
 from ditto.client.local_cluster import Cluster, Process
 from ditto.client.status import ask
 from ditto.errors import DittoError
+from ditto.net.config import MOST_THREADS
 from ditto.net.emulation import network as profile
 from ditto.report.pieces import size
 
@@ -19,7 +21,13 @@ app = typer.Typer(help="The servers as local processes.", no_args_is_help=True)
 
 @app.command()
 def up(
-    threads: Annotated[int, typer.Option(min=1, help="Threads of each process (first start only).")] = 1,
+    threads: Annotated[
+        str,
+        typer.Option(
+            metavar="N|auto",
+            help="Threads of each process; auto: an even share of the cores it may use (first start only).",
+        ),
+    ] = "1",
     timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for the health checks.")] = 60,
     network: Annotated[
         str | None,
@@ -33,10 +41,18 @@ def up(
 ) -> None:
     """Start what does not run yet: dealer, both parties, coordinator."""
     cluster = Cluster(home(), note)
-    cluster.configure(threads=threads, network=profile(network) if network else None, record=record)
+    cluster.configure(threads=_threads(threads), network=profile(network) if network else None, record=record)
     with waiting(json) as say:
         processes = cluster.up(timeout, awaited(say))
     _show(cluster, processes, json)
+
+
+def _threads(value: str) -> int | Literal["auto"]:
+    if value == "auto":
+        return "auto"
+    if not re.fullmatch(r"[0-9]{1,9}", value) or not 1 <= int(value) <= MOST_THREADS:
+        raise typer.BadParameter(f"{value[:40]!r}: auto, or a number from 1 to {MOST_THREADS}", param_hint="--threads")
+    return int(value)
 
 
 @app.command()
@@ -54,7 +70,7 @@ def _activity(cluster: Cluster, processes: list[Process]) -> dict[str, Any]:
             return ask(cluster.client_config())
         except DittoError as error:
             note(f"coordinator: {error}")
-    return {"queue": None, "faults": None, "dealer": None, "throughput": None}
+    return {"queue": None, "computing": None, "faults": None, "dealer": None, "throughput": None}
 
 
 @app.command()
@@ -99,11 +115,22 @@ def _show(cluster: Cluster, processes: list[Process], json: bool, activity: dict
     out.print(f"state, certificates, logs: {cluster.root}")
 
 
+def _computing(servers: dict[str, dict[str, Any]]) -> list[str]:
+    """A line for each way in which servers compute."""
+    alike: dict[str, list[str]] = {}
+    for role, its in servers.items():
+        kernels = ", ".join(f"{bits} bits {name}" for bits, name in its["kernels"].items()) or "no kernel chosen yet"
+        text = f"threads {its['threads']}, cores {its['cores']}; {kernels}; {', '.join(its['features']) or 'baseline'}"
+        alike.setdefault(text, []).append(role)
+    return [f"{', '.join(roles)}: {text}" for text, roles in alike.items()]
+
+
 def _lines(activity: dict[str, Any]) -> list[str]:
     lines = []
     if queue := activity.get("queue"):
         running = f"running {queue['running']}" if queue["running"] else "nothing runs"
         lines.append(f"queue: {running}, {queue['waiting']} waiting")
+    lines += _computing(activity.get("computing") or {})
     if dealer := activity.get("dealer"):
         text = f"dealer: your models {', '.join(dealer['models']) or 'none'}"
         for role, stock in dealer["parties"].items():

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import yaml
@@ -28,11 +28,15 @@ from ditto.client.together import CONFIGS, LOGS, MODULES, Place, Together, comma
 from ditto.errors import CertificateError, ClusterError, ConfigError, DittoError
 from ditto.names import PARTIES, ROLES, SERVERS
 from ditto.net import certs
-from ditto.net.config import DEFAULT_PORTS, ClientConfig, DealerConfig, PartyConfig, load_config
+from ditto.net.config import DEFAULT_PORTS, ClientConfig, CoordinatorConfig, DealerConfig, PartyConfig, load_config
 from ditto.net.documents import read_yaml
 from ditto.net.emulation import Network
 from ditto.net.transport import connect, open_channel
 
+_KINDS: dict[str, Any] = dict.fromkeys(PARTIES, PartyConfig) | {
+    "dealer": DealerConfig,
+    "coordinator": CoordinatorConfig,
+}
 SHAPED = ("dealer", *PARTIES, "client")  # whose configuration names the network; the client's for reports
 
 
@@ -84,7 +88,7 @@ class Cluster:
         self,
         *,
         ports: dict[str, int] | None = None,
-        threads: int = 1,
+        threads: int | Literal["auto"] = 1,
         network: Network | None = None,
         record: int | None = None,
     ) -> None:
@@ -101,7 +105,7 @@ class Cluster:
             if record is not None:
                 self._set_recording(record)
 
-    def _configure(self, ports: dict[str, int], threads: int) -> None:
+    def _configure(self, ports: dict[str, int], threads: int | Literal["auto"]) -> None:
         if not certs.complete(self.certs):
             certs.init_certs(self.certs, [], client=certs.login_name())
         files.make_directory(self.configs)
@@ -285,7 +289,8 @@ class Cluster:
         return psutil.Process(child.pid)
 
     def _threads(self, role: str) -> str:
-        return str(read_yaml(self.config_path(role)).get("threads", 1))
+        threads = read_yaml(self.config_path(role)).get("threads", 1)
+        return str(load_config(self.config_path(role), _KINDS[role]).thread_count if threads == "auto" else threads)
 
     def _command(self, role: str) -> list[str]:
         """What starts a server, and how its process is known again."""

@@ -19,6 +19,7 @@ class About:
     description_format: int
     time: float
     kernels: dict[int, str]
+    threads: int = 0  # 0: not known
 
 
 @dataclass(frozen=True)
@@ -73,4 +74,4 @@ def coordinator(channel: grpc.Channel, timeout: float) -> Said:
 
 def _about(about: dealer_pb2.About) -> About:
     kernels = {kernel.bits: kernel.name for kernel in about.kernels}
-    return About(about.version, about.description_format, about.time, kernels)
+    return About(about.version, about.description_format, about.time, kernels, about.threads)

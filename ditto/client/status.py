@@ -25,6 +25,7 @@ def activity(reply: control_pb2.StatusReply) -> dict[str, Any]:
     }
     return {
         "queue": {"running": reply.running or None, "waiting": reply.queued},
+        "computing": _computing(reply),
         "faults": [{"model": f.model, "role": f.role, "what": f.what} for f in reply.faults],
         "dealer": inventory if reply.HasField("dealer") else None,
         "throughput": {
@@ -35,6 +36,22 @@ def activity(reply: control_pb2.StatusReply) -> dict[str, Any]:
             "mean_online_seconds": throughput.online_seconds if throughput.recent else None,
             "mean_offline_seconds": throughput.offline_seconds if throughput.recent else None,
         },
+    }
+
+
+def _computing(reply: control_pb2.StatusReply) -> dict[str, Any]:
+    """What each server that multiplies computes with, as far as it is known."""
+    found = {process.role: process.about for process in reply.processes if process.HasField("about")}
+    if reply.dealer.HasField("about"):
+        found["dealer"] = reply.dealer.about
+    return {
+        role: {
+            "threads": about.threads,
+            "cores": about.cores,
+            "kernels": {str(kernel.bits): kernel.name for kernel in about.kernels},
+            "features": list(about.features),
+        }
+        for role, about in found.items()
     }
 
 

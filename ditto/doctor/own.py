@@ -33,7 +33,7 @@ def of_server(path: Path) -> Iterator[Finding]:
         yield failed("server", "configuration", error, "correct the file; docs/operating.md lists the keys")
         return
     role = config.role
-    yield ok(role, "configuration", f"{path}: {role}, listens on {config.listen}, {config.threads} thread(s)")
+    yield ok(role, "configuration", f"{path}: {role}, listens on {config.listen}, {config.thread_count} thread(s)")
     own = list(certificates.own(role, config.tls, role))
     yield from own
     yield _key(config)

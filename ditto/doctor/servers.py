@@ -125,7 +125,8 @@ def _about(role: str, about: About | None, offset: float | None) -> Iterator[Fin
         else:
             yield ok(role, "clock", apart)
     if about.kernels:
-        yield ok(role, "kernels", ", ".join(f"{bits} bits {name}" for bits, name in sorted(about.kernels.items())))
+        kernels = ", ".join(f"{bits} bits {name}" for bits, name in sorted(about.kernels.items()))
+        yield ok(role, "kernels", f"{kernels}, by {about.threads} thread(s)")
 
 
 def _links(role: str, answer: Said) -> Iterator[Finding]:

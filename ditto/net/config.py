@@ -7,13 +7,23 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)  # fmt: skip
 from pydantic_core import ErrorDetails
 
 from ditto.errors import ConfigError
 from ditto.names import Role
 from ditto.net.documents import read_yaml
 from ditto.net.emulation import Network, network
+from ditto.net.processor import threads_here
 
 DEFAULT_PORTS = {"coordinator": 50050, "party0": 50051, "party1": 50052, "dealer": 50053}
 Address = Annotated[str, StringConstraints(pattern=r"^[^\s:/]+:\d{1,5}$|^\[[0-9a-fA-F:]+\]:\d{1,5}$")]
@@ -38,7 +48,11 @@ def _collector(value: Any) -> Any:
 
 
 Seconds = Annotated[float, Field(gt=0, le=1e7)]  # four months: what waits for longer overflows the clock
-Threads = Annotated[int, Field(ge=1, le=1024)]
+MOST_THREADS = 1024
+Threads = Annotated[int, Field(ge=1, le=MOST_THREADS)]
+COMPUTING = ("dealer", "party0", "party1")  # servers that multiply
+AUTO = 0  # threads: as many as a server finds to be its share
+ServerThreads = Annotated[Threads, WrapValidator(lambda value, check: AUTO if value == "auto" else check(value))]
 Emulated = Annotated[Network | None, BeforeValidator(_profile)]
 
 
@@ -119,7 +133,7 @@ class _Server(_Common, Limits):
     data_dir: Path
     storage: Literal["encrypted", "plaintext"] = "encrypted"  # what is kept in data_dir
     storage_key: Path | None = None  # a file of 64 hexadecimal digits; None: the environment's
-    threads: Threads = 1
+    threads: ServerThreads = 1
     idle_timeout_s: Seconds = 120.0  # a job on which nothing happens
 
     @model_validator(mode="after")
@@ -127,6 +141,15 @@ class _Server(_Common, Limits):
         if self.storage == "plaintext" and self.storage_key is not None:
             raise ValueError("storage: plaintext takes no storage_key")
         return self
+
+    @property
+    def thread_count(self) -> int:
+        """Of torch's: as configured, or an even share of the cores that this process may use."""
+        if self.threads != AUTO:
+            return self.threads
+        if self.role not in COMPUTING:
+            return 1
+        return threads_here(self.peers.of(self.role), map(self.peers.of, COMPUTING))
 
 
 class PartyConfig(_Server):

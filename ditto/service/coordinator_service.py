@@ -199,6 +199,9 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
             processes.append(status)
         own = self._models.of(str(caller(context)))
         answering = [status.role for status in processes if status.serving and status.role in PARTIES]
+        for status in processes:
+            if status.role in answering and (said := self._view.about(status.role)):
+                status.about.CopyFrom(said)
         faults = list(self._view.faults(own, answering))
         dealer = self._inventory([entry.model for entry in own])
         # other clients see enough of a job's name to recognise their own

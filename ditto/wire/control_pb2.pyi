@@ -303,12 +303,17 @@ class ProcessStatus(_message.Message):
     SERVING_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     ROUND_TRIP_FIELD_NUMBER: _builtins.int
+    ABOUT_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     address: _builtins.str
     serving: _builtins.bool
     error: _builtins.str
     round_trip: _builtins.float
     """seconds of the coordinator's health check"""
+    @_builtins.property
+    def about(self) -> _dealer_pb2.About:
+        """of a party that answers; the others' are below"""
+
     def __init__(
         self,
         *,
@@ -317,10 +322,11 @@ class ProcessStatus(_message.Message):
         serving: _builtins.bool = ...,
         error: _builtins.str = ...,
         round_trip: _builtins.float = ...,
+        about: _dealer_pb2.About | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["about", b"about"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "error", b"error", "role", b"role", "round_trip", b"round_trip", "serving", b"serving"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "address", b"address", "error", b"error", "role", b"role", "round_trip", b"round_trip", "serving", b"serving"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
