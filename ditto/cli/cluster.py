@@ -102,8 +102,9 @@ def _show(cluster: Cluster, processes: list[Process], json: bool, activity: dict
 def _lines(activity: dict[str, Any]) -> list[str]:
     lines = []
     if queue := activity.get("queue"):
-        running = f"running {queue['running']}" if queue["running"] else "nothing runs"
-        lines.append(f"queue: {running}, {queue['waiting']} waiting")
+        running = f"running {', '.join(queue['running'])}" if queue["running"] else "nothing runs"
+        aside = f", {queue['aside']} standing aside" if queue["aside"] else ""
+        lines.append(f"queue: {running}, {queue['waiting']} waiting{aside}")
     if dealer := activity.get("dealer"):
         text = f"dealer: your models {', '.join(dealer['models']) or 'none'}"
         for role, stock in dealer["parties"].items():
