@@ -26,7 +26,7 @@ from ditto.client.client import Client
 from ditto.client.local_cluster import Cluster
 from ditto.client.messages import ask_of, terms_of
 from ditto.engine.program import PART
-from ditto.errors import BadDescription, Busy, ClusterError, DittoError, LimitExceeded
+from ditto.errors import BadDescription, Busy, DittoError, LimitExceeded
 from ditto.models import Checkpoint, Description, Dimensions, Plan, describe, encode_inputs, encode_weights, parse
 from ditto.models.architecture import Tensors
 from ditto.models.compiled import program_for, weights_of
@@ -42,7 +42,6 @@ from ditto.net.pools import Pace, Watchdog
 from ditto.net.transport import connect, from_rpc_error, open_channel
 from ditto.ring import carrier
 from ditto.service import limits as limits_module
-from ditto.service.job_run import Fifo, JobRun
 from ditto.service.limits import admit_job, admit_model, peak_of, weights_in
 from ditto.wire import (
     control_pb2,
@@ -168,76 +167,6 @@ def test_the_estimate_of_a_job_is_checked_too(text: str) -> None:
     admit_job(text, plan, program.fingerprint, Limits(max_job_mb=-(-peak.party // MB)), "party0")
     with pytest.raises(LimitExceeded, match=r"holds about .* MB; it takes at most"):
         admit_job(text, plan, program.fingerprint, Limits(max_job_mb=peak.party // MB), "party0")
-
-
-# The queue ----------------------------------------------------------------------------------------
-
-
-def test_the_queue_says_when_to_try_again() -> None:
-    line = Fifo(3, each=2, pace=lambda: 10.0)
-    line.enter("a", "alice")
-    line.enter("b", "alice")
-    with pytest.raises(Busy, match=r"alice has 2 jobs .*max_jobs.*; try again in 10 s"):
-        line.enter("c", "alice")
-    line.enter("d", "bob")
-    line.enter("e", "carol")
-    with pytest.raises(Busy, match=r"queue_limit.*; try again in 20 s") as caught:
-        line.enter("f", "dave")
-    assert caught.value.retry_s == 20 and line.state() == ("a", 3)
-    line.leave("a")
-    line.enter("c", "alice")
-    assert [line.place(name) for name in "bdec"] == [0, 1, 2, 3]
-
-
-def test_who_stands_aside_comes_back_behind_the_one_that_runs() -> None:
-    line = Fifo(10)
-    for name, who in (("a", "alice"), ("b", "bob"), ("c", "alice"), ("d", "dave"), *((w, w) for w in "efgh")):
-        line.enter(name, who)
-    assert line.step_aside("a") and line.state() == ("b", 6)
-    assert line.step_aside("b")
-    with pytest.raises(ClusterError, match="another job of this client"):
-        line.step_aside("c")
-    line.leave("c")
-    assert line.step_aside("d") and line.step_aside("e")
-    assert not line.step_aside("f")  # four stand aside
-    line.come_back("b")
-    assert [line.place(name) for name in "fbgh"] == [0, 1, 2, 3]
-    line.leave("d")
-    for name in "fb":
-        line.leave(name)
-    line.come_back("a")
-    assert [line.place(name) for name in "gah"] == [0, 1, 2]
-    for name in "gah":
-        line.leave(name)
-    line.come_back("e")
-    assert line.state() == ("e", 0) and not line.step_aside("e")  # nobody waits
-
-
-def test_a_slow_client_gives_way_to_others() -> None:
-    line = Fifo(10)
-    run, other = JobRun("job", {}, 60.0), JobRun("other", {}, 60.0)
-    line.enter("job", "alice")
-    with pytest.raises(ClusterError, match="in time"):
-        run.await_client(line, 0.1, 0.1, 0.6)  # nobody waits
-    line.enter("other", "bob")
-    turn: Future[None] = Future()
-    threading.Thread(target=lambda: turn.set_result(run.await_client(line, 0.2, 60.0, 60.0)), daemon=True).start()
-    other.wait_turn(line)
-    run.started.set()
-    time.sleep(0.3)
-    assert not turn.done()  # its inputs are there, and the other job runs
-    line.leave("other")
-    turn.result(5)
-    assert line.state() == ("job", 0)
-
-
-def test_a_slow_client_ends_where_others_stand_aside_already() -> None:
-    line = Fifo(10)
-    for name in "abcdef":
-        line.enter(name, name)
-    assert all(line.step_aside(name) for name in "abcd")
-    with pytest.raises(ClusterError, match=r"others wait \(start_timeout_s\)"):
-        JobRun("e", {}, 60.0).await_client(line, 0.1, 0.3, 60.0)
 
 
 # Streams ------------------------------------------------------------------------------------------

@@ -128,8 +128,9 @@ def _computing(servers: dict[str, dict[str, Any]]) -> list[str]:
 def _lines(activity: dict[str, Any]) -> list[str]:
     lines = []
     if queue := activity.get("queue"):
-        running = f"running {queue['running']}" if queue["running"] else "nothing runs"
-        lines.append(f"queue: {running}, {queue['waiting']} waiting")
+        running = f"running {', '.join(queue['running'])}" if queue["running"] else "nothing runs"
+        aside = f", {queue['aside']} standing aside" if queue["aside"] else ""
+        lines.append(f"queue: {running}, {queue['waiting']} waiting{aside}")
     lines += _computing(activity.get("computing") or {})
     if dealer := activity.get("dealer"):
         text = f"dealer: your models {', '.join(dealer['models']) or 'none'}"

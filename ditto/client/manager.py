@@ -153,4 +153,4 @@ class Manager:
         processes = [
             {"role": p.role, "address": p.address, "serving": p.serving, "error": p.error} for p in reply.processes
         ]
-        return {"processes": processes, "queued": reply.queued, "running": reply.running} | activity(reply)
+        return {"processes": processes, "queued": reply.queued, "running": list(reply.running)} | activity(reply)

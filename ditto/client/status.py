@@ -24,7 +24,7 @@ def activity(reply: control_pb2.StatusReply) -> dict[str, Any]:
         },
     }
     return {
-        "queue": {"running": reply.running or None, "waiting": reply.queued},
+        "queue": {"running": list(reply.running), "waiting": reply.queued, "aside": reply.aside},
         "computing": _computing(reply),
         "faults": [{"model": f.model, "role": f.role, "what": f.what} for f in reply.faults],
         "dealer": inventory if reply.HasField("dealer") else None,

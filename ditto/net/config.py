@@ -119,12 +119,18 @@ class Limits(_Strict):
     max_batch: int = Field(default=512, ge=1)  # texts of a job
     max_tokens: int = Field(default=65_536, ge=1)  # of a job: all texts, what is generated included
     max_job_mb: int = Field(default=4096, ge=1)  # what a job holds at once beside the weights, as estimated
+    jobs_mb: int | None = Field(default=None, ge=1)  # what all jobs hold at once, likewise; None: max_job_mb
     hold_mb: int = Field(default=256, ge=1, le=65_536)  # correlations that a party holds at once; alike everywhere
     max_models: int = Field(default=256, ge=1)  # of one identity
     max_sharings: int = Field(default=10_000, ge=1)  # that one identity ever puts: a party remembers each for good
     max_uploads: int = Field(default=16, ge=1)  # under way, of one identity and one kind
     upload_idle_s: Seconds = 20.0  # in which its next piece (1 MB at most) has to come
     upload_min_kb_s: float = Field(default=8.0, ge=0)  # of an upload, over each minute of waiting for it
+
+    @property
+    def all_jobs(self) -> int:
+        """Bytes that all jobs may hold at once beside the weights."""
+        return (self.max_job_mb if self.jobs_mb is None else self.jobs_mb) << 20
 
 
 class _Server(_Common, Limits):
@@ -175,8 +181,9 @@ class DealerConfig(_Server):
 
 class CoordinatorConfig(_Server):
     role: Literal["coordinator"] = "coordinator"
+    jobs_at_once: int = Field(default=4, ge=1, le=64)  # jobs and registrations that run, as far as jobs_mb allows
     queue_limit: int = Field(default=128, ge=1)  # jobs and registrations that wait
-    max_jobs: int = Field(default=64, ge=1)  # of one identity, the running one included
+    max_jobs: int = Field(default=64, ge=1)  # of one identity, those that run included
     max_public_mb: int = Field(default=32, ge=1, le=4096)  # a model's tokenizer, which those who may ask it get
     give_way_s: Seconds = 2.0  # after which a job without its client's next inputs lets others go first
     start_timeout_s: Seconds = 30.0  # for those inputs, when others wait and the job cannot stand aside

@@ -49,7 +49,8 @@ class CoordinatorMetrics(Metrics):
     def __init__(self) -> None:
         super().__init__()
         self.queued = self._gauge("ditto_queue_length", "Jobs and activations that wait for their turn.")
-        self.running = self._gauge("ditto_running", "1 while a job or an activation runs.")
+        self.running = self._gauge("ditto_running", "Jobs and activations that run.")
+        self.aside = self._gauge("ditto_aside", "Jobs that stand aside until their client's inputs are there.")
         self.seconds = self._seconds(
             "ditto_job_seconds", "Seconds of a done job in one phase, summed over its layers; the slower party's.", _JOB
         )

@@ -343,11 +343,16 @@ class StatusReply(_message.Message):
     THROUGHPUT_FIELD_NUMBER: _builtins.int
     FAULTS_FIELD_NUMBER: _builtins.int
     ABOUT_FIELD_NUMBER: _builtins.int
+    ASIDE_FIELD_NUMBER: _builtins.int
     queued: _builtins.int
-    running: _builtins.str
-    """the first digits of the job that runs, if any"""
+    aside: _builtins.int
+    """jobs that stand aside, until their client's inputs are there"""
     @_builtins.property
     def processes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProcessStatus]: ...
+    @_builtins.property
+    def running(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """the first digits of the jobs that run"""
+
     @_builtins.property
     def dealer(self) -> _dealer_pb2.InventoryReply:
         """absent when the dealer does not answer"""
@@ -367,15 +372,16 @@ class StatusReply(_message.Message):
         *,
         processes: _abc.Iterable[Global___ProcessStatus] | None = ...,
         queued: _builtins.int = ...,
-        running: _builtins.str = ...,
+        running: _abc.Iterable[_builtins.str] | None = ...,
         dealer: _dealer_pb2.InventoryReply | None = ...,
         throughput: Global___Throughput | None = ...,
         faults: _abc.Iterable[Global___ModelFault] | None = ...,
         about: _dealer_pb2.About | None = ...,
+        aside: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "dealer", b"dealer", "throughput", b"throughput"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "dealer", b"dealer", "faults", b"faults", "processes", b"processes", "queued", b"queued", "running", b"running", "throughput", b"throughput"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "aside", b"aside", "dealer", b"dealer", "faults", b"faults", "processes", b"processes", "queued", b"queued", "running", b"running", "throughput", b"throughput"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
