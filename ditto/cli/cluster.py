@@ -12,7 +12,8 @@ from ditto.client.home import home
 from ditto.client.local_cluster import Cluster, Process
 from ditto.client.status import ask
 from ditto.errors import DittoError
-from ditto.net.config import MOST_THREADS
+from ditto.names import server_name
+from ditto.net.config import MOST_THREADS, MOST_WORKERS
 from ditto.net.emulation import network as profile
 from ditto.report.pieces import size
 
@@ -37,11 +38,17 @@ def up(
         int | None,
         typer.Option(min=0, help="Each party keeps its view of the last N jobs for `audit`; 0: none. Stays so."),
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, max=MOST_WORKERS, help="Workers of each party, which share its jobs. Stays so."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Start what does not run yet: dealer, both parties, coordinator."""
     cluster = Cluster(home(), note)
-    cluster.configure(threads=_threads(threads), network=profile(network) if network else None, record=record)
+    cluster.configure(
+        threads=_threads(threads), network=profile(network) if network else None, record=record, workers=workers
+    )
     with waiting(json) as say:
         processes = cluster.up(timeout, awaited(say))
     _show(cluster, processes, json)
@@ -70,7 +77,7 @@ def _activity(cluster: Cluster, processes: list[Process]) -> dict[str, Any]:
             return ask(cluster.client_config())
         except DittoError as error:
             note(f"coordinator: {error}")
-    return {"queue": None, "computing": None, "faults": None, "dealer": None, "throughput": None}
+    return {"queue": None, "computing": None, "workers": None, "faults": None, "dealer": None, "throughput": None}
 
 
 @app.command()
@@ -131,6 +138,10 @@ def _lines(activity: dict[str, Any]) -> list[str]:
         running = f"running {', '.join(queue['running'])}" if queue["running"] else "nothing runs"
         aside = f", {queue['aside']} standing aside" if queue["aside"] else ""
         lines.append(f"queue: {running}, {queue['waiting']} waiting{aside}")
+    for worker in activity.get("workers") or ():
+        state = "serving" if worker["serving"] else "not up"
+        why = f" ({worker['error']})" if worker["error"] else ""
+        lines.append(f"{server_name(worker['role'], worker['worker'])}, {worker['address']}: {state}{why}")
     lines += _computing(activity.get("computing") or {})
     if dealer := activity.get("dealer"):
         text = f"dealer: your models {', '.join(dealer['models']) or 'none'}"

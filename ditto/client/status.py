@@ -6,7 +6,7 @@ from typing import Any
 
 import grpc
 
-from ditto.names import PARTIES
+from ditto.names import PARTIES, server_name
 from ditto.net.config import ClientConfig
 from ditto.net.transport import connect, from_rpc_error, open_channel
 from ditto.wire import control_pb2, control_pb2_grpc, party_pb2
@@ -26,6 +26,11 @@ def activity(reply: control_pb2.StatusReply) -> dict[str, Any]:
     return {
         "queue": {"running": list(reply.running), "waiting": reply.queued, "aside": reply.aside},
         "computing": _computing(reply),
+        "workers": [
+            {"role": p.role, "worker": p.worker, "address": p.address, "serving": p.serving, "error": p.error or None}
+            for p in reply.processes
+            if p.worker
+        ],
         "faults": [{"model": f.model, "role": f.role, "what": f.what} for f in reply.faults],
         "dealer": inventory if reply.HasField("dealer") else None,
         "throughput": {
@@ -41,7 +46,7 @@ def activity(reply: control_pb2.StatusReply) -> dict[str, Any]:
 
 def _computing(reply: control_pb2.StatusReply) -> dict[str, Any]:
     """What each server that multiplies computes with, as far as it is known."""
-    found = {process.role: process.about for process in reply.processes if process.HasField("about")}
+    found = {server_name(p.role, p.worker): p.about for p in reply.processes if p.HasField("about")}
     if reply.dealer.HasField("about"):
         found["dealer"] = reply.dealer.about
     return {

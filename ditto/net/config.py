@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -19,14 +20,15 @@ from pydantic import (
 )  # fmt: skip
 from pydantic_core import ErrorDetails
 
-from ditto.errors import ConfigError
+from ditto.errors import ClusterError, ConfigError
 from ditto.names import Role
 from ditto.net.documents import read_yaml
 from ditto.net.emulation import Network, network
 from ditto.net.processor import threads_here
 
 DEFAULT_PORTS = {"coordinator": 50050, "party0": 50051, "party1": 50052, "dealer": 50053}
-Address = Annotated[str, StringConstraints(pattern=r"^[^\s:/]+:\d{1,5}$|^\[[0-9a-fA-F:]+\]:\d{1,5}$")]
+_ADDRESS = r"^[^\s:/]+:\d{1,5}$|^\[[0-9a-fA-F:]+\]:\d{1,5}$"
+Address = Annotated[str, StringConstraints(pattern=_ADDRESS)]
 
 MOST = 5  # keys that one message names
 
@@ -47,12 +49,31 @@ def _collector(value: Any) -> Any:
     return {"endpoint": endpoint} if isinstance(endpoint, str) else endpoint
 
 
+def check_address(text: str) -> str:
+    """HOST:PORT, as a configuration may have it. Raises ClusterError."""
+    if len(text) > 300 or not re.fullmatch(_ADDRESS, text):
+        raise ClusterError(f"{text[:100]!r} is no address")
+    return text
+
+
+def _several(value: Any) -> Any:
+    """One address may stand for a list of one."""
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+def _number(value: Any) -> Any:
+    """A `$VARIABLE` of the environment may stand for a number: 0, where it is empty."""
+    return (os.path.expandvars(value) or 0) if isinstance(value, str) else value
+
+
 Seconds = Annotated[float, Field(gt=0, le=1e7)]  # four months: what waits for longer overflows the clock
 MOST_THREADS = 1024
 Threads = Annotated[int, Field(ge=1, le=MOST_THREADS)]
 COMPUTING = ("dealer", "party0", "party1")  # servers that multiply
 AUTO = 0  # threads: as many as a server finds to be its share
 ServerThreads = Annotated[Threads, WrapValidator(lambda value, check: AUTO if value == "auto" else check(value))]
+MOST_WORKERS = 64
+Workers = Annotated[tuple[Address, ...], Field(min_length=1, max_length=MOST_WORKERS), BeforeValidator(_several)]
 Emulated = Annotated[Network | None, BeforeValidator(_profile)]
 
 
@@ -70,13 +91,28 @@ class Tls(_Strict):
 
 
 class Peers(_Strict):
+    """A party may be several workers: then its address is a list, worker 0, its keeper, first. Worker k of one party
+    works with worker k of the other."""
+
     coordinator: Address = "127.0.0.1:50050"
-    party0: Address = "127.0.0.1:50051"
-    party1: Address = "127.0.0.1:50052"
+    party0: Workers = ("127.0.0.1:50051",)
+    party1: Workers = ("127.0.0.1:50052",)
     dealer: Address = "127.0.0.1:50053"
 
-    def of(self, role: str) -> str:
-        return str(getattr(self, role))
+    @model_validator(mode="after")
+    def _in_pairs(self) -> Self:
+        if len(self.party0) != len(self.party1):
+            counts = f"{len(self.party0)} of party0 and {len(self.party1)} of party1"
+            raise ValueError(f"workers go in pairs; here are {counts}")
+        return self
+
+    def workers(self, role: str) -> tuple[str, ...]:
+        """All addresses of a role."""
+        found = getattr(self, role)
+        return (found,) if isinstance(found, str) else tuple(found)
+
+    def of(self, role: str, worker: int = 0) -> str:
+        return self.workers(role)[worker]
 
 
 class Telemetry(_Strict):
@@ -155,14 +191,37 @@ class _Server(_Common, Limits):
             return self.threads
         if self.role not in COMPUTING:
             return 1
-        return threads_here(self.peers.of(self.role), map(self.peers.of, COMPUTING))
+        computing = [address for role in COMPUTING for address in self.peers.workers(role)]
+        return threads_here(self.peers.of(self.role, self.number), computing)
+
+    @property
+    def number(self) -> int:
+        """Which of its role's servers this is."""
+        return 0
 
 
 class PartyConfig(_Server):
     role: Literal["party0", "party1"]
+    worker: Annotated[int, Field(ge=0, lt=MOST_WORKERS), BeforeValidator(_number)] = 0  # its place in `peers`
+    keeper: Annotated[Address | None, BeforeValidator(_variable)] = None  # of a worker: if it is not the first of peers
     network: Emulated = None  # what its link to the other party emulates
     record: int = Field(default=0, ge=0)  # jobs whose view is kept for `ditto audit`; 0: none is recorded
     record_mb: int = Field(default=4096, ge=1)  # all that is kept of them; a job beyond it is not recorded
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.worker >= len(self.peers.workers(self.role)):
+            count = len(self.peers.workers(self.role))
+            raise ValueError(f"worker: {self.worker}, and peers names {count} of {self.role}, from 0 on")
+        return self
+
+    @property
+    def number(self) -> int:
+        return self.worker
+
+    @property
+    def keeper_address(self) -> str:
+        return self.keeper or self.peers.of(self.role)
 
     @property
     def index(self) -> int:

@@ -23,11 +23,12 @@ from ditto.service.driving import Driver
 from ditto.service.job_run import Account, JobRun
 from ditto.service.limits import admit_job, admit_model, need_of, need_to_activate
 from ditto.service.pages import page
+from ditto.service.pairs import Pair, Pairs
 from ditto.service.parties_view import PartiesView, check_request
 from ditto.service.public_parts import PublicParts
 from ditto.service.registered import Registered, RegisteredModels
 from ditto.service.turns import Turns
-from ditto.wire import control_pb2, control_pb2_grpc, dealer_pb2, dealer_pb2_grpc, party_pb2, party_pb2_grpc
+from ditto.wire import control_pb2, control_pb2_grpc, dealer_pb2, dealer_pb2_grpc, party_pb2
 
 log = structlog.get_logger()
 _METHODS = (
@@ -43,23 +44,27 @@ def _message(entry: Registered) -> control_pb2.Model:
 class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
     def __init__(self, config: CoordinatorConfig, tracing: Tracing = OFF) -> None:
         self._config, self._tracing, self._traces = config, tracing, Claims()
-        self._channels = {
-            role: open_channel(
-                config.peers.of(role), role, config.tls, config.role, config.max_message_mb, config.silence_s
-            )
-            for role in (*PARTIES, "dealer")
-        }
-        self._stubs = {role: party_pb2_grpc.PartyStub(self._channels[role]) for role in PARTIES}
-        self._dealer = dealer_pb2_grpc.DealerStub(self._channels["dealer"])
+        self._dealer_channel = open_channel(
+            config.peers.dealer, "dealer", config.tls, config.role, config.max_message_mb, config.silence_s
+        )
+        self._dealer = dealer_pb2_grpc.DealerStub(self._dealer_channel)
+        self._pairs = Pairs(config)
+        self._keepers = self._pairs.keepers.stubs
         self._account = Account()
         self._turns = Turns(
-            config.jobs_at_once, config.all_jobs, config.queue_limit, config.max_jobs, self._account.pace
+            config.jobs_at_once,
+            config.all_jobs,
+            config.queue_limit,
+            config.max_jobs,
+            self._account.pace,
+            self._pairs.up,
         )
+        self._pairs.watch(self._turns.look)
         self._lock = threading.Lock()
         self._runs: dict[str, JobRun] = {}
-        self._view = PartiesView(self._stubs, config.connect_timeout_s)
+        self._view = PartiesView(self._keepers, config.connect_timeout_s)
         self._models = RegisteredModels(config.data_dir / "models")
-        self._driver = Driver(config, self._turns, self._models, self._connect_all)
+        self._driver = Driver(config, self._turns, self._models, self._connect_pair)
         self._public = PublicParts(config.data_dir, config.max_public_mb)
         self._public.sweep(self._models.published)
         self.metrics = CoordinatorMetrics()
@@ -145,13 +150,13 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
 
     def _register(self, entry: Registered, context: grpc.ServicerContext) -> Registered | None:
         attempt = secrets.token_hex(16)
-        run = JobRun(attempt, self._stubs, self._config.step_timeout_s)
+        run = JobRun(attempt, self._keepers, self._config.step_timeout_s)
         context.add_callback(run.cancel)
         self._turns.enter(attempt, entry.owner, need_to_activate(entry.description), alone=True)
         try:
             # 2
             run.wait_turn(self._turns)
-            self._connect_all()
+            self._connect_pair(0)
             self._activate(run, entry)
             before = self._models.put(entry)
             self._models.settle(entry, self._config.step_timeout_s)
@@ -194,7 +199,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         processes = [
             control_pb2.ProcessStatus(role="coordinator", address=self._config.peers.coordinator, serving=True)
         ]
-        for role, channel in self._channels.items():
+        for role, channel in (*self._pairs.keepers.channels.items(), ("dealer", self._dealer_channel)):
             status = control_pb2.ProcessStatus(role=role, address=self._config.peers.of(role), serving=True)
             try:
                 status.round_trip = round_trip(channel, role)
@@ -208,6 +213,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
                 status.about.CopyFrom(said)
         faults = list(self._view.faults(own, answering))
         dealer = self._inventory([entry.model for entry in own])
+        processes += self._pairs.workers()
         # other clients see enough of a job's name to recognise their own
         return control_pb2.StatusReply(
             processes=processes, queued=turns.waiting, running=map(short, turns.running), aside=turns.aside,
@@ -223,9 +229,10 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
 
     # Jobs ---------------------------------------------------------------------------------------
 
-    def _connect_all(self) -> None:
-        for role, channel in self._channels.items():
-            connect(channel, role, self._config.connect_timeout_s)
+    def _connect_pair(self, number: int) -> Pair:
+        pair = self._pairs.connect(number)
+        connect(self._dealer_channel, "dealer", self._config.connect_timeout_s)
+        return pair
 
     def StartJob(
         self, request: control_pb2.StartJobRequest, context: grpc.ServicerContext
@@ -252,7 +259,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         model = self._driver.meant(request, client)
         program = admit_job(model.description, plan, request.fingerprint, self._config, self._config.role)
         self._view.check(model, client)
-        run = JobRun(secrets.token_hex(16), self._stubs, self._config.step_timeout_s, client)
+        run = JobRun(secrets.token_hex(16), {}, self._config.step_timeout_s, client)
         run.span = self._tracing.start(
             "job", self._traces.of(received(context), client), job=short(run.name), model=model.model,
             preset=parse(model.description).preset, batch=plan.batch, padded_length=plan.seq, tokens=plan.tokens,
@@ -274,6 +281,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         except DittoError as error:
             if not run.cancelled.is_set():
                 reason, outcome = str(error), error.code.lower()
+                self._pairs.doubt(run.pair, error)
             raise
         except Exception:
             reason, outcome = "internal error", "internal"
@@ -313,5 +321,5 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
             runs = list(self._runs.values())
         for run in runs:
             run.cancel()
-        for channel in self._channels.values():
-            channel.close()
+        self._pairs.close()
+        self._dealer_channel.close()

@@ -16,6 +16,7 @@ from ditto.net.config import CoordinatorConfig
 from ditto.net.messages import check_reply, phase_to_message, to_message
 from ditto.service.ahead import Preparing, Work, works_of
 from ditto.service.job_run import JobRun
+from ditto.service.pairs import Pair
 from ditto.service.registered import Registered, RegisteredModels
 from ditto.service.turns import Turns
 from ditto.wire import control_pb2, party_pb2
@@ -25,12 +26,12 @@ REPEAT_S = 15.0  # after which a waiting client hears its place again
 
 
 class Driver:
-    """Drives jobs of one pair of parties, each in the thread of its call."""
+    """Drives jobs, each on the pair of workers that its turn gave it, in the thread of its call."""
 
     def __init__(
-        self, config: CoordinatorConfig, turns: Turns, models: RegisteredModels, connect: Callable[[], None]
+        self, config: CoordinatorConfig, turns: Turns, models: RegisteredModels, connect: Callable[[int], Pair]
     ) -> None:
-        """`connect`: make sure that all servers answer. Raises PeerAbsent."""
+        """`connect`: make sure that this pair and the dealer answer. Raises PeerAbsent."""
         self._config, self._turns, self._models, self._connect = config, turns, models, connect
 
     def meant(self, request: control_pb2.RunJobRequest, client: str) -> Registered:
@@ -51,7 +52,9 @@ class Driver:
         # 1
         with run.span.child("queue"):
             yield from self._wait(run)
-        self._connect()
+        pair = run.pair = self._turns.pair(run.name)
+        workers = self._connect(pair)
+        run.stubs, run.where = workers.stubs, workers.where
         # 2
         with self._models.opening(request.model, run.client) as model:
             model.check_meant(request.owner, request.description_digest)
@@ -64,7 +67,9 @@ class Driver:
                 run.both(lambda stub, timeout: stub.OpenJob.future(ask, timeout=timeout, **run.span.carried))
         run.begun = True
         # 3
-        accepted = control_pb2.Accepted(job=run.name, layers=program.layers, share_id=model.share_id)
+        accepted = control_pb2.Accepted(
+            job=run.name, layers=program.layers, share_id=model.share_id, worker=pair, addresses=workers.addresses
+        )
         yield control_pb2.JobEvent(accepted=accepted)
         self._await_client(run)
         yield from self._work(run, works_of(run.name, model.description, plan), 0 if request.in_turns else plan.hold)

@@ -5,19 +5,20 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from queue import Empty, SimpleQueue
 from typing import Any
 
 import grpc
 
-from ditto.errors import ClusterError, DittoError, IntegrityError, PeerLost
+from ditto.errors import ClusterError, DittoError, IntegrityError, PeerAbsent, PeerLost
 from ditto.net.tracing import SILENT
 from ditto.net.transport import from_rpc_error
 from ditto.service.turns import Turns
 from ditto.wire import control_pb2, party_pb2, party_pb2_grpc
 
 Stubs = dict[str, party_pb2_grpc.PartyStub]
+NOWHERE: Mapping[str, str] = {}
 GRACE = 2.0  # beyond a step's time, in which a party says itself what it waited for
 PATIENCE = 1.0  # how long the second party may take to say what it knows, once the first one failed
 
@@ -57,9 +58,14 @@ class Account:
 class JobRun:
     """Calls to both parties on behalf of one job."""
 
-    def __init__(self, name: str, stubs: Stubs, step_timeout: float, client: str = "") -> None:
-        self.name, self._stubs, self._timeout = name, stubs, step_timeout + GRACE
+    def __init__(
+        self, name: str, stubs: Stubs, step_timeout: float, client: str = "", where: Mapping[str, str] = NOWHERE
+    ) -> None:
+        """`stubs`: of both parties; of a job, once its turn says which workers'. `where`, by role: what an error says
+        of which they are."""
+        self.name, self.stubs, self._timeout, self.where = name, stubs, step_timeout + GRACE, where
         self.client = client  # the identity that runs the job; nobody's for an activation
+        self.pair = 0  # of workers, that it runs on
         self.stage = 0  # whose inputs the client brings next
         self.ended = False  # the client wants no further stage
         self.started = threading.Event()
@@ -135,7 +141,7 @@ class JobRun:
         """
         # 1
         self.check()
-        calls = {role: call(stub, self._timeout) for role, stub in self._stubs.items()}
+        calls = {role: call(stub, self._timeout) for role, stub in self.stubs.items()}
         with self._lock:
             self._flying.update(calls.values())
             over = self._over
@@ -171,15 +177,18 @@ class JobRun:
         error = future.exception()
         if error is None:
             return None
-        return from_rpc_error(error, role, running=self.begun) if isinstance(error, grpc.RpcError) else DittoError(
-            f"{role}: {error}", peer=role
-        )  # fmt: skip
+        if not isinstance(error, grpc.RpcError):
+            return DittoError(f"{role}: {error}", peer=role)
+        found = from_rpc_error(error, role, running=self.begun)
+        if isinstance(found, PeerLost | PeerAbsent) and (where := self.where.get(found.peer or "")):
+            return type(found)(f"{found} ({where})", peer=found.peer)
+        return found
 
     def close(self, reason: str) -> None:
         """Best effort at both parties; a dead one is not waited for."""
         calls = [
             stub.CloseJob.future(party_pb2.CloseJobRequest(job=self.name, reason=reason), timeout=2.0)
-            for stub in self._stubs.values()
+            for stub in self.stubs.values()
         ]
         for call in calls:
             call.exception()

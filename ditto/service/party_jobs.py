@@ -28,6 +28,7 @@ from ditto.net.tracing import OFF, SILENT, Context, Span, Tracing
 from ditto.net.transport import short
 from ditto.ring.prg import SEED_BYTES
 from ditto.service.assembly import Assembly
+from ditto.service.copies import Copies
 from ditto.service.limits import admit_job
 from ditto.service.model_store import ModelStore
 from ditto.service.recordings import Header, Recordings
@@ -212,7 +213,7 @@ class Jobs:
     def __init__(
         self,
         config: PartyConfig,
-        store: ModelStore,
+        store: ModelStore | Copies,
         link: PeerLink,
         dealer: dealer_pb2_grpc.DealerStub,
         metrics: PartyMetrics,

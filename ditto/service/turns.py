@@ -1,7 +1,7 @@
 """Whose turn it is: several jobs run at once, as many as there are slots and as their memory allows; the others wait.
 
-One `Turns` stands for one pair of parties and their dealer. It knows names, identities and predicted bytes, and calls
-nobody: who asked looks for its `place` until that is 0.
+One `Turns` stands for two parties, or the pairs of their workers, and the dealer. It knows names, identities and
+predicted bytes, and calls nobody: who asked looks for its `place` until that is 0.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple, NoReturn
@@ -43,14 +43,16 @@ class _Asked:
     who: str
     need: Need
     alone: bool  # of its kind: activations run beside jobs, never beside each other
+    pair: int | None = None  # on which it runs, or ran before it stood aside
     passed: int = 0  # jobs that went before it since there was no room
 
 
 class Turns:
     """Turns that are granted by identity; waiters can see their place and can leave.
 
-    1. At most `slots` run, and what they hold stays within `memory` bytes, at a party and at the dealer. What stands
-       aside counts with what it keeps.
+    1. At most `slots` run on a pair, and what they hold stays within `memory` bytes, at each of its parties and, of all
+       pairs, at the dealer. What stands aside counts with what it keeps. Of the `pairs` that are up, a job gets the one
+       that runs the fewest; it stays there. Activations are of the first, whose parties keep the models.
     2. The next turn is of the client that runs the fewest, and of these of the one whose last turn is the longest ago.
        A client's own come in the order in which they were asked for.
     3. Where there is no room for whose turn it is, others may use what there is, PASSES of them at most.
@@ -67,9 +69,11 @@ class Turns:
         limit: int,
         each: int | None = None,
         pace: Callable[[], float] = lambda: 1.0,
+        pairs: Callable[[], Sequence[int]] = lambda: (0,),
     ) -> None:
+        """`pairs`: those that are up, one at least. When there are others, `look` grants what they have room for."""
         self._changed = threading.Condition()
-        self._slots, self._memory = slots, memory
+        self._slots, self._memory, self._pairs = slots, memory, pairs
         self._waiting: dict[str, _Asked] = {}  # in order
         self._back: dict[str, _Asked] = {}  # those that stood aside and want to go on, in order
         self._running: dict[str, _Asked] = {}
@@ -92,7 +96,7 @@ class Turns:
             if own >= self._each:
                 self._refuse(f"{who or 'this client'} has {own} jobs waiting or running (max_jobs)", own)
             most = Need(*(min(part, self._memory) for part in need))
-            self._waiting[name] = _Asked(who, most, alone)
+            self._waiting[name] = _Asked(who, most, alone, 0 if alone else None)
             self._grant()
 
     def _all(self) -> tuple[dict[str, _Asked], ...]:
@@ -107,6 +111,16 @@ class Turns:
         with self._changed:
             self._changed.wait_for(lambda: name in self._running, timeout)
             return 0 if name in self._running else self._order.index(name) + 1
+
+    def pair(self, name: str) -> int:
+        """Of one whose turn it is."""
+        with self._changed:
+            return self._running[name].pair or 0
+
+    def look(self) -> None:
+        """Other pairs are up than before."""
+        with self._changed:
+            self._grant()
 
     def leave(self, name: str) -> None:
         """It has ended, or does not want its turn any more. Harmless for a name that is not there."""
@@ -134,17 +148,19 @@ class Turns:
                     return False
                 raise ClusterError("others wait, and another job of this client waits for its inputs already")
             kept = [asked, *self._aside.values(), *self._back.values()]
-            if len(self._aside) >= ASIDE or not self._can_all_come_back([other.need for other in kept]):
+            if len(self._aside) >= ASIDE or not self._can_all_come_back(kept):
                 return False
             self._aside[name] = self._running.pop(name)
             self._grant()
             return True
 
-    def _can_all_come_back(self, needs: list[Need]) -> bool:
-        kept = sum(need.waiting for need in needs)
+    def _can_all_come_back(self, all_kept: list[_Asked]) -> bool:
+        kept: Counter[int | None] = Counter()
+        for asked in all_kept:
+            kept[asked.pair] += asked.need.waiting
         return (
-            all(kept - need.waiting + need.party <= self._memory for need in needs)
-            and sum(need.dealer for need in needs) <= self._memory
+            all(kept[a.pair] - a.need.waiting + a.need.party <= self._memory for a in all_kept)
+            and sum(a.need.dealer for a in all_kept) <= self._memory
         )
 
     def come_back(self, name: str) -> None:
@@ -161,11 +177,13 @@ class Turns:
                 return False
             if name in self._running:
                 return True
-            first = self._find(self._order[0])
+            mine = self._aside.get(name)
+            first, pair = self._find(self._order[0]), (mine.pair if mine else None) or 0
             return (
-                len(self._running) < self._slots
-                and not self._fits(self._order[0], first)
-                and self._fits(self._order[0], first, beside_aside=False)
+                first.pair in (None, pair)
+                and self._free(pair)
+                and self._room(self._order[0], first) is None
+                and self._fits(self._order[0], first, pair, beside_aside=False)
             )
 
     # Granting -----------------------------------------------------------------------------------
@@ -175,8 +193,10 @@ class Turns:
 
     def _grant(self) -> None:
         """Whoever's turn it is and fits; after every change. The caller holds the lock."""
-        while len(self._running) < self._slots and (name := self._next()):
+        while found := self._next():
+            name, pair = found
             asked = self._running[name] = (self._back if name in self._back else self._waiting).pop(name)
+            asked.pair = pair
             self._last.pop(asked.who, None)
             self._last[asked.who] = next(self._turns)
             if len(self._last) > REMEMBERED:
@@ -184,18 +204,25 @@ class Turns:
         self._order = [*self._in_order()]
         self._changed.notify_all()
 
-    def _next(self) -> str | None:
+    def _next(self) -> tuple[str, int] | None:
+        """Who is next, and on which pair."""
+        if len(self._running) >= self._slots and not any(map(self._free, self._pairs())):
+            # without a slot nobody is passed; one who comes back to a pair that is not up waits for that of another
+            return None
         before: list[_Asked] = []
+        closed: set[int | None] = set()  # pairs that wait until there is room for one that was passed
         for name in self._in_order():
             asked = self._find(name)
             if any(asked.who == other.who for other in before):  # behind one of its own
                 continue
-            if self._fits(name, asked):
+            if (pair := self._room(name, asked, closed)) is not None:
                 for other in before:
-                    other.passed += 1
-                return name
+                    other.passed += other.pair in (None, pair)
+                return name, pair
             if asked.passed >= PASSES:
-                return None
+                if asked.pair is None:
+                    return None
+                closed.add(asked.pair)
             before.append(asked)
         return None
 
@@ -215,13 +242,26 @@ class Turns:
             if own[who]:
                 heappush(heap, (count + 1, next(turns), number, who))
 
-    def _fits(self, name: str, asked: _Asked, beside_aside: bool = True) -> bool:
+    def _free(self, pair: int) -> bool:
+        return sum(other.pair == pair for other in self._running.values()) < self._slots
+
+    def _room(self, name: str, asked: _Asked, closed: Collection[int | None] = ()) -> int | None:
+        """The pair that has a slot and room for it: its own, or the one that runs the fewest."""
         if asked.alone and any(other.alone for other in self._running.values()):
-            return False
-        runs = [other.need for other in self._running.values()]
-        kept = [other.need for n, other in self._back.items() if n != name]
+            return None
+        runs = Counter(other.pair for other in self._running.values())
+        pairs = self._pairs() if asked.pair is None else (asked.pair,)
+        for pair in sorted(pairs, key=lambda pair: runs[pair]):
+            if pair not in closed and self._free(pair) and self._fits(name, asked, pair):
+                return pair
+        return None
+
+    def _fits(self, name: str, asked: _Asked, pair: int, beside_aside: bool = True) -> bool:
+        runs = [*self._running.values()]
+        kept = [other for n, other in self._back.items() if n != name]
         if beside_aside:
-            kept += [other.need for other in self._aside.values()]
-        party = sum(need.party for need in runs) + sum(need.waiting for need in kept)
-        dealer = sum(need.dealer for need in (*runs, *kept))
+            kept += self._aside.values()
+        party = sum(other.need.party for other in runs if other.pair == pair)
+        party += sum(other.need.waiting for other in kept if other.pair == pair)
+        dealer = sum(other.need.dealer for other in (*runs, *kept))
         return party + asked.need.party <= self._memory and dealer + asked.need.dealer <= self._memory
