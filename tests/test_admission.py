@@ -42,7 +42,7 @@ from ditto.net.pools import Pace, Watchdog
 from ditto.net.transport import connect, from_rpc_error, open_channel
 from ditto.ring import carrier
 from ditto.service import limits as limits_module
-from ditto.service.limits import admit_job, admit_model, peak_of, weights_in
+from ditto.service.limits import admit_job, admit_model, need_of, peak_of, weights_in
 from ditto.wire import (
     control_pb2,
     control_pb2_grpc,
@@ -55,6 +55,11 @@ from ditto.wire import (
 SEQ, IDLE, START = 8, 3.0, 1.5
 PROMPT = 3.0  # seconds for a health check; not derived: a silenced server never answers, the rest is a busy machine
 MB = 1 << 20
+OWN: dict[str, dict[str, Any]] = {  # of one server
+    "coordinator": {"give_way_s": START, "jobs_at_once": 1},
+    "party1": {"jobs_mb": 8},
+    "dealer": {"jobs_mb": 16},
+}
 
 
 def small_model(vocabulary: int = 64) -> tuple[Description, Tensors]:
@@ -253,7 +258,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, small: tuple[Description, 
     for role in SERVERS:
         path = cluster.config_path(role)
         config = yaml.safe_load(path.read_text()) | {"upload_idle_s": IDLE, "hold_mb": 1}
-        path.write_text(yaml.safe_dump(config | ({"give_way_s": START} if role == "coordinator" else {})))
+        path.write_text(yaml.safe_dump(config | OWN.get(role, {})))
     try:
         cluster.up()
         with Client(cluster.client_config()) as client:
@@ -312,6 +317,39 @@ def test_every_server_refuses_a_large_job_itself(cluster: Cluster, share_id: str
         )
     for (role, peer), method in run.items():
         refused(cluster, peer, partial(call, cluster, role, peer, method), "max_batch")
+
+
+def test_parties_and_dealer_hold_all_jobs_against_their_own_limits(cluster: Cluster, share_id: str, text: str) -> None:
+    """Whatever a coordinator opens. Once a job is gone there is room for another."""
+    plan, owner = Plan(128, SEQ, hold_mb=1), f"client/{login_name()}"
+    need = need_of(text, plan)
+    assert MB * OWN["party1"]["jobs_mb"] / 2 < need.waiting and MB * OWN["dealer"]["jobs_mb"] / 2 < need.dealer
+    names = {"model": "small", "share_id": share_id, "plan": to_message(plan), "client": owner}
+    names |= {"fingerprint": program_for(text, plan).fingerprint, "description_digest": digest_of(text)}
+
+    def open_job(job: str, *parties: str) -> None:
+        ask = party_pb2.OpenJobRequest(job=job, **names)
+        for party in parties:
+            call(cluster, "coordinator", party, lambda c: party_pb2_grpc.PartyStub(c).OpenJob(ask, timeout=30))
+
+    def close_job(job: str) -> None:
+        ask = party_pb2.CloseJobRequest(job=job, reason="test")
+        for party in PARTIES:
+            call(cluster, "coordinator", party, lambda c: party_pb2_grpc.PartyStub(c).CloseJob(ask, timeout=9))
+
+    first, second = secrets.token_hex(16), secrets.token_hex(16)
+    open_job(first, "party1")
+    with pytest.raises(Busy, match=r"^party1: .*jobs_mb.*; try again in 5 s") as caught:
+        open_job(secrets.token_hex(16), "party1")
+    assert caught.value.peer == "party1" and caught.value.retry_s == 5
+    with pytest.raises(Busy, match=r"^dealer: .*jobs_mb.*; try again in 5 s"):
+        open_job(secrets.token_hex(16), "party0")  # which has room for it
+    open_job(first, "party0")
+    close_job(first)
+    open_job(second, *PARTIES)
+    close_job(second)
+    with pytest.raises(LimitExceeded, match="jobs_mb"):
+        admit_job(text, plan, program_for(text, plan).fingerprint, Limits(hold_mb=1, jobs_mb=1), "party0")
 
 
 def test_every_server_refuses_a_large_description_itself(cluster: Cluster, text: str) -> None:

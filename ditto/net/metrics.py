@@ -84,6 +84,7 @@ class PartyMetrics(Metrics):
     def __init__(self) -> None:
         super().__init__()
         self.link = LinkMetrics(self.registry)
+        self.held = self._gauge("ditto_held_bytes", "What the jobs that are open hold at most, as predicted.")
         self.seconds = self._seconds("ditto_layer_seconds", "Seconds of one layer in one phase at this party.", _LAYER)
         dealt = self._counter("ditto_dealer_bytes", "Bytes of correlations received from the dealer.", "part")
         self._dealt = dealt.labels("payload"), dealt.labels("framing")
@@ -97,6 +98,7 @@ class DealerMetrics(Metrics):
     def __init__(self) -> None:
         super().__init__()
         self.waiting = self._gauge("ditto_waiting_bytes", "Correlations dealt and not sent yet.", "party")
+        self.held = self._gauge("ditto_held_bytes", "What the jobs that are open hold at most, as predicted.")
         dealt = self._counter("ditto_dealt_bytes", "Bytes of correlations sent to a party.", "party", "part")
         self._dealt = [(dealt.labels(role, "payload"), dealt.labels(role, "framing")) for role in PARTIES]
 

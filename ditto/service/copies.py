@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import grpc
 import structlog
@@ -55,6 +56,7 @@ class Copies:
         self._lock = threading.Lock()  # of what is here
         self._fetching = threading.Lock()
         self._loaded: OrderedDict[str, PartyWeights] = OrderedDict()
+        self._in_use = WeakValueDictionary[str, PartyWeights]()  # by a job: another one shares them
         paths = sorted(self._root.glob("*/model.json"))
         found = readable_entries(paths, Entry, lambda path: self._owner(path.parent.name))
         self._copies = {entry.share_id: entry for entry in found}
@@ -124,6 +126,7 @@ class Copies:
         with self._lock:
             for share_id in share_ids:
                 self._loaded.pop(share_id, None)
+                self._in_use.pop(share_id, None)
                 self._asked.pop(share_id, None)
                 if self._copies.pop(share_id, None) is not None:
                     log.info("copy dropped", share=short(share_id))
@@ -144,14 +147,18 @@ class Copies:
             if weights is None:
                 if share_id not in self._copies:
                     raise UnknownModel(f"{self._role} has no share of this model", peer=self._role)
-                weights = load_weights(self._root / share_id, entry, self._party)
-                weights.warm()
-                give_back()
+                weights = self._in_use.get(share_id) or self._load(entry)
                 while len(self._loaded) >= KEPT:
                     self._loaded.popitem(last=False)
-                self._loaded[share_id] = weights
+                self._loaded[share_id] = self._in_use[share_id] = weights
             self._loaded.move_to_end(share_id)
             return weights
+
+    def _load(self, entry: Entry) -> PartyWeights:
+        weights = load_weights(self._root / entry.share_id, entry, self._party)
+        weights.warm()
+        give_back()  # each matrix was several while it was prepared
+        return weights
 
     def marks(self, share_id: str) -> dict[str, str]:
         """As of `model_store.marks`."""

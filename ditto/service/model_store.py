@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import structlog
 import torch
@@ -105,6 +106,7 @@ class ModelStore:
         self._ids = ShareIds(root / SHARE_IDS, PARTIES[party], self._limits.max_sharings)
         self._lock = threading.Lock()
         self._loaded: OrderedDict[str, PartyWeights] = OrderedDict()
+        self._in_use = WeakValueDictionary[str, PartyWeights]()  # by a job: another one shares them
         self._entries: dict[str, Entry] = {}
         self._arriving: dict[str, Entry] = {}  # being put: they claim their names, too
         self._activating: set[str] = set()
@@ -342,7 +344,7 @@ class ModelStore:
     def _remember(self, share_id: str, weights: PartyWeights) -> None:
         while len(self._loaded) >= KEPT:
             self._loaded.popitem(last=False)
-        self._loaded[share_id] = weights
+        self._loaded[share_id] = self._in_use[share_id] = weights
 
     def weights(self, share_id: str) -> PartyWeights:
         """The weights of an active sharing, from memory or from disk. Who has them keeps them when it is dropped."""
@@ -352,7 +354,7 @@ class ModelStore:
                 raise ClusterError(f"the sharing of {entry.model} was never activated; share the model again")
             weights = self._loaded.get(share_id)
             if weights is None:
-                weights = self._load(entry)
+                weights = self._in_use.get(share_id) or self._load(entry)
                 self._remember(share_id, weights)
             self._loaded.move_to_end(share_id)
             return weights
@@ -366,6 +368,7 @@ class ModelStore:
         """The caller holds the lock."""
         self._ids.drop(share_id)
         self._loaded.pop(share_id, None)
+        self._in_use.pop(share_id, None)
         self._entries.pop(share_id, None)
         shutil.rmtree(self._root / check_id(share_id), ignore_errors=True)  # also one that was set aside
 

@@ -137,15 +137,13 @@ class Turns:
 
     def step_aside(self, name: str) -> bool:
         """Let another have the turn. False if nobody waits, if ASIDE others stand aside already, or if what all of them
-        keep would be too much. Raises ClusterError if one of the same caller stands aside and other callers wait: who
-        sends nothing for many jobs costs others little, too."""
+        keep would be too much. Raises ClusterError if one of the same caller stands aside: who sends nothing for many
+        jobs costs others little, too."""
         with self._changed:
-            asked, waiting = self._running[name], (*self._waiting.values(), *self._back.values())
-            if not waiting:
+            asked = self._running[name]
+            if not self._order:
                 return False
             if any(asked.who == other.who for other in self._aside.values()):
-                if all(asked.who == other.who for other in waiting):
-                    return False
                 raise ClusterError("others wait, and another job of this client waits for its inputs already")
             kept = [asked, *self._aside.values(), *self._back.values()]
             if len(self._aside) >= ASIDE or not self._can_all_come_back(kept):

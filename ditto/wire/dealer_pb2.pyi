@@ -270,13 +270,15 @@ class InventoryReply(_message.Message):
     PARTIES_FIELD_NUMBER: _builtins.int
     ABOUT_FIELD_NUMBER: _builtins.int
     job: _builtins.str
-    """the first digits of the running job's name; empty when none runs"""
+    """the first digits of the name of the job that began last; empty when none runs"""
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """of those that were asked about: the known ones"""
 
     @_builtins.property
-    def parties(self) -> _containers.RepeatedCompositeFieldContainer[Global___PartyInventory]: ...
+    def parties(self) -> _containers.RepeatedCompositeFieldContainer[Global___PartyInventory]:
+        """of all jobs that run"""
+
     @_builtins.property
     def about(self) -> Global___About: ...
     def __init__(
