@@ -41,6 +41,7 @@ from ditto.net.tracing import OFF
 from ditto.net.transport import open_channel
 from ditto.service import copies
 from ditto.service.copies import Copies
+from ditto.service.turns import PASSES, Need, Turns
 from ditto.wire import control_pb2, party_pb2, party_pb2_grpc
 from parties import coordinator, dealer, party
 
@@ -48,7 +49,7 @@ SEQ, WORKERS = 16, 2
 KINDS: dict[str, tuple[Any, Any]] = {"dealer": (DealerConfig, dealer), "coordinator": (CoordinatorConfig, coordinator)}
 
 
-def until(said: Callable[[], Any], seconds: float = 20) -> Any:
+def until(said: Callable[[], Any], seconds: float = 60) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := said()):
         assert time.monotonic() < deadline
@@ -104,10 +105,10 @@ class Servers:
             return str(client._model("m").share_id)
 
     @contextlib.contextmanager
-    def only(self, pair: int) -> Iterator[None]:
-        """Jobs go to this pair."""
+    def only(self, *up: int) -> Iterator[None]:
+        """Jobs go to these pairs, whoever answers how fast."""
         turns = self.coordinator._turns
-        before, turns._pairs = turns._pairs, lambda: (pair,)
+        before, turns._pairs = turns._pairs, lambda: up
         try:
             yield
         finally:
@@ -158,7 +159,7 @@ def files(servers: Servers, party: int) -> set[str]:
 
 def test_a_job_goes_to_the_pair_that_runs_fewest(servers: Servers) -> None:
     """And both give the same answer, but for roundings: each is off by few units in the last place (not derived)."""
-    with servers.waiting() as (_, accepted, _):
+    with servers.only(0, 1), servers.waiting() as (_, accepted, _):
         assert accepted.worker == 0
         first, answer = servers.ask()
     with servers.only(0):
@@ -225,15 +226,16 @@ def test_a_dropped_sharing_is_gone_at_the_workers(servers: Servers, monkeypatch:
 
 
 def test_a_worker_that_dies_takes_its_job_along_and_no_other(servers: Servers) -> None:
-    with servers.waiting() as (client, kept, running):
-        assert kept.worker == 0
-        with servers.waiting() as (_, lost, doomed):
-            assert lost.worker == 1
-            servers.stop("party0-1")
-            inputs = encode_inputs(servers.description, servers.program, random_batch(1, SEQ))
-            with pytest.raises(PeerAbsent, match=r"party0 does not answer \(worker 1, 127.0.0.1:\d+\)"):
-                client._pair(lost)
-            doomed.cancel()
+    with contextlib.ExitStack() as stack:
+        with servers.only(0, 1):
+            client, kept, running = stack.enter_context(servers.waiting())
+            _, lost, doomed = stack.enter_context(servers.waiting())
+        assert (kept.worker, lost.worker) == (0, 1)
+        servers.stop("party0-1")
+        inputs = encode_inputs(servers.description, servers.program, random_batch(1, SEQ))
+        with pytest.raises(PeerAbsent, match=r"party0 does not answer \(worker 1, 127.0.0.1:\d+\)"):
+            client._pair(lost)
+        doomed.cancel()
         # the other one goes on, and so do those that come
         plan = Plan(1, SEQ, hold_mb=256)
         terms = terms_of(client._model("m"), plan, servers.program)
@@ -435,3 +437,67 @@ def test_the_number_of_workers_is_changed_between_two_runs(tmp_path: Path) -> No
     cluster.configure(workers=1)
     assert [p.role for p in cluster.status()] == ["dealer", "party0", "party1", "coordinator"]
     assert cluster.client_config().peers.workers("party1") == (cluster.client_config().peers.of("party1"),)
+
+
+# Turns: no process takes part ----------------------------------------------------------------------
+
+
+def test_turns_go_to_the_pair_that_runs_fewest() -> None:
+    up = [0, 1]
+    line = Turns(2, 100, 99, pairs=lambda: tuple(up))
+    for name in "abcde":
+        line.enter(name, name)
+    assert [line.place(name) for name in "abcde"] == [0, 0, 0, 0, 1]
+    assert [line.pair(name) for name in "abcd"] == [0, 1, 0, 1]
+    line.leave("b")
+    assert line.pair("e") == 1
+    # one that is not up gets nothing, and keeps what runs there
+    up.remove(1)
+    for name in "fgh":
+        line.enter(name, name)
+    line.leave("d")
+    line.leave("e")
+    assert line.state().running == ("a", "c") and line.place("f") == 1
+    up.append(1)
+    line.look()
+    assert [line.pair(name) for name in "fg"] == [1, 1] and line.place("h") == 1
+
+
+def test_memory_counts_by_pair_and_the_dealers_for_all() -> None:
+    line = Turns(9, 10, 99, pairs=lambda: (0, 1))
+    line.enter("a", "a", Need(8, 1, 3))
+    line.enter("b", "b", Need(8, 1, 3))
+    line.enter("c", "c", Need(4, 1, 3))  # the third party is not there
+    line.enter("d", "d", Need(2, 1, 3))
+    line.enter("e", "e", Need(2, 1, 3))  # beyond the dealer
+    assert line.state().running == ("a", "b", "d") and line.pair("a") != line.pair("b")
+    line.leave("a")
+    assert line.pair("c") == 0 and line.place("e") == 1
+
+
+def test_who_stood_aside_comes_back_to_its_pair() -> None:
+    """And while it waits for a slot there, the other pair takes others, however many."""
+    line = Turns(1, 100, 99, pairs=lambda: (0, 1))
+    for name in ("a", "b", "c", "d0"):
+        line.enter(name, name)
+    assert line.step_aside("a")
+    assert (line.pair("b"), line.pair("c")) == (1, 0)
+    line.come_back("a")
+    for number in range(2 * PASSES):
+        line.enter(f"d{number + 1}", f"d{number + 1}")
+        line.leave("b" if number == 0 else f"d{number - 1}")
+        assert line.pair(f"d{number}") == 1 and line.place("a") == 1
+    line.leave("c")
+    assert line.place("a") == 0 and line.pair("a") == 0
+
+
+def test_activations_are_the_keepers() -> None:
+    line = Turns(1, 100, 99, pairs=lambda: (1,))
+    line.enter("a", "a", alone=True)
+    line.enter("b", "b", alone=True)
+    line.enter("j", "j")
+    assert (line.pair("a"), line.pair("j"), line.place("b")) == (0, 1, 1)
+    line.leave("j")
+    assert line.place("b") == 1
+    line.leave("a")
+    assert line.pair("b") == 0

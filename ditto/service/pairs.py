@@ -2,7 +2,7 @@
 keepers, which hold models and grants for all.
 
 Where there are several, a pair is given work while both of its workers answer, the link between them stands, and so do
-the keepers: every PROBE_S they are asked. Configured addresses where nobody is yet are pairs that are not up.
+the keepers: they are asked, and PROBE_S later again. Configured addresses where nobody is yet are pairs that are not up.
 """
 
 from __future__ import annotations
@@ -100,7 +100,11 @@ class Pairs:
     def _ask(self) -> dict[int, list[Reply]]:
         """All at the same time."""
         ask = party_pb2.PartyModelsRequest(page_size=1)
-        calls = [(pair.number, role, _begin(stub, ask)) for pair in self._all for role, stub in pair.stubs.items()]
+        calls = [
+            (pair.number, role, _begin(stub, ask, self._timeout))
+            for pair in self._all
+            for role, stub in pair.stubs.items()
+        ]
         found: dict[int, list[Reply]] = {pair.number: [] for pair in self._all}
         for number, role, call in calls:
             found[number].append(call if isinstance(call, DittoError) else _result(call, role))
@@ -131,10 +135,10 @@ class Pairs:
                 channel.close()
 
 
-def _begin(stub: party_pb2_grpc.PartyStub, ask: party_pb2.PartyModelsRequest) -> Any:
+def _begin(stub: party_pb2_grpc.PartyStub, ask: party_pb2.PartyModelsRequest, timeout: float) -> Any:
     """The call, or why there is none: a server whose certificate was revoked is not called."""
     try:
-        return stub.ListModels.future(ask, timeout=PROBE_S)
+        return stub.ListModels.future(ask, timeout=timeout)
     except DittoError as error:
         return error
 
