@@ -171,7 +171,7 @@ def test_a_job_goes_to_the_pair_that_runs_fewest(servers: Servers) -> None:
 
 def test_a_client_that_knows_one_worker_is_told_of_the_others(servers: Servers) -> None:
     config = servers.configs["alice"]
-    known = {role: config.peers.of(role) for role in ("coordinator", *PARTIES, "dealer")}
+    known: dict[str, Any] = {role: config.peers.of(role) for role in ("coordinator", *PARTIES, "dealer")}
     with servers.only(1):
         assert servers.ask(config=config.model_copy(update={"peers": type(config.peers)(**known)}))[0] == 1
 
@@ -373,7 +373,10 @@ def test_a_coordinator_that_sends_elsewhere(servers: Servers) -> None:
     config = servers.configs["alice"]
     mine = [config.peers.of(role) for role in PARTIES]
     with Client(config) as client:
-        told = lambda *places: control_pb2.Accepted(worker=5, addresses=places)  # noqa: E731
+
+        def told(*places: str) -> control_pb2.Accepted:
+            return control_pb2.Accepted(worker=5, addresses=places)
+
         with pytest.raises(CertificateError):
             client._pair(told(config.peers.dealer, mine[1]))
         with pytest.raises(CertificateError):

@@ -2,7 +2,8 @@
 keepers, which hold models and grants for all.
 
 Where there are several, a pair is given work while both of its workers answer, the link between them stands, and so do
-the keepers: they are asked, and PROBE_S later again. Configured addresses where nobody is yet are pairs that are not up.
+the keepers: they are asked, and PROBE_S later again. Configured addresses where nobody is yet are pairs that are not
+up.
 """
 
 from __future__ import annotations
@@ -100,11 +101,8 @@ class Pairs:
     def _ask(self) -> dict[int, list[Reply]]:
         """All at the same time."""
         ask = party_pb2.PartyModelsRequest(page_size=1)
-        calls = [
-            (pair.number, role, _begin(stub, ask, self._timeout))
-            for pair in self._all
-            for role, stub in pair.stubs.items()
-        ]
+        asked = [(pair.number, role, stub) for pair in self._all for role, stub in pair.stubs.items()]
+        calls = [(number, role, _begin(stub, ask, self._timeout)) for number, role, stub in asked]
         found: dict[int, list[Reply]] = {pair.number: [] for pair in self._all}
         for number, role, call in calls:
             found[number].append(call if isinstance(call, DittoError) else _result(call, role))
