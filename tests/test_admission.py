@@ -415,7 +415,7 @@ def test_idle_uploads_silence_nobody(
         stop.wait(60)
         yield from ()
 
-    with open_channel(config.peers.party0, "party0", config.tls, "client") as channel:
+    with open_channel(config.peers.of("party0"), "party0", config.tls, "client") as channel:
         stub = party_pb2_grpc.PartyStub(channel)
         calls = [getattr(stub, upload).future(nothing()) for _ in range(40)]
         try:
