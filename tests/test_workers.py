@@ -21,6 +21,7 @@ from ditto.client.local_cluster import Cluster, _free_ports
 from ditto.client.messages import ask_of, terms_of
 from ditto.client.said import coordinator as coordinator_said
 from ditto.client.together import names, role_of
+from ditto.doctor.own import of_server
 from ditto.engine.program import Program
 from ditto.errors import (
     CertificateError,
@@ -367,6 +368,13 @@ def _reached(call: Callable[[], Any]) -> Any:
         return call()
     except grpc.RpcError as error:
         raise from_rpc_error(error, "party0") from None
+
+
+def test_doctor_looks_where_a_worker_calls(servers: Servers) -> None:
+    found = list(of_server(servers.cluster.config_path("party1-1")))
+    assert all(finding.exit_code == 0 for finding in found), found
+    ports = {role: servers.configs["alice"].peers.of(*role_of(role)) for role in ("party0-1", "party1", "dealer")}
+    assert all(any(address in finding.found for finding in found) for address in ports.values()), found
 
 
 def test_a_coordinator_that_sends_elsewhere(servers: Servers) -> None:

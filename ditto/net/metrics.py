@@ -51,6 +51,7 @@ class CoordinatorMetrics(Metrics):
         self.queued = self._gauge("ditto_queue_length", "Jobs and activations that wait for their turn.")
         self.running = self._gauge("ditto_running", "Jobs and activations that run.")
         self.aside = self._gauge("ditto_aside", "Jobs that stand aside until their client's inputs are there.")
+        self.pairs = self._gauge("ditto_pairs_up", "Pairs of the parties' workers that are given jobs.")
         self.seconds = self._seconds(
             "ditto_job_seconds", "Seconds of a done job in one phase, summed over its layers; the slower party's.", _JOB
         )

@@ -70,6 +70,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         self.metrics = CoordinatorMetrics()
         self.metrics.queued.set_function(lambda: self._turns.state().waiting)
         self.metrics.running.set_function(lambda: len(self._turns.state().running))
+        self.metrics.pairs.set_function(lambda: len(self._pairs.up()))
         self.metrics.aside.set_function(lambda: self._turns.state().aside)
         self.metrics.models.set_function(lambda: len(self._models))
 
