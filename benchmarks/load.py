@@ -38,6 +38,7 @@ from benchmarks.servers import Usage, Watched, client_config
 from ditto.client.client import Client
 from ditto.client.local_cluster import _free_ports
 from ditto.names import SERVERS
+from ditto.net.emulation import Network
 
 PROCESSES, PARTS = 4, 6
 SLACK = Usage(megabytes=32, threads=16, files=16)  # not derived; what each job leaves is beyond it in a minute
@@ -61,12 +62,14 @@ def percentiles(seconds: list[float]) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def loaded(root: Path, clients: int, queue_limit: int) -> Iterator[tuple[Watched, list[subprocess.Popen[str]], Path]]:
+def loaded(
+    root: Path, clients: int, queue_limit: int, slots: int = 4, network: Network | None = None
+) -> Iterator[tuple[Watched, list[subprocess.Popen[str]], Path]]:
     """The cluster with its model, and clients that wait for their word; all gone when the block ends."""
     cluster, processes = Watched(root), list[subprocess.Popen[str]]()
     try:
-        cluster.configure(ports=_free_ports())
-        cluster.prepare({"coordinator": {"queue_limit": queue_limit}})
+        cluster.configure(ports=_free_ports(), network=network)
+        cluster.prepare({"coordinator": {"queue_limit": queue_limit, "jobs_at_once": slots}})
         cluster.up(180)
         with Client(client_config(cluster.config_path("client"))) as client:
             client.share_model(model("bert").description, model("bert").weights)
@@ -76,6 +79,8 @@ def loaded(root: Path, clients: int, queue_limit: int) -> Iterator[tuple[Watched
                 client.grant_model("bert", name)
         cuts = [clients * i // PROCESSES for i in range(PROCESSES + 1)]
         for config, first, last in zip(configs, cuts, cuts[1:], strict=False):
+            if first == last:
+                continue
             command = asking_command(config, first, last - first)
             processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
         for process in processes:
@@ -231,11 +236,12 @@ def main(
     seconds: Annotated[float, typer.Option(min=6)] = 600,
     clients: Annotated[int, typer.Option(min=PROCESSES)] = 64,
     queue_limit: Annotated[int, typer.Option(help="Jobs that may wait at the coordinator.")] = 48,
+    slots: Annotated[int, typer.Option(help="Jobs that run at once.")] = 4,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     root = Path(tempfile.mkdtemp(prefix="load-"))
     try:
-        with loaded(root, clients, queue_limit) as (cluster, processes, slow):
+        with loaded(root, clients, queue_limit, slots) as (cluster, processes, slow):
             found = report(*run(cluster, processes, slow, seconds), seconds, queue_limit, clients)
     finally:
         shutil.rmtree(root, ignore_errors=True)

@@ -18,6 +18,11 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 ID = r"^[0-9a-f]{32}$"
 
 
+def server_name(role: str, worker: int = 0) -> str:
+    """Of one server among those of a cluster: party0, and from a party's second worker on party0-1."""
+    return f"{role}-{worker}" if worker else role
+
+
 def check_name(name: str) -> str:
     """A model's name is also a directory's, at its owner: 1 to 64 characters that are safe there. Raises UsageError."""
     if not re.fullmatch(NAME, name):

@@ -29,11 +29,10 @@ from typing import NamedTuple
 import torch
 
 from ditto.net.config import CoordinatorConfig, DealerConfig, PartyConfig
-from ditto.ring.kernels import kernel_of
+from ditto.ring.kernels import measure
 from ditto.service.process import main
 from parties import coordinator, dealer, party
 
-CARRIERS = (16, 32, 64)  # of rings
 STOP_S = 10.0  # that servers have to stop before they are killed
 MAINS: dict[str, Callable[[], int]] = {
     "parties.coordinator": lambda: main(CoordinatorConfig, coordinator.start),
@@ -55,8 +54,7 @@ def run(root: Path, servers: Sequence[Server]) -> int:
     cluster's directory."""
     # 1
     if torch.get_num_threads() == 1:  # else there would be threads
-        for size in CARRIERS:
-            kernel_of(size)
+        measure()
     gc.collect()
     gc.freeze()  # or the first collection in a server would write to, and so copy, every page of objects
     # 2

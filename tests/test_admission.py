@@ -26,7 +26,7 @@ from ditto.client.client import Client
 from ditto.client.local_cluster import Cluster
 from ditto.client.messages import ask_of, terms_of
 from ditto.engine.program import PART
-from ditto.errors import BadDescription, Busy, ClusterError, DittoError, LimitExceeded
+from ditto.errors import BadDescription, Busy, DittoError, LimitExceeded
 from ditto.models import Checkpoint, Description, Dimensions, Plan, describe, encode_inputs, encode_weights, parse
 from ditto.models.architecture import Tensors
 from ditto.models.compiled import program_for, weights_of
@@ -42,8 +42,7 @@ from ditto.net.pools import Pace, Watchdog
 from ditto.net.transport import connect, from_rpc_error, open_channel
 from ditto.ring import carrier
 from ditto.service import limits as limits_module
-from ditto.service.job_run import Fifo, JobRun
-from ditto.service.limits import admit_job, admit_model, peak_of, weights_in
+from ditto.service.limits import admit_job, admit_model, need_of, peak_of, weights_in
 from ditto.wire import (
     control_pb2,
     control_pb2_grpc,
@@ -56,6 +55,11 @@ from ditto.wire import (
 SEQ, IDLE, START = 8, 3.0, 1.5
 PROMPT = 3.0  # seconds for a health check; not derived: a silenced server never answers, the rest is a busy machine
 MB = 1 << 20
+OWN: dict[str, dict[str, Any]] = {  # of one server
+    "coordinator": {"give_way_s": START, "jobs_at_once": 1},
+    "party1": {"jobs_mb": 8},
+    "dealer": {"jobs_mb": 16},
+}
 
 
 def small_model(vocabulary: int = 64) -> tuple[Description, Tensors]:
@@ -170,76 +174,6 @@ def test_the_estimate_of_a_job_is_checked_too(text: str) -> None:
         admit_job(text, plan, program.fingerprint, Limits(max_job_mb=peak.party // MB), "party0")
 
 
-# The queue ----------------------------------------------------------------------------------------
-
-
-def test_the_queue_says_when_to_try_again() -> None:
-    line = Fifo(3, each=2, pace=lambda: 10.0)
-    line.enter("a", "alice")
-    line.enter("b", "alice")
-    with pytest.raises(Busy, match=r"alice has 2 jobs .*max_jobs.*; try again in 10 s"):
-        line.enter("c", "alice")
-    line.enter("d", "bob")
-    line.enter("e", "carol")
-    with pytest.raises(Busy, match=r"queue_limit.*; try again in 20 s") as caught:
-        line.enter("f", "dave")
-    assert caught.value.retry_s == 20 and line.state() == ("a", 3)
-    line.leave("a")
-    line.enter("c", "alice")
-    assert [line.place(name) for name in "bdec"] == [0, 1, 2, 3]
-
-
-def test_who_stands_aside_comes_back_behind_the_one_that_runs() -> None:
-    line = Fifo(10)
-    for name, who in (("a", "alice"), ("b", "bob"), ("c", "alice"), ("d", "dave"), *((w, w) for w in "efgh")):
-        line.enter(name, who)
-    assert line.step_aside("a") and line.state() == ("b", 6)
-    assert line.step_aside("b")
-    with pytest.raises(ClusterError, match="another job of this client"):
-        line.step_aside("c")
-    line.leave("c")
-    assert line.step_aside("d") and line.step_aside("e")
-    assert not line.step_aside("f")  # four stand aside
-    line.come_back("b")
-    assert [line.place(name) for name in "fbgh"] == [0, 1, 2, 3]
-    line.leave("d")
-    for name in "fb":
-        line.leave(name)
-    line.come_back("a")
-    assert [line.place(name) for name in "gah"] == [0, 1, 2]
-    for name in "gah":
-        line.leave(name)
-    line.come_back("e")
-    assert line.state() == ("e", 0) and not line.step_aside("e")  # nobody waits
-
-
-def test_a_slow_client_gives_way_to_others() -> None:
-    line = Fifo(10)
-    run, other = JobRun("job", {}, 60.0), JobRun("other", {}, 60.0)
-    line.enter("job", "alice")
-    with pytest.raises(ClusterError, match="in time"):
-        run.await_client(line, 0.1, 0.1, 0.6)  # nobody waits
-    line.enter("other", "bob")
-    turn: Future[None] = Future()
-    threading.Thread(target=lambda: turn.set_result(run.await_client(line, 0.2, 60.0, 60.0)), daemon=True).start()
-    other.wait_turn(line)
-    run.started.set()
-    time.sleep(0.3)
-    assert not turn.done()  # its inputs are there, and the other job runs
-    line.leave("other")
-    turn.result(5)
-    assert line.state() == ("job", 0)
-
-
-def test_a_slow_client_ends_where_others_stand_aside_already() -> None:
-    line = Fifo(10)
-    for name in "abcdef":
-        line.enter(name, name)
-    assert all(line.step_aside(name) for name in "abcd")
-    with pytest.raises(ClusterError, match=r"others wait \(start_timeout_s\)"):
-        JobRun("e", {}, 60.0).await_client(line, 0.1, 0.3, 60.0)
-
-
 # Streams ------------------------------------------------------------------------------------------
 
 
@@ -324,7 +258,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, small: tuple[Description, 
     for role in SERVERS:
         path = cluster.config_path(role)
         config = yaml.safe_load(path.read_text()) | {"upload_idle_s": IDLE, "hold_mb": 1}
-        path.write_text(yaml.safe_dump(config | ({"give_way_s": START} if role == "coordinator" else {})))
+        path.write_text(yaml.safe_dump(config | OWN.get(role, {})))
     try:
         cluster.up()
         with Client(cluster.client_config()) as client:
@@ -383,6 +317,39 @@ def test_every_server_refuses_a_large_job_itself(cluster: Cluster, share_id: str
         )
     for (role, peer), method in run.items():
         refused(cluster, peer, partial(call, cluster, role, peer, method), "max_batch")
+
+
+def test_parties_and_dealer_hold_all_jobs_against_their_own_limits(cluster: Cluster, share_id: str, text: str) -> None:
+    """Whatever a coordinator opens. Once a job is gone there is room for another."""
+    plan, owner = Plan(128, SEQ, hold_mb=1), f"client/{login_name()}"
+    need = need_of(text, plan)
+    assert MB * OWN["party1"]["jobs_mb"] / 2 < need.waiting and MB * OWN["dealer"]["jobs_mb"] / 2 < need.dealer
+    names = {"model": "small", "share_id": share_id, "plan": to_message(plan), "client": owner}
+    names |= {"fingerprint": program_for(text, plan).fingerprint, "description_digest": digest_of(text)}
+
+    def open_job(job: str, *parties: str) -> None:
+        ask = party_pb2.OpenJobRequest(job=job, **names)
+        for party in parties:
+            call(cluster, "coordinator", party, lambda c: party_pb2_grpc.PartyStub(c).OpenJob(ask, timeout=30))
+
+    def close_job(job: str) -> None:
+        ask = party_pb2.CloseJobRequest(job=job, reason="test")
+        for party in PARTIES:
+            call(cluster, "coordinator", party, lambda c: party_pb2_grpc.PartyStub(c).CloseJob(ask, timeout=9))
+
+    first, second = secrets.token_hex(16), secrets.token_hex(16)
+    open_job(first, "party1")
+    with pytest.raises(Busy, match=r"^party1: .*jobs_mb.*; try again in 5 s") as caught:
+        open_job(secrets.token_hex(16), "party1")
+    assert caught.value.peer == "party1" and caught.value.retry_s == 5
+    with pytest.raises(Busy, match=r"^dealer: .*jobs_mb.*; try again in 5 s"):
+        open_job(secrets.token_hex(16), "party0")  # which has room for it
+    open_job(first, "party0")
+    close_job(first)
+    open_job(second, *PARTIES)
+    close_job(second)
+    with pytest.raises(LimitExceeded, match="jobs_mb"):
+        admit_job(text, plan, program_for(text, plan).fingerprint, Limits(hold_mb=1, jobs_mb=1), "party0")
 
 
 def test_every_server_refuses_a_large_description_itself(cluster: Cluster, text: str) -> None:
@@ -448,7 +415,7 @@ def test_idle_uploads_silence_nobody(
         stop.wait(60)
         yield from ()
 
-    with open_channel(config.peers.party0, "party0", config.tls, "client") as channel:
+    with open_channel(config.peers.of("party0"), "party0", config.tls, "client") as channel:
         stub = party_pb2_grpc.PartyStub(channel)
         calls = [getattr(stub, upload).future(nothing()) for _ in range(40)]
         try:

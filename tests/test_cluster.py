@@ -22,6 +22,8 @@ from ditto.client.local_cluster import Cluster, _free_ports, embedded, home
 from ditto.errors import ClusterError
 from ditto.names import SERVERS
 from ditto.net.certs import init_certs
+from ditto.net.processor import features, threads_here, usable_cores
+from ditto.ring.kernels import KERNELS
 
 
 def run(*args: str, code: int = 0) -> tuple[Any, str]:
@@ -35,7 +37,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DITTO_HOME", str(tmp_path_factory.mktemp("home")))
         patch.delenv("DITTO_CONFIG", raising=False)
-        Cluster(home()).configure(ports=_free_ports())
+        Cluster(home()).configure(ports=_free_ports(), threads="auto")
         run("cluster", "up")
         try:
             yield
@@ -45,6 +47,26 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def pids() -> dict[str, int]:
     return {p["role"]: p["pid"] for p in run("cluster", "status")[0]["processes"]}
+
+
+@pytest.mark.usefixtures("running")
+def test_servers_say_what_they_compute_with() -> None:
+    """Each has chosen by itself, before anything was asked of it: all kernels, for its own threads."""
+    found = run("cluster", "status")[0]["computing"]
+    threads = threads_here("127.0.0.1:1", ["127.0.0.1:1"] * 3)
+    assert found.keys() == {"dealer", "party0", "party1"}
+    for server in found.values():
+        assert (server["threads"], server["cores"], server["features"]) == (threads, usable_cores(), features())
+        assert server["kernels"].keys() == {"16", "32", "64"} and set(server["kernels"].values()) <= set(KERNELS)
+    shown = CliRunner().invoke(app, ["cluster", "status"]).stdout
+    assert f"threads {threads}, cores {usable_cores()}; 16 bits" in shown.replace("\n", " ")
+
+
+def test_threads_that_are_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DITTO_HOME", str(tmp_path))
+    for wrong in ("0", "many", "1025", "9" * 5000):
+        assert "auto, or a number" in run("cluster", "up", "--threads", wrong, code=2)[1]
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("running")

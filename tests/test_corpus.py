@@ -14,7 +14,7 @@ from fuzz.target import Finding, Target
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ditto.service import coordinator_service, party_service, stored
+from ditto.service import coordinator_service, copies, pairs, party_service, stored
 
 CORPUS = Path(__file__).parent / "corpus"
 KEPT = sorted(path for path in CORPUS.glob("*/*") if path.is_file())
@@ -24,7 +24,7 @@ KEPT = sorted(path for path in CORPUS.glob("*/*") if path.is_file())
 def apart() -> Iterator[None]:
     """The cluster in this process leaves nothing to other tests: no log level, storage key or channel of its own."""
     before, storage = structlog.get_config(), stored._storage
-    opened = [(module, module.open_channel) for module in (party_service, coordinator_service)]
+    opened = [(module, module.open_channel) for module in (party_service, coordinator_service, pairs, copies)]
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     yield
     structlog.configure(**before)

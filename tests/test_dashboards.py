@@ -207,7 +207,8 @@ def test_the_table_has_what_servers_export(own: OwnProcess) -> None:
             entry = found.setdefault(name, (set(), set()))
             entry[0].update(labels - {"le"}), entry[1].add(whose)
     table = {
-        name: (labels, set(servers) if whose == "all" else {whose}) for name, (labels, whose) in documented().items()
+        name: (labels, set(servers) if whose == "all" else {*whose.split(", ")})
+        for name, (labels, whose) in documented().items()
     }
     assert table == found
 

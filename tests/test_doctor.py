@@ -189,7 +189,7 @@ def test_another_authority(cluster: Cluster, tmp_path: Path) -> None:
     assert "another authority" in ways["party0"].findings[-1].found and "party0" in ways["party0"].findings[-1].found
     assert ways["party0"].findings[-1].exit_code == 15
     # it trusts the servers; they do not trust it
-    half = probe.Way("party0", config.peers.party0, other, "client")
+    half = probe.Way("party0", config.peers.of("party0"), other, "client")
     pems = load_tls(other, "client")._replace(ca=(cluster.certs / "ca.pem").read_bytes())
     half.go(pems)
     assert half.stopped == "TLS" and "refuses this side's certificate" in half.findings[-1].found
@@ -197,7 +197,7 @@ def test_another_authority(cluster: Cluster, tmp_path: Path) -> None:
 
 def test_exchanged_addresses(cluster: Cluster) -> None:
     config = cluster.client_config()
-    way = probe.Way("party0", config.peers.party1, config.tls, "client").go(load_tls(config.tls, "client"))
+    way = probe.Way("party0", config.peers.of("party1"), config.tls, "client").go(load_tls(config.tls, "client"))
     assert way.findings[-1].exit_code == 15 and "is not for party0" in way.findings[-1].found
 
 

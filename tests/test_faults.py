@@ -372,7 +372,7 @@ def test_nothing_is_left(world: World) -> None:
     """No job at a server, none in the queue; no thread and no descriptor for each fault."""
     with Client(world.config) as client:
         status = client.status()
-    assert (status["queued"], status["running"]) == (0, "")
+    assert (status["queued"], status["running"]) == (0, [])
     started, until = world.jobs(), time.monotonic() + DEADLINE
     while (left := world.left_open()) and time.monotonic() < until:
         time.sleep(0.2)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -78,15 +80,13 @@ class World:
         tls = Tls(ca=certs / "ca.pem", cert=stem.with_suffix(".pem"), key=stem.with_suffix(".key"))
         return config.model_copy(update={"tls": tls})
 
-    def ask(self, name: str, kill: tuple[str, ...] = ()) -> None:
-        """One job on each model: an encoder's, and a generating one in whose middle servers are killed."""
+    def ask(self, name: str, meet: threading.Barrier | None = None) -> None:
+        """One job on each model: an encoder's, and a generating one in whose middle it meets others."""
         zero = torch.zeros((1, SEQ), dtype=torch.long)
 
         def on_token(_: Any) -> bool:
-            running = {p.role: psutil.Process(p.pid) for p in self.cluster.status() if p.role in kill}
-            for process in running.values():
-                process.kill()
-            assert not psutil.wait_procs(running.values(), 20)[1]
+            if meet is not None:
+                meet.wait()
             return True
 
         bert, gpt2 = self.models.values()
@@ -95,6 +95,20 @@ class World:
             client.infer(bert.name, lambda program: encode_inputs(bert, program, question), 1, SEQ, guard=True)
             plan = Plan(1, SEQ, TOKENS, guard=True)
             generate(client, gpt2, Prompts(zero, [SEQ]), plan, Sampler(), on_token=on_token)
+
+    def ask_at_once(self, kill: tuple[str, ...] = ()) -> list[BaseException | None]:
+        """Both clients; in the middle of their generating jobs servers are killed. How it ended for each."""
+
+        def end() -> None:
+            running = {p.role: psutil.Process(p.pid) for p in self.cluster.status() if p.role in kill}
+            for process in running.values():
+                process.kill()
+            assert not psutil.wait_procs(running.values(), 20)[1]
+
+        meet = threading.Barrier(len(self.clients), end, timeout=60)
+        with ThreadPoolExecutor() as many:
+            asked = [many.submit(self.ask, name, meet) for name in self.clients]
+        return [job.exception() for job in asked]
 
     def stop(self, *roles: str) -> None:
         """In order, as a supervisor would."""
@@ -124,14 +138,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 def test_every_key_is_fresh_over_restarts(world: World) -> None:
-    """Both clients on both models; dealer and parties stopped and started; dealer and a party killed in a job; more."""
-    world.ask("alice")
-    world.ask("bob")
+    """Both clients on both models at once; dealer and parties stopped and started; dealer and a party killed in the
+    middle of two jobs, whose clients are told so; more."""
+    assert world.ask_at_once() == [None, None]
     world.stop("dealer", *PARTIES)
     world.cluster.up()
     world.ask("alice")
-    with pytest.raises(PeerLost):
-        world.ask("bob", kill=("dealer", "party1"))
+    lost = world.ask_at_once(kill=("dealer", "party1"))
+    assert all(isinstance(error, PeerLost) and error.peer in ("dealer", "party1") for error in lost), lost
     world.cluster.up()
     world.ask("bob")
     lines = world.lines()
@@ -141,7 +155,7 @@ def test_every_key_is_fresh_over_restarts(world: World) -> None:
     kinds = Counter(line["kind"] for line in lines if line["event"] == "derived")
     assert set(processes) == {"dealer", "party0", "party1"}
     seeds = {line["context"][0] for line in lines if line.get("kind") == "step"}
-    assert len(seeds) == 2 * 10  # a seed for each party and job, the one that was killed included
+    assert len(seeds) == 2 * 12  # a seed for each party and job, the two that were killed included
     assert kinds["step"] > 500 and kinds["output"] and kinds["guard"] and kinds["share"]
     # weights' masks come again after a start, and under their own names
     masks = Counter(line["key"] for line in lines if line.get("kind") == "weight")

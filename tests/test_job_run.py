@@ -6,14 +6,22 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
 
-from ditto.errors import ClusterError, DittoError, PeerLost
+from ditto.errors import ClusterError, DittoError, JobMismatch, PeerLost, UnknownModel
+from ditto.models import Plan
+from ditto.models.description import digest_of
 from ditto.service import job_run
+from ditto.service.driving import Driver
 from ditto.service.job_run import JobRun
+from ditto.service.registered import Registered, RegisteredModels
+from ditto.service.turns import Turns
+from ditto.wire import control_pb2
 
 Calls = dict[str, "Future[str]"]
 
@@ -113,3 +121,52 @@ def test_a_client_that_goes_ends_both(moment: str, run: JobRun, calls: Calls) ->
     with pytest.raises(ClusterError, match="the client ended the job"):
         both(run, run.cancel if moment == "between" else lambda: None)
     assert moment == "before" or all(call.cancelled() for call in calls.values())
+
+
+# In its turn --------------------------------------------------------------------------------------
+
+
+def registered(share_id: str, description: str) -> Registered:
+    return Registered(model="m", share_id=share_id * 32, description=description, owner="client/alice")
+
+
+def test_a_job_whose_model_changed_while_it_waited_says_so(tmp_path: Path) -> None:
+    """It is not opened on a program that its client did not encode its inputs for."""
+    models, line, config = RegisteredModels(tmp_path), Turns(1, 1 << 40, 9), SimpleNamespace(step_timeout_s=60.0)
+    models.put(registered("a", "one"))
+    ask = control_pb2.RunJobRequest(model="m", owner="client/alice", description_digest=digest_of("one"))
+    driver = Driver(config, line, models, lambda: None)  # type: ignore[arg-type]
+    line.enter("another")
+    line.enter("job", "client/bob")
+    events = driver.events(JobRun("job", {}, 60.0, "client/bob"), ask, None, Plan(1, 8))  # type: ignore[arg-type]
+    assert next(events).queued.position == 1
+    models.put(registered("b", "another"))
+    line.leave("another")
+    with pytest.raises(JobMismatch, match="another description; ask again"):
+        next(events)
+
+
+def test_an_activation_waits_for_jobs_that_are_opened_on_what_served_before(tmp_path: Path) -> None:
+    """For no others: one that is opened on what serves now, or on another model."""
+    models, settled = RegisteredModels(tmp_path), threading.Event()
+    before, after = registered("a", "one"), registered("b", "one")
+    other = before.model_copy(update={"model": "n"})
+    models.put(before)
+    models.put(other)
+
+    def settle() -> None:
+        models.settle(after, 60)
+        settled.set()
+
+    with models.opening("n", "client/alice"):
+        with models.opening("m", "client/bob") as opened:
+            assert opened == before
+            models.put(after)
+            threading.Thread(target=settle, daemon=True).start()
+            with models.opening("m", "client/bob") as later:
+                assert later == after and not settled.wait(0.2)
+        assert settled.wait(10)
+    with pytest.raises(UnknownModel), models.opening("nothing", "client/bob"):
+        pass
+    with models.opening("m", "client/bob"):
+        models.settle(before, 0.1)  # it is left to itself

@@ -16,7 +16,8 @@ from ditto.net.config import CoordinatorConfig, DealerConfig, PartyConfig, Serve
 
 pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl, which renders, is not installed")
 KUBERNETES = Path(__file__).parent.parent / "deploy" / "kubernetes"
-COMPONENTS = sorted(path.name for path in (KUBERNETES / "components").iterdir())
+WORKERS = "workers"  # of a party; the other components are for any overlay
+COMPONENTS = sorted({path.name for path in (KUBERNETES / "components").iterdir()} - {WORKERS})
 KINDS: dict[str, Any] = {
     "dealer": DealerConfig, "party0": PartyConfig, "party1": PartyConfig, "coordinator": CoordinatorConfig,
 }  # fmt: skip
@@ -142,6 +143,62 @@ def test_with_every_component(role: str, tmp_path: Path, monkeypatch: pytest.Mon
     space = peer["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]
     assert collector.hostname is not None and collector.hostname.split(".")[1] == space
     assert [port["port"] for port in opened["ports"]] == [collector.port]
+
+
+def listed(config: str, count: int) -> str:
+    """The configuration with the addresses of workers, as the component says that it lists them."""
+    for role in ("party0", "party1"):
+        names = [f"{role}.example:50051", *(f"{role}-{worker}.example:50051" for worker in range(1, count))]
+        line = f"{role}: [{', '.join(names)}]"
+        assert line in (KUBERNETES / "components" / WORKERS / "kustomization.yaml").read_text()
+        config = config.replace(f"{role}: {role}.example:50051", line)
+    return config
+
+
+@pytest.mark.parametrize("role", ["party0", "party1"])
+def test_several_workers(role: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What holds of the Deployment holds of the set that takes its place, whichever other components there are; each
+    pod has a claim, a place and a way in of its own, and the keeper those that the party had."""
+    alone = rendered(role, COMPONENTS, tmp_path)
+    objects = rendered(role, [WORKERS, *COMPONENTS], tmp_path)
+    made, changed = objects.pop(("StatefulSet", "server")), alone.pop(("Deployment", "server"))
+    assert ("PersistentVolumeClaim", "data") not in objects
+    assert made["spec"]["serviceName"] == "workers" and made["spec"]["selector"] == changed["spec"]["selector"]
+    assert objects["Service", "workers"]["spec"]["clusterIP"] == "None"
+    (claim,) = made["spec"]["volumeClaimTemplates"]
+    assert claim["spec"] == alone["PersistentVolumeClaim", "data"]["spec"]
+    pod, before = (document["spec"]["template"]["spec"] for document in (made, changed))
+    assert [volume for volume in before["volumes"] if volume["name"] != "data"] == pod["volumes"]
+    assert {mount["name"] for mount in pod["containers"][0]["volumeMounts"]} >= {claim["metadata"]["name"]}
+    now, then = ({v["name"]: v for v in spec["containers"][0].pop("env")} for spec in (pod, before))
+    index = {"fieldRef": {"fieldPath": "metadata.labels['apps.kubernetes.io/pod-index']"}}
+    assert now.pop("DITTO_WORKER") == {"name": "DITTO_WORKER", "valueFrom": index}
+    keeper = now.pop("DITTO_KEEPER")["value"]
+    assert now == {name: v for name, v in then.items() if name not in ("DITTO_WORKER", "DITTO_KEEPER")}
+    assert {k: v for k, v in pod.items() if k != "volumes"} == {k: v for k, v in before.items() if k != "volumes"}
+    ways = [d["spec"] for (kind, _), d in objects.items() if kind == "Service" and d["spec"].get("type")]
+    chosen = [way["selector"]["statefulset.kubernetes.io/pod-name"] for way in ways]
+    assert sorted(chosen) == [f"server-{worker}" for worker in range(len(ways))]
+    assert keeper == f"server-0.{made['spec']['serviceName']}:50051"
+    # as pod 2 reads it
+    for name, variable in now.items():
+        monkeypatch.setenv(name, variable["value"])
+    monkeypatch.setenv("DITTO_WORKER", "2")
+    monkeypatch.setenv("DITTO_KEEPER", keeper)
+    path = tmp_path / "config.yaml"
+    path.write_text(listed(objects["ConfigMap", "config"]["data"]["config.yaml"], len(ways)))
+    config = load_config(path, PartyConfig)
+    assert (config.worker, config.keeper_address) == (2, keeper)
+    assert config.peers.of(role, 2) == f"{role}-2.example:50051"
+    coordinator = tmp_path / "coordinator.yaml"
+    coordinator.write_text(listed((KUBERNETES / "overlays/coordinator/config.yaml").read_text(), len(ways)))
+    monkeypatch.setenv("DITTO_METRICS", "")
+    monkeypatch.setenv("DITTO_TELEMETRY", "")
+    assert len(load_config(coordinator, CoordinatorConfig).peers.workers(role)) == len(ways)
+    # the pods reach each other, by the policy that is added
+    policy = objects["NetworkPolicy", "workers"]["spec"]
+    own = [{"podSelector": {"matchLabels": LABEL}}]
+    assert policy["ingress"][0]["from"] == policy["egress"][0]["to"] == own == [{"podSelector": policy["podSelector"]}]
 
 
 def test_the_image_has_what_telemetry_needs() -> None:

@@ -168,7 +168,7 @@ def test_status_follows_a_job(cluster: Cluster, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(Client, "_start", look)
         report = infer(client)
     job = report["job"][:8]
-    assert during[0]["queue"] == {"running": job, "waiting": 0}
+    assert during[0]["queue"] == {"running": [job], "waiting": 0, "aside": 0}
     dealer = during[0]["dealer"]
     assert dealer["models"] == ["tiny"]
     assert dealer["job"] in (job, None)  # a job this small may be dealt by then
@@ -177,7 +177,7 @@ def test_status_follows_a_job(cluster: Cluster, monkeypatch: pytest.MonkeyPatch)
     result = CliRunner().invoke(app, ["cluster", "status", "--json"])
     assert result.exit_code == 0, result.output
     status = json.loads(result.stdout)
-    assert status["serving"] and status["queue"] == {"running": None, "waiting": 0}
+    assert status["serving"] and status["queue"] == {"running": [], "waiting": 0, "aside": 0}
     assert status["dealer"]["models"] == ["tiny"] and status["dealer"]["parties"] == {}
     throughput = status["throughput"]
     assert throughput["done"] == throughput["recent"] >= 1 and throughput["mean_online_seconds"] > 0

@@ -119,7 +119,7 @@ def held(client: Client, first: Callable[[], None]) -> Client:
 
 def test_a_running_job_keeps_its_sharing(world: World, models: list[Weights]) -> None:
     """Removed under it: the parties and the dealer forget it when the job has ended. Shared again: the next sharing is
-    activated after it."""
+    activated beside it, and the one that it runs on removed."""
     settle(world, models[0])
     with world.client("alice") as owner:
         with held(world.client("bob"), lambda: owner.remove_model("m")) as bob:
@@ -130,18 +130,9 @@ def test_a_running_job_keeps_its_sharing(world: World, models: list[Weights]) ->
         settle(world, models[0])
         owner.grant_model("m", "bob")
 
-    sharing = threading.Thread(target=settle, args=(world, models[1]))
-
-    def both_hold_the_next() -> None:
-        sharing.start()
-        until = time.monotonic() + 30
-        while not len(world.sharings(0)) == len(world.sharings(1)) == 2:
-            assert time.monotonic() < until
-            time.sleep(0.05)
-
-    with held(world.client("bob"), both_hold_the_next) as bob:
+    with held(world.client("bob"), lambda: settle(world, models[1])) as bob:
         assert nearest(world, bob.infer("m", inputs(world), 1, SEQ).outputs) == 0
-        sharing.join(60)
+        assert len(world.sharings(0)) == len(world.sharings(1)) == 1
         assert nearest(world, bob.infer("m", inputs(world), 1, SEQ).outputs) == 1
 
 
@@ -152,7 +143,8 @@ def other(world: World) -> Description:
 
 
 def test_a_job_whose_description_changed_says_so(world: World, models: list[Weights]) -> None:
-    """Before it waits and in its turn; the client then encodes its question for the new description and waits anew."""
+    """The client then encodes its question for the new description, and asks again. What changes while a job waits for
+    its turn is in test_job_run.py."""
     settle(world, models[0])
     with world.client("bob") as bob:
         before = bob._model("m")
@@ -160,39 +152,20 @@ def test_a_job_whose_description_changed_says_so(world: World, models: list[Weig
         ask.owner = "client/mallory"
         with pytest.raises(JobMismatch, match="belongs to client/alice"):
             run_raw(world, "bob", ask)
-        settle(world, models[0], other(world))
+        settle(world, models[1], other(world))
         with pytest.raises(JobMismatch, match="another description; ask again"):
             bob._run(before, PLAN, lambda stage, program, _: inputs(world)(program), None)
+
+        now, found, texts = bob._model, [before], list[str]()
+
+        def question(program: Any) -> dict[str, torch.Tensor]:
+            texts.append(program.fingerprint)
+            return inputs(world)(program)
+
+        bob._model = lambda name: found.pop() if found else now(name)  # type: ignore[method-assign]
+        assert nearest(world, bob.infer("m", question, 1, SEQ).outputs) == 1
+    assert len(texts) == 2, "encoded for the description that it had, and for the one that answered"
     settle(world, models[0])
-
-    # alice's job runs; the next sharing waits for its turn, bob's job behind it
-    texts: list[str] = []
-    waits = threading.Event()
-
-    def question(program: Any) -> dict[str, torch.Tensor]:
-        texts.append(program.fingerprint)
-        return inputs(world)(program)
-
-    def note(event: dict[str, Any]) -> None:
-        if event["event"] == "queued":
-            waits.set()
-
-    with ThreadPoolExecutor(2) as pool, world.client("bob") as bob:
-
-        def line_up() -> None:
-            pool.submit(settle, world, models[1], other(world))
-            until = time.monotonic() + 30
-            while bob.status()["queued"] < 1:
-                assert time.monotonic() < until
-                time.sleep(0.05)
-            answer.append(pool.submit(bob.infer, "m", question, 1, SEQ, note))
-            assert waits.wait(30)
-
-        answer: list[Any] = []
-        with held(world.client("alice"), line_up) as alice:
-            alice.infer("m", inputs(world), 1, SEQ)
-        assert nearest(world, answer[0].result(60).outputs) == 1
-    assert len(texts) == 2, "encoded for the description that it waited with, and for the one that answered"
 
 
 def test_two_sharings_at_once_leave_one_that_serves(world: World, models: list[Weights]) -> None:
@@ -214,7 +187,7 @@ def run_raw(world: World, name: str, ask: control_pb2.RunJobRequest) -> list[str
 
 
 def test_who_may_not_ask_hears_it_at_once(world: World) -> None:
-    """While another's job holds the only place: not after waiting for it. As PERMISSION_DENIED."""
+    """While another's job runs: not after waiting for it. As PERMISSION_DENIED."""
     config = world.configs["mallory"]
     refused: list[grpc.RpcError] = []
 

@@ -40,8 +40,8 @@ ALLOWED: dict[str, dict[str, set[str]]] = {  # server -> caller's role -> method
         "party1": {"ModelSeed", "ForgetModel", "Correlations"},
         "coordinator": {"Inventory"},
     },
-    "party0": PARTY | {"party1": {"Exchange"}},
-    "party1": PARTY,
+    "party0": PARTY | {"party0": {"AskKeeper", "FetchShare"}, "party1": {"Exchange"}},
+    "party1": PARTY | {"party1": {"AskKeeper", "FetchShare"}},
 }
 METHODS = {
     f"/{service.full_name}/{method.name}"

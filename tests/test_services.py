@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ from calls import call
 from ditto.client.client import Client
 from ditto.client.local_cluster import Cluster, embedded
 from ditto.client.messages import terms_of
+from ditto.engine.plain import run_plain
 from ditto.engine.program import Program
 from ditto.errors import (
     BY_CODE,
@@ -48,6 +50,7 @@ from ditto.net.config import ClientConfig, DealerConfig, PartyConfig, Tls, load_
 from ditto.net.identity import Identity
 from ditto.net.messages import to_message
 from ditto.net.transport import connect, short
+from ditto.presets import preset_of
 from ditto.service import dealer_service
 from ditto.wire import control_pb2, control_pb2_grpc, dealer_pb2, dealer_pb2_grpc, party_pb2, party_pb2_grpc
 
@@ -284,6 +287,51 @@ def test_jobs_queue_up(config: ClientConfig, description: Description, inputs: I
     finally:
         threading.excepthook = hook
     assert not failures and not any(thread.is_alive() for thread in threads)
+
+
+def test_several_clients_jobs_run_at_once(
+    cluster: Cluster, config: ClientConfig, description: Description, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four at once, each with its own inputs: one whose client leaves and one with a bad share disturb no other."""
+    weights, program = random_model("bert-tiny", 1, SEQ)[1], compile_stage(description, Plan(1, SEQ))
+    Authority(cluster.certs).issue(Identity("client", "other"), [], cluster.certs / "client-other")
+    stem = cluster.certs / "client-other"
+    tls = Tls(ca=cluster.certs / "ca.pem", cert=stem.with_suffix(".pem"), key=stem.with_suffix(".key"))
+    other = config.model_copy(update={"tls": tls})
+    asked = [encode_inputs(description, program, random_batch(1, SEQ, seed=seed)) for seed in range(4)]
+    all_there, start, running = threading.Barrier(4, timeout=60), Client._start, list[tuple[str, ...]]()
+
+    class Stop(Exception):
+        pass
+
+    def begin(self: Client, *args: Any) -> None:
+        all_there.wait()  # each has been told that its job was accepted
+        running.append(tuple(self.status()["running"]))
+        all_there.wait()
+        start(self, *args)
+
+    def ask(number: int, on_event: Callable[[dict[str, Any]], None] | None, **changes: torch.Tensor) -> Any:
+        with Client(config if number % 2 else other) as client:
+            result = client.infer("tiny", lambda _: asked[number] | changes, 1, SEQ, on_event)
+            return result.outputs
+
+    def leave(event: dict[str, Any]) -> None:
+        if event["event"] == "layer":
+            raise Stop
+
+    with Client(config) as client:
+        client.grant_model("tiny", "other")
+    monkeypatch.setattr(Client, "_start", begin)
+    with ThreadPoolExecutor(4) as many:
+        right = [many.submit(ask, number, None) for number in (0, 1)]
+        left = many.submit(ask, 2, leave)
+        bad = many.submit(ask, 3, None, keep=torch.zeros(3))
+        for number, answer in enumerate(right):
+            expected = run_plain(program, asked[number], weights)
+            for name, value in answer.result(60).items():
+                assert (value - expected[name]).abs().max() <= preset_of("ditto").ulp
+        assert isinstance(left.exception(60), Stop) and isinstance(bad.exception(60), BadShare)
+    assert all(len(set(names)) == 4 for names in running)
 
 
 @pytest.mark.parametrize("role", ["party0", "party1", "dealer"])

@@ -84,7 +84,7 @@ def test_labels(answer: Answer, screen: Any) -> None:
 def test_status_lines(screen: Any) -> None:
     dealer = {"models": [f"{EVIL}\nx"], "parties": {}}
     local: Any = SimpleNamespace(root=EVIL, unconfirmed=dict, set_aside=dict)
-    cluster._show(local, [], False, {"dealer": dealer, "queue": {"running": EVIL, "waiting": 0}})
+    cluster._show(local, [], False, {"dealer": dealer, "queue": {"running": [EVIL], "waiting": 0, "aside": 0}})
     text = screen.out.getvalue()
     assert clean(text) and text.count(SEEN) == 3 and f"{SEEN}\\nx" in text
 

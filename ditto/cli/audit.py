@@ -41,7 +41,7 @@ def audit(
         return
     import torch
 
-    torch.set_num_threads(found.threads)
+    torch.set_num_threads(found.thread_count)
     done = run_again(found, job)
     header, account = done.header, done.account
     facts = {"role": header.role, "job": header.job, "model": header.model, "client": header.client}

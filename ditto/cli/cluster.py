@@ -1,6 +1,7 @@
 """`ditto cluster`: the four servers as processes of this machine."""
 
-from typing import Annotated, Any
+import re
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -11,6 +12,8 @@ from ditto.client.home import home
 from ditto.client.local_cluster import Cluster, Process
 from ditto.client.status import ask
 from ditto.errors import DittoError
+from ditto.names import server_name
+from ditto.net.config import MOST_THREADS, MOST_WORKERS
 from ditto.net.emulation import network as profile
 from ditto.report.pieces import size
 
@@ -19,7 +22,13 @@ app = typer.Typer(help="The servers as local processes.", no_args_is_help=True)
 
 @app.command()
 def up(
-    threads: Annotated[int, typer.Option(min=1, help="Threads of each process (first start only).")] = 1,
+    threads: Annotated[
+        str,
+        typer.Option(
+            metavar="N|auto",
+            help="Threads of each process; auto: an even share of the cores it may use (first start only).",
+        ),
+    ] = "1",
     timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for the health checks.")] = 60,
     network: Annotated[
         str | None,
@@ -29,14 +38,28 @@ def up(
         int | None,
         typer.Option(min=0, help="Each party keeps its view of the last N jobs for `audit`; 0: none. Stays so."),
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, max=MOST_WORKERS, help="Workers of each party, which share its jobs. Stays so."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Start what does not run yet: dealer, both parties, coordinator."""
     cluster = Cluster(home(), note)
-    cluster.configure(threads=threads, network=profile(network) if network else None, record=record)
+    cluster.configure(
+        threads=_threads(threads), network=profile(network) if network else None, record=record, workers=workers
+    )
     with waiting(json) as say:
         processes = cluster.up(timeout, awaited(say))
     _show(cluster, processes, json)
+
+
+def _threads(value: str) -> int | Literal["auto"]:
+    if value == "auto":
+        return "auto"
+    if not re.fullmatch(r"[0-9]{1,9}", value) or not 1 <= int(value) <= MOST_THREADS:
+        raise typer.BadParameter(f"{value[:40]!r}: auto, or a number from 1 to {MOST_THREADS}", param_hint="--threads")
+    return int(value)
 
 
 @app.command()
@@ -54,7 +77,7 @@ def _activity(cluster: Cluster, processes: list[Process]) -> dict[str, Any]:
             return ask(cluster.client_config())
         except DittoError as error:
             note(f"coordinator: {error}")
-    return {"queue": None, "faults": None, "dealer": None, "throughput": None}
+    return {"queue": None, "computing": None, "workers": None, "faults": None, "dealer": None, "throughput": None}
 
 
 @app.command()
@@ -99,11 +122,27 @@ def _show(cluster: Cluster, processes: list[Process], json: bool, activity: dict
     out.print(f"state, certificates, logs: {cluster.root}")
 
 
+def _computing(servers: dict[str, dict[str, Any]]) -> list[str]:
+    """A line for each way in which servers compute."""
+    alike: dict[str, list[str]] = {}
+    for role, its in servers.items():
+        kernels = ", ".join(f"{bits} bits {name}" for bits, name in its["kernels"].items()) or "no kernel chosen yet"
+        text = f"threads {its['threads']}, cores {its['cores']}; {kernels}; {', '.join(its['features']) or 'baseline'}"
+        alike.setdefault(text, []).append(role)
+    return [f"{', '.join(roles)}: {text}" for text, roles in alike.items()]
+
+
 def _lines(activity: dict[str, Any]) -> list[str]:
     lines = []
     if queue := activity.get("queue"):
-        running = f"running {queue['running']}" if queue["running"] else "nothing runs"
-        lines.append(f"queue: {running}, {queue['waiting']} waiting")
+        running = f"running {', '.join(queue['running'])}" if queue["running"] else "nothing runs"
+        aside = f", {queue['aside']} standing aside" if queue["aside"] else ""
+        lines.append(f"queue: {running}, {queue['waiting']} waiting{aside}")
+    for worker in activity.get("workers") or ():
+        state = "serving" if worker["serving"] else "not up"
+        why = f" ({worker['error']})" if worker["error"] else ""
+        lines.append(f"{server_name(worker['role'], worker['worker'])}, {worker['address']}: {state}{why}")
+    lines += _computing(activity.get("computing") or {})
     if dealer := activity.get("dealer"):
         text = f"dealer: your models {', '.join(dealer['models']) or 'none'}"
         for role, stock in dealer["parties"].items():

@@ -53,7 +53,14 @@ def awaited(say: Waiting) -> Callable[[list[str]], None]:
     """For what starts servers: says which of them do not answer yet."""
     from ditto.names import SERVERS
 
-    return lambda late: say(f"waiting for {', '.join(late)}", len(SERVERS) - len(late), len(SERVERS))
+    most = len(SERVERS)
+
+    def waiting(late: list[str]) -> None:
+        nonlocal most
+        most = max(most, len(late))  # parties may have several workers
+        say(f"waiting for {', '.join(late)}", most - len(late), most)
+
+    return waiting
 
 
 @contextmanager

@@ -43,10 +43,11 @@ from ditto.net.transport import short
 from ditto.ring import unpack
 from ditto.ring.prg import new_seed
 from ditto.wall import Wall
-from ditto.wire import control_pb2, party_pb2
+from ditto.wire import control_pb2, party_pb2, party_pb2_grpc
 
 Inputs = dict[str, torch.Tensor]  # ring integers by name
 Outputs = dict[str, torch.Tensor]
+Parties = list[party_pb2_grpc.PartyStub]  # those workers that run the job
 PATIENCE = 3.0  # seconds, for why a job ended
 RENEWALS = 5  # of a question whose model got another description meanwhile
 
@@ -252,7 +253,7 @@ class Client(Manager):
         terms = terms_of(found, plan, program)
         call = self._control.RunJob(ask_of(terms, self._in_turns), **span.carried)
         progress = Progress(len(program.layers), plan.stages)
-        report, job, marks = Report(), "", list[str]()
+        report, job, marks, parties = Report(), "", list[str](), self._parties
         outputs: Outputs = {}
         try:
             with calling("coordinator", running=True):
@@ -263,10 +264,12 @@ class Client(Manager):
                     if kind == "accepted":
                         wall.lap("queue")
                         job, terms.share_id = message.accepted.job, message.accepted.share_id
-                        event |= {"job": job, "layers": list(message.accepted.layers)}
+                        event |= {"job": job, "worker": message.accepted.worker}
+                        event |= {"layers": list(message.accepted.layers)}
                         span.note(job=short(job))
                         with span.child("send inputs", stage=0), self._told(call):
-                            self._start(job, terms, 0, program, encoded, sent)
+                            parties = self._pair(message.accepted)
+                            self._start(job, terms, 0, program, encoded, sent, parties)
                         wall.lap("sharing")
                     elif kind == "queued":
                         event["position"] = message.queued.position
@@ -278,7 +281,7 @@ class Client(Manager):
                         event["stage"] = stage = message.stage.stage
                         wall.lap("coordination")
                         with span.child("reveal", stage=stage):
-                            outputs = self._fetch(job, stage, program)
+                            outputs = self._fetch(job, stage, program, parties)
                         wall.lap("reveal")
                         marks += ranges.take_marks(program, outputs, stage)
                         if stage + 1 < plan.stages:
@@ -287,7 +290,7 @@ class Client(Manager):
                             asked = inputs(stage + 1, program, outputs)
                             progress.ended = asked is None
                             with span.child("send inputs", stage=stage + 1), self._told(call):
-                                self._start(job, terms, stage + 1, program, asked, sent)
+                                self._start(job, terms, stage + 1, program, asked, sent, parties)
                             wall.lap("sharing")
                     elif kind == "done":
                         wall.lap("coordination")
@@ -338,17 +341,18 @@ class Client(Manager):
 
     def _start(
         self, job: str, terms: party_pb2.JobTerms, stage: int, program: Program, inputs: Inputs | None,
-        sent: Sent | None = None,
+        sent: Sent | None = None, parties: Parties | None = None,
     ) -> None:  # fmt: skip
         """Bring a stage's inputs, or end the job before it."""
         if inputs is not None:
-            self._upload(job, terms, stage, program, inputs, sent)
+            self._upload(job, terms, stage, program, inputs, sent, parties or self._parties)
         request = control_pb2.StartJobRequest(job=job, stage=stage, end=inputs is None)
         self._control.StartJob(request, timeout=self._within(30))
 
     def _upload(
-        self, job: str, terms: party_pb2.JobTerms, stage: int, program: Program, inputs: Inputs, sent: Sent | None
-    ) -> None:
+        self, job: str, terms: party_pb2.JobTerms, stage: int, program: Program, inputs: Inputs, sent: Sent | None,
+        parties: Parties,
+    ) -> None:  # fmt: skip
         missing = program.inputs.keys() ^ inputs.keys()
         if missing:
             raise BadShare(f"inputs do not match the program: {', '.join(sorted(missing))}")
@@ -373,15 +377,15 @@ class Client(Manager):
                 messages = requests(party, name, wire)
                 noted = sent.noting(party, messages) if sent is not None else messages
                 with calling(PARTIES[party], running=True):
-                    self._parties[party].PutInput(noted, timeout=self._within(120))
+                    parties[party].PutInput(noted, timeout=self._within(120))
 
         list(self._pool.map(send, (0, 1)))
 
-    def _fetch(self, job: str, stage: int, program: Program) -> Outputs:
+    def _fetch(self, job: str, stage: int, program: Program, parties: Parties) -> Outputs:
         def fetch(party: int, name: str, wire: Wire) -> torch.Tensor:
             with calling(PARTIES[party], running=True):
                 request = party_pb2.FetchOutputRequest(job=job, name=name, stage=stage)
-                data = whole(self._parties[party].FetchOutput(request, timeout=self._within(120)), name, wire, party)
+                data = whole(parties[party].FetchOutput(request, timeout=self._within(120)), name, wire, party)
             return unpack(data, wire.ring, tuple(wire.shape))
 
         outputs = {}

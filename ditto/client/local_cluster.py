@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import yaml
@@ -24,15 +24,20 @@ import yaml
 from ditto import files
 from ditto.client import pids
 from ditto.client.home import home as home
-from ditto.client.together import CONFIGS, LOGS, MODULES, Place, Together, command, starting
+from ditto.client.together import CONFIGS, LOGS, MODULES, Place, Together, command, names, role_of, starting
+from ditto.client.workers import FURTHER_PORT, configurations
 from ditto.errors import CertificateError, ClusterError, ConfigError, DittoError
-from ditto.names import PARTIES, ROLES, SERVERS
+from ditto.names import PARTIES, ROLES
 from ditto.net import certs
-from ditto.net.config import DEFAULT_PORTS, ClientConfig, DealerConfig, PartyConfig, load_config
+from ditto.net.config import DEFAULT_PORTS, ClientConfig, CoordinatorConfig, DealerConfig, PartyConfig, load_config
 from ditto.net.documents import read_yaml
 from ditto.net.emulation import Network
 from ditto.net.transport import connect, open_channel
 
+_KINDS: dict[str, Any] = dict.fromkeys(PARTIES, PartyConfig) | {
+    "dealer": DealerConfig,
+    "coordinator": CoordinatorConfig,
+}
 SHAPED = ("dealer", *PARTIES, "client")  # whose configuration names the network; the client's for reports
 
 
@@ -46,7 +51,8 @@ def client_config(path: Path | None = None) -> ClientConfig:
 
 @dataclass(frozen=True)
 class Process:
-    """One process of the cluster: its address, and whether it runs and answers."""
+    """One process of the cluster: its name (its role; of a party's further workers as party0-1), its address, and
+    whether it runs and answers."""
 
     role: str
     address: str
@@ -63,7 +69,7 @@ class Process:
 
 
 class Cluster:
-    """The four servers whose state lies in one directory."""
+    """The servers whose state lies in one directory: four, or more where parties have several workers."""
 
     def __init__(self, root: Path, say: Callable[[str], None] = lambda _: None) -> None:
         """`say` is told what a user should know while a command waits."""
@@ -84,24 +90,28 @@ class Cluster:
         self,
         *,
         ports: dict[str, int] | None = None,
-        threads: int = 1,
+        threads: int | Literal["auto"] = 1,
         network: Network | None = None,
         record: int | None = None,
+        workers: int | None = None,
     ) -> None:
-        """Certificates and one configuration for each role; what stands there already is kept, ports given or not.
+        """Certificates and one configuration for each server; what stands there already is kept, ports given or not.
 
-        Only a network, and how many jobs a party records, where they are given, are also written into configurations
-        that stand there. They are not touched, and it is an error, if a process runs with another one.
+        Only a network, how many jobs a party records, and how many workers it has, where they are given, are also
+        written into configurations that stand there. They are not touched, and it is an error, if a process runs with
+        another one.
         """
         files.make_directory(self.root, 0o700)
         with self._alone():
             self._configure(ports or DEFAULT_PORTS, threads)
+            if workers is not None:
+                self._set_workers(workers, ports or {})
             if network is not None:
                 self._set_network(network)
             if record is not None:
                 self._set_recording(record)
 
-    def _configure(self, ports: dict[str, int], threads: int) -> None:
+    def _configure(self, ports: dict[str, int], threads: int | Literal["auto"]) -> None:
         if not certs.complete(self.certs):
             certs.init_certs(self.certs, [], client=certs.login_name())
         files.make_directory(self.configs)
@@ -118,8 +128,27 @@ class Cluster:
             if role in peers:
                 config |= {"listen": peers[role], "data_dir": str(self.root / "data" / role), "threads": threads}
             files.write(self.config_path(role), yaml.safe_dump(config, sort_keys=False))
-        for role in SERVERS:
+        for role in self._names():
             self._give_storage_key(role)
+
+    def _names(self) -> tuple[str, ...]:
+        """Of the servers, as the client's configuration has them."""
+        with contextlib.suppress(ConfigError):
+            return names(len(self.client_config().peers.workers(PARTIES[0])))
+        return names()
+
+    def _set_workers(self, workers: int, ports: dict[str, int]) -> None:
+        """What a worker has that is not wanted any more stays where it is."""
+        if names(workers) == self._names():
+            return
+        if running := self._running():
+            raise ClusterError(f"{', '.join(running)} already running with another number of workers; stop the cluster")
+        read = lambda name: read_yaml(path) if (path := self.config_path(name)).exists() else None  # noqa: E731
+        found = configurations(workers, self.root, {r: self._address(r) for r in DEFAULT_PORTS}, ports, read)
+        for name, config in found.items():
+            files.write(self.config_path(name), yaml.safe_dump(config, sort_keys=False))
+        for name in self._names():
+            self._give_storage_key(name)
 
     def _give_storage_key(self, role: str) -> None:
         """Name a key file in a configuration that says nothing of storage, and make one where there is none."""
@@ -141,11 +170,13 @@ class Cluster:
 
     def _set_network(self, network: Network) -> None:
         unshaped = Network(name="loopback", rtt_ms=0)
-        stale = [role for role in SHAPED if (self._network(role) or unshaped) != network]
+        shaped = [name for name in (*self._names(), "client") if role_of(name)[0] in SHAPED]
+        stale = [name for name in shaped if (self._network(name) or unshaped) != network]
         self._change(stale, {"network": network.model_dump()}, "already on another network")
 
     def _set_recording(self, jobs: int) -> None:
-        stale = [role for role in PARTIES if load_config(self.config_path(role), PartyConfig).record != jobs]
+        parties = [name for name in self._names() if role_of(name)[0] in PARTIES]
+        stale = [name for name in parties if load_config(self.config_path(name), PartyConfig).record != jobs]
         self._change(stale, {"record": jobs}, "already running with another number of recorded jobs")
 
     def _change(self, roles: list[str], fields: dict[str, Any], otherwise: str) -> None:
@@ -185,14 +216,14 @@ class Cluster:
         files.make_directory(self.logs)
         with self._alone():
             before, started = self._running(), dict[str, psutil.Process]()
-            if late := [role for role in SERVERS if role not in before]:
+            if late := [role for role in self._names() if role not in before]:
                 waiting(late)
             try:
                 if together is not None:
                     self._fork(together, timeout)
                     started = self._running()
                     return self._until_serving(timeout, waiting)
-                for role in SERVERS:
+                for role in self._names():
                     if role not in before:
                         self._refuse_taken_port(role)
                         started[role] = self._start(role)
@@ -222,9 +253,10 @@ class Cluster:
     def status(self) -> list[Process]:
         running = self._running()
         processes = []
-        for role in SERVERS:
+        for role in self._names():
             if not self.config_path(role).exists():
-                processes.append(Process(role, f"127.0.0.1:{DEFAULT_PORTS[role]}", None, "stopped"))
+                port = DEFAULT_PORTS.get(role, FURTHER_PORT)
+                processes.append(Process(role, f"127.0.0.1:{port}", None, "stopped"))
                 continue
             process = running.get(role)
             state = self._health(role) if process else "stopped"
@@ -239,7 +271,7 @@ class Cluster:
     def set_aside(self) -> dict[str, int]:
         """How many damaged files each server put aside as NAME.damaged, where there are any."""
         found = {}
-        for role in SERVERS:
+        for role in self._names():
             with contextlib.suppress(OSError, ConfigError, KeyError, TypeError, ValueError):
                 data = self.configs / read_yaml(self.config_path(role))["data_dir"]
                 found[role] = len(list(data.rglob("*.damaged")))
@@ -285,7 +317,10 @@ class Cluster:
         return psutil.Process(child.pid)
 
     def _threads(self, role: str) -> str:
-        return str(read_yaml(self.config_path(role)).get("threads", 1))
+        threads = read_yaml(self.config_path(role)).get("threads", 1)
+        if threads == "auto":
+            threads = load_config(self.config_path(role), _KINDS[role_of(role)[0]]).thread_count
+        return str(threads)
 
     def _command(self, role: str) -> list[str]:
         """What starts a server, and how its process is known again."""
@@ -303,7 +338,7 @@ class Cluster:
     def _health(self, role: str) -> str:
         client = self.client_config()
         try:
-            with open_channel(client.peers.of(role), role, client.tls, "client") as channel:
+            with open_channel(self._address(role), role_of(role)[0], client.tls, "client") as channel:
                 connect(channel, role, timeout=1)
         except CertificateError:
             return "untrusted"
@@ -312,7 +347,7 @@ class Cluster:
         return "serving"
 
     def _address(self, role: str) -> str:
-        return self.client_config().peers.of(role)
+        return self.client_config().peers.of(*role_of(role))
 
     def _log_tail(self, role: str, lines: int = 5) -> str:
         path = self.logs / f"{role}.log"
@@ -324,18 +359,19 @@ class Cluster:
 
     def _running(self) -> dict[str, psutil.Process]:
         """The recorded processes that are servers of this cluster."""
-        found = {role: pids.server(pid, self._command(role)) for role, pid in self._pids().items() if role in MODULES}
+        known = {role: pid for role, pid in self._pids().items() if role.partition("-")[0] in MODULES}
+        found = {role: pids.server(pid, self._command(role)) for role, pid in known.items()}
         return {role: process for role, process in found.items() if process}
 
 
 @contextlib.contextmanager
 def embedded(
     threads: int = 1, timeout: float = 60, network: Network | None = None,
-    waiting: Callable[[list[str]], None] = lambda late: None,
+    waiting: Callable[[list[str]], None] = lambda late: None, workers: int = 1,
 ) -> Iterator[Cluster]:  # fmt: skip
     """A cluster of real processes in a temporary directory; stopped and removed when the block ends. `waiting` as of
     `Cluster.up`."""
-    with starting(threads) as place, serving(place, timeout, network, waiting) as cluster:
+    with starting(threads, workers) as place, serving(place, timeout, network, waiting) as cluster:
         yield cluster
 
 
@@ -347,7 +383,8 @@ def serving(
     """The cluster that starts there; stopped when the block ends."""
     cluster = Cluster(place.root)
     try:
-        cluster.configure(ports=_free_ports(), threads=place.threads, network=network)
+        ports = _free_ports(place.workers)
+        cluster.configure(ports=ports, threads=place.threads, network=network, workers=place.workers)
         cluster.up(timeout, waiting, together=place.together)
         yield cluster
     finally:
@@ -361,10 +398,10 @@ def _listening(host: str, port: int) -> bool:
         return probe.connect_ex((host, port)) == 0 and probe.getsockname() != probe.getpeername()
 
 
-def _free_ports() -> dict[str, int]:
+def _free_ports(workers: int = 1) -> dict[str, int]:
     with contextlib.ExitStack() as stack:
         ports = {}
-        for role in DEFAULT_PORTS:
+        for role in names(workers):
             probe = stack.enter_context(socket.socket())
             probe.bind(("127.0.0.1", 0))
             ports[role] = int(probe.getsockname()[1])

@@ -14,12 +14,14 @@ import grpc
 
 from ditto.client.publication import SharedModel
 from ditto.client.status import activity
-from ditto.errors import IntegrityError, UnknownModel
+from ditto.errors import IntegrityError, LimitExceeded, PeerAbsent, UnknownModel
 from ditto.models.description import Description, parse
 from ditto.names import PARTIES
-from ditto.net.config import ClientConfig, Tls
+from ditto.net.config import MOST_WORKERS, ClientConfig, Tls, check_address
 from ditto.net.transport import connect, from_rpc_error, open_channel
 from ditto.wire import control_pb2, control_pb2_grpc, party_pb2, party_pb2_grpc
+
+MOST_CHANNELS = 3 + 2 * MOST_WORKERS
 
 
 @contextlib.contextmanager
@@ -44,6 +46,34 @@ class Manager:
         }
         self._control = control_pb2_grpc.CoordinatorStub(self._channels["coordinator"])
         self._parties = [party_pb2_grpc.PartyStub(self._channels[role]) for role in PARTIES]
+
+    def _pair(self, accepted: control_pb2.Accepted) -> list[party_pb2_grpc.PartyStub]:
+        """The workers of both parties that run a job. This client's own configuration says where they are, as far as
+        it goes; else the coordinator does. Whoever answers there has to be the party, by its certificate. Raises
+        PeerAbsent, CertificateError; IntegrityError for an answer that names no place."""
+        worker = accepted.worker
+        if not worker:
+            return self._parties
+        stubs = []
+        for at, role in enumerate(PARTIES):
+            known = self._config.peers.workers(role)
+            if worker >= len(known) and len(accepted.addresses) != len(PARTIES):
+                raise IntegrityError(f"the coordinator does not say where worker {worker} is", peer="coordinator")
+            address = known[worker] if worker < len(known) else check_address(accepted.addresses[at])
+            name = f"{role} at {address}"
+            if name not in self._channels:
+                if len(self._channels) >= MOST_CHANNELS:
+                    raise LimitExceeded("the coordinator names ever other workers", peer="coordinator")
+                config = self._config
+                self._channels[name] = open_channel(
+                    address, role, config.tls, config.role, config.max_message_mb, config.silence_s
+                )
+            try:
+                connect(self._channels[name], role, self._config.connect_timeout_s)
+            except PeerAbsent as error:
+                raise PeerAbsent(f"{error} (worker {worker}, {address})", peer=role) from None
+            stubs.append(party_pb2_grpc.PartyStub(self._channels[name]))
+        return stubs
 
     def __enter__(self) -> Self:
         return self
@@ -151,6 +181,7 @@ class Manager:
         with calling("coordinator"):
             reply = self._control.Status(control_pb2.StatusRequest(), timeout=30)
         processes = [
-            {"role": p.role, "address": p.address, "serving": p.serving, "error": p.error} for p in reply.processes
+            {"role": p.role, "worker": p.worker, "address": p.address, "serving": p.serving, "error": p.error}
+            for p in reply.processes
         ]
-        return {"processes": processes, "queued": reply.queued, "running": reply.running} | activity(reply)
+        return {"processes": processes, "queued": reply.queued, "running": list(reply.running)} | activity(reply)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import grpc
 
+from ditto.names import server_name
 from ditto.net.transport import from_rpc_error
 from ditto.wire import control_pb2, control_pb2_grpc, dealer_pb2, party_pb2, party_pb2_grpc
 
@@ -19,6 +20,7 @@ class About:
     description_format: int
     time: float
     kernels: dict[int, str]
+    threads: int = 0  # 0: not known
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Said:
     peer_link: bool | None = None  # of a party: does the stream to the other one stand?
     dealer: About | None = None  # as the coordinator passes it on
     faults: tuple[str, ...] = field(default=())
+    workers: dict[str, bool] = field(default_factory=dict)  # of the coordinator: which further ones answer it
 
 
 def party(channel: grpc.Channel, role: str, links: bool, timeout: float) -> Said:
@@ -65,7 +68,10 @@ def coordinator(channel: grpc.Channel, timeout: float) -> Said:
     return Said(
         at=time.time(),
         about=_about(reply.about) if reply.HasField("about") else None,
-        links=tuple(Link(p.role, p.round_trip, p.error) for p in reply.processes if p.role != "coordinator"),
+        links=tuple(
+            Link(p.role, p.round_trip, p.error) for p in reply.processes if p.role != "coordinator" and not p.worker
+        ),
+        workers={server_name(p.role, p.worker): p.serving for p in reply.processes if p.worker},
         dealer=_about(reply.dealer.about) if reply.dealer.HasField("about") else None,
         faults=tuple(f"{fault.role} {fault.what}: {fault.model}" for fault in reply.faults),
     )
@@ -73,4 +79,4 @@ def coordinator(channel: grpc.Channel, timeout: float) -> Said:
 
 def _about(about: dealer_pb2.About) -> About:
     kernels = {kernel.bits: kernel.name for kernel in about.kernels}
-    return About(about.version, about.description_format, about.time, kernels)
+    return About(about.version, about.description_format, about.time, kernels, about.threads)

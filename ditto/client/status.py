@@ -6,7 +6,7 @@ from typing import Any
 
 import grpc
 
-from ditto.names import PARTIES
+from ditto.names import PARTIES, server_name
 from ditto.net.config import ClientConfig
 from ditto.net.transport import connect, from_rpc_error, open_channel
 from ditto.wire import control_pb2, control_pb2_grpc, party_pb2
@@ -24,7 +24,13 @@ def activity(reply: control_pb2.StatusReply) -> dict[str, Any]:
         },
     }
     return {
-        "queue": {"running": reply.running or None, "waiting": reply.queued},
+        "queue": {"running": list(reply.running), "waiting": reply.queued, "aside": reply.aside},
+        "computing": _computing(reply),
+        "workers": [
+            {"role": p.role, "worker": p.worker, "address": p.address, "serving": p.serving, "error": p.error or None}
+            for p in reply.processes
+            if p.worker
+        ],
         "faults": [{"model": f.model, "role": f.role, "what": f.what} for f in reply.faults],
         "dealer": inventory if reply.HasField("dealer") else None,
         "throughput": {
@@ -35,6 +41,22 @@ def activity(reply: control_pb2.StatusReply) -> dict[str, Any]:
             "mean_online_seconds": throughput.online_seconds if throughput.recent else None,
             "mean_offline_seconds": throughput.offline_seconds if throughput.recent else None,
         },
+    }
+
+
+def _computing(reply: control_pb2.StatusReply) -> dict[str, Any]:
+    """What each server that multiplies computes with, as far as it is known."""
+    found = {server_name(p.role, p.worker): p.about for p in reply.processes if p.HasField("about")}
+    if reply.dealer.HasField("about"):
+        found["dealer"] = reply.dealer.about
+    return {
+        role: {
+            "threads": about.threads,
+            "cores": about.cores,
+            "kernels": {str(kernel.bits): kernel.name for kernel in about.kernels},
+            "features": list(about.features),
+        }
+        for role, about in found.items()
     }
 
 

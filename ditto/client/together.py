@@ -18,17 +18,30 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from ditto.names import PARTIES, SERVERS
+from ditto.names import PARTIES, SERVERS, server_name
 
 MODULE = "parties.together"
 MODULES = {"dealer": "parties.dealer", "coordinator": "parties.coordinator"} | dict.fromkeys(PARTIES, "parties.party")
 CONFIGS, LOGS = "configs", "logs"  # directories of a cluster
 
 
+def names(workers: int = 1) -> tuple[str, ...]:
+    """The servers of a cluster, in the order of their start: by role, and from the second worker of a party on with its
+    number, as party0-1."""
+    more = [server_name(role, worker) for worker in range(1, workers) for role in PARTIES]
+    return (*SERVERS[:-1], *more, SERVERS[-1])
+
+
+def role_of(name: str) -> tuple[str, int]:
+    """And which worker of it."""
+    role, _, worker = name.partition("-")
+    return role, int(worker or 0)
+
+
 def command(role: str, config: Path) -> list[str]:
     """What starts a server; its own process, no shell or parent that stays in between. The last three words are how the
     process is known again."""
-    return [sys.executable, "-m", MODULES[role], str(config.resolve())]
+    return [sys.executable, "-m", MODULES[role_of(role)[0]], str(config.resolve())]
 
 
 class Together:
@@ -38,13 +51,13 @@ class Together:
     Should this process be killed, it stops them and removes `root`.
     """
 
-    def __init__(self, root: Path, threads: int) -> None:
+    def __init__(self, root: Path, threads: int, workers: int = 1) -> None:
         """Of the cluster in `root`, whose configurations need not be there yet. `threads`: of each server; OpenMP would
-        otherwise take every core for each process."""
+        otherwise take every core for each process. `workers`: of each party."""
         self.pids: dict[str, int] = {}  # by role, of what was forked
         logs = root / LOGS
         logs.mkdir(exist_ok=True)
-        commands = {role: command(role, root / CONFIGS / f"{role}.yaml") for role in SERVERS}
+        commands = {role: command(role, root / CONFIGS / f"{role}.yaml") for role in names(workers)}
         self._roles = {words[-1]: role for role, words in commands.items()}
         self._said = b""
         words = [word for role, its in commands.items() for word in (*its[-2:], str(logs / f"{role}.log"))]
@@ -99,14 +112,15 @@ class Place(NamedTuple):
     root: Path
     together: Together
     threads: int
+    workers: int = 1
 
 
 @contextlib.contextmanager
-def starting(threads: int) -> Iterator[Place]:
+def starting(threads: int, workers: int = 1) -> Iterator[Place]:
     """A temporary directory, gone when the block ends, and what will fork the servers of a cluster in it."""
     root = Path(tempfile.mkdtemp(prefix="ditto-"))
     try:
-        with Together(root, threads) as together:
-            yield Place(root, together, threads)
+        with Together(root, threads, workers) as together:
+            yield Place(root, together, threads, workers)
     finally:
         shutil.rmtree(root, ignore_errors=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import resource
@@ -15,12 +14,11 @@ from pathlib import Path
 import ditto
 from ditto.doctor.finding import Finding, failed, ok, warning
 from ditto.errors import ConfigError, DittoError, StorageError
+from ditto.net.processor import features, usable_cores
 
 ME = "this machine"
 DISTRIBUTION = "ditto-mpc"
 SHOWN = ("grpcio", "protobuf", "torch", "numpy")
-# of a processor, what the kernels of products can use
-FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 LITTLE_DISK, NO_DISK = 2 << 30, 100 << 20  # bytes free: a sharing of bert-base takes about 1 GB at a party
 LITTLE_MEMORY = 2 << 30
 FEW_DESCRIPTORS = 4096
@@ -65,19 +63,8 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def processor() -> Finding:
-    flags: set[str] = set()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("flags", "Features")):
-                flags = set(line.split(":", 1)[1].split())
-                break
-    except OSError:
-        pass
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    known = [name for name in FEATURES if name in flags]
-    return ok(
-        ME, "processor", f"{platform.machine()}, {cores} cores for this process; {', '.join(known) or 'baseline'}"
-    )
+    known = ", ".join(features()) or "baseline"
+    return ok(ME, "processor", f"{platform.machine()}, {usable_cores()} cores for this process; {known}")
 
 
 def kernels() -> Finding:

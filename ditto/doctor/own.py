@@ -13,7 +13,7 @@ from ditto.doctor.probe import Way
 from ditto.doctor.servers import reach
 from ditto.errors import ClusterError, ConfigError, DittoError
 from ditto.names import PARTIES, SERVERS
-from ditto.net.config import CoordinatorConfig, DealerConfig, PartyConfig, ServerConfig, load_config
+from ditto.net.config import CoordinatorConfig, DealerConfig, PartyConfig, Peers, ServerConfig, load_config
 from ditto.net.documents import read_yaml
 from ditto.net.tls import load_tls
 from ditto.service.storage import Storage, key_of, witnessed
@@ -33,7 +33,7 @@ def of_server(path: Path) -> Iterator[Finding]:
         yield failed("server", "configuration", error, "correct the file; docs/operating.md lists the keys")
         return
     role = config.role
-    yield ok(role, "configuration", f"{path}: {role}, listens on {config.listen}, {config.threads} thread(s)")
+    yield ok(role, "configuration", f"{path}: {role}, listens on {config.listen}, {config.thread_count} thread(s)")
     own = list(certificates.own(role, config.tls, role))
     yield from own
     yield _key(config)
@@ -41,10 +41,18 @@ def of_server(path: Path) -> Iterator[Finding]:
     if any(f.verdict is Verdict.failed and f.check == "certificate" for f in own):
         return
     yield _port(config)
-    ways = reach(config.peers, config.tls, role, CALLS[role])
+    ways = reach(_places(config), config.tls, role, (*CALLS[role], *([role] if config.number else [])))
     for way in ways.values():
         yield from way.findings
         way.close()
+
+
+def _places(config: ServerConfig) -> Peers:
+    """Of those that a server calls: a worker its like at the other party, and its keeper under its own role."""
+    if not isinstance(config, PartyConfig) or not config.worker:
+        return config.peers
+    pair = {role: (config.peers.of(role, config.worker),) for role in PARTIES}
+    return config.peers.model_copy(update=pair | {config.role: (config.keeper_address,)})
 
 
 def _load(path: Path) -> ServerConfig:

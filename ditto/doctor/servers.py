@@ -65,6 +65,10 @@ def _of_ways(ways: dict[str, Way]) -> Iterator[Finding]:
         elif answer is not None:
             yield from _about(role, answer.about, _offset(answer, way.round_trip))
             yield from _links(role, answer)
+    if isinstance(main, Said) and main.workers:
+        up = [name for name, serving in main.workers.items() if serving]
+        text = f"besides the keepers {len(up)} of {len(main.workers)} that it lists answer: {', '.join(up) or 'none'}"
+        yield ok("coordinator", "workers", text)
     if isinstance(main, Said):
         for fault in main.faults:
             yield warning("coordinator", "models", fault, "share that model again")
@@ -125,7 +129,8 @@ def _about(role: str, about: About | None, offset: float | None) -> Iterator[Fin
         else:
             yield ok(role, "clock", apart)
     if about.kernels:
-        yield ok(role, "kernels", ", ".join(f"{bits} bits {name}" for bits, name in sorted(about.kernels.items())))
+        kernels = ", ".join(f"{bits} bits {name}" for bits, name in sorted(about.kernels.items()))
+        yield ok(role, "kernels", f"{kernels}, by {about.threads} thread(s)")
 
 
 def _links(role: str, answer: Said) -> Iterator[Finding]:

@@ -22,6 +22,7 @@ class Peak(NamedTuple):
 
     party: int
     dealer: int
+    waiting: int = 0  # of a party, until the client's inputs are there: what is prepared for them, and what it has
 
 
 def held_by_layer(program: Program) -> list[int]:
@@ -62,7 +63,7 @@ def peak_of(program: Program, at_once: bool = False, hold: int = 0, after: int =
     live = sum(sizes[w.name] for w in program.inputs.values())
     live += sum(2 * sizes[w.name] for w in program.carried.values())
     masks = sum(sizes[w.name] for w in program.carried.values())
-    party = dealer = queued = 0
+    party = dealer = queued = waiting = 0
     parts: list[list[tuple[Step, list[str]]]] = [[] for _ in range(1 if at_once else len(program.layers))]
     for step, names in zip(program.steps, freed, strict=True):
         parts[0 if at_once else step.layer].append((step, names))
@@ -74,7 +75,9 @@ def peak_of(program: Program, at_once: bool = False, hold: int = 0, after: int =
         left = sum(step.op.held for step, _ in part)
         ahead = sum(whole[number + 1 : reach(whole, number, hold) + 1])
         # 1
-        party = max(party, live + left + ahead + TAKING * max((size for some in pieces for size in some), default=0))
+        prepared = live + left + TAKING * max((size for some in pieces for size in some), default=0)
+        party = max(party, prepared + ahead)
+        waiting = prepared if number == 0 else waiting
         for step, names in part:
             # 2
             size = sum(sizes.get(name, 0) for name in step.outputs)
@@ -90,7 +93,8 @@ def peak_of(program: Program, at_once: bool = False, hold: int = 0, after: int =
                 masks -= sizes.get(name, 0) * (name in opened)
     matrices = [carrier_bytes(w.shape, w.ring) for w in program.weights.values() if w.held == "matrix"]
     party += min(EXPANDED, max(matrices, default=0))
-    return Peak(party + min(queued, ON_THEIR_WAY) // 2, dealer + min(queued, ON_THEIR_WAY))
+    moving = min(queued, ON_THEIR_WAY)
+    return Peak(party + moving // 2, dealer + moving, waiting + moving // 2)
 
 
 def _opened(program: Program) -> set[str]:

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)  # fmt: skip
 from pydantic_core import ErrorDetails
 
-from ditto.errors import ConfigError
+from ditto.errors import ClusterError, ConfigError
 from ditto.names import Role
 from ditto.net.documents import read_yaml
 from ditto.net.emulation import Network, network
+from ditto.net.processor import threads_here
 
 DEFAULT_PORTS = {"coordinator": 50050, "party0": 50051, "party1": 50052, "dealer": 50053}
-Address = Annotated[str, StringConstraints(pattern=r"^[^\s:/]+:\d{1,5}$|^\[[0-9a-fA-F:]+\]:\d{1,5}$")]
+_ADDRESS = r"^[^\s:/]+:\d{1,5}$|^\[[0-9a-fA-F:]+\]:\d{1,5}$"
+Address = Annotated[str, StringConstraints(pattern=_ADDRESS)]
 
 MOST = 5  # keys that one message names
 
@@ -37,8 +49,31 @@ def _collector(value: Any) -> Any:
     return {"endpoint": endpoint} if isinstance(endpoint, str) else endpoint
 
 
+def check_address(text: str) -> str:
+    """HOST:PORT, as a configuration may have it. Raises ClusterError."""
+    if len(text) > 300 or not re.fullmatch(_ADDRESS, text):
+        raise ClusterError(f"{text[:100]!r} is no address")
+    return text
+
+
+def _several(value: Any) -> Any:
+    """One address may stand for a list of one."""
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+def _number(value: Any) -> Any:
+    """A `$VARIABLE` of the environment may stand for a number: 0, where it is empty."""
+    return (os.path.expandvars(value) or 0) if isinstance(value, str) else value
+
+
 Seconds = Annotated[float, Field(gt=0, le=1e7)]  # four months: what waits for longer overflows the clock
-Threads = Annotated[int, Field(ge=1, le=1024)]
+MOST_THREADS = 1024
+Threads = Annotated[int, Field(ge=1, le=MOST_THREADS)]
+COMPUTING = ("dealer", "party0", "party1")  # servers that multiply
+AUTO = 0  # threads: as many as a server finds to be its share
+ServerThreads = Annotated[Threads, WrapValidator(lambda value, check: AUTO if value == "auto" else check(value))]
+MOST_WORKERS = 64
+Workers = Annotated[tuple[Address, ...], Field(min_length=1, max_length=MOST_WORKERS), BeforeValidator(_several)]
 Emulated = Annotated[Network | None, BeforeValidator(_profile)]
 
 
@@ -56,13 +91,28 @@ class Tls(_Strict):
 
 
 class Peers(_Strict):
+    """A party may be several workers: then its address is a list, worker 0, its keeper, first. Worker k of one party
+    works with worker k of the other."""
+
     coordinator: Address = "127.0.0.1:50050"
-    party0: Address = "127.0.0.1:50051"
-    party1: Address = "127.0.0.1:50052"
+    party0: Workers = ("127.0.0.1:50051",)
+    party1: Workers = ("127.0.0.1:50052",)
     dealer: Address = "127.0.0.1:50053"
 
-    def of(self, role: str) -> str:
-        return str(getattr(self, role))
+    @model_validator(mode="after")
+    def _in_pairs(self) -> Self:
+        if len(self.party0) != len(self.party1):
+            counts = f"{len(self.party0)} of party0 and {len(self.party1)} of party1"
+            raise ValueError(f"workers go in pairs; here are {counts}")
+        return self
+
+    def workers(self, role: str) -> tuple[str, ...]:
+        """All addresses of a role."""
+        found = getattr(self, role)
+        return (found,) if isinstance(found, str) else tuple(found)
+
+    def of(self, role: str, worker: int = 0) -> str:
+        return self.workers(role)[worker]
 
 
 class Telemetry(_Strict):
@@ -105,12 +155,18 @@ class Limits(_Strict):
     max_batch: int = Field(default=512, ge=1)  # texts of a job
     max_tokens: int = Field(default=65_536, ge=1)  # of a job: all texts, what is generated included
     max_job_mb: int = Field(default=4096, ge=1)  # what a job holds at once beside the weights, as estimated
+    jobs_mb: int | None = Field(default=None, ge=1)  # what all jobs hold at once, likewise; None: max_job_mb
     hold_mb: int = Field(default=256, ge=1, le=65_536)  # correlations that a party holds at once; alike everywhere
     max_models: int = Field(default=256, ge=1)  # of one identity
     max_sharings: int = Field(default=10_000, ge=1)  # that one identity ever puts: a party remembers each for good
     max_uploads: int = Field(default=16, ge=1)  # under way, of one identity and one kind
     upload_idle_s: Seconds = 20.0  # in which its next piece (1 MB at most) has to come
     upload_min_kb_s: float = Field(default=8.0, ge=0)  # of an upload, over each minute of waiting for it
+
+    @property
+    def all_jobs(self) -> int:
+        """Bytes that all jobs may hold at once beside the weights."""
+        return (self.max_job_mb if self.jobs_mb is None else self.jobs_mb) << 20
 
 
 class _Server(_Common, Limits):
@@ -119,7 +175,7 @@ class _Server(_Common, Limits):
     data_dir: Path
     storage: Literal["encrypted", "plaintext"] = "encrypted"  # what is kept in data_dir
     storage_key: Path | None = None  # a file of 64 hexadecimal digits; None: the environment's
-    threads: Threads = 1
+    threads: ServerThreads = 1
     idle_timeout_s: Seconds = 120.0  # a job on which nothing happens
 
     @model_validator(mode="after")
@@ -128,12 +184,44 @@ class _Server(_Common, Limits):
             raise ValueError("storage: plaintext takes no storage_key")
         return self
 
+    @property
+    def thread_count(self) -> int:
+        """Of torch's: as configured, or an even share of the cores that this process may use."""
+        if self.threads != AUTO:
+            return self.threads
+        if self.role not in COMPUTING:
+            return 1
+        computing = [address for role in COMPUTING for address in self.peers.workers(role)]
+        return threads_here(self.peers.of(self.role, self.number), computing)
+
+    @property
+    def number(self) -> int:
+        """Which of its role's servers this is."""
+        return 0
+
 
 class PartyConfig(_Server):
     role: Literal["party0", "party1"]
+    worker: Annotated[int, Field(ge=0, lt=MOST_WORKERS), BeforeValidator(_number)] = 0  # its place in `peers`
+    keeper: Annotated[Address | None, BeforeValidator(_variable)] = None  # of a worker: if it is not the first of peers
     network: Emulated = None  # what its link to the other party emulates
     record: int = Field(default=0, ge=0)  # jobs whose view is kept for `ditto audit`; 0: none is recorded
     record_mb: int = Field(default=4096, ge=1)  # all that is kept of them; a job beyond it is not recorded
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.worker >= len(self.peers.workers(self.role)):
+            count = len(self.peers.workers(self.role))
+            raise ValueError(f"worker: {self.worker}, and peers names {count} of {self.role}, from 0 on")
+        return self
+
+    @property
+    def number(self) -> int:
+        return self.worker
+
+    @property
+    def keeper_address(self) -> str:
+        return self.keeper or self.peers.of(self.role)
 
     @property
     def index(self) -> int:
@@ -152,8 +240,9 @@ class DealerConfig(_Server):
 
 class CoordinatorConfig(_Server):
     role: Literal["coordinator"] = "coordinator"
+    jobs_at_once: int = Field(default=4, ge=1, le=64)  # jobs and registrations that run, as far as jobs_mb allows
     queue_limit: int = Field(default=128, ge=1)  # jobs and registrations that wait
-    max_jobs: int = Field(default=64, ge=1)  # of one identity, the running one included
+    max_jobs: int = Field(default=64, ge=1)  # of one identity, those that run included
     max_public_mb: int = Field(default=32, ge=1, le=4096)  # a model's tokenizer, which those who may ask it get
     give_way_s: Seconds = 2.0  # after which a job without its client's next inputs lets others go first
     start_timeout_s: Seconds = 30.0  # for those inputs, when others wait and the job cannot stand aside

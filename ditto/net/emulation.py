@@ -103,6 +103,11 @@ class Link:
             self._free = max(queued, self._free) + nbytes * self._second_per_byte
             return self._free + self._delay
 
+    def leaves(self) -> float:
+        """When a message that is queued by then, and handed over now, begins to leave."""
+        with self._lock:
+            return max(self._free, self._clock() - self._delay)
+
     def hold(self, queued: float, nbytes: int) -> None:
         """Return when a message queued at `queued` has arrived."""
         due = self.arrival(queued, nbytes)

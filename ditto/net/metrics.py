@@ -49,7 +49,9 @@ class CoordinatorMetrics(Metrics):
     def __init__(self) -> None:
         super().__init__()
         self.queued = self._gauge("ditto_queue_length", "Jobs and activations that wait for their turn.")
-        self.running = self._gauge("ditto_running", "1 while a job or an activation runs.")
+        self.running = self._gauge("ditto_running", "Jobs and activations that run.")
+        self.aside = self._gauge("ditto_aside", "Jobs that stand aside until their client's inputs are there.")
+        self.pairs = self._gauge("ditto_pairs_up", "Pairs of the parties' workers that are given jobs.")
         self.seconds = self._seconds(
             "ditto_job_seconds", "Seconds of a done job in one phase, summed over its layers; the slower party's.", _JOB
         )
@@ -83,6 +85,7 @@ class PartyMetrics(Metrics):
     def __init__(self) -> None:
         super().__init__()
         self.link = LinkMetrics(self.registry)
+        self.held = self._gauge("ditto_held_bytes", "What the jobs that are open hold at most, as predicted.")
         self.seconds = self._seconds("ditto_layer_seconds", "Seconds of one layer in one phase at this party.", _LAYER)
         dealt = self._counter("ditto_dealer_bytes", "Bytes of correlations received from the dealer.", "part")
         self._dealt = dealt.labels("payload"), dealt.labels("framing")
@@ -96,6 +99,7 @@ class DealerMetrics(Metrics):
     def __init__(self) -> None:
         super().__init__()
         self.waiting = self._gauge("ditto_waiting_bytes", "Correlations dealt and not sent yet.", "party")
+        self.held = self._gauge("ditto_held_bytes", "What the jobs that are open hold at most, as predicted.")
         dealt = self._counter("ditto_dealt_bytes", "Bytes of correlations sent to a party.", "party", "part")
         self._dealt = [(dealt.labels(role, "payload"), dealt.labels(role, "framing")) for role in PARTIES]
 

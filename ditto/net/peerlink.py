@@ -9,7 +9,6 @@ be told whose it is. The link may emulate a slower network (ditto.net.emulation)
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections import deque
@@ -33,18 +32,15 @@ from ditto.net.bulk import Data, Frame
 from ditto.net.emulation import Link, Network
 from ditto.net.framing import around_frame, frame_digest
 from ditto.net.metrics import LinkMetrics
+from ditto.net.outbox import Head, Outbox
 from ditto.net.transport import CHUNK, from_rpc_error
-from ditto.transcript import DIGEST, Transcript
-from ditto.wire import party_pb2, party_pb2_grpc
+from ditto.transcript import Transcript
+from ditto.wire import party_pb2_grpc
 
 log = structlog.get_logger()
-Head = party_pb2.Frame  # of a frame: all but its data
 MAX_PAYLOAD = 1 << 31
 LARGE = 4 << 20  # bytes of a message from which it says something of the network
 MAX_EARLY = 64  # jobs that the peer may have begun before this party opened them
-# Payloads wait as they are, with the time at which they were queued and the digests of their pieces; a frame is built
-# from its slice only when gRPC asks for it.
-Queue = queue.SimpleQueue[tuple[float, Head, Data, bytes] | None]
 
 
 @dataclass
@@ -78,18 +74,14 @@ def message_digests(job: str, sequence: int, label: str, payload: Data) -> bytes
     return _digests(Head(job=job, sequence=sequence, label=label, total=len(payload)), payload)
 
 
-def _frames(out: Queue, link: Link, metrics: LinkMetrics) -> Iterator[Frame]:
-    """What the stream sends: each payload cut into chunks of 1 MB, each chunk when it would arrive over `link`."""
-    for queued, frame, payload, digests in iter(out.get, None):
-        whole = memoryview(payload)
-        for number, offset in enumerate(_offsets(payload)):
-            data = whole[offset : offset + CHUNK]
-            head = Head(offset=offset, digest=digests[number * DIGEST : (number + 1) * DIGEST])
-            head.MergeFrom(frame)
-            around = around_frame(frame, offset, len(data))
-            metrics.sent(len(data), around)
-            link.hold(queued, len(data) + around)
-            yield Frame(head, data)
+def _frames(out: Outbox, link: Link, metrics: LinkMetrics) -> Iterator[Frame]:
+    """What the stream sends: the pieces of all jobs' messages, each when it would arrive over `link`."""
+    for queued, head, data, digest in iter(lambda: out.get(link.leaves), None):
+        around = around_frame(head, head.offset, len(data))
+        metrics.sent(len(data), around)
+        link.hold(queued, len(data) + around)
+        head.digest = digest
+        yield Frame(head, data)
 
 
 class PeerLink:
@@ -112,7 +104,7 @@ class PeerLink:
         self._boxes: dict[str, _Mailbox] = {}
         self._closed: dict[str, None] = {}  # finished jobs, oldest first: their late frames are dropped
         self._rates: deque[float] = deque(maxlen=64)  # bytes a second of the last large messages that came
-        self._out: Queue | None = None
+        self._out: Outbox | None = None
         self._trouble: DittoError | None = None
         self._stopping = threading.Event()
 
@@ -130,7 +122,7 @@ class PeerLink:
 
     def serve(self, frames: Iterator[Frame], context: grpc.ServicerContext) -> Iterator[Frame]:
         """Party 0's end: the handler of PeerLink.Exchange. A new stream replaces an older one."""
-        out: Queue = queue.SimpleQueue()
+        out = Outbox()
         self._attach(out)
         context.add_callback(lambda: self._detach(out, None))
         context.send_initial_metadata(())
@@ -148,7 +140,7 @@ class PeerLink:
         threading.Thread(target=loop, name="peer-dial", daemon=True).start()
 
     def _dial_once(self, stub: party_pb2_grpc.PeerLinkStub) -> None:
-        out: Queue = queue.SimpleQueue()
+        out = Outbox()
         call: Any = stub.Exchange(cast(Any, _frames(out, Link(self.network), self.metrics)))  # as net.seal encodes them
         try:
             call.initial_metadata()  # arrives when the peer serves the stream; raises nothing, ends on failure
@@ -159,7 +151,7 @@ class PeerLink:
             out.put(None)
             call.cancel()
 
-    def _pump(self, frames: Iterator[Frame], out: Queue) -> None:
+    def _pump(self, frames: Iterator[Frame], out: Outbox) -> None:
         trouble: DittoError | None = None
         try:
             for frame in frames:
@@ -170,7 +162,7 @@ class PeerLink:
             trouble = error if isinstance(error, DittoError) else None
         self._detach(out, trouble)
 
-    def _attach(self, out: Queue) -> None:
+    def _attach(self, out: Outbox) -> None:
         with self.changed:
             old, self._out, self._trouble = self._out, out, None
             if old is not None:
@@ -179,7 +171,7 @@ class PeerLink:
             self.changed.notify_all()
         log.info("peer link up", peer=self.peer)
 
-    def _detach(self, out: Queue, trouble: DittoError | None) -> None:
+    def _detach(self, out: Outbox, trouble: DittoError | None) -> None:
         out.put(None)
         with self.changed:
             if self._out is out:
@@ -205,15 +197,16 @@ class PeerLink:
 
     # Frames -------------------------------------------------------------------------------------
 
-    def _receive(self, frame: Frame, out: Queue) -> None:
+    def _receive(self, frame: Frame, out: Outbox) -> None:
         size = len(frame.data)
         around = around_frame(frame, frame.offset, size)
         self.metrics.received(size, around)
+        intact = frame.digest == frame_digest(frame, frame.offset, frame.data)  # before others have to wait for it
         with self.changed:
             if self._out is not out:
                 return
             box = self._boxes.get(frame.job)
-            if frame.digest != frame_digest(frame, frame.offset, frame.data):
+            if not intact:
                 what = f"{frame.label!r}, round {frame.sequence}"
                 error = IntegrityError(f"{what}: what arrived is not what {self.peer} sent", peer=self.peer)
                 if box is None:  # perhaps another job's: only the link's end reaches it

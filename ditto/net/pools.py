@@ -48,6 +48,7 @@ KINDS = {  # what is not named here is control
     "PutModel": Kind("models", 64, upload=True),
     "PutInput": Kind("inputs", 64, upload=True),
     "FetchOutput": Kind("outputs", 64, download=True),
+    "FetchShare": Kind("copies", 32, download=True),
     "Exchange": Kind("link", 8),
     "Correlations": Kind("correlations", 64),
     "RegisterModel": Kind("registrations", 64, upload=True),

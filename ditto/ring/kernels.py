@@ -26,6 +26,8 @@ FEW = 4  # rows or columns up to which a product is a matter of reading once, wh
 SPARSE = 100  # elements for each that is not zero, from which a plain product picks rows
 LONG = 4096  # of K at a time in integers: torch does not block for the cache, and a vocabulary took three times as long
 COLUMNS = 1024  # of a result in float64 digits at a time
+CARRIERS = (16, 32, 64)  # of rings, in bits
+KERNELS = ("integer", "float64", "int8")
 chosen: dict[int, str] = {}  # what `kernel_of` found in this process so far
 LEAST = 8  # bits of a digit beside which a whole number is multiplied
 
@@ -92,34 +94,57 @@ def _accumulator(bits: int) -> torch.dtype:
 def kernel_of(size: int) -> str:
     """The fastest kernel that is exact on this machine, for rings of a carrier class: 16, 32 or 64.
 
-    Kernels are timed once in a process, by the processor's time, on a product of 64 x 768 by 768 x 256: some lose on
-    smaller ones what they win on a layer's. Those that this build of torch lacks, or that saturate (int8 without VNNI
-    on some processors), are passed over.
+    Kernels are timed once in a process, with the threads that it has then, on a product of 64 x 768 by 768 x 256: some
+    lose on smaller ones what they win on a layer's. One thread is timed by the processor's time, several by the
+    clock's, the least of five each. Those that this build of torch lacks, or that saturate (int8 without VNNI on some
+    processors), are passed over.
     """
-    generator = torch.Generator().manual_seed(0)  # operands of a timing: no secret
+    x, w, want = _extremes(size)
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    best, best_seconds = "integer", float("inf")
+    for name in KERNELS:
+        matrix = RingMatrix(w, size, name)
+        if not _gives(matrix, x, want):
+            continue
+        seconds = []
+        for _ in range(5):
+            start = clock()
+            matrix.product(x)
+            seconds.append(clock() - start)
+        if min(seconds) < best_seconds:
+            best, best_seconds = name, min(seconds)
+    chosen[size] = best
+    return best
+
+
+def measure() -> None:
+    """Choose all kernels now, not when a model or a job needs them."""
+    for size in CARRIERS:
+        kernel_of(size)
+
+
+def exact_here(kernel: str, size: int) -> bool:
+    """Does a kernel give the exact product of extreme operands in this process?"""
+    x, w, want = _extremes(size)
+    return _gives(RingMatrix(w, size, kernel), x, want)
+
+
+def _extremes(size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """x [64, 768], w [768, 256], and x w as int64 with its bits at the top: of a timing, no secret."""
+    generator = torch.Generator().manual_seed(0)
     x, w = (torch.randint(-(2**62), 2**62, shape, generator=generator) for shape in ((64, 768), (768, 256)))
     # the extremes: the ring's own, and what is extreme in base 256, where kernels without exact sums saturate
     x[0], w[:, 0] = -(1 << (size - 1)), -(1 << (size - 1))
     x[1], w[:, 1] = -0x7F7F7F7F7F7F7F80, 0x7F7F7F7F7F7F7F7F
     x[2], w[:, 2] = 0x7F7F7F7F7F7F7F7F, -0x7F7F7F7F7F7F7F80
-    want = torch.matmul(x, w) << (64 - size)
-    best, best_seconds = "integer", float("inf")
-    for name in ("integer", "float64", "int8"):
-        matrix, left = RingMatrix(w, size, name), cast(x, size)
-        try:
-            if not torch.equal(matrix.product(left).to(torch.int64) << (64 - size), want):
-                continue
-        except RuntimeError:  # not built for this processor
-            continue
-        seconds = []
-        for _ in range(5):
-            start = time.thread_time()
-            matrix.product(left)
-            seconds.append(time.thread_time() - start)
-        if min(seconds) < best_seconds:
-            best, best_seconds = name, min(seconds)
-    chosen[size] = best
-    return best
+    return cast(x, size), w, torch.matmul(x, w) << (64 - size)
+
+
+def _gives(matrix: RingMatrix, x: Tensor, want: Tensor) -> bool:
+    try:
+        return torch.equal(matrix.product(x).to(torch.int64) << (64 - matrix.bits), want)
+    except RuntimeError:  # not built for this processor
+        return False
 
 
 class RingMatrix:

@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable, Mapping
 
 import grpc
+import torch
 
 import ditto
 from ditto.errors import DittoError
 from ditto.models.description import FORMAT
+from ditto.net.processor import features, usable_cores
 from ditto.net.transport import connect
 from ditto.ring.kernels import chosen
 from ditto.wire import dealer_pb2, party_pb2
@@ -20,9 +22,12 @@ CHECK_S = 1.0
 
 
 def about() -> dealer_pb2.About:
-    """Measures nothing: a kernel is named once a model or a job needed one."""
-    kernels = [dealer_pb2.Kernel(bits=bits, name=name) for bits, name in sorted(chosen.items())]
-    return dealer_pb2.About(version=ditto.__version__, description_format=FORMAT, time=time.time(), kernels=kernels)
+    """Measures nothing: a server that multiplies chose its kernels when it started."""
+    return dealer_pb2.About(
+        version=ditto.__version__, description_format=FORMAT, time=time.time(),
+        kernels=[dealer_pb2.Kernel(bits=bits, name=name) for bits, name in sorted(chosen.items())],
+        threads=torch.get_num_threads(), cores=usable_cores(), features=features(),
+    )  # fmt: skip
 
 
 class Links:

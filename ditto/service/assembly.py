@@ -10,6 +10,7 @@ import torch
 
 from ditto.engine.program import Wire
 from ditto.errors import BadShare
+from ditto.net.transport import CHUNK
 from ditto.ring import pack, unpack
 from ditto.wire import party_pb2
 
@@ -45,6 +46,16 @@ class Assembly:
         return unpack(self._data, self.wire.ring, tuple(self.wire.shape))
 
 
+def pieces(name: str, wire: Wire, share: torch.Tensor) -> Iterator[party_pb2.TensorChunk]:
+    """A packed share in chunks, in order."""
+    data = pack(share, wire.ring)
+    for offset in range(0, len(data) or 1, CHUNK):
+        yield party_pb2.TensorChunk(
+            name=name, ring=wire.ring, shape=list(wire.shape), offset=offset, total=len(data),
+            data=data[offset : offset + CHUNK],
+        )  # fmt: skip
+
+
 def hashed(tensors: Iterator[torch.Tensor], wires: dict[str, Wire], found: Any) -> Iterator[torch.Tensor]:
     """The same tensors; `found` has seen them packed, each after its type."""
     for (name, wire), tensor in zip(wires.items(), tensors, strict=True):
@@ -53,7 +64,9 @@ def hashed(tensors: Iterator[torch.Tensor], wires: dict[str, Wire], found: Any) 
         yield tensor
 
 
-def receive(requests: Iterator[party_pb2.PutModelRequest], wires: dict[str, Wire]) -> Iterator[torch.Tensor]:
+def receive(
+    requests: Iterator[party_pb2.PutModelRequest] | Iterator[party_pb2.FetchShareReply], wires: dict[str, Wire]
+) -> Iterator[torch.Tensor]:
     """The shares as they arrive, in the order of the program's weights."""
     chunks = (request.chunk for request in requests)
     for name in wires:

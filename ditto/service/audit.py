@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import ditto
@@ -10,6 +11,7 @@ from ditto.errors import DamagedFile, IntegrityError, LimitExceeded, UnknownMode
 from ditto.models.compiled import program_for
 from ditto.net.config import PartyConfig
 from ditto.net.peerlink import message_digests
+from ditto.service.leftovers import COPIES
 from ditto.service.model_store import Entry, load_weights, marks
 from ditto.service.recordings import FORMAT, Header, Recorded, find, of_one_party, opened
 from ditto.service.stored import Owner, load_entry
@@ -48,7 +50,7 @@ def audit(config: PartyConfig, job: str) -> Audit:
             f"recorded by ditto {header.version} (format {header.format}); this is {ditto.__version__}", peer=role
         )
     # 3
-    home = config.data_dir / "models" / header.share_id
+    home = _home(config, header)
     entry = _entry(config, header)
     if program_for(entry.description, header.plan).fingerprint != header.fingerprint:
         raise VersionMismatch("the model compiles to another program here than was recorded (fingerprint)", peer=role)
@@ -72,8 +74,13 @@ def audit(config: PartyConfig, job: str) -> Audit:
     return Audit(header, account)
 
 
+def _home(config: PartyConfig, header: Header) -> Path:
+    """Where a party's server has its sharings: a worker those that it fetched."""
+    return config.data_dir / (COPIES if config.worker else "models") / header.share_id
+
+
 def _entry(config: PartyConfig, header: Header) -> Entry:
-    path = config.data_dir / "models" / header.share_id / "model.json"
+    path = _home(config, header) / "model.json"
     if not path.exists():
         raise UnknownModel(
             f"{config.role} no longer has the sharing of {header.model} that this job ran on", peer=config.role

@@ -4,39 +4,36 @@ from __future__ import annotations
 
 import secrets
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 
 import grpc
 import structlog
 
-from ditto.engine.ledger import Phase
-from ditto.engine.program import Program
 from ditto.errors import CertificateError, ClusterError, DittoError, NotAllowed, ReuseError, UsageError
-from ditto.models import Plan
-from ditto.models.description import digest_of, parse
+from ditto.models.description import parse
 from ditto.names import PARTIES, check_id, check_name
 from ditto.net.config import CoordinatorConfig
 from ditto.net.identity import caller, certificate
-from ditto.net.messages import check_reply, phase_to_message, plan_of, to_message
+from ditto.net.messages import plan_of
 from ditto.net.metrics import CoordinatorMetrics
 from ditto.net.tracing import OFF, Claims, Tracing, received
 from ditto.net.transport import Roles, connect, open_channel, short
 from ditto.service.about import about, round_trip
-from ditto.service.ahead import Preparing, Work, works_of
-from ditto.service.job_run import Account, Fifo, JobRun
-from ditto.service.limits import admit_job, admit_model
+from ditto.service.driving import Driver
+from ditto.service.job_run import Account, JobRun
+from ditto.service.limits import admit_job, admit_model, need_of, need_to_activate
 from ditto.service.pages import page
+from ditto.service.pairs import Pair, Pairs
 from ditto.service.parties_view import PartiesView, check_request
 from ditto.service.public_parts import PublicParts
 from ditto.service.registered import Registered, RegisteredModels
-from ditto.wire import control_pb2, control_pb2_grpc, dealer_pb2, dealer_pb2_grpc, party_pb2, party_pb2_grpc
+from ditto.service.turns import Turns
+from ditto.wire import control_pb2, control_pb2_grpc, dealer_pb2, dealer_pb2_grpc, party_pb2
 
 log = structlog.get_logger()
 _METHODS = (
     "RegisterModel", "UnregisterModel", "ListModels", "GetModel", "GetPublic", "Status", "RunJob", "StartJob",
 )  # fmt: skip
-REPEAT_S = 15.0  # after which a waiting client hears its place again
 ROLES: Roles = {name: frozenset({"client"}) for name in _METHODS}
 
 
@@ -47,25 +44,34 @@ def _message(entry: Registered) -> control_pb2.Model:
 class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
     def __init__(self, config: CoordinatorConfig, tracing: Tracing = OFF) -> None:
         self._config, self._tracing, self._traces = config, tracing, Claims()
-        self._channels = {
-            role: open_channel(
-                config.peers.of(role), role, config.tls, config.role, config.max_message_mb, config.silence_s
-            )
-            for role in (*PARTIES, "dealer")
-        }
-        self._stubs = {role: party_pb2_grpc.PartyStub(self._channels[role]) for role in PARTIES}
-        self._dealer = dealer_pb2_grpc.DealerStub(self._channels["dealer"])
+        self._dealer_channel = open_channel(
+            config.peers.dealer, "dealer", config.tls, config.role, config.max_message_mb, config.silence_s
+        )
+        self._dealer = dealer_pb2_grpc.DealerStub(self._dealer_channel)
+        self._pairs = Pairs(config)
+        self._keepers = self._pairs.keepers.stubs
         self._account = Account()
-        self._queue = Fifo(config.queue_limit, config.max_jobs, self._account.pace)
+        self._turns = Turns(
+            config.jobs_at_once,
+            config.all_jobs,
+            config.queue_limit,
+            config.max_jobs,
+            self._account.pace,
+            self._pairs.up,
+        )
+        self._pairs.watch(self._turns.look)
         self._lock = threading.Lock()
         self._runs: dict[str, JobRun] = {}
-        self._view = PartiesView(self._stubs, config.connect_timeout_s)
+        self._view = PartiesView(self._keepers, config.connect_timeout_s)
         self._models = RegisteredModels(config.data_dir / "models")
+        self._driver = Driver(config, self._turns, self._models, self._connect_pair)
         self._public = PublicParts(config.data_dir, config.max_public_mb)
         self._public.sweep(self._models.published)
         self.metrics = CoordinatorMetrics()
-        self.metrics.queued.set_function(lambda: self._queue.state()[1])
-        self.metrics.running.set_function(lambda: bool(self._queue.state()[0]))
+        self.metrics.queued.set_function(lambda: self._turns.state().waiting)
+        self.metrics.running.set_function(lambda: len(self._turns.state().running))
+        self.metrics.pairs.set_function(lambda: len(self._pairs.up()))
+        self.metrics.aside.set_function(lambda: self._turns.state().aside)
         self.metrics.models.set_function(lambda: len(self._models))
 
     # Models -------------------------------------------------------------------------------------
@@ -112,7 +118,10 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
 
         1. Nothing is asked of the parties for what this server would not list; its public part, if one comes, is on
            the disk.
-        2. Its turn: no job runs, so that the sharing that serves changes between two jobs, never within one.
+        2. Its turn. Jobs run beside it: each has named the sharing that served when it was opened, and the parties
+           keep that one's weights for it. Nothing is activated beside it: two attempts at one sharing would each wait
+           for the other at another party. The call ends when no job is being opened on what served before: its owner
+           removes that one next.
         3. What both parties have activated is not opened again: an earlier call failed after that. What only one has
            cannot be: the share is gone there. ReuseError; the owner shares the model anew, under another identifier.
         4. Else both activate it. Whatever an earlier attempt opened is opened once more with the same masks and the
@@ -142,21 +151,22 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
 
     def _register(self, entry: Registered, context: grpc.ServicerContext) -> Registered | None:
         attempt = secrets.token_hex(16)
-        run = JobRun(attempt, self._stubs, self._config.step_timeout_s)
+        run = JobRun(attempt, self._keepers, self._config.step_timeout_s)
         context.add_callback(run.cancel)
-        self._queue.enter(attempt, entry.owner)
+        self._turns.enter(attempt, entry.owner, need_to_activate(entry.description), alone=True)
         try:
             # 2
-            run.wait_turn(self._queue)
-            self._connect_all()
+            run.wait_turn(self._turns)
+            self._connect_pair(0)
             self._activate(run, entry)
             before = self._models.put(entry)
+            self._models.settle(entry, self._config.step_timeout_s)
             run.done = True
         except DittoError:
             run.close("activation failed")
             raise
         finally:
-            self._queue.leave(attempt)
+            self._turns.leave(attempt)
         return before
 
     def _activate(self, run: JobRun, entry: Registered) -> None:
@@ -186,11 +196,11 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         return control_pb2.UnregisterModelReply(known=gone is not None)
 
     def Status(self, request: control_pb2.StatusRequest, context: grpc.ServicerContext) -> control_pb2.StatusReply:
-        running, queued = self._queue.state()
+        turns = self._turns.state()
         processes = [
             control_pb2.ProcessStatus(role="coordinator", address=self._config.peers.coordinator, serving=True)
         ]
-        for role, channel in self._channels.items():
+        for role, channel in (*self._pairs.keepers.channels.items(), ("dealer", self._dealer_channel)):
             status = control_pb2.ProcessStatus(role=role, address=self._config.peers.of(role), serving=True)
             try:
                 status.round_trip = round_trip(channel, role)
@@ -199,12 +209,17 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
             processes.append(status)
         own = self._models.of(str(caller(context)))
         answering = [status.role for status in processes if status.serving and status.role in PARTIES]
+        for status in processes:
+            if status.role in answering and (said := self._view.about(status.role)):
+                status.about.CopyFrom(said)
         faults = list(self._view.faults(own, answering))
         dealer = self._inventory([entry.model for entry in own])
+        processes += self._pairs.workers()
         # other clients see enough of a job's name to recognise their own
         return control_pb2.StatusReply(
-            processes=processes, queued=queued, running=short(running), throughput=self._account.state(),
-            dealer=dealer, faults=faults, about=about(),  # right after the dealer's: their clocks are compared
+            processes=processes, queued=turns.waiting, running=map(short, turns.running), aside=turns.aside,
+            throughput=self._account.state(), dealer=dealer, faults=faults,
+            about=about(),  # right after the dealer's: their clocks are compared
         )  # fmt: skip
 
     def _inventory(self, own: list[str]) -> dealer_pb2.InventoryReply | None:
@@ -215,9 +230,10 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
 
     # Jobs ---------------------------------------------------------------------------------------
 
-    def _connect_all(self) -> None:
-        for role, channel in self._channels.items():
-            connect(channel, role, self._config.connect_timeout_s)
+    def _connect_pair(self, number: int) -> Pair:
+        pair = self._pairs.connect(number)
+        connect(self._dealer_channel, "dealer", self._config.connect_timeout_s)
+        return pair
 
     def StartJob(
         self, request: control_pb2.StartJobRequest, context: grpc.ServicerContext
@@ -237,19 +253,14 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
     ) -> Iterator[control_pb2.JobEvent]:
         """Run one job in its turn.
 
-        1. What the client means is what is listed, is admitted, and no party objects: said before the job waits.
-        2. Its turn. The sharing that serves the model now is taken: a later one, perhaps, but of the same owner and
-           with the same description, or the job ends with JobMismatch. No sharing is activated while the job runs; one
-           that is while it stands aside, or is dropped, takes nothing away from the job.
-        3. Both parties open the job on it, and the client is told which it is: its inputs name it, so that each party
-           checks it against its own.
+        What the client means is what is listed, is admitted, and no party objects: said before the job waits. The rest
+        is in Driver.
         """
-        # 1
         client, plan = str(caller(context)), plan_of(request.plan)
-        model = self._meant(request, client)
+        model = self._driver.meant(request, client)
         program = admit_job(model.description, plan, request.fingerprint, self._config, self._config.role)
         self._view.check(model, client)
-        run = JobRun(secrets.token_hex(16), self._stubs, self._config.step_timeout_s, client)
+        run = JobRun(secrets.token_hex(16), {}, self._config.step_timeout_s, client)
         run.span = self._tracing.start(
             "job", self._traces.of(received(context), client), job=short(run.name), model=model.model,
             preset=parse(model.description).preset, batch=plan.batch, padded_length=plan.seq, tokens=plan.tokens,
@@ -260,10 +271,10 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         with self._lock:
             self._runs[run.name] = run
         try:
-            self._queue.enter(run.name, run.client)
+            self._turns.enter(run.name, run.client, need_of(model.description, plan))
             if not context.add_callback(run.cancel):
                 run.cancel()
-            yield from self._events(run, request, program, plan)
+            yield from self._driver.events(run, request, program, plan)
             if run.ended:
                 run.close("")
             run.done = True
@@ -271,6 +282,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         except DittoError as error:
             if not run.cancelled.is_set():
                 reason, outcome = str(error), error.code.lower()
+                self._pairs.doubt(run.pair, error)
             raise
         except Exception:
             reason, outcome = "internal error", "internal"
@@ -279,13 +291,14 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
             if not run.done:
                 run.done = True
                 run.close(reason)
-            self._queue.leave(run.name)
+            beside = len(self._turns.state().running) - 1
+            self._turns.leave(run.name)
             with self._lock:
                 self._runs.pop(run.name, None)
+            self._account.add(outcome, run.seconds, run.took, max(0, beside))
             self._ended(run, request.model, outcome, reason)
 
     def _ended(self, run: JobRun, model: str, outcome: str, reason: str) -> None:
-        self._account.add(outcome, run.seconds, run.took)
         self.metrics.jobs.labels(outcome).inc()
         if outcome == "done":
             for phase, seconds in run.seconds.items():
@@ -304,104 +317,10 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
             **seconds_by_phase, **counts,
         )  # fmt: skip
 
-    def _meant(self, request: control_pb2.RunJobRequest, client: str) -> Registered:
-        """The sharing that serves now, if it is what a client means. Raises UnknownModel, JobMismatch."""
-        model = self._models.get(request.model, client)
-        model.check_meant(request.owner, request.description_digest)
-        return model
-
-    def _events(
-        self, run: JobRun, request: control_pb2.RunJobRequest, program: Program, plan: Plan
-    ) -> Iterator[control_pb2.JobEvent]:
-        # 2
-        with run.span.child("queue"):
-            place = self._queue.place(run.name)
-            while place:
-                yield control_pb2.JobEvent(queued=control_pb2.Queued(position=place))
-                before, said = place, time.monotonic()  # a client does not wait for a silent coordinator without end
-                while place == before and time.monotonic() - said < min(REPEAT_S, self._config.step_timeout_s / 2):
-                    place = self._queue.place(run.name, 0.2)
-                    run.check()
-        self._connect_all()
-        model = self._meant(request, run.client)
-        # 3
-        ask = party_pb2.OpenJobRequest(
-            job=run.name, model=model.model, share_id=model.share_id,
-            plan=to_message(plan), fingerprint=request.fingerprint, client=run.client,
-            description_digest=digest_of(model.description),
-        )  # fmt: skip
-        with run.span.child("open"):
-            run.both(lambda stub, timeout: stub.OpenJob.future(ask, timeout=timeout, **run.span.carried))
-        run.begun = True
-        accepted = control_pb2.Accepted(job=run.name, layers=program.layers, share_id=model.share_id)
-        yield control_pb2.JobEvent(accepted=accepted)
-        self._await_client(run)
-        yield from self._work(run, works_of(run.name, model.description, plan), 0 if request.in_turns else plan.hold)
-
-    def _work(self, run: JobRun, works: Sequence[Work], hold: int) -> Iterator[control_pb2.JobEvent]:
-        """Prepare one piece of work after another, and run it; the next is prepared meanwhile.
-
-        1. A later stage waits for its inputs. It is prepared by then, or while the client makes up its mind.
-        2. The client may want no further one.
-        """
-        start, stage = time.perf_counter(), 0
-        prepare: Callable[[Work], control_pb2.JobEvent] = lambda work: self._step(run, work, "offline")  # noqa: E731
-        with Preparing(works, hold, prepare, run.break_off) as preparing:
-            for work in works:
-                if work.stage != stage:
-                    # 1
-                    run.stage = work.stage
-                    run.started.clear()
-                    yield control_pb2.JobEvent(stage=control_pb2.StageDone(stage=stage))
-                    stage, prepared = work.stage, preparing.take()
-                    self._await_client(run)
-                    # 2
-                    if run.ended:
-                        break
-                else:
-                    prepared = preparing.take()
-                yield prepared
-                with preparing.running():
-                    done = self._step(run, work, "online")
-                yield done
-            else:
-                yield control_pb2.JobEvent(stage=control_pb2.StageDone(stage=stage))
-        run.took = time.perf_counter() - start
-        yield control_pb2.JobEvent(done=control_pb2.Done(seconds=run.took, traffic=run.traffic))
-
-    def _await_client(self, run: JobRun) -> None:
-        config = self._config
-        with run.span.child("wait for inputs", stage=run.stage):
-            run.await_client(self._queue, config.give_way_s, config.start_timeout_s, config.idle_timeout_s)
-
-    def _step(self, run: JobRun, work: Work, phase: Phase) -> control_pb2.JobEvent:
-        """One phase of a piece of work at both parties. Raises what failed, and DittoError for a reply that does not
-        say what the step cost."""
-        step = work.request
-        with (
-            structlog.contextvars.bound_contextvars(layer=work.layer),
-            run.span.child(f"{phase} {work.name}", phase=phase, layer=work.layer, stage=work.stage) as span,
-        ):
-            if phase == "offline":
-                replies = run.both(lambda stub, timeout: stub.Prepare.future(step, timeout=timeout, **span.carried))
-            else:
-                replies = run.both(lambda stub, timeout: stub.Run.future(step, timeout=timeout, **span.carried))
-        for role, reply in zip(PARTIES, replies, strict=True):
-            check_reply(reply, phase, role)
-        seconds = max(reply.seconds for reply in replies)
-        run.seconds[phase] += seconds
-        run.traffic = [reply.traffic for reply in replies]
-        done = control_pb2.LayerDone(
-            layer=work.layer, name=work.name, phase=phase_to_message(phase), stage=work.stage, seconds=seconds,
-            ledgers=[reply.ledger for reply in replies],
-            times=[reply.times for reply in replies if reply.HasField("times")],
-        )  # fmt: skip
-        return control_pb2.JobEvent(layer=done)
-
     def close(self) -> None:
         with self._lock:
             runs = list(self._runs.values())
         for run in runs:
             run.cancel()
-        for channel in self._channels.values():
-            channel.close()
+        self._pairs.close()
+        self._dealer_channel.close()

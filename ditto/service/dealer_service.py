@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import grpc
 import structlog
@@ -40,7 +41,8 @@ from ditto.ring.malloc import give_back
 from ditto.ring.prg import derive, new_seed
 from ditto.service.about import about
 from ditto.service.feed import Feed
-from ditto.service.limits import admit_job, admit_model
+from ditto.service.limits import admit_job, admit_model, need_of
+from ditto.service.room import Room
 from ditto.service.stored import Owner, StoredEntry, load_entry, readable_entries, save_entry
 from ditto.wire import dealer_pb2, dealer_pb2_grpc
 
@@ -127,6 +129,18 @@ class _Job:
         self.span.end(error.code)
 
 
+def _expanded(wires: dict[str, Wire], entry: Entry) -> DealerWeights:
+    weights = DealerWeights(wires, _pair(bytes.fromhex(entry.master)))
+    kernel_of(64)  # measured now, not in the first job, as everything below
+    few = generates(entry.description) and keeps_whole(wires)
+    for name, wire in wires.items():
+        mask = weights[name]
+        if few and wire.held == "matrix":
+            mask.keep_whole()
+    give_back()  # each matrix was several while it was expanded
+    return weights
+
+
 def _step_back() -> None:
     """Later stages are dealt ahead of need: where parties share the processor, they come first. Linux knows priorities
     of threads; a thread keeps its own until it ends, with its job."""
@@ -145,7 +159,10 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
         self._used: set[str] = set()
         self._links = (Link(config.network), Link(config.network))  # all jobs of a party share its link
         self._weights: OrderedDict[str, DealerWeights] = OrderedDict()
+        self._in_use = WeakValueDictionary[str, DealerWeights]()  # by a job: another one shares them
+        self._room = Room(config.all_jobs, config.role)
         self.metrics = DealerMetrics()
+        self.metrics.held.set_function(lambda: self._room.taken)
         self._known: dict[str, str] = {}  # model by sharing
         for path in sorted(self._dir.glob("*.json")):
             if self._forgotten(path.stem):  # the process ended in between
@@ -164,6 +181,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
 
     def _end(self, job: _Job, outcome: str) -> None:
         """Account for a job that just left the table, which happens once."""
+        self._room.give_back(job.name)
         self.metrics.jobs.labels(outcome).inc()
         sent = {f"bytes_to_party{party}": feed.sent for party, feed in enumerate(job.feeds)}
         seconds = round(time.monotonic() - job.began, 3)
@@ -173,13 +191,13 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
         self, request: dealer_pb2.InventoryRequest, context: grpc.ServicerContext
     ) -> dealer_pb2.InventoryReply:
         with self._lock:
-            job = next(reversed(self._jobs.values()), None)
+            jobs = [*self._jobs.values()]
             known = sorted({*self._known.values()} & {*request.models})
         reply = dealer_pb2.InventoryReply(models=known, about=about())
-        if job is not None:
-            reply.job = short(job.name)
-            for feed in job.feeds:
-                reply.parties.add(ready=feed.ready, sent=feed.sent)
+        if jobs:
+            reply.job = short(jobs[-1].name)
+            for feeds in zip(*(job.feeds for job in jobs), strict=True):
+                reply.parties.add(ready=sum(feed.ready for feed in feeds), sent=sum(feed.sent for feed in feeds))
         return reply
 
     def _path(self, share_id: str) -> Path:
@@ -193,21 +211,16 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
         return load_entry(path, Entry, _owner(share_id))
 
     def weights(self, share_id: str, wires: dict[str, Wire], entry: Entry) -> DealerWeights:
-        """The masks of the last two models stay expanded; of one that was forgotten meanwhile, for its job only."""
+        """The masks of the last two models stay expanded, those of others for the jobs that use them."""
         with self._weights_lock:
-            if share_id not in self._weights:
-                while len(self._weights) >= 2:
-                    self._weights.popitem(last=False)
-                weights = self._weights[share_id] = DealerWeights(wires, _pair(bytes.fromhex(entry.master)))
-                kernel_of(64)  # measured now, not in the first job, as everything below
-                few = generates(entry.description) and keeps_whole(wires)
-                for name, wire in wires.items():
-                    mask = weights[name]
-                    if few and wire.held == "matrix":
-                        mask.keep_whole()
-                give_back()  # each matrix was several while it was expanded
-            self._weights.move_to_end(share_id)
-            return self._weights.pop(share_id) if self._forgotten(share_id) else self._weights[share_id]
+            weights = self._weights.pop(share_id, None) or self._in_use.get(share_id)
+            while len(self._weights) >= 2:
+                self._weights.popitem(last=False)
+            if weights is None:
+                weights = self._in_use[share_id] = _expanded(wires, entry)
+            if not self._forgotten(share_id):
+                self._weights[share_id] = weights
+            return weights
 
     def _warm(self, share_id: str, wires: dict[str, Wire], entry: Entry) -> None:
         with contextlib.suppress(DittoError):  # forgotten meanwhile, or damaged: the first job says so
@@ -277,6 +290,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
         if forgotten:
             with self._weights_lock:
                 self._weights.pop(request.share_id, None)
+                self._in_use.pop(request.share_id, None)
             log.info("model forgotten", share=short(request.share_id))
         return dealer_pb2.ForgetModelReply()
 
@@ -325,11 +339,14 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
         entry = self._entry(request.share_id)
         plan = plan_of(request.plan)
         admit_job(entry.description, plan, request.fingerprint, self._config, self._config.role)
+        need = need_of(entry.description, plan).dealer
+        self._room.wait_for(request.job, need)  # not under the lock, which those take that leave
         with self._lock:
             job = self._jobs.get(request.job)
             if job is None:
                 if request.job in self._used:
                     raise ReplayedJob(f"job {request.job} was dealt before", peer="dealer")
+                self._room.take(request.job, need, wait=0)
                 self._used.add(request.job)
                 job = _Job(request, entry, self._config.ahead_mb << 20, self._tracing, parent)
                 self._jobs[request.job] = job

@@ -5,87 +5,22 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from queue import Empty, SimpleQueue
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 
-from ditto.errors import Busy, ClusterError, DittoError, IntegrityError, PeerLost
+from ditto.errors import ClusterError, DittoError, IntegrityError, PeerAbsent, PeerLost
 from ditto.net.tracing import SILENT
 from ditto.net.transport import from_rpc_error
+from ditto.service.turns import Turns
 from ditto.wire import control_pb2, party_pb2, party_pb2_grpc
 
 Stubs = dict[str, party_pb2_grpc.PartyStub]
+NOWHERE: Mapping[str, str] = {}
 GRACE = 2.0  # beyond a step's time, in which a party says itself what it waited for
-ASIDE = 4  # jobs that stand aside, one of a client: each keeps what it has begun in the parties' memory
 PATIENCE = 1.0  # how long the second party may take to say what it knows, once the first one failed
-
-
-class Fifo:
-    """A lock that is granted in the order of asking; waiters can see their place and can leave.
-
-    At most `limit` wait, and `each` of one caller; `pace` says how many seconds the holder takes, for hints when to try
-    again. A holder that has to wait for its client steps aside, and comes back behind whoever holds the lock then.
-    """
-
-    def __init__(self, limit: int, each: int | None = None, pace: Callable[[], float] = lambda: 1.0) -> None:
-        self._changed = threading.Condition()
-        self._line: dict[str, str] = {}  # who asked, in order
-        self._aside: dict[str, str] = {}  # likewise
-        self._limit, self._each, self._pace = limit, each or limit + 1, pace
-
-    def enter(self, name: str, who: str = "") -> None:
-        """Raises Busy."""
-        with self._changed:
-            if len(self._line) > self._limit:
-                self._refuse(f"the queue is full: {self._limit} wait (queue_limit)", len(self._line))
-            own = sum(other == who for other in (*self._line.values(), *self._aside.values()))
-            if own >= self._each:
-                self._refuse(f"{who or 'this client'} has {own} jobs waiting or running (max_jobs)", own)
-            self._line[name] = who
-
-    def _refuse(self, why: str, count: int) -> NoReturn:
-        retry = max(1.0, round(self._pace() * count / 2))  # half of them are gone by then
-        raise Busy(f"coordinator: {why}; try again in {retry:.0f} s", peer="coordinator", retry_s=retry)
-
-    def place(self, name: str, timeout: float = 0.0) -> int:
-        """How many are in front; waits up to `timeout` for none to be."""
-        with self._changed:
-            self._changed.wait_for(lambda: next(iter(self._line)) == name, timeout)
-            return list(self._line).index(name)
-
-    def step_aside(self, name: str) -> bool:
-        """Let the next in line have the lock. False if nobody waits, or ASIDE others stand aside already. Raises
-        ClusterError if one of the same caller does: who sends nothing for many jobs costs others little, too."""
-        with self._changed:
-            if len(self._line) < 2:
-                return False
-            if self._line[name] in self._aside.values():
-                raise ClusterError("others wait, and another job of this client waits for its inputs already")
-            if len(self._aside) >= ASIDE:
-                return False
-            self._aside[name] = self._line.pop(name)
-            self._changed.notify_all()
-            return True
-
-    def come_back(self, name: str) -> None:
-        """Line up behind the holder, before those who never had the lock."""
-        with self._changed:
-            line = list(self._line.items())
-            line.insert(1, (name, self._aside.pop(name)))
-            self._line = dict(line)
-            self._changed.notify_all()
-
-    def leave(self, name: str) -> None:
-        with self._changed:
-            self._line.pop(name, None)
-            self._aside.pop(name, None)
-            self._changed.notify_all()
-
-    def state(self) -> tuple[str, int]:
-        with self._changed:
-            return next(iter(self._line), ""), max(0, len(self._line) - 1)
 
 
 class Account:
@@ -97,16 +32,16 @@ class Account:
         self._recent: deque[dict[str, float]] = deque(maxlen=recent)
         self._took: deque[float] = deque(maxlen=recent)
 
-    def add(self, outcome: str, seconds: dict[str, float], took: float) -> None:
-        """`seconds` by phase, which overlap; `took` from the job's inputs to its end."""
+    def add(self, outcome: str, seconds: dict[str, float], took: float, beside: int = 0) -> None:
+        """`seconds` by phase, which overlap; `took` from the job's inputs to its end, with `beside` others running."""
         with self._lock:
             self._ended[outcome if outcome in self._ended else "failed"] += 1
             if outcome == "done":
                 self._recent.append(seconds)
-                self._took.append(took)
+                self._took.append(took / (1 + beside))
 
     def pace(self) -> float:
-        """Seconds of a job, on average of the last."""
+        """Seconds from one end of a job to the next, on average of the last: jobs that overlap share their seconds."""
         with self._lock:
             return sum(self._took) / max(1, len(self._took))
 
@@ -123,9 +58,14 @@ class Account:
 class JobRun:
     """Calls to both parties on behalf of one job."""
 
-    def __init__(self, name: str, stubs: Stubs, step_timeout: float, client: str = "") -> None:
-        self.name, self._stubs, self._timeout = name, stubs, step_timeout + GRACE
+    def __init__(
+        self, name: str, stubs: Stubs, step_timeout: float, client: str = "", where: Mapping[str, str] = NOWHERE
+    ) -> None:
+        """`stubs`: of both parties; of a job, once its turn says which workers'. `where`, by role: what an error says
+        of which they are."""
+        self.name, self.stubs, self._timeout, self.where = name, stubs, step_timeout + GRACE, where
         self.client = client  # the identity that runs the job; nobody's for an activation
+        self.pair = 0  # of workers, that it runs on
         self.stage = 0  # whose inputs the client brings next
         self.ended = False  # the client wants no further stage
         self.started = threading.Event()
@@ -155,35 +95,35 @@ class JobRun:
         for call in flying:
             call.cancel()
 
-    def await_client(self, queue: Fifo, give_way: float, when_others_wait: float, longest: float) -> None:
+    def await_client(self, turns: Turns, give_way: float, when_others_wait: float, longest: float) -> None:
         """Until the client's inputs are there, and it is this job's turn. Times in seconds. Raises ClusterError.
 
         1. A slow client costs others little: after `give_way` its job steps aside for them.
-        2. Where it cannot, since others stand aside, it ends after `when_others_wait` if somebody waits; after
-           `longest` in any case.
-        3. A job that stood aside comes back with its inputs, behind the one that runs by then.
+        2. Where it cannot, since others stand aside, it ends after `when_others_wait` if somebody waits; so does one
+           that stands aside, if there is no room for the next beside what it keeps; any after `longest`.
+        3. A job that stood aside comes back with its inputs, before those that had no turn yet.
         """
         began, aside = time.monotonic(), False
         while not self.started.wait(min(0.5, give_way)):
             waited = time.monotonic() - began
             # 1
             if not aside and waited > give_way:
-                aside = queue.step_aside(self.name)
+                aside = turns.step_aside(self.name)
             # 2
             if waited > longest:
                 raise ClusterError("the client's inputs did not arrive in time")
-            if not aside and waited > when_others_wait and queue.state()[1]:
+            if waited > when_others_wait and turns.holds_up(self.name):
                 raise ClusterError(
                     f"no inputs from the client within {when_others_wait:g} s, and others wait (start_timeout_s)"
                 )
         self.check()
         # 3
         if aside:
-            queue.come_back(self.name)
-            self.wait_turn(queue)
+            turns.come_back(self.name)
+            self.wait_turn(turns)
 
-    def wait_turn(self, queue: Fifo) -> None:
-        while queue.place(self.name, 0.2):
+    def wait_turn(self, turns: Turns) -> None:
+        while turns.place(self.name, 0.2):
             self.check()
 
     def check(self) -> None:
@@ -201,7 +141,7 @@ class JobRun:
         """
         # 1
         self.check()
-        calls = {role: call(stub, self._timeout) for role, stub in self._stubs.items()}
+        calls = {role: call(stub, self._timeout) for role, stub in self.stubs.items()}
         with self._lock:
             self._flying.update(calls.values())
             over = self._over
@@ -237,15 +177,18 @@ class JobRun:
         error = future.exception()
         if error is None:
             return None
-        return from_rpc_error(error, role, running=self.begun) if isinstance(error, grpc.RpcError) else DittoError(
-            f"{role}: {error}", peer=role
-        )  # fmt: skip
+        if not isinstance(error, grpc.RpcError):
+            return DittoError(f"{role}: {error}", peer=role)
+        found = from_rpc_error(error, role, running=self.begun)
+        if isinstance(found, PeerLost | PeerAbsent) and (where := self.where.get(found.peer or "")):
+            return type(found)(f"{found} ({where})", peer=found.peer)
+        return found
 
     def close(self, reason: str) -> None:
         """Best effort at both parties; a dead one is not waited for."""
         calls = [
             stub.CloseJob.future(party_pb2.CloseJobRequest(job=self.name, reason=reason), timeout=2.0)
-            for stub in self._stubs.values()
+            for stub in self.stubs.values()
         ]
         for call in calls:
             call.exception()

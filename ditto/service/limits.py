@@ -17,6 +17,7 @@ from ditto.models.compiled import agreed_program, program_for, weights_of
 from ditto.models.description import Description, Dimensions, parse
 from ditto.net.config import Limits
 from ditto.ring import carrier_bytes
+from ditto.service.turns import Need
 
 MB = 1 << 20
 NARROWEST = 2  # bytes of an element of the narrowest table, of an opened score: what no preset goes below
@@ -92,7 +93,21 @@ def admit_job(description: str, plan: Plan, fingerprint: str, limits: Limits, pe
     if peer == "coordinator":  # it holds nothing of a job, and spares the others the asking
         need = max(peak)
     _hold_mb("max_job_mb", limits.max_job_mb, need, "a job that holds about", peer)
+    _hold_mb("jobs_mb", limits.all_jobs >> 20, need, "a job that holds about", peer)
     return program
+
+
+def need_of(description: str, plan: Plan) -> Need:
+    """What a job that was admitted takes of the servers' `jobs_mb`."""
+    peak = _peak(description, plan)
+    return Need(peak.party, min(peak.waiting, peak.party), peak.dealer)
+
+
+def need_to_activate(description: str) -> Need:
+    """What the activation of a model takes of it on the way; the weights themselves are not of it. They are taken
+    tensor by tensor: a share, its mask, what is opened, and either's bytes."""
+    most = 4 * max((carrier_bytes(w.shape, w.ring) for w in weights_of(description).values()), default=0)
+    return Need(most, most, most)
 
 
 def largest_tensor(description: Description, plan: Plan) -> int:
@@ -110,4 +125,4 @@ def _peak(description: str, plan: Plan) -> Peak:
     programs = {stage: program_for(description, plan, stage) for stage in (0, plan.stages - 1)}
     after = sum(held_by_layer(programs[plan.stages - 1])) if plan.stages > 1 else 0
     peaks = [peak_of(program, stage > 0, plan.hold, after) for stage, program in programs.items()]
-    return Peak(max(p.party for p in peaks), max(p.dealer for p in peaks))
+    return Peak(*(max(of) for of in zip(*peaks, strict=True)))

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import structlog
 import torch
@@ -105,6 +106,7 @@ class ModelStore:
         self._ids = ShareIds(root / SHARE_IDS, PARTIES[party], self._limits.max_sharings)
         self._lock = threading.Lock()
         self._loaded: OrderedDict[str, PartyWeights] = OrderedDict()
+        self._in_use = WeakValueDictionary[str, PartyWeights]()  # by a job: another one shares them
         self._entries: dict[str, Entry] = {}
         self._arriving: dict[str, Entry] = {}  # being put: they claim their names, too
         self._activating: set[str] = set()
@@ -122,11 +124,15 @@ class ModelStore:
                 log.error("sharing not dropped", share=short(entry.share_id), reason=str(error))
 
     @property
-    def _role(self) -> str:
+    def role(self) -> str:
         return PARTIES[self._party]
 
+    def home(self, share_id: str) -> tuple[Path, Owner]:
+        """Where a sharing's files are, and whose they are."""
+        return self._root / check_id(share_id), self._owner(share_id)
+
     def _owner(self, share_id: str) -> Owner:
-        return Owner(self._role, share_id)
+        return Owner(self.role, share_id)
 
     def entries(self) -> list[Entry]:
         with self._lock:
@@ -140,7 +146,7 @@ class ModelStore:
         """The caller holds the lock."""
         entry = self._entries.get(share_id)
         if entry is None:
-            raise UnknownModel(f"{self._role} has no share of this model", peer=self._role)
+            raise UnknownModel(f"{self.role} has no share of this model", peer=self.role)
         return entry
 
     def put(self, requests: Iterator[party_pb2.PutModelRequest], owner: str) -> Entry:
@@ -196,7 +202,7 @@ class ModelStore:
             # 3
             home = self._root / entry.share_id
             if home.exists():  # an older version's, or damaged
-                raise ReuseError("the identifier of this sharing was used before; share the model again", self._role)
+                raise ReuseError("the identifier of this sharing was used before; share the model again", self.role)
             self._ids.take(entry.share_id, entry.owner)
             make_directory(home, 0o700)
             self._arriving[entry.share_id] = entry
@@ -213,7 +219,7 @@ class ModelStore:
         """Raises NotAllowed if the name is another's. The caller holds the lock."""
         for entry in (*self._of_name(name), *self._arriving.values()):
             if entry.model == name and entry.owner != client:
-                raise NotAllowed(f"the model {name} belongs to {entry.owner}, not to {client}", self._role)
+                raise NotAllowed(f"the model {name} belongs to {entry.owner}, not to {client}", self.role)
 
     def _check_quota(self, entry: Entry) -> None:
         """Raises LimitExceeded for one name too many. The caller holds the lock."""
@@ -221,7 +227,7 @@ class ModelStore:
         names = {e.model for e in entries if e.owner == entry.owner} | {entry.model}
         if len(names) > self._limits.max_models:
             most = f"it takes at most {self._limits.max_models:,} of one client (max_models)"
-            raise LimitExceeded(f"{self._role}: {entry.owner} has {len(names) - 1:,} models; {most}", peer=self._role)
+            raise LimitExceeded(f"{self.role}: {entry.owner} has {len(names) - 1:,} models; {most}", peer=self.role)
 
     def grant(self, name: str, owner: str, client: str, revoke: bool) -> None:
         """Let another identity ask a model, or no longer. A later sharing of the name keeps what is granted.
@@ -232,11 +238,11 @@ class ModelStore:
             self._check_owner(name, owner)
             entries = self._of_name(name)
             if not entries:
-                raise UnknownModel(f"{self._role} has no model {name}", peer=self._role)
+                raise UnknownModel(f"{self.role} has no model {name}", peer=self.role)
             for entry in entries:
                 granted = {*entry.granted} - {client} if revoke else {*entry.granted, client}
                 if len(granted) > GRANTS:
-                    raise LimitExceeded(f"{name} is granted to {GRANTS:,} clients, which is the most", peer=self._role)
+                    raise LimitExceeded(f"{name} is granted to {GRANTS:,} clients, which is the most", peer=self.role)
                 self._write(entry.model_copy(update={"granted": sorted(granted)}))
 
     def remove(self, name: str, owner: str, chosen: Callable[[Entry], bool]) -> list[str]:
@@ -267,11 +273,11 @@ class ModelStore:
         with self._lock:
             entry = self._entry(share_id)
             if entry.active:
-                raise ClusterError("this sharing is active already", peer=self._role)
+                raise ClusterError("this sharing is active already", peer=self.role)
             if share_id in self._activating:
-                raise ClusterError("this sharing is being activated", peer=self._role)
+                raise ClusterError("this sharing is being activated", peer=self.role)
             if any(other.active and other.order > entry.order for other in self._of_name(entry.model)):
-                raise ClusterError(f"a later sharing of {entry.model} serves already", peer=self._role)
+                raise ClusterError(f"a later sharing of {entry.model} serves already", peer=self.role)
             self._activating.add(share_id)
         try:
             yield entry
@@ -306,7 +312,7 @@ class ModelStore:
         with self._lock:
             current = self._entries.get(entry.share_id)  # granted meanwhile?
             if current is None:
-                raise UnknownModel("the sharing was removed while it was activated", peer=self._role)
+                raise UnknownModel("the sharing was removed while it was activated", peer=self.role)
             self._write(current.model_copy(update={"active": True}))
         self._forget_share(entry.share_id)
         kept.clear()
@@ -338,7 +344,7 @@ class ModelStore:
     def _remember(self, share_id: str, weights: PartyWeights) -> None:
         while len(self._loaded) >= KEPT:
             self._loaded.popitem(last=False)
-        self._loaded[share_id] = weights
+        self._loaded[share_id] = self._in_use[share_id] = weights
 
     def weights(self, share_id: str) -> PartyWeights:
         """The weights of an active sharing, from memory or from disk. Who has them keeps them when it is dropped."""
@@ -348,7 +354,7 @@ class ModelStore:
                 raise ClusterError(f"the sharing of {entry.model} was never activated; share the model again")
             weights = self._loaded.get(share_id)
             if weights is None:
-                weights = self._load(entry)
+                weights = self._in_use.get(share_id) or self._load(entry)
                 self._remember(share_id, weights)
             self._loaded.move_to_end(share_id)
             return weights
@@ -362,6 +368,7 @@ class ModelStore:
         """The caller holds the lock."""
         self._ids.drop(share_id)
         self._loaded.pop(share_id, None)
+        self._in_use.pop(share_id, None)
         self._entries.pop(share_id, None)
         shutil.rmtree(self._root / check_id(share_id), ignore_errors=True)  # also one that was set aside
 

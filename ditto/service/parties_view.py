@@ -17,7 +17,7 @@ from ditto.models.description import digest_of
 from ditto.net.transport import from_rpc_error
 from ditto.service.job_run import Stubs
 from ditto.service.registered import Registered
-from ditto.wire import control_pb2, party_pb2
+from ditto.wire import control_pb2, dealer_pb2, party_pb2
 
 log = structlog.get_logger()
 FAULTS = 20  # that a status names
@@ -59,6 +59,14 @@ class PartiesView:
             except DittoError as error:
                 log.info("not known what a client may ask", peer=role, reason=str(error))
         return set()
+
+    def about(self, role: str) -> dealer_pb2.About | None:
+        """What a party says of itself; None if it does not."""
+        try:
+            return self._stubs[role].ListModels(party_pb2.PartyModelsRequest(page_size=1), timeout=self._timeout).about
+        except (grpc.RpcError, DittoError) as error:
+            log.info("not known what a party computes with", peer=role, reason=type(error).__name__)
+            return None
 
     def faults(self, models: Iterable[Registered], roles: Iterable[str]) -> Iterator[control_pb2.ModelFault]:
         """Where one of these parties does not hold what is listed, FAULTS at most. Of one that does not answer:

@@ -28,9 +28,11 @@ from ditto.net.tracing import OFF, SILENT, Context, Span, Tracing
 from ditto.net.transport import short
 from ditto.ring.prg import SEED_BYTES
 from ditto.service.assembly import Assembly
-from ditto.service.limits import admit_job
-from ditto.service.model_store import ModelStore
+from ditto.service.copies import Copies
+from ditto.service.limits import admit_job, need_of
+from ditto.service.model_store import Entry, ModelStore
 from ditto.service.recordings import Header, Recordings
+from ditto.service.room import Room
 from ditto.service.source import DealerSource
 from ditto.service.terms import Terms
 from ditto.wire import dealer_pb2, dealer_pb2_grpc, party_pb2
@@ -63,9 +65,11 @@ class Job:
         party: int,
         channel: LinkChannel,
         source: DealerSource,
+        room: Room,
         span: Span = SILENT,
     ) -> None:
         self.name, self.plan, self.channel, self.source, self.span = name, plan, channel, source, span
+        self._room, self._need = room, need_of(description, plan)
         self._lock = threading.Lock()
         self._phases: dict[Phase, threading.Lock] = {"offline": threading.Lock(), "online": threading.Lock()}
         self.seconds: dict[Phase, float] = {"offline": 0.0, "online": 0.0}
@@ -127,6 +131,8 @@ class Job:
                 raise ClusterError(f"the program has {count} layers, no layer {request.layer}")
             if phase == "offline":
                 self.source.until = until
+            if phase == "online" or request.layer:  # from here on it is more than what waits for the client
+                self._room.take(self.name, self._need.party)
             if phase == "online" or (request.stage, request.layer) == (0, 0):  # what is agreed on with the other party
                 self.channel.until = until
             name = f"token {request.stage + 1}" if request.rest else stage.program.layers[request.layer]
@@ -142,6 +148,7 @@ class Job:
                         engine.prepare(layer)
                 if phase == "online" and last == count:
                     stage.outputs = engine.outputs()
+                    self._rest(request.stage + 1)
                 seconds = time.perf_counter() - start
                 ledger = engine.ledger
                 rows = ledger.by_operation(phase) if request.rest else ledger.rows(phase, request.layer)
@@ -158,6 +165,14 @@ class Job:
             if phase == "online" and not request.rest:
                 reply.times.CopyFrom(times_to_message(ledger.times[request.layer]))
             return reply
+
+    def _rest(self, stages: int) -> None:
+        """So many stages are done: no more is held than until the client's next inputs, or an answer until it fetches
+        it. The latter does not count: nobody is refused because another one is slow to fetch."""
+        if stages < self.plan.stages:
+            self._room.take(self.name, self._need.waiting)
+        else:
+            self._room.give_back(self.name)
 
     def _check_ahead(self, stage: Stage, index: int, layer: int) -> None:
         """Raises ClusterError for a layer of the first stage that would hold too much beside those that have not run.
@@ -212,7 +227,7 @@ class Jobs:
     def __init__(
         self,
         config: PartyConfig,
-        store: ModelStore,
+        store: ModelStore | Copies,
         link: PeerLink,
         dealer: dealer_pb2_grpc.DealerStub,
         metrics: PartyMetrics,
@@ -221,6 +236,8 @@ class Jobs:
         self._config, self._store, self._link, self._dealer, self._metrics = config, store, link, dealer, metrics
         self._tracing = tracing
         self._recordings = Recordings(config) if config.record else None
+        self._room = Room(config.all_jobs, config.role)
+        metrics.held.set_function(lambda: self._room.taken)
         self._lock = threading.Lock()
         self._jobs: dict[str, Job] = {}
         self._terms: dict[str, Terms] = {}  # of the same jobs
@@ -243,6 +260,16 @@ class Jobs:
             if request.job in self._used:
                 raise ReplayedJob(f"job {request.job} was used before", peer=self._config.role)
             self._used.add(request.job)
+        self._room.take(request.job, need_of(entry.description, plan).waiting)
+        try:
+            self._begin(request, entry, plan, weights, parent)
+        except Exception:
+            self.close(request.job, "opening failed")
+            raise
+
+    def _begin(
+        self, request: party_pb2.OpenJobRequest, entry: Entry, plan: Plan, weights: PartyWeights, parent: Context | None
+    ) -> None:
         channel = self._link.open(request.job)
         correlations = dealer_pb2.CorrelationsRequest(
             job=request.job, model=entry.model, share_id=request.share_id,
@@ -253,7 +280,7 @@ class Jobs:
             batch=plan.batch, padded_length=plan.seq, tokens=plan.tokens,
         )  # fmt: skip
         source = DealerSource(self._dealer, correlations, self._config.step_timeout_s, self._metrics, span)
-        job = Job(request.job, entry.description, plan, self._config.index, channel, source, span)
+        job = Job(request.job, entry.description, plan, self._config.index, channel, source, self._room, span)
         terms = Terms(
             request.client, entry.model, entry.owner, entry.share_id, plan, request.fingerprint,
             digest_of(entry.description),
@@ -261,13 +288,9 @@ class Jobs:
         with self._lock:
             self._jobs[request.job], self._terms[request.job] = job, terms
         log.info("job started", job=short(request.job), model=entry.model, **vars(plan))
-        try:
-            with span.child("wait for dealer"):
-                seed = source.seed()
-            job.begin(seed, weights, self._recorder(terms, entry.share_digest, request.job, seed))
-        except Exception:
-            self.close(request.job, "opening failed")
-            raise
+        with span.child("wait for dealer"):
+            seed = source.seed()
+        job.begin(seed, weights, self._recorder(terms, entry.share_digest, request.job, seed))
 
     def _recorder(self, terms: Terms, share_digest: str, job: str, seed: bytes) -> Recorder | None:
         """Where the operator asks for recordings. Without a place to write to the job goes on all the same."""
@@ -314,6 +337,7 @@ class Jobs:
             self._used.add(name)
             job = self._jobs.pop(name, None)
             self._terms.pop(name, None)
+        self._room.give_back(name)
         if job is not None:
             job.close(reason)
             outcome = "aborted" if reason else "done"

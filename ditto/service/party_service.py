@@ -19,10 +19,11 @@ from ditto.net.identity import Identity, caller
 from ditto.net.metrics import PartyMetrics
 from ditto.net.peerlink import PeerLink
 from ditto.net.tracing import OFF, Context, Tracing, received
-from ditto.net.transport import CHUNK, Roles, connect, from_rpc_error, open_channel, short
-from ditto.ring import pack
+from ditto.net.transport import Roles, connect, from_rpc_error, open_channel, short
 from ditto.service.about import Links, about
-from ditto.service.assembly import Assembly
+from ditto.service.assembly import Assembly, pieces
+from ditto.service.copies import Copies
+from ditto.service.keeping import answer, kept
 from ditto.service.model_store import Entry, ModelStore
 from ditto.service.pages import page
 from ditto.service.party_jobs import Jobs
@@ -38,6 +39,8 @@ def roles(config: PartyConfig) -> Roles:
     table["ListModels"] = _CLIENT | _CONTROL
     if config.index == 0:
         table["Exchange"] = frozenset({"party1"})
+    if config.worker == 0:  # the other workers have no share but their keeper's
+        table |= dict.fromkeys(("AskKeeper", "FetchShare"), frozenset({config.role}))
     return table
 
 
@@ -54,7 +57,9 @@ class LinkService(party_pb2_grpc.PeerLinkServicer):
 class PartyService(party_pb2_grpc.PartyServicer):
     def __init__(self, config: PartyConfig, tracing: Tracing = OFF) -> None:
         self._config = config
-        self._store = ModelStore(config.data_dir, config.index, config)
+        self._store: ModelStore | Copies = (
+            Copies(config) if config.worker else ModelStore(config.data_dir, config.index, config)
+        )
         self.metrics = PartyMetrics()
         self.metrics.models.set_function(lambda: len(self._store.entries()))
         self.link = PeerLink(
@@ -68,7 +73,7 @@ class PartyService(party_pb2_grpc.PartyServicer):
         self._jobs = Jobs(config, self._store, self.link, self._dealer, self.metrics, tracing)
         self._peer_channel: grpc.Channel | None = None
         if config.index == 1:
-            address = config.peers.of(config.peer)
+            address = config.peers.of(config.peer, config.worker)
             self._peer_channel = open_channel(
                 address, config.peer, config.tls, config.role, config.max_message_mb, config.silence_s
             )
@@ -78,17 +83,36 @@ class PartyService(party_pb2_grpc.PartyServicer):
 
     # Models -------------------------------------------------------------------------------------
 
+    @property
+    def _models(self) -> ModelStore:
+        """Raises ClusterError at a worker that keeps none."""
+        if isinstance(self._store, Copies):
+            raise ClusterError(
+                f"worker {self._config.worker} of {self._config.role} keeps no models: ask its keeper",
+                self._config.role,
+            )
+        return self._store
+
+    def AskKeeper(self, request: party_pb2.AskKeeperRequest, context: grpc.ServicerContext) -> party_pb2.AskKeeperReply:
+        return answer(self._models, request)
+
+    def FetchShare(
+        self, request: party_pb2.FetchShareRequest, context: grpc.ServicerContext
+    ) -> Iterator[party_pb2.FetchShareReply]:
+        log.info("share fetched by a worker", share=short(request.share_id))
+        return kept(self._models, request.share_id)
+
     def PutModel(
         self, request_iterator: Iterator[party_pb2.PutModelRequest], context: grpc.ServicerContext
     ) -> party_pb2.PutModelReply:
-        entry = self._store.put(request_iterator, str(caller(context)))
+        entry = self._models.put(request_iterator, str(caller(context)))
         log.info("model put", model=entry.model, share=entry.share_id, owner=entry.owner)
         return party_pb2.PutModelReply()
 
     def ActivateModel(
         self, request: party_pb2.ActivateModelRequest, context: grpc.ServicerContext
     ) -> party_pb2.ActivateModelReply:
-        with self._store.activating(request.share_id) as entry:
+        with self._models.activating(request.share_id) as entry:
             return self._activate(request, entry, context)
 
     def _activate(
@@ -110,7 +134,7 @@ class PartyService(party_pb2_grpc.PartyServicer):
         reason = "activation failed"
         context.add_callback(lambda: channel.close(reason))
         try:
-            self._store.activate(entry, seed, channel)
+            self._models.activate(entry, seed, channel)
             reason = ""
         finally:
             channel.close(reason)
@@ -132,7 +156,7 @@ class PartyService(party_pb2_grpc.PartyServicer):
     ) -> party_pb2.RemoveModelReply:
         """Asked by the owner's client itself: a coordinator alone can make no party forget a model."""
         owner = str(caller(context))
-        removed = self._store.remove(request.model, owner, self._chosen(request, owner))
+        removed = self._models.remove(request.model, owner, self._chosen(request, owner))
         for share_id in removed:
             log.info("model dropped", model=request.model, share=short(share_id), owner=owner)
         self._tell_dealer()
@@ -140,28 +164,28 @@ class PartyService(party_pb2_grpc.PartyServicer):
 
     def _chosen(self, request: party_pb2.RemoveModelRequest, owner: str) -> Callable[[Entry], bool]:
         if request.keep:
-            kept = self._store.entry(request.keep)
-            if not kept.active or (kept.model, kept.owner) != (request.model, owner):
+            newest = self._models.entry(request.keep)
+            if not newest.active or (newest.model, newest.owner) != (request.model, owner):
                 raise ClusterError("the sharing to keep does not serve this model", peer=self._config.role)
-            return lambda entry: entry.order < kept.order  # what is put later may serve by now
+            return lambda entry: entry.order < newest.order  # what is put later may serve by now
         return lambda entry: not request.only or entry.share_id == request.only
 
     def _tell_dealer(self) -> None:
         """What was dropped here. Without a dealer it is told the next time: best effort."""
-        for share_id in self._store.untold():
+        for share_id in self._models.untold():
             try:
                 self._dealer.ForgetModel(dealer_pb2.ForgetModelRequest(share_id=share_id), timeout=5)
             except (grpc.RpcError, CertificateError) as error:
                 reason = str(from_rpc_error(error, "dealer") if isinstance(error, grpc.RpcError) else error)
                 log.warning("the dealer knows nothing of a drop yet", reason=reason)
                 return
-            self._store.told(share_id)
+            self._models.told(share_id)
 
     def GrantModel(
         self, request: party_pb2.GrantModelRequest, context: grpc.ServicerContext
     ) -> party_pb2.GrantModelReply:
         owner, other = str(caller(context)), str(Identity("client", check_name(request.to)))
-        self._store.grant(request.model, owner, other, request.revoke)
+        self._models.grant(request.model, owner, other, request.revoke)
         log.info("grant", model=request.model, owner=owner, client=other, revoked=request.revoke)
         return party_pb2.GrantModelReply()
 
@@ -252,19 +276,16 @@ class PartyService(party_pb2_grpc.PartyServicer):
         if wire is None:
             raise BadShare(f"{request.name!r} is no output of this program", peer=self._config.role)
         wire = answer_type(wire)
-        data = pack(stage.outputs[request.name], wire.ring)
         with job.span.child("output", stage=request.stage):
-            for offset in range(0, len(data) or 1, CHUNK):
-                yield party_pb2.TensorChunk(
-                    name=request.name, ring=wire.ring, shape=list(wire.shape), offset=offset, total=len(data),
-                    data=data[offset : offset + CHUNK],
-                )  # fmt: skip
+            yield from pieces(request.name, wire, stage.outputs[request.name])
         stage.fetched.add(request.name)
         if job.left(request.stage):
             self._jobs.close(request.job)
 
     def close(self) -> None:
         self._jobs.close_all()
+        if isinstance(self._store, Copies):
+            self._store.close()
         self.link.stop()
         self._dealer_channel.close()
         if self._peer_channel is not None:

@@ -22,12 +22,13 @@ from prometheus_client import CollectorRegistry
 
 from ditto import files
 from ditto.errors import ClusterError, DittoError
-from ditto.net.config import CoordinatorConfig, DealerConfig, PartyConfig, ServerConfig, load_config
+from ditto.net.config import COMPUTING, CoordinatorConfig, DealerConfig, PartyConfig, ServerConfig, load_config
 from ditto.net.metrics import Metrics, serve
 from ditto.net.process_metrics import OwnProcess
 from ditto.net.telemetry import tracing_of
 from ditto.net.tracing import Tracing
 from ditto.net.transport import short
+from ditto.ring.kernels import measure
 from ditto.ring.malloc import tune_memory
 from ditto.service.leftovers import collect
 from ditto.service.storage import storage_of
@@ -128,7 +129,9 @@ def main(kind: type[C], start: Callable[[C, Tracing], tuple[grpc.Server, int, Se
     try:
         config = load_config(path, kind)
         setup_logs(config.log_level, config.role)
-        torch.set_num_threads(config.threads)
+        torch.set_num_threads(config.thread_count)
+        if config.role in COMPUTING:  # with the threads that it has from here on
+            measure()
         held.enter_context(alone(config))
         use(storage_of(config))
         collect(config.data_dir, age=None)

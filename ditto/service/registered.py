@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import structlog
@@ -45,6 +48,7 @@ class RegisteredModels:
         self._root, self._lock = root, threading.Lock()
         files.make_directory(root, 0o700)
         self._models: dict[str, Registered] = {}
+        self._opened, self._opening = threading.Condition(self._lock), Counter[tuple[str, str]]()
         self.published: list[str] = []  # public parts that are named here, of what is left out, too
         for entry in readable_entries(sorted(root.glob("*.json")), Registered, lambda path: _owner(path.stem)):
             self.published.append(entry.public)
@@ -66,6 +70,32 @@ class RegisteredModels:
             known = ", ".join(model.model for model in self.of(client)[:20]) or "none"
             raise UnknownModel(f"no model {name[:100]!r} is shared; yours: {known}", peer="coordinator")
         return entry
+
+    @contextmanager
+    def opening(self, name: str, client: str) -> Iterator[Registered]:
+        """The same, while the parties open a job on it: see `settle`."""
+        self.get(name, client)
+        with self._lock:
+            entry = self._models.get(name)
+            if entry is not None:
+                self._opening[name, entry.share_id] += 1
+        if entry is None:  # removed in between
+            raise UnknownModel(f"no model {name[:100]!r} is shared", peer="coordinator")
+        try:
+            yield entry
+        finally:
+            with self._opened:
+                self._opening[name, entry.share_id] -= 1
+                self._opening += Counter()  # without what is at 0
+                self._opened.notify_all()
+
+    def settle(self, entry: Registered, timeout: float) -> None:
+        """Wait until no job is being opened on another sharing of this model: none begins to be, once this one serves.
+        After `timeout` seconds they are left to themselves: they end, if the other sharing is removed."""
+        with self._opened:
+            self._opened.wait_for(
+                lambda: all(name != entry.model or share == entry.share_id for name, share in self._opening), timeout
+            )
 
     def all(self) -> list[Registered]:
         with self._lock:

@@ -303,12 +303,20 @@ class ProcessStatus(_message.Message):
     SERVING_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     ROUND_TRIP_FIELD_NUMBER: _builtins.int
+    ABOUT_FIELD_NUMBER: _builtins.int
+    WORKER_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     address: _builtins.str
     serving: _builtins.bool
     error: _builtins.str
     round_trip: _builtins.float
     """seconds of the coordinator's health check"""
+    worker: _builtins.int
+    """which of its party's"""
+    @_builtins.property
+    def about(self) -> _dealer_pb2.About:
+        """of a party that answers; the others' are below"""
+
     def __init__(
         self,
         *,
@@ -317,10 +325,12 @@ class ProcessStatus(_message.Message):
         serving: _builtins.bool = ...,
         error: _builtins.str = ...,
         round_trip: _builtins.float = ...,
+        about: _dealer_pb2.About | None = ...,
+        worker: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["about", b"about"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "error", b"error", "role", b"role", "round_trip", b"round_trip", "serving", b"serving"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "address", b"address", "error", b"error", "role", b"role", "round_trip", b"round_trip", "serving", b"serving", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -337,11 +347,16 @@ class StatusReply(_message.Message):
     THROUGHPUT_FIELD_NUMBER: _builtins.int
     FAULTS_FIELD_NUMBER: _builtins.int
     ABOUT_FIELD_NUMBER: _builtins.int
+    ASIDE_FIELD_NUMBER: _builtins.int
     queued: _builtins.int
-    running: _builtins.str
-    """the first digits of the job that runs, if any"""
+    aside: _builtins.int
+    """jobs that stand aside, until their client's inputs are there"""
     @_builtins.property
     def processes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProcessStatus]: ...
+    @_builtins.property
+    def running(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """the first digits of the jobs that run"""
+
     @_builtins.property
     def dealer(self) -> _dealer_pb2.InventoryReply:
         """absent when the dealer does not answer"""
@@ -361,15 +376,16 @@ class StatusReply(_message.Message):
         *,
         processes: _abc.Iterable[Global___ProcessStatus] | None = ...,
         queued: _builtins.int = ...,
-        running: _builtins.str = ...,
+        running: _abc.Iterable[_builtins.str] | None = ...,
         dealer: _dealer_pb2.InventoryReply | None = ...,
         throughput: Global___Throughput | None = ...,
         faults: _abc.Iterable[Global___ModelFault] | None = ...,
         about: _dealer_pb2.About | None = ...,
+        aside: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "dealer", b"dealer", "throughput", b"throughput"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "dealer", b"dealer", "faults", b"faults", "processes", b"processes", "queued", b"queued", "running", b"running", "throughput", b"throughput"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "aside", b"aside", "dealer", b"dealer", "faults", b"faults", "processes", b"processes", "queued", b"queued", "running", b"running", "throughput", b"throughput"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -488,21 +504,31 @@ class Accepted(_message.Message):
     JOB_FIELD_NUMBER: _builtins.int
     LAYERS_FIELD_NUMBER: _builtins.int
     SHARE_ID_FIELD_NUMBER: _builtins.int
+    WORKER_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     share_id: _builtins.str
     """the sharing that both parties have opened the job on"""
+    worker: _builtins.int
+    """of either party: the pair that runs the job"""
     @_builtins.property
     def layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """party 0's and party 1's, for a client that has none for this worker"""
+
     def __init__(
         self,
         *,
         job: _builtins.str = ...,
         layers: _abc.Iterable[_builtins.str] | None = ...,
         share_id: _builtins.str = ...,
+        worker: _builtins.int = ...,
+        addresses: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "layers", b"layers", "share_id", b"share_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "job", b"job", "layers", b"layers", "share_id", b"share_id", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -270,13 +270,15 @@ class InventoryReply(_message.Message):
     PARTIES_FIELD_NUMBER: _builtins.int
     ABOUT_FIELD_NUMBER: _builtins.int
     job: _builtins.str
-    """the first digits of the running job's name; empty when none runs"""
+    """the first digits of the name of the job that began last; empty when none runs"""
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """of those that were asked about: the known ones"""
 
     @_builtins.property
-    def parties(self) -> _containers.RepeatedCompositeFieldContainer[Global___PartyInventory]: ...
+    def parties(self) -> _containers.RepeatedCompositeFieldContainer[Global___PartyInventory]:
+        """of all jobs that run"""
+
     @_builtins.property
     def about(self) -> Global___About: ...
     def __init__(
@@ -305,15 +307,26 @@ class About(_message.Message):
     DESCRIPTION_FORMAT_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
     KERNELS_FIELD_NUMBER: _builtins.int
+    THREADS_FIELD_NUMBER: _builtins.int
+    CORES_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """of the package"""
     description_format: _builtins.int
     """of models that it takes"""
     time: _builtins.float
     """by its clock, as it answered: seconds since 1970"""
+    threads: _builtins.int
+    """that it computes with"""
+    cores: _builtins.int
+    """that it may use"""
     @_builtins.property
     def kernels(self) -> _containers.RepeatedCompositeFieldContainer[Global___Kernel]:
         """those that it has chosen so far"""
+
+    @_builtins.property
+    def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of its processor, that products can use"""
 
     def __init__(
         self,
@@ -322,10 +335,13 @@ class About(_message.Message):
         description_format: _builtins.int = ...,
         time: _builtins.float = ...,
         kernels: _abc.Iterable[Global___Kernel] | None = ...,
+        threads: _builtins.int = ...,
+        cores: _builtins.int = ...,
+        features: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description_format", b"description_format", "kernels", b"kernels", "time", b"time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cores", b"cores", "description_format", b"description_format", "features", b"features", "kernels", b"kernels", "threads", b"threads", "time", b"time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

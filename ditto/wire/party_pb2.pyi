@@ -514,6 +514,149 @@ class Link(_message.Message):
 Global___Link: _TypeAlias = Link  # noqa: Y015
 
 @_typing.final
+class AskKeeperRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARE_ID_FIELD_NUMBER: _builtins.int
+    COPIES_FIELD_NUMBER: _builtins.int
+    share_id: _builtins.str
+    """none: nothing is asked about one"""
+    @_builtins.property
+    def copies(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """that the worker has"""
+
+    def __init__(
+        self,
+        *,
+        share_id: _builtins.str = ...,
+        copies: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copies", b"copies", "share_id", b"share_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AskKeeperRequest: _TypeAlias = AskKeeperRequest  # noqa: Y015
+
+@_typing.final
+class AskKeeperReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARING_FIELD_NUMBER: _builtins.int
+    GONE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def sharing(self) -> Global___KeptSharing:
+        """absent: the keeper has none of this identifier that is active"""
+
+    @_builtins.property
+    def gone(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of the copies: those that the keeper does not have"""
+
+    def __init__(
+        self,
+        *,
+        sharing: Global___KeptSharing | None = ...,
+        gone: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sharing", b"sharing"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gone", b"gone", "sharing", b"sharing"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AskKeeperReply: _TypeAlias = AskKeeperReply  # noqa: Y015
+
+@_typing.final
+class KeptSharing(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    SHARE_ID_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    GRANTED_FIELD_NUMBER: _builtins.int
+    SHARE_DIGEST_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    share_id: _builtins.str
+    description: _builtins.str
+    owner: _builtins.str
+    share_digest: _builtins.str
+    order: _builtins.int
+    @_builtins.property
+    def granted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        share_id: _builtins.str = ...,
+        description: _builtins.str = ...,
+        owner: _builtins.str = ...,
+        granted: _abc.Iterable[_builtins.str] | None = ...,
+        share_digest: _builtins.str = ...,
+        order: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "granted", b"granted", "model", b"model", "order", b"order", "owner", b"owner", "share_digest", b"share_digest", "share_id", b"share_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeptSharing: _TypeAlias = KeptSharing  # noqa: Y015
+
+@_typing.final
+class FetchShareRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARE_ID_FIELD_NUMBER: _builtins.int
+    share_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        share_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["share_id", b"share_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchShareRequest: _TypeAlias = FetchShareRequest  # noqa: Y015
+
+@_typing.final
+class FetchShareReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MASK_SEED_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    mask_seed: _builtins.bytes
+    """first"""
+    digest: _builtins.bytes
+    """last: SHA-256 over the sharing, the seed and the tensors"""
+    @_builtins.property
+    def chunk(self) -> Global___TensorChunk:
+        """of F, then of what has no mask, in the program's order"""
+
+    def __init__(
+        self,
+        *,
+        mask_seed: _builtins.bytes = ...,
+        chunk: Global___TensorChunk | None = ...,
+        digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "digest", b"digest", "mask_seed", b"mask_seed", "part", b"part"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "digest", b"digest", "mask_seed", b"mask_seed", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["mask_seed", "chunk", "digest"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___FetchShareReply: _TypeAlias = FetchShareReply  # noqa: Y015
+
+@_typing.final
 class OpenJobRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

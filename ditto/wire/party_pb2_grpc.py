@@ -64,6 +64,16 @@ class PartyStub:
                 request_serializer=ditto_dot_v1_dot_party__pb2.PartyModelsRequest.SerializeToString,
                 response_deserializer=ditto_dot_v1_dot_party__pb2.PartyModelsReply.FromString,
                 _registered_method=True)
+        self.AskKeeper = channel.unary_unary(
+                '/ditto.v1.Party/AskKeeper',
+                request_serializer=ditto_dot_v1_dot_party__pb2.AskKeeperRequest.SerializeToString,
+                response_deserializer=ditto_dot_v1_dot_party__pb2.AskKeeperReply.FromString,
+                _registered_method=True)
+        self.FetchShare = channel.unary_stream(
+                '/ditto.v1.Party/FetchShare',
+                request_serializer=ditto_dot_v1_dot_party__pb2.FetchShareRequest.SerializeToString,
+                response_deserializer=ditto_dot_v1_dot_party__pb2.FetchShareReply.FromString,
+                _registered_method=True)
         self.OpenJob = channel.unary_unary(
                 '/ditto.v1.Party/OpenJob',
                 request_serializer=ditto_dot_v1_dot_party__pb2.OpenJobRequest.SerializeToString,
@@ -142,6 +152,20 @@ class PartyServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AskKeeper(self, request, context):
+        """Another worker of the same party, of its keeper: what is known of a sharing now, and which copies have to go.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FetchShare(self, request, context):
+        """The same: all that the party keeps of an active sharing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def OpenJob(self, request, context):
         """Coordinator: the life of a job.
         """
@@ -214,6 +238,16 @@ def add_PartyServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=ditto_dot_v1_dot_party__pb2.PartyModelsRequest.FromString,
                     response_serializer=ditto_dot_v1_dot_party__pb2.PartyModelsReply.SerializeToString,
+            ),
+            'AskKeeper': grpc.unary_unary_rpc_method_handler(
+                    servicer.AskKeeper,
+                    request_deserializer=ditto_dot_v1_dot_party__pb2.AskKeeperRequest.FromString,
+                    response_serializer=ditto_dot_v1_dot_party__pb2.AskKeeperReply.SerializeToString,
+            ),
+            'FetchShare': grpc.unary_stream_rpc_method_handler(
+                    servicer.FetchShare,
+                    request_deserializer=ditto_dot_v1_dot_party__pb2.FetchShareRequest.FromString,
+                    response_serializer=ditto_dot_v1_dot_party__pb2.FetchShareReply.SerializeToString,
             ),
             'OpenJob': grpc.unary_unary_rpc_method_handler(
                     servicer.OpenJob,
@@ -408,6 +442,60 @@ class Party:
             '/ditto.v1.Party/ListModels',
             ditto_dot_v1_dot_party__pb2.PartyModelsRequest.SerializeToString,
             ditto_dot_v1_dot_party__pb2.PartyModelsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AskKeeper(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ditto.v1.Party/AskKeeper',
+            ditto_dot_v1_dot_party__pb2.AskKeeperRequest.SerializeToString,
+            ditto_dot_v1_dot_party__pb2.AskKeeperReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchShare(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/ditto.v1.Party/FetchShare',
+            ditto_dot_v1_dot_party__pb2.FetchShareRequest.SerializeToString,
+            ditto_dot_v1_dot_party__pb2.FetchShareReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,10 @@ class PartyStub:
     """The owner's client: who else may ask a model."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_party_pb2.PartyModelsRequest, _party_pb2.PartyModelsReply]
     """By name and sharing, a page at a time. A client is shown what it owns or may ask."""
+    AskKeeper: _grpc.UnaryUnaryMultiCallable[_party_pb2.AskKeeperRequest, _party_pb2.AskKeeperReply]
+    """Another worker of the same party, of its keeper: what is known of a sharing now, and which copies have to go."""
+    FetchShare: _grpc.UnaryStreamMultiCallable[_party_pb2.FetchShareRequest, _party_pb2.FetchShareReply]
+    """The same: all that the party keeps of an active sharing."""
     OpenJob: _grpc.UnaryUnaryMultiCallable[_party_pb2.OpenJobRequest, _party_pb2.OpenJobReply]
     """Coordinator: the life of a job."""
     Prepare: _grpc.UnaryUnaryMultiCallable[_party_pb2.StepRequest, _party_pb2.StepReply]
@@ -73,6 +77,10 @@ class PartyAsyncStub(PartyStub):
     """The owner's client: who else may ask a model."""
     ListModels: _aio.UnaryUnaryMultiCallable[_party_pb2.PartyModelsRequest, _party_pb2.PartyModelsReply]  # type: ignore[assignment]
     """By name and sharing, a page at a time. A client is shown what it owns or may ask."""
+    AskKeeper: _aio.UnaryUnaryMultiCallable[_party_pb2.AskKeeperRequest, _party_pb2.AskKeeperReply]  # type: ignore[assignment]
+    """Another worker of the same party, of its keeper: what is known of a sharing now, and which copies have to go."""
+    FetchShare: _aio.UnaryStreamMultiCallable[_party_pb2.FetchShareRequest, _party_pb2.FetchShareReply]  # type: ignore[assignment]
+    """The same: all that the party keeps of an active sharing."""
     OpenJob: _aio.UnaryUnaryMultiCallable[_party_pb2.OpenJobRequest, _party_pb2.OpenJobReply]  # type: ignore[assignment]
     """Coordinator: the life of a job."""
     Prepare: _aio.UnaryUnaryMultiCallable[_party_pb2.StepRequest, _party_pb2.StepReply]  # type: ignore[assignment]
@@ -134,6 +142,22 @@ class PartyServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_party_pb2.PartyModelsReply, _abc.Awaitable[_party_pb2.PartyModelsReply]]:
         """By name and sharing, a page at a time. A client is shown what it owns or may ask."""
+
+    @_abc_1.abstractmethod
+    def AskKeeper(
+        self,
+        request: _party_pb2.AskKeeperRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_party_pb2.AskKeeperReply, _abc.Awaitable[_party_pb2.AskKeeperReply]]:
+        """Another worker of the same party, of its keeper: what is known of a sharing now, and which copies have to go."""
+
+    @_abc_1.abstractmethod
+    def FetchShare(
+        self,
+        request: _party_pb2.FetchShareRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_party_pb2.FetchShareReply], _abc.AsyncIterator[_party_pb2.FetchShareReply]]:
+        """The same: all that the party keeps of an active sharing."""
 
     @_abc_1.abstractmethod
     def OpenJob(

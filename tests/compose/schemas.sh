@@ -16,7 +16,16 @@ namespace: ditto-$role
 resources: [$there/overlays/$role]
 components: [$there/components/metrics, $there/components/telemetry]
 END
-    for what in "$overlay" "$together"; do
+    several=$together/several
+    mkdir -p "$several"
+    cat > "$several/kustomization.yaml" <<END
+namespace: ditto-$role
+resources: [$(realpath --relative-to="$several" "$overlay")]
+components: [../$there/components/workers]
+END
+    whats=("$overlay" "$together")
+    [[ $role == party* ]] && whats+=("$several")
+    for what in "${whats[@]}"; do
         kubectl kustomize "$what" | kubernetes-validate --strict -
         echo "$role: $(kubectl kustomize "$what" | grep -c '^kind:') objects"
     done

@@ -74,6 +74,8 @@ def requests(service: str, method: str) -> tuple[Message, ...]:
             client=OWNER,
             description_digest=digest,
         ),
+        "AskKeeper": party_pb2.AskKeeperRequest(share_id=SHARE, copies=[SHARE, NEW]),
+        "FetchShare": party_pb2.FetchShareRequest(share_id=SHARE),
         "CloseJob": party_pb2.CloseJobRequest(job=JOB, reason="no more"),
         "FetchOutput": party_pb2.FetchOutputRequest(job=JOB, name=next(iter(world().program.outputs))),
         "ModelSeed": dealer_pb2.ModelSeedRequest(model=MODEL, share_id=NEW, description=world().text, digest="0" * 64),
@@ -201,7 +203,7 @@ def _run_job(world: World, who: str, messages: list[bytes]) -> None:
     except DecodeError:
         reply = party_pb2.StepReply()
     events = servers.found["/ditto.v1.Coordinator/RunJob"]
-    service._stubs = scripted(reply)  # type: ignore[assignment]
+    service._pairs.keepers.stubs = scripted(reply)  # type: ignore[assignment]
 
     def began() -> None:
         for run in list(service._runs.values()):
@@ -285,7 +287,7 @@ METHODS = {
     ),
     "Party": (
         "PutModel", "ActivateModel", "CheckModel", "RemoveModel", "GrantModel", "ListModels", "OpenJob", "Prepare",
-        "Run", "CloseJob", "PutInput", "FetchOutput",
+        "Run", "CloseJob", "PutInput", "FetchOutput", "AskKeeper", "FetchShare",
     ),
     "PeerLink": ("Exchange",),
     "Dealer": ("ModelSeed", "ForgetModel", "Correlations", "Inventory"),

@@ -12,7 +12,6 @@ import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -31,8 +30,9 @@ from ditto.net.config import CoordinatorConfig, DealerConfig, PartyConfig, Tls
 from ditto.net.emulation import Link
 from ditto.net.identity import Identity
 from ditto.net.metrics import LinkMetrics
-from ditto.net.peerlink import PeerLink, Queue, _frames
-from ditto.service import coordinator_service, dealer_service, party_service, stored
+from ditto.net.outbox import Outbox
+from ditto.net.peerlink import PeerLink, _frames
+from ditto.service import coordinator_service, copies, dealer_service, pairs, party_service, stored
 from ditto.service.registered import Registered
 from ditto.service.storage import Storage
 from ditto.wire import control_pb2_grpc, dealer_pb2_grpc, party_pb2, party_pb2_grpc
@@ -99,7 +99,7 @@ class Mirror:
 
     def put(self, item: Any) -> None:
         if item is not None:
-            one: Queue = SimpleQueue()
+            one = Outbox()
             one.put(item)
             one.put(None)
             for frame in _frames(one, *self._ways):
@@ -114,7 +114,7 @@ class World:
         self.servers = Handlers()
         tls = Tls(ca=Path("ca"), cert=Path("cert"), key=Path("key"))
         root = directory()
-        for module in (party_service, coordinator_service):
+        for module in (party_service, coordinator_service, pairs, copies):
             module.open_channel = lambda address, peer, tls, role, *_: Inside(self.servers, pem(role))  # type: ignore[attr-defined]
         self.text = model()[0].text()
         self.program = program_for(self.text, PLAN)
@@ -171,7 +171,10 @@ class World:
         self.dealer._known = {SHARE: MODEL}
         self.coordinator._models._models = dict(self._registered)
         self.coordinator._runs.clear()
-        self.coordinator._queue._line.clear()
+        turns = self.coordinator._turns
+        for asked in turns._all():
+            asked.clear()
+        turns._order = []
         stores = ("party0/models", "party0/share_ids", "dealer/models", "coordinator/models", "coordinator/public")
         for place in stores:
             now, then = directory() / place, self._kept() / place
@@ -199,5 +202,7 @@ def roles_of(service: str, method: str) -> tuple[str, ...]:
         return ("coordinator",) if method == "Inventory" else PARTIES
     if service == "PeerLink":
         return ("party1",)
+    if method in ("AskKeeper", "FetchShare"):
+        return ("party0",)
     control = ("ActivateModel", "CheckModel", "OpenJob", "Prepare", "Run", "CloseJob")
     return ("coordinator",) if service == "Party" and method in control else (OWNER, "client/bob")
