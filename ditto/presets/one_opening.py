@@ -198,7 +198,8 @@ class OneOpening:
         norm: Norm | None = None, mask: Wire | None = None,
     ) -> Heads:  # fmt: skip
         """1. Keys less the text's first: that changes all scores of a row alike, and makes its first one 0.
-        2. After a folded LayerNorm the projection's ring lets a truncation give what the products need.
+        2. After a folded LayerNorm the projection's ring lets a truncation give what the products need, but for
+           values without a maximum where scores rise far: these are extended as in 3.
         3. An encoder's queries and keys are scaled to what its truncation leaves; values alone are opened on 16 bits
            and extended. What leaves its range does not wrap there, but is watched as if it did."""
         width = x.shape[1]
@@ -216,10 +217,14 @@ class OneOpening:
         if stage.causal:  # 2
             widest = score_type(bounds.scores, replace(stage, later=True))  # one type of keys for all stages
             digits = min(HIDDEN.frac, (QUERIES - widest.log_range) // 2)
-            types = (q, digits, QUERIES), (k, digits, QUERIES), (v, HIDDEN.frac, ring)
+            short = ring > v.ring - (v.frac - fraction_bits(v.bound, NARROW, HIDDEN.frac))
+            types = (q, digits, QUERIES), (k, digits, QUERIES), (v, HIDDEN.frac, NARROW if short else ring)
             fracs = [fraction_bits(part.bound, NARROW, most) for part, most, _ in types]
-            cut = [b.truncate(y, y.frac - f, ring) for (y, _, ring), f in zip(types, fracs, strict=True)]
-            return Heads(*b.open(*cut))._replace(first=zero)
+            cut = [b.truncate(y, y.frac - f, bits) for (y, _, bits), f in zip(types, fracs, strict=True)]
+            q, k, v = b.open(*cut)
+            if short:
+                (v,) = b.open(b.extend(v, ring))
+            return Heads(q, k, v, first=zero)
         # 3
         narrow = b.truncate(v, v.frac - fraction_bits(v.bound, NARROW, HIDDEN.frac), NARROW)
         cut = [b.truncate(y, y.frac - ENCODED.frac, ENCODED.ring, bound=0.0) for y in (q, k)]
