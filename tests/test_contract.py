@@ -32,6 +32,7 @@ from ditto.ops import (
     Extend,
     Guard,
     Harmonic,
+    HighBits,
     InverseLines,
     IsZero,
     Join,
@@ -41,7 +42,7 @@ from ditto.ops import (
     Matmul,
     MatmulWeight,
     Mux,
-    Mux2,
+    MuxAll,
     NonZero,
     OneHot,
     Op,
@@ -77,7 +78,8 @@ S = (5, 7)
 class Case:
     """An operation on input types (ring, shape, limit on |x| in units); `opened` says whether they are opened first.
 
-    The bit that `Mux` and `B2A` read is the sign of their first input, of which `Mux2` reads [x < 5], too; `B2A` makes
+    The bit that `Mux` and `B2A` read is the sign of their first input, of which `MuxAll` reads [x < 5] and
+    [x < -7], too; `B2A` makes
     `Compare`, `IsZero` and `Zones` readable. `Guard` and `Sketch` read an opened `Random`, `Guard` is what makes one
     readable. `NonZero` reads a `Sketch`, and with `Lookup` makes it readable. `SumOfSquares` makes `Widen` readable.
     """
@@ -189,7 +191,8 @@ CASES = [
     Case(Compare((1,), 16, (3,)), [(16, (1,), 2**14)], 64, (1, 1)),
     *(Case(B2A(S, b), [(b, S, full(b))], b, S) for b in (8, 24, 46, 64)),
     *(Case(Mux(S, (5, 1), b), [(b, S, full(b)), (b, (5, 1), full(b))], b, S) for b in (8, 24, 46, 64)),
-    *(Case(Mux2(S, b), [(b, S, full(b)), (b, S, full(b))], b, S) for b in (8, 24, 46, 64)),
+    *(Case(MuxAll(S, b, n), [(b, S, full(b)), (b, S, full(b))], b, S) for b, n in ((8, 2), (24, 3), (46, 2), (64, 3))),
+    *(Case(HighBits(b, t, 6), [(b, S, full(b))], 6, S) for b, t in ((16, 10), (40, 34), (49, 20), (64, 58), (12, 3))),
     Case(InverseLines(S, 16, 3, 6, 4, 20, False, 24, 440), [(16, S, full(16) // 8)], 20, S, low=7 << 9),
     Case(InverseLines(S, 24, 0, 3, 5, 40, True, 30, 8), [(24, S, 255)], 40, S, low=8),
     Case(Zones(S, 24, 9, 8, (0, 15, 60, 255, 256)), [(24, S, full(24))], 64, (4, *S)),
@@ -248,8 +251,8 @@ def build(case: Case) -> Program:
         free = [w for w in wires if not w.held]
         opened = b.open(*free)
         wires = opened + [w for w in wires if w.held]
-    if isinstance(case.op, (Mux, Mux2, B2A)):
-        thresholds = (0, 5) if isinstance(case.op, Mux2) else (0,)
+    if isinstance(case.op, (Mux, MuxAll, B2A)):
+        thresholds = (0, 5, -7)[: case.op.count] if isinstance(case.op, MuxAll) else (0,)
         sign = Compare(wires[0].shape, wires[0].ring, thresholds)
         (bit,) = b.emit(sign, wires[:1], [(1, 0, sign.out, 0.0)])
         wires[:1] = [b.view(bit, slices=((0, i, i + 1),), shape=sign.out[1:]) for i in range(len(thresholds))]
@@ -263,6 +266,10 @@ def build(case: Case) -> Program:
         (y,) = b.emit(op, [key, *wires], [(case.ring, 0, case.shape, 0.0)])
     elif isinstance(case.op, (Sketch, NonZero)):
         y = is_used(b, wires[0], case)
+    elif isinstance(case.op, HighBits):
+        (high,) = b.emit(case.op, wires, [(case.op.out, 0, case.shape, 0.0)])
+        same = tuple(int(signed(torch.tensor(i), case.op.out)) for i in range(1 << case.op.out))
+        (y,) = b.emit(Lookup(case.shape, case.op.out, case.ring, same), [high], [(case.ring, 0, case.shape, 0.0)])
     elif isinstance(case.op, Widen):
         wide = b.emit(case.op, wires, [(wires[0].ring, 0, wires[0].shape, 0.0)])
         (y,) = b.emit(SumOfSquares(wires[0].shape, wires[0].ring, case.op.out), wide, [(case.ring, 0, case.shape, 0.0)])

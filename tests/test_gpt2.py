@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from engine import Session
+from tiny import in_two_windows
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from ditto.client.sampling import Sampler
@@ -94,8 +95,8 @@ def test_floats_agree_with_transformers(directory: Path, checkpoint: Checkpoint)
     assert ours == [text[0, 9:].tolist()]
 
 
-@pytest.mark.parametrize("preset", CAUSAL)
-def test_prompt_and_later_tokens(checkpoint: Checkpoint, preset: str) -> None:
+@pytest.mark.parametrize(("preset", "windows"), [*((preset, 1) for preset in CAUSAL), ("ditto", 2)])
+def test_prompt_and_later_tokens(checkpoint: Checkpoint, preset: str, windows: int) -> None:
     """Under MPC: the plain interpreter's logits within the stated gap, and those of the float model nearly.
 
     Every stage costs what its program says, and the cached keys and values stay opened under their first mask.
@@ -103,8 +104,11 @@ def test_prompt_and_later_tokens(checkpoint: Checkpoint, preset: str) -> None:
     if PRESETS[preset].style.quad:
         checkpoint = with_quad(checkpoint)
     description, checkpoint = describe_small(checkpoint, preset)
+    tokens = TOKENS
+    if windows == 2:
+        description, tokens = in_two_windows(description), 2
     weights = encode_weights(description, checkpoint.tensors)
-    stages = [compile_stage(description, Plan(2, SEQ, TOKENS), t) for t in range(TOKENS)]
+    stages = [compile_stage(description, Plan(2, SEQ, tokens), t) for t in range(tokens)]
     assert all(p.weights == stages[0].weights for p in stages)
     ready, carried = plain_weights(stages[0], weights), {}
     session = Session(stages[0].weights, weights)
@@ -132,7 +136,7 @@ def test_prompt_and_later_tokens(checkpoint: Checkpoint, preset: str) -> None:
         dealt = [ledger.total("offline").bytes_from_dealer for ledger in run.ledgers]
         assert sum(dealt) == cost.dealer
         assert abs(dealt[0] - dealt[1]) <= max(step.op.cost().dealer for step in program.steps), "each link has half"
-        if stage + 1 < TOKENS:
+        if stage + 1 < tokens:
             for text, token in zip(texts, chosen[stage], strict=True):
                 text.append(token)
             inputs = GPT2.encode_next(description, stages[stage + 1], chosen[stage], [len(t) - 1 for t in texts])

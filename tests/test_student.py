@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from test_contract import CASES, Case
-from tiny import small_shapes
+from tiny import in_two_windows, small_shapes
 
 from ditto.engine.plain import run_plain
 from ditto.engine.plan import Plan
@@ -18,7 +18,7 @@ from ditto.models.importer import encode_weights
 from ditto.models.ranges import silent
 from ditto.models.registry import architecture_of
 from ditto.models.tokenizer import Batch, Prompts
-from ditto.ops import REGISTRY, Exponential, Harmonic, InverseLines, Mux, Mux2, Op, TruncateReduce
+from ditto.ops import REGISTRY, Exponential, Harmonic, HighBits, InverseLines, Mux, MuxAll, Op, TruncateReduce
 from ditto.presets import PRESETS
 from ditto.ring import signed
 from ditto.ring.fixedpoint import decode
@@ -34,10 +34,10 @@ def small(case: Case) -> list[torch.Tensor]:
     """Integers that lie within every bound; bits where bits are asked."""
     generator = torch.Generator().manual_seed(0)
     values = []
-    bits = {Mux: 1, Mux2: 2}.get(type(case.op), 0)
+    bits = case.op.count if isinstance(case.op, MuxAll) else int(isinstance(case.op, Mux))
     shapes = [shape for _, shape, _ in case.inputs]
-    if isinstance(case.op, Mux2):
-        shapes = [shapes[0], *shapes]
+    if isinstance(case.op, MuxAll):
+        shapes = [shapes[0]] * bits + shapes[1:]
     for i, shape in enumerate(shapes):
         limit = 2 if i < bits else min(case.inputs[i - len(shapes)][2], 60)
         low = 0 if i < bits else -limit
@@ -63,7 +63,7 @@ def test_plain_rounds_the_smooth_function(case: Case) -> None:
     for f, y in zip(smooth, case.op.plain(*x), strict=True):
         assert f is not None and f.shape == y.shape
         nearest = torch.floor(f + 0.5)
-        if not isinstance(case.op, TruncateReduce):
+        if not isinstance(case.op, TruncateReduce | HighBits):
             assert torch.equal(nearest, f)
         assert torch.equal(signed(nearest.to(torch.int64) - y, case.ring), torch.zeros_like(y))
 
@@ -137,13 +137,17 @@ def test_a_student_is_the_plain_interpreter(preset: str, embeddings: str) -> Non
     assert torch.equal(student(checkpoint.tensors, batch).output, want)
 
 
-@pytest.mark.parametrize("preset", ["ditto", "puma", "ditto-icml24-exact"])
-def test_gradients_are_those_of_the_function(preset: str) -> None:
+@pytest.mark.parametrize(
+    ("preset", "windows"), [*((p, 1) for p in ("ditto", "puma", "ditto-icml24-exact")), ("ditto", 2)]
+)
+def test_gradients_are_those_of_the_function(preset: str, windows: int) -> None:
     """Of presets that change no function: the direction is the float model's, for every tensor that has one there.
 
     The least cosine was 0.9946 and lengths differed by 2 %, both in ffn2 of ditto-icml24-exact; bounds not derived.
     """
     description, _, checkpoint, batch = tiny(preset)
+    if windows == 2:
+        description = in_two_windows(description)
     ours, theirs = leaves(checkpoint), leaves(checkpoint)
     weigh = torch.randn((*batch.shape, 16), generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     weigh *= batch.mask[..., None]  # what is computed for padding differs

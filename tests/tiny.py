@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ditto.models import random, random_model
+from ditto.models import Description, random, random_model
+from ditto.models.description import ScoreRange
 from ditto.models.tokenizer import Batch
+from ditto.presets.choices import Choices
 
 
 def small_shapes(patch: pytest.MonkeyPatch, seq: int, bert: str = "bert", gpt2: str = "gpt2") -> None:
@@ -25,3 +27,12 @@ def small_model() -> tuple[str, dict[str, torch.Tensor]]:
         small_shapes(patch, 16)
         description, weights, _ = random_model("bert", 1, 16)
     return description.model_copy(update={"name": "m"}).text(), weights
+
+
+def in_two_windows(description: Description) -> Description:
+    """The same model with scores that may rise far, and a softmax without a maximum all the same."""
+    wide = {"scores": ScoreRange(size=40.0, above=17.0, below=20.0, spread=30.0)}
+    layers = tuple(layer.model_copy(update=wide) for layer in description.ranges.layers)
+    choices = (Choices(used="two windows"),) * len(layers)
+    ranges = description.ranges.model_copy(update={"layers": layers})
+    return description.model_copy(update={"ranges": ranges, "choices": choices})

@@ -18,6 +18,7 @@ from ditto.ops import (
     Cost,
     Extend,
     Guard,
+    HighBits,
     Join,
     Matmul,
     MatmulWeight,
@@ -385,6 +386,15 @@ class Builder:
         """a x + b with a encoded at frac - x.frac fraction bits."""
         op = Affine(x.ring, round(math.ldexp(a, frac - x.frac)), round(math.ldexp(b, frac)))
         return self.emit(op, [x], [(x.ring, frac, x.shape, abs(a) * x.bound + abs(b) if bound is None else bound)])[0]
+
+    def high(self, opened: Wire, shift: int, ring: int, bound: float, watched: bool) -> Wire:
+        """An opened wire without its lowest `shift` bits, on `ring`: for operations that take no shares of its mask."""
+        (y,) = self.emit(
+            HighBits(opened.ring, shift, ring), [opened], [(ring, opened.frac - shift, opened.shape, bound)]
+        )
+        if watched:
+            self._watch_ring(y)
+        return y
 
     def sum(self, x: Wire, dim: int, bound: float | None = None) -> Wire:
         shape = list(x.shape)

@@ -12,26 +12,31 @@ from dataclasses import dataclass, replace
 from ditto.engine.program import Builder, Wire
 from ditto.errors import RangeError
 from ditto.functions.fixed import FixedPoint, truncate_to
-from ditto.functions.inverse import inverse
+from ditto.functions.inverse import Part, inverse, reciprocal_in_parts
 from ditto.ops import Exponential, LessRow, Lookup, NonZero, OneHot, Sketch, SuffixSum
 
 SCORE_RING = 16  # scores lie on a circle of 2^16 steps
 LOG_RANGES = range(6, 11)  # of the score types, narrowest first
 LOG_WIDTH = 1  # of a bucket
 LOG_UNIT = 4  # of the exponential's table step
+LOG_UNITS = (4, 3, 2)  # over many octaves, fewest bytes first: of a step's e^unit each bit is one of the dealt factor's
 GAP = 16  # masked scores lie so far below the lowest possible maximum
 NEAR = 1  # how far noise takes scores from what they would be alike with; measured: 0.2
 WORD = 14  # digits of 3 bits: a used bucket looks unused with a chance of 2^-42
 DIGIT_COUNT = 4  # bits that hold WORD
 WINDOW = (-1, -1)  # table steps of the exponential from the lowest to the highest: 0 for what lies below one step
-DEEP_WINDOW = (-2, -1)  # without a maximum: 0 for what lies below two
+DEEP = 12.0  # without a maximum: how far below the least of a row's largest scores none is 0
 LEAST = 0.01831563888873418  # exp(-2 width): what a row's largest score gives
 LN2, LOG2_E = 0.6931471805599453, 1.4426950408889634
 MARGIN = 3  # a bound of scores less a third of it is what calibration saw
 DEALT_OCTAVES = 8  # of E that the exponential's dealt factor has fraction bits for
 DIGITS = 10  # of a row's least exponential without a maximum, at most
+PUBLIC = 4  # fraction bits of the exponential's public factor, at least, without a maximum,
+SCARCE = (3, 1)  # and over many octaves: so many, and so many fewer of the dealt one's
+AMPLE = 2  # more of those, where there is room
 ROUNDED = (0.9, 1.1)  # E and its sum lie between these multiples of what they would be without rounding
 NUMERATOR = FixedPoint(40, 16)
+CARRIER = 64  # bits that a ring has at most
 SAVED = 1 << 20  # bytes of a layer from the dealer that are worth a round
 
 
@@ -56,6 +61,19 @@ class ExponentialType:
         """The same with fraction bits for a row whose largest E is 2^-octaves."""
         return replace(self, dealt_frac=self.dealt_frac + max(0, octaves - DEALT_OCTAVES))
 
+    def filling(self, octaves: int, log_unit: int, whole: int) -> ExponentialType | None:
+        """The same on the smallest ring with AMPLE fraction bits for such a row, for steps of 2^log_unit and `whole`
+        bits before the point; SCARCE where CARRIER bits have no room for more, None where they have none for those."""
+        of_step = [round((1 << log) * LOG2_E) for log in (log_unit, LOG_UNIT)]
+        dealt = self.dealt_frac - DEALT_OCTAVES + of_step[0] - of_step[1] + octaves
+        room = CARRIER - whole
+        least, fewer = SCARCE
+        public = min(PUBLIC, max(least, room - dealt))
+        if room - public < dealt - fewer:
+            return None
+        dealt = min(dealt + AMPLE, room - public)
+        return ExponentialType(whole + public + dealt, public, dealt)
+
 
 PRECISE = ExponentialType(64, 6, 36)
 NARROW = ExponentialType(56, 4, 30)
@@ -68,7 +86,7 @@ class ScoreType:
 
     `asked`: buckets above the one of 0 that a row's maximum can be in; `counted`: of those, and of some above, the
     scores are counted. `mask`: what is added to masked scores. `octaves`: where none is asked, log2 of exp of a number
-    above all scores, which stands for the maximum of every row.
+    above all scores, which stands for the maximum of every row. `parts`: in how many 1 / sum is had.
     """
 
     log_range: int
@@ -77,6 +95,7 @@ class ScoreType:
     mask: int
     log_unit: int = LOG_UNIT
     octaves: int = 3
+    parts: int = 1
 
     @classmethod
     def of(cls, above: float, below: float, spread: float, lowered: bool = False) -> ScoreType:
@@ -107,17 +126,21 @@ class ScoreType:
         )
 
     @classmethod
-    def without_maximum(cls, above: float, below: float, lowered: bool = False) -> ScoreType:
+    def without_maximum(
+        cls, above: float, below: float, lowered: bool = False, log_unit: int = LOG_UNIT, parts: int = 1
+    ) -> ScoreType:
         """The narrowest circle for the same scores where a bound, `reference`, stands for the maximum of every row.
 
         As `of`, with the reference in the place of M + w: l + reference + u <= T. Raises RangeError likewise.
         """
         octaves = math.floor(above * LOG2_E) + 1
         mask, masked = cls._masked(above, below, lowered)
-        need = max(masked, below) + octaves * LN2 + (1 << LOG_UNIT)
+        need = max(masked, below) + octaves * LN2 + (1 << log_unit)
         for log_range in LOG_RANGES:
-            if need <= 1 << log_range:
-                return cls(log_range, 0, 0, -mask, octaves=octaves)
+            circle = cls(log_range, 0, 0, -mask, log_unit, octaves, parts)
+            # of the table's steps, one above the window is kept for a carry
+            if need <= 1 << log_range and (2 - circle.window[0]) << log_unit <= 1 << log_range:
+                return circle
         raise RangeError(f"attention scores that span {need:.4g} do not fit: the widest type spans {1 << log_range}")
 
     @staticmethod
@@ -125,6 +148,13 @@ class ScoreType:
         """By how much masked scores are lowered, and how far below 0 they lie then at most."""
         mask = GAP + (math.ceil(above) if lowered else 0)
         return mask, mask + (below if lowered else NEAR)
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """Table steps of the exponential from the lowest to the highest."""
+        if self.asked:
+            return WINDOW
+        return min(-math.ceil((self.reference + DEEP) / (1 << self.log_unit)), -2), -1
 
     @property
     def reference(self) -> float:
@@ -261,15 +291,19 @@ def _positive(b: Builder, counts: Wire, circle: ScoreType) -> Wire:
 
 def _exponential(b: Builder, x: Wire, circle: ScoreType, dealt: ExponentialType) -> Wire:
     """Opened x < 0 -> [exp x] with 16 fraction bits, or DIGITS for the least of a row's largest. No round."""
-    step, window = x.frac + circle.log_unit, WINDOW if circle.asked else DEEP_WINDOW
-    op = Exponential(x.shape, SCORE_RING, x.frac, step, *window, dealt.ring, dealt.public_frac, dealt.dealt_frac)
+    step = x.frac + circle.log_unit
+    op = Exponential(x.shape, SCORE_RING, x.frac, step, *circle.window, dealt.ring, dealt.public_frac, dealt.dealt_frac)
     (e,) = b.emit(op, [x], [(dealt.ring, dealt.public_frac + dealt.dealt_frac, x.shape, ROUNDED[1])])
     more = max(0, DIGITS + circle.octaves - NUMERATOR.frac)
     return truncate_to(b, e, NUMERATOR.frac + more, NUMERATOR.ring + more)
 
 
 def reciprocal_of_sum(
-    b: Builder, total: Wire, limits: tuple[float, float], alongside: tuple[Wire, ...] = ()
-) -> tuple[Wire, list[Wire]]:
-    """[sum E] within `limits` -> [1 / sum E], one number a row; and the wires `alongside`, opened. 2 rounds."""
-    return inverse(b, total, *limits, root=False, alongside=alongside)
+    b: Builder, total: Wire, limits: tuple[float, float], alongside: tuple[Wire, ...] = (), parts: int = 1
+) -> tuple[list[Part], list[Wire]]:
+    """[sum E] within `limits` -> [1 / sum E], one number a row, as one part or two, of which one is 0; and the wires
+    `alongside`, opened. 2 rounds."""
+    if parts > 1:
+        return reciprocal_in_parts(b, total, *limits, alongside=alongside)
+    y, opened = inverse(b, total, *limits, root=False, alongside=alongside)
+    return [Part(y, limits)], opened

@@ -1,4 +1,4 @@
-"""Inverses by lines, and the zone of a number: both read a window of the bits of one opened wire."""
+"""Inverses by lines, the zone of a number, its high bits: all read a window of the bits of one opened wire."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from ditto.ops.base import (
     BitRounds,
     Correlations,
+    Masked,
     Op,
     Party,
     Rounds,
@@ -24,7 +25,7 @@ from ditto.ops.base import (
     shared_bits,
     tangent,
 )
-from ditto.ring import carrier, signed, unsigned
+from ditto.ring import carrier, cast, signed, unsigned
 from ditto.ring.bits import planes, unplane, words
 
 CHUNK = 1 << 20  # bits of tables at a time
@@ -140,6 +141,40 @@ class InverseLines(Op):
         same = found - found[w, w & (len(c) - 1)][:, None]
         after = found.roll(-1, 0) - found[w, w & (len(c) - 1)][:, None] if self.shift else same
         return float(torch.maximum(same.abs(), after.abs()).max())
+
+
+@register
+@dataclass(frozen=True)
+class HighBits(Op):
+    """Opened x in Z_2^l -> opened x / 2^shift on Z_2^out, rounded up or down at random: up by x's part below, out <=
+    l - shift.
+
+    The parties have no shares of the result's mask, which is the window of x's: for operations that are dealt what they
+    need of it, such as `Lookup`, `Guard`, and `WideProduct` onto a larger ring. Local; no correlation.
+    """
+
+    bits: int
+    shift: int
+    out: int
+
+    def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
+        return (signed(signed(x[0] + (1 << self.shift >> 1), self.bits) >> self.shift, self.out),)
+
+    def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
+        return (x[0] * 2.0**-self.shift,)
+
+    def _high(self, x: Tensor) -> Tensor:
+        return cast(unsigned(x, self.bits) >> self.shift, self.out)
+
+    def dealer_masks(self, *masks: Any) -> tuple[Tensor | None, ...]:
+        return (self._high(masks[0]),)
+
+    def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
+        high = self._high(x[0].value)
+        return (Masked(high, high.new_empty(0)),)
+
+    def ulp(self) -> float:
+        return 1.0
 
 
 @register

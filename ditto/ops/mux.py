@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from ditto.ops.base import Correlations, Op, Party, Shape, Shared, Tensor, Types, register
 from ditto.ops.product import broadcast
@@ -71,36 +74,43 @@ class Mux(Op):
 
 @register
 @dataclass(frozen=True)
-class Mux2(Op):
-    """Two opened bits a = c + s, b = d + t mod 2 and an opened x = m - r in Z_2^l, all of one shape -> [a b x]. Exact.
+class MuxAll(Op):
+    """Opened bits b_1 ... b_k, b_i = c_i + s_i mod 2, and an opened x = m - r in Z_2^l, all of one shape ->
+    [b_1 ... b_k x]. Exact.
 
-    Over the integers a = c + e s with e = 1 - 2 c, b = d + f t with f = 1 - 2 d.
-    1. The dealer shares s, t, s t and r times each.
-    2. [a b] = c d + c f [t] + d e [s] + e f [s t], [a b r] likewise; [a b x] = m [a b] - [a b r]. No round.
+    Over the integers b_i = c_i + e_i s_i with e_i = 1 - 2 c_i.
+    1. The dealer shares the product of the s_i of every set of bits but the empty one, and r times each.
+    2. [b_1 ... b_k] = the sum over all sets of the e_i in it times the c_i that are not times [its product], [b_1 ...
+       b_k r] likewise; [b_1 ... b_k x] = m [b_1 ... b_k] - [b_1 ... b_k r]. No round.
     """
 
     shape: Shape
     bits: int
+    count: int
 
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
-        return (signed(x[0] * x[1] * x[2], self.bits),)
+        return (signed(math.prod(x[1:], start=x[0]), self.bits),)
 
     def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
-        return (x[0].detach() * x[1].detach() * x[2],)
+        return (math.prod((bit.detach() for bit in x[:-1]), start=x[-1]),)
 
     def dealt(self) -> Types:
-        return {name: Shared(self.shape, self.bits) for name in ("s", "t", "st", "sr", "tr", "str")}
+        sets = Shared(((1 << self.count) - 1, *self.shape), self.bits)
+        return {"s": sets, "sr": sets}
 
     def correlate(self, *masks: Tensor) -> Correlations:
-        s, t, r = (cast(mask, self.bits) for mask in masks)
-        return {"s": s, "t": t, "st": s * t, "sr": s * r, "tr": t * r, "str": s * t * r}  # 1
+        *bits, r = (cast(mask, self.bits) for mask in masks)
+        products = [torch.ones_like(r)]
+        for s in bits:  # each set without this bit, then with it
+            products += [product * s for product in products]
+        s = torch.stack(products[1:])
+        return {"s": s, "sr": s * r}  # 1
 
     def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
-        c, d, m, r = (cast(a, self.bits) for a in (x[0], x[1], x[2].value, x[2].mask))
-        e, f = 1 - 2 * c, 1 - 2 * d
-
-        def both(s: Tensor, t: Tensor, st: Tensor) -> Tensor:
-            return c * f * t + d * e * s + e * f * st
-
-        y = m * both(k["s"], k["t"], k["st"]) - both(k["sr"], k["tr"], k["str"])  # 2
-        return (y + c * d * (m - r) if p.party == 0 else y - c * d * r,)
+        *bits, m, r = (cast(a, self.bits) for a in (*x[:-1], x[-1].value, x[-1].mask))
+        public = [torch.ones_like(m)]
+        for c in bits:
+            public = [w * c for w in public] + [w * (1 - 2 * c) for w in public]
+        all_open, *weights = public  # of the empty set: all bits' c
+        y = sum(w * (m * s - sr) for w, s, sr in zip(weights, k["s"], k["sr"], strict=True))  # 2
+        return (y + all_open * (m - r) if p.party == 0 else y - all_open * r,)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ditto.engine.program import Program, Step
-from ditto.ops import Masked, Op, TruncateReduce
+from ditto.ops import HighBits, Masked, Op, TruncateReduce
 from ditto.planning.work import ring_of
 from ditto.ring import signed
 
@@ -60,9 +60,10 @@ def run_lossy(
 
 def lossy_step(op: Op, read: list[Any], generator: torch.Generator) -> tuple[Tensor, ...]:
     """One operation on what it reads."""
-    if isinstance(op, TruncateReduce):
-        lost = torch.randint(0, 1 << op.t, read[0].shape, generator=generator)
-        return (signed(signed(read[0] + lost, op.bits) >> op.t, op.out),)
+    if isinstance(op, TruncateReduce | HighBits):
+        cut = op.t if isinstance(op, TruncateReduce) else op.shift
+        lost = torch.randint(0, 1 << cut, read[0].shape, generator=generator)
+        return (signed(signed(read[0] + lost, op.bits) >> cut, op.out),)
     if type(op).ulp is not Op.ulp and not op.opens():  # how large it is takes long to tell
         masks = [torch.randint(-MASKS, MASKS, x.shape, generator=generator) for x in read]
         opened = [Masked(x + mask, mask) for x, mask in zip(read, masks, strict=True)]

@@ -47,7 +47,7 @@ class Part:
 
 
 PARTS = (
-    Part("softmax", {"exponential": ("precise", "narrow"), "used": ("bits", "table", "no maximum")}),
+    Part("softmax", {"exponential": ("precise", "narrow"), "used": ("bits", "table", "no maximum", "two windows")}),
     Part("layernorm", {"deviation": ("medium", "small", "large")}),
     Part("gelu", {"activation": ("by neuron", "as one"), "gelu": ("precise", "narrow", "coarse")}),
 )

@@ -17,7 +17,8 @@ class Choices(BaseModel):
     `exponential`: of softmax, from 8 dealt bytes an entry or from 7 (`ditto.functions.softmax.ExponentialType`).
     `used`: how softmax finds which buckets have a score above them: by counts and tables, or by parities of bits, with
     a fourth of the bytes and one more round; or not at all, since a bound stands for the maximum: two rounds fewer
-    than tables, where scores and the number of keys allow it. Where they do not, it is as if nothing were chosen.
+    than tables, where scores and the number of keys allow it ("no maximum"), and with more bits where scores rise too
+    far for that ("two windows"). Where they do not, it is as if nothing were chosen.
     `deviation`: of LayerNorm's 1 / sqrt(v) (`ditto.functions.inverse`): from one table of lines where that has at most
     2^13 entries (large), 2^10 (medium), or from small ones, which take one more round.
     `activation`: of neurons by the range of each, or by that of the widest.
@@ -28,7 +29,7 @@ class Choices(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     exponential: Literal["precise", "narrow"] | None = None
-    used: Literal["bits", "table", "no maximum"] | None = None
+    used: Literal["bits", "table", "no maximum", "two windows"] | None = None
     deviation: Literal["large", "medium", "small"] | None = None
     activation: Literal["by neuron", "as one"] | None = None
     gelu: Literal["precise", "narrow", "coarse"] | None = None

@@ -11,7 +11,7 @@ from torch import Tensor
 from ditto.engine.program import Builder, Wire
 from ditto.errors import RangeError, UsageError
 from ditto.functions.fit import Fits
-from ditto.functions.fixed import FixedPoint, minus, multiply
+from ditto.functions.fixed import FixedPoint, minus, multiply, truncate_to
 from ditto.functions.gelu import TYPES, GeluType, gelu, gelu_zones
 from ditto.functions.layernorm import (
     BALANCED,
@@ -29,16 +29,13 @@ from ditto.functions.linear import fraction_bits, linear
 from ditto.functions.relu import relu
 from ditto.functions.smooth import Zone
 from ditto.functions.softmax import (
-    DIGITS,
-    PRECISE,
-    ExponentialType,
     ScoreType,
     reciprocal_of_sum,
     softmax_numerator,
 )
-from ditto.functions.softmax import NARROW as NARROW_EXPONENTIAL
 from ditto.functions.tanh import tanh
 from ditto.ops import Matmul
+from ditto.presets.attention import CUT, Attention, attention_types, divided, most_of, score_type, whole_bits
 from ditto.presets.choices import DEFAULT, Choices
 from ditto.presets.style import (
     ENCODER,
@@ -64,80 +61,9 @@ QUERIES = 24  # of opened queries and keys: a score needs only its value on the 
 ENCODED = FixedPoint(20, 8)  # of an encoder's, which are scaled to it: what truncation leaves of HIDDEN's projections
 KEEP = 16  # of the vector of real tokens: what embeddings, their positions and scores are on
 FOLDED, FOLDED_QKV = 32, 48  # of what a LayerNorm gives to its projection; 48 spare the heads an extension
-CUT = 8  # bits of the ring that the truncation before an addition to the residual stream takes
 STREAMS = (FixedPoint(24, 12), FixedPoint(32, 16))  # of a stream: the largest number of fraction bits in each ring
 TANH_FRAC = 12
 SINGLE = {"large": FEWEST_ROUNDS, "medium": BALANCED, "small": FEWEST_BYTES}
-LEAST_DIGITS = 8  # of a row's least E, where the values' ring is given
-PUBLIC = 4  # fraction bits of the exponential's public factor, at least, without a maximum
-EXPONENTIALS = {"precise": PRECISE, "narrow": NARROW_EXPONENTIAL}
-
-
-@dataclass(frozen=True)
-class Attention:
-    """Types of the attention after its scores.
-
-    `values`: ring of values and context; `exponential`: its type; `inverse`: fraction bits of 1 / sum, at most;
-    `product`: ring of the context times 1 / sum (0: what its result needs); `by_bits`: how the maximum's buckets
-    are asked (None: by what it saves).
-    """
-
-    values: int = 36
-    exponential: ExponentialType = PRECISE
-    inverse: int = 64
-    product: int = 0
-    by_bits: bool | None = None
-
-    @classmethod
-    def of(cls, stage: Stage) -> Attention:
-        if not stage.causal:
-            return cls()
-        return cls(inverse=16, exponential=NARROW_EXPONENTIAL if stage.narrow else PRECISE)
-
-    def chosen(self, choices: Choices) -> Attention:
-        return replace(
-            self,
-            exponential=EXPONENTIALS[choices.exponential] if choices.exponential else self.exponential,
-            by_bits=choices.used == "bits" if choices.used in ("bits", "table") else self.by_bits,
-        )
-
-    def without_maximum(
-        self, bounds: AttentionBounds, stage: Stage, keys: int, own: ScoreType
-    ) -> tuple[Attention, ScoreType] | None:
-        """The same where a bound stands for the maximum of the scores; None where scores or keys have no room for it.
-
-        1. The circle is that of `own`, by which keys and biases have their type.
-        2. Values of a causal attention are as wide as every stage has them, others as E needs.
-        3. E fills the values' ring, its public factor keeping PUBLIC bits.
-        """
-        try:
-            circle = ScoreType.without_maximum(bounds.scores.above, bounds.scores.below, lowered=stage.later)
-        except RangeError:
-            return None
-        if circle.log_range > own.log_range:  # 1
-            return None
-        circle = replace(circle, log_range=own.log_range)
-        whole = _whole_bits(circle.sums(keys)[1] * bounds.qkv)
-        values = DIGITS + circle.octaves + whole
-        if stage.causal:  # 2
-            if LEAST_DIGITS + circle.octaves + whole > self.values:
-                return None
-            values = self.values
-        dealt = self.exponential.resolving(circle.octaves).holding(whole)
-        if dealt.public_frac < PUBLIC:  # 3
-            return None
-        return replace(self, values=values, exponential=dealt), circle
-
-
-def score_type(scores: Scores, stage: Stage) -> ScoreType:
-    """Padding's keys are the first one in an encoder and kept from a prompt by causality; later tokens meet them as
-    they are."""
-    return ScoreType.of(scores.above, scores.below, scores.spread, lowered=stage.later)
-
-
-def _whole_bits(most: float) -> int:
-    """Bits of the values' ring that fraction bits of E do not have, for a context before its division up to `most`."""
-    return 2 + CUT + ceil_log2(most)
 
 
 def _excess(circle: ScoreType) -> int:
@@ -175,11 +101,7 @@ class OneOpening:
 
     def attention(self, bounds: AttentionBounds, stage: Stage, keys: int) -> tuple[Attention, ScoreType]:
         """Types of an attention to so many keys, and of its scores: without a maximum where that has room."""
-        types, own = Attention.of(stage).chosen(self.choices), score_type(bounds.scores, stage)
-        without = None
-        if self.choices.used in (None, "no maximum"):
-            without = types.without_maximum(bounds, stage, keys, own)
-        return without or (types, own)
+        return attention_types(self.choices, bounds, stage, keys)
 
     @property
     def gelu_kind(self) -> GeluType:
@@ -276,7 +198,8 @@ class OneOpening:
         norm: Norm | None = None, mask: Wire | None = None,
     ) -> Heads:  # fmt: skip
         """1. Keys less the text's first: that changes all scores of a row alike, and makes its first one 0.
-        2. After a folded LayerNorm the projection's ring lets a truncation give what the products need.
+        2. After a folded LayerNorm the projection's ring lets a truncation give what the products need, but for
+           values without a maximum where scores rise far: these are extended as in 3.
         3. An encoder's queries and keys are scaled to what its truncation leaves; values alone are opened on 16 bits
            and extended. What leaves its range does not wrap there, but is watched as if it did."""
         width = x.shape[1]
@@ -294,10 +217,14 @@ class OneOpening:
         if stage.causal:  # 2
             widest = score_type(bounds.scores, replace(stage, later=True))  # one type of keys for all stages
             digits = min(HIDDEN.frac, (QUERIES - widest.log_range) // 2)
-            types = (q, digits, QUERIES), (k, digits, QUERIES), (v, HIDDEN.frac, ring)
+            short = ring > v.ring - (v.frac - fraction_bits(v.bound, NARROW, HIDDEN.frac))
+            types = (q, digits, QUERIES), (k, digits, QUERIES), (v, HIDDEN.frac, NARROW if short else ring)
             fracs = [fraction_bits(part.bound, NARROW, most) for part, most, _ in types]
-            cut = [b.truncate(y, y.frac - f, ring) for (y, _, ring), f in zip(types, fracs, strict=True)]
-            return Heads(*b.open(*cut))._replace(first=zero)
+            cut = [b.truncate(y, y.frac - f, bits) for (y, _, bits), f in zip(types, fracs, strict=True)]
+            q, k, v = b.open(*cut)
+            if short:
+                (v,) = b.open(b.extend(v, ring))
+            return Heads(q, k, v, first=zero)
         # 3
         narrow = b.truncate(v, v.frac - fraction_bits(v.bound, NARROW, HIDDEN.frac), NARROW)
         cut = [b.truncate(y, y.frac - ENCODED.frac, ENCODED.ring, bound=0.0) for y in (q, k)]
@@ -336,8 +263,8 @@ class OneOpening:
                 s = masked(b, s, added)
         with b.label("softmax"):  # 2
             causal = stage.causal and q.shape[2] > 1
-            most = circle.sums(k.shape[3])[1] * bounds.qkv
-            whole = _whole_bits(most)
+            most = most_of(circle, k.shape[3], bounds)
+            whole = whole_bits(most)
             dealt = types.exponential.holding(whole)  # E, cut below, must fill the values' ring
             e, total, limits = softmax_numerator(b, s, circle, causal, dealt, types.by_bits)
             # fraction bits of E that the context has room for: CUT of them are truncated, then it extends
@@ -346,16 +273,18 @@ class OneOpening:
                 e = b.truncate(e, e.frac - room, e.ring - e.frac + room)
             if e.ring > types.values:  # the product reads no more
                 e = b.add(e, ring=types.values)
-            inverse, (e_open,) = reciprocal_of_sum(b, total, limits, (e,))
-            if inverse.frac > types.inverse:
-                cut = inverse.frac - types.inverse
-                inverse = b.truncate(inverse, cut, inverse.ring - cut)
+            inverses, (e_open,) = reciprocal_of_sum(b, total, limits, (e,), circle.parts)
+            ys = [truncate_to(b, part.y, min(part.y.frac, types.inverse)) for part in inverses]
         with b.label("context"):  # 3
             op = Matmul(e_open.shape, v.shape, types.values)
             (context,) = b.emit(op, [e_open, v], [(types.values, e_open.frac + v.frac, op.shape, most)])
-            context, inverse = b.open(b.truncate(context, CUT, types.values - CUT), inverse)
-            ring, cut = residual.ring + CUT, context.frac + inverse.frac - HIDDEN.frac
-            context = multiply(b, context, inverse, types.product or ring + cut, bound=bounds.context)
+            context, *ys = b.open(b.truncate(context, CUT, types.values - CUT), *ys)
+            ring = residual.ring + CUT
+            if len(ys) > 1:
+                parts = [replace(part, y=y) for part, y in zip(inverses, ys, strict=True)]
+                return merge_heads(b, divided(b, context, parts, bounds, ring))
+            cut = context.frac + ys[0].frac - HIDDEN.frac
+            context = multiply(b, context, ys[0], types.product or ring + cut, bound=bounds.context)
             return merge_heads(b, b.truncate(context, cut, ring))
 
     def zones(self, function: str, neurons: Sequence[tuple[int, float]], fits: Fits) -> list[Zone]:
