@@ -108,7 +108,7 @@ def test_errors_of_generation() -> None:
     assert 0 <= loss < 0.01
 
 
-@pytest.mark.parametrize("choices", [NARROW, COARSE, Choices(activation="as one"), Choices(deviation="small")])
+@pytest.mark.parametrize("choices", [NARROW, COARSE, Choices(activation="as one"), Choices(product="straight")])
 def test_a_layer_alone_is_the_whole_run(model: Model, choices: Choices) -> None:
     """From the layer's beginning, with kept values: to the bit what the whole program loses."""
     description, checkpoint, trial = model

@@ -23,6 +23,7 @@ from ditto.models.registry import generates
 from ditto.ops import MatmulWeight
 from ditto.planning.answers import Compiled, Gap, Group, Seen, Trial
 from ditto.presets import preset_of
+from ditto.presets.style import ENCODER
 
 Tensor = torch.Tensor
 EMBEDDINGS, END = "embeddings", "hidden"
@@ -117,7 +118,8 @@ class Gaps:
             elif name == "context":
                 found[layer, name] = x.double()
             elif name == "activation":
-                found[layer, name] = ACTIVATIONS[d.activation](x).double()
+                half = x / 2 if _halved(description, layer) else 0
+                found[layer, name] = (ACTIVATIONS[d.activation](x) - half).double()
 
         with torch.inference_mode():
             checkpoint.architecture.floats(checkpoint.tensors, d, group.batch, observe)
@@ -138,6 +140,12 @@ class Gaps:
         for (layer, part), gap in self._gaps.items():
             found.setdefault(layer, {})[part] = gap.document()
         return found
+
+
+def _halved(description: Description, layer: int) -> bool:
+    """Does the second product read an activation less half of what it was taken of?"""
+    style = preset_of(description.preset).style.chosen(description.choices_of(layer))
+    return style.halves(description.dimensions.activation, ENCODER)
 
 
 def _standardised(x: Tensor, d: Dimensions) -> Tensor:

@@ -12,7 +12,7 @@ from ditto.engine.program import Builder, Wire
 from ditto.errors import RangeError, UsageError
 from ditto.functions.fit import Fits
 from ditto.functions.fixed import FixedPoint, minus, multiply
-from ditto.functions.gelu import TYPES, GeluType, gelu, gelu_zones
+from ditto.functions.gelu import FITTED, TYPES, GeluType, gelu, gelu_even, gelu_zones
 from ditto.functions.layernorm import (
     BALANCED,
     FEWEST_BYTES,
@@ -151,6 +151,11 @@ def gelu_type(stage: Stage, result: int, own: GeluType) -> GeluType:
     if not stage.later:
         return kind
     return replace(kind, ring=result + kind.ring - kind.result, result=result)
+
+
+def straight_type(result: int, own: GeluType) -> GeluType:
+    """The even part on the `result` bits that the next product takes."""
+    return replace(own, ring=result + own.ring - own.result, result=result)
 
 
 @dataclass(frozen=True)
@@ -358,6 +363,27 @@ class OneOpening:
             context = multiply(b, context, inverse, types.product or ring + cut, bound=bounds.context)
             return merge_heads(b, b.truncate(context, cut, ring))
 
+    def halves(self, function: str, stage: Stage) -> bool:
+        return self.choices.product == "straight" and function in FITTED and not stage.later
+
+    def feed_in(
+        self, b: Builder, x: Wire, name: str, columns: tuple[int, int], bounds: tuple[float, float], function: str,
+        residual: Wire, stage: Stage, *, norm: Norm | None = None,
+    ) -> tuple[Wire, Wire | None]:  # fmt: skip
+        """x/2 W = z (V W / 2) for x = z V: of the opened z, so that x/2 is neither opened nor extended."""
+        inner, hidden = columns
+        if not self.halves(function, stage):
+            if norm is None:
+                return self.read(b, x, f"{name}.ffn1", inner, bounds[0]), None
+            return self.norm_linear(b, x, norm, f"{name}.ffn1", inner, bounds[0], stage), None
+        if norm is not None:
+            ring = max(FOLDED, residual.ring + CUT)
+            with b.label("layernorm"):
+                x = standardise(b, x, norm.variance, norm.epsilon, ring, self.stream_single)
+            (x,) = b.open(x)
+        half = linear(b, x, f"{name}.half", hidden, bounds[1])
+        return linear(b, x, f"{name}.ffn1", inner, bounds[0]), half
+
     def zones(self, function: str, neurons: Sequence[tuple[int, float]], fits: Fits) -> list[Zone]:
         if self.choices.activation == "as one":
             return []
@@ -373,6 +399,8 @@ class OneOpening:
         match function:
             case "gelu" | "tanh gelu":
                 own = self.gelu_kind
+                if self.halves(function, stage):
+                    return gelu_even(b, function, x, bound, fits, straight_type(ring, own), zones, own.frac)
                 narrow = gelu(b, function, x, bound, fits, gelu_type(stage, ring, own), zones, own.frac)
             case "tanh":
                 narrow = [_cut(b, tanh(b, x, bound, fits), TANH_FRAC)]

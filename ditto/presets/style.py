@@ -202,6 +202,16 @@ class Style(Protocol):
         causally where the stage says so, a single one to every key.
         """
 
+    def halves(self, function: str, stage: Stage) -> bool:
+        """Does `activation` leave out half of what it reads, which `feed_in` has beside it?"""
+
+    def feed_in(
+        self, b: Builder, x: Wire, name: str, columns: tuple[int, int], bounds: tuple[float, float], function: str,
+        residual: Wire, stage: Stage, *, norm: Norm | None = None,
+    ) -> tuple[Wire, Wire | None]:  # fmt: skip
+        """The first projection of a feed-forward network, of a LayerNorm's result or of x after `norm`; and what is
+        added to the second one's result, if `halves`. Columns and bounds of both."""
+
     def zones(self, function: str, neurons: Sequence[tuple[int, float]], fits: Fits) -> list[Zone]:
         """How the activation of a feed-forward network goes by (columns, bound) of its neurons; none: by one bound."""
 

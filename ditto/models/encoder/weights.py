@@ -9,6 +9,9 @@ from ditto.models.architecture import Tensors
 from ditto.models.description import Description
 from ditto.models.ranges import centre, folded, neuron_scales, scores_of
 from ditto.presets import preset_of
+from ditto.presets.style import ENCODER
+
+PARTS = ("weight", "bias")
 
 
 def arranged(t: Tensors, orders: list[torch.Tensor]) -> Tensors:
@@ -73,6 +76,10 @@ def encoder_weights(description: Description, t: Tensors, first: str) -> Tensors
         after(f"{at}.norm1", f"{at}.ffn1", t[f"{at}.ffn1.weight"].t() * scale, t[f"{at}.ffn1.bias"] * scale)
         ffn2 = into_norm(t[f"{at}.ffn2.weight"].t()) / scale[:, None]
         linear(f"{at}.ffn2", ffn2, into_norm(t[f"{at}.ffn2.bias"]))
+        if style.chosen(description.choices_of(i)).halves(d.activation, ENCODER):
+            w, bias = folded(t[f"{at}.norm1.weight"], t[f"{at}.norm1.bias"], *(t[f"{at}.ffn1.{p}"].t() for p in PARTS))
+            second = into_norm(t[f"{at}.ffn2.weight"].t()) / 2
+            linear(f"{at}.half", w @ second, bias @ second)
         norm(f"{at}.norm1", d.hidden)
         norm(f"{at}.norm2", d.hidden)
         before = f"{at}.norm2"

@@ -161,11 +161,13 @@ def _block(
             z = style.residual(b, rows(b, x, 0, first, last), y, ranges.norm2.input)
         with b.label("ffn in"):
             norm = norm_of(f"{name}.norm2", ranges.norm2, d.epsilon)
-            h = style.norm_linear(b, z, norm, f"{name}.ffn1", d.inner, wide, use)
+            columns, bounds = (d.inner, d.hidden), (wide, ranges.ffn)
+            h, half = style.feed_in(b, z, name, columns, bounds, d.activation, z, use, norm=norm)
         with b.label("gelu"):
             h = style.activation(b, d.activation, h, wide, z, fits, use, zones)
         with b.label("ffn out"):
             y = style.linear(b, h, f"{name}.ffn2", d.hidden, ranges.ffn)
+            y = y if half is None else b.add(y, half, bound=ranges.ffn)
             return [style.residual(b, z, y, after)]
 
     return in_blocks(b, plan.hold, x.shape[0], of_tokens)[0]

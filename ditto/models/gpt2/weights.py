@@ -11,6 +11,7 @@ from ditto.models.architecture import Shapes, Tensors
 from ditto.models.description import Description, Dimensions
 from ditto.models.ranges import centre, folded, neuron_scales
 from ditto.presets import preset_of
+from ditto.presets.style import Stage
 
 Tensor = torch.Tensor
 
@@ -73,6 +74,11 @@ def gpt2_weights(description: Description, t: Tensors) -> Tensors:
         wider = neuron_scales(style, description, i).to(shrink.device)
         fc, bias = t[f"{at}.mlp.c_fc.weight"] * wider, t[f"{at}.mlp.c_fc.bias"] * wider
         after_norm(f"{to}.ffn1", f"{to}.norm2", f"{at}.ln_2", fc, bias)
+        if style.chosen(description.choices_of(i)).halves(d.activation, Stage(causal=True)):
+            norm = t[f"{at}.ln_2.weight"], t[f"{at}.ln_2.bias"]
+            w, bias = folded(*norm, t[f"{at}.mlp.c_fc.weight"], t[f"{at}.mlp.c_fc.bias"])
+            second = t[f"{at}.mlp.c_proj.weight"] / 2
+            into_stream(f"{to}.half", w @ second, bias @ second)
         into_stream(f"{to}.ffn2", t[f"{at}.mlp.c_proj.weight"] / wider[:, None], t[f"{at}.mlp.c_proj.bias"])
     after_norm("head", "final", "ln_f", t["wte.weight"].t(), torch.zeros(d.vocabulary, device=shrink.device))
     if style.centred:
