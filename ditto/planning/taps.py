@@ -27,6 +27,7 @@ from ditto.presets.style import ENCODER
 
 Tensor = torch.Tensor
 EMBEDDINGS, END = "embeddings", "hidden"
+HALF = "half"  # of what an activation is taken of, where the second product reads the activation less that
 ENCODER_NORMS, STREAM_NORMS = ("norm1", "norm2"), ("ln_1", "ln_2")
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -94,12 +95,15 @@ class Gaps:
             weights = one.program.weights
             frac = weights[f"{tap.weight}.bias"].frac - weights[f"{tap.weight}.weight"].frac
             got = inputs[0].double() * 2.0**-frac
+            got = got * self._scale(tap, got.shape[1])
             want, real = floats[tap.observed], group.real
+            if tap.part == "activation" and (tap.observed[0], HALF) in floats:
+                got = got + floats[tap.observed[0], HALF].reshape(got.shape)
             if got.shape[0] == rows:
                 got, want = got.reshape(*real.shape, -1)[real], want[real]
             else:  # a head reads each text's first token alone
                 want = want[:, 0]
-            self._gaps.setdefault((tap.layer, tap.part), Gap()).see(got * self._scale(tap, got.shape[1]), want)
+            self._gaps.setdefault((tap.layer, tap.part), Gap()).see(got, want)
 
         return seen
 
@@ -118,8 +122,9 @@ class Gaps:
             elif name == "context":
                 found[layer, name] = x.double()
             elif name == "activation":
-                half = x / 2 if _halved(description, layer) else 0
-                found[layer, name] = (ACTIVATIONS[d.activation](x) - half).double()
+                found[layer, name] = ACTIVATIONS[d.activation](x).double()
+                if _halved(description, layer):
+                    found[layer, HALF] = x.double() / 2
 
         with torch.inference_mode():
             checkpoint.architecture.floats(checkpoint.tensors, d, group.batch, observe)
@@ -143,7 +148,7 @@ class Gaps:
 
 
 def _halved(description: Description, layer: int) -> bool:
-    """Does the second product read an activation less half of what it was taken of?"""
+    """Does the second product read an activation less half of what that is taken of?"""
     style = preset_of(description.preset).style.chosen(description.choices_of(layer))
     return style.halves(description.dimensions.activation, ENCODER)
 

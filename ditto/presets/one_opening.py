@@ -25,7 +25,7 @@ from ditto.functions.layernorm import (
     standardise,
     standardised_linear,
 )
-from ditto.functions.linear import fraction_bits, linear
+from ditto.functions.linear import WEIGHT_FRAC, fraction_bits, linear
 from ditto.functions.relu import relu
 from ditto.functions.smooth import Zone
 from ditto.functions.softmax import (
@@ -46,6 +46,7 @@ from ditto.presets.style import (
     Heads,
     Norm,
     Normed,
+    Projection,
     Scores,
     Stage,
     Stream,
@@ -67,6 +68,7 @@ FOLDED, FOLDED_QKV = 32, 48  # of what a LayerNorm gives to its projection; 48 s
 CUT = 8  # bits of the ring that the truncation before an addition to the residual stream takes
 STREAMS = (FixedPoint(24, 12), FixedPoint(32, 16))  # of a stream: the largest number of fraction bits in each ring
 TANH_FRAC = 12
+HALF_SPARE = 2  # fraction bits of the matrix of x/2 beyond the second one's, where what it reads has the ring for them
 SINGLE = {"large": FEWEST_ROUNDS, "medium": BALANCED, "small": FEWEST_BYTES}
 LEAST_DIGITS = 8  # of a row's least E, where the values' ring is given
 PUBLIC = 4  # fraction bits of the exponential's public factor, at least, without a maximum
@@ -366,6 +368,13 @@ class OneOpening:
     def halves(self, function: str, stage: Stage) -> bool:
         return self.choices.product == "straight" and function in FITTED and not stage.later
 
+    def half(self, first: Projection, second: Tensor, bounds: tuple[float, float], residual: int) -> Projection:
+        """Of the weights as they are encoded, so that what GELU makes 0 of x/2 and e(x) is 0 after the product, too."""
+        (weight, bias), (inner, outer) = first, bounds
+        weight = _rounded(weight, fraction_bits(inner, FOLDED - HIDDEN.frac, WEIGHT_FRAC))
+        second = _rounded(second, _second_frac(outer, residual + CUT)) / 2
+        return weight @ second, bias @ second
+
     def feed_in(
         self, b: Builder, x: Wire, name: str, columns: tuple[int, int], bounds: tuple[float, float], function: str,
         residual: Wire, stage: Stage, *, norm: Norm | None = None,
@@ -376,12 +385,15 @@ class OneOpening:
             if norm is None:
                 return self.read(b, x, f"{name}.ffn1", inner, bounds[0]), None
             return self.norm_linear(b, x, norm, f"{name}.ffn1", inner, bounds[0], stage), None
+        ring = residual.ring + CUT
         if norm is not None:
-            ring = max(FOLDED, residual.ring + CUT)
             with b.label("layernorm"):
-                x = standardise(b, x, norm.variance, norm.epsilon, ring, self.stream_single)
-            (x,) = b.open(x)
-        half = linear(b, x, f"{name}.half", hidden, bounds[1])
+                z = standardise(b, x, norm.variance, norm.epsilon, max(FOLDED, ring), self.stream_single)
+            (x,) = b.open(z)
+        spare = min(HALF_SPARE, x.ring - ring)
+        half = linear(b, x, f"{name}.half", hidden, bounds[1], _second_frac(bounds[1], ring) + spare)
+        half = b.truncate(half, spare, ring) if half.ring > ring else half
+        x = b.retype(x, ring=FOLDED)
         return linear(b, x, f"{name}.ffn1", inner, bounds[0]), half
 
     def zones(self, function: str, neurons: Sequence[tuple[int, float]], fits: Fits) -> list[Zone]:
@@ -417,6 +429,17 @@ class OneOpening:
         """On the residual's type."""
         cut = y.frac - x.frac
         return b.add(x, b.truncate(y, cut, min(y.ring - cut, x.ring)), bound=bound)
+
+
+def _second_frac(bound: float, ring: int) -> int:
+    """Fraction bits of a feed-forward network's second matrix."""
+    return fraction_bits(bound, ring - HIDDEN.frac, WEIGHT_FRAC)
+
+
+def _rounded(x: Tensor, frac: int) -> Tensor:
+    """As encoded with so many fraction bits; its gradient is that of x."""
+    scale = math.ldexp(1.0, frac)
+    return x + ((x * scale + 0.5).floor() / scale - x).detach()
 
 
 def _cut(b: Builder, y: Wire, most: int) -> Wire:

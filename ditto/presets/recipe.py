@@ -27,6 +27,7 @@ from ditto.presets.style import (
     Heads,
     Norm,
     Normed,
+    Projection,
     Scores,
     Stage,
     Stream,
@@ -197,6 +198,9 @@ class Recipe:
 
     def halves(self, function: str, stage: Stage) -> bool:
         return False
+
+    def half(self, first: Projection, second: Tensor, bounds: tuple[float, float], residual: int) -> Projection:
+        raise UsageError("this preset computes GELU as a whole")
 
     def feed_in(
         self, b: Builder, x: Wire, name: str, columns: tuple[int, int], bounds: tuple[float, float], function: str,

@@ -19,6 +19,7 @@ from ditto.functions.smooth import Zone
 from ditto.presets.choices import Choices
 
 Variances = tuple[float, float]  # the least and the largest
+Projection = tuple[Tensor, Tensor]  # weight [inputs, outputs] and bias
 
 
 @dataclass(frozen=True)
@@ -204,6 +205,10 @@ class Style(Protocol):
 
     def halves(self, function: str, stage: Stage) -> bool:
         """Does `activation` leave out half of what it reads, which `feed_in` has beside it?"""
+
+    def half(self, first: Projection, second: Tensor, bounds: tuple[float, float], residual: int) -> Projection:
+        """What that is a projection by, of both of the network's weights [inputs, outputs] with their public scales;
+        `residual`: ring bits of the residual stream."""
 
     def feed_in(
         self, b: Builder, x: Wire, name: str, columns: tuple[int, int], bounds: tuple[float, float], function: str,

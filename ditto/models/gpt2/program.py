@@ -13,10 +13,10 @@ from ditto.functions.argmax import argmax
 from ditto.functions.fit import Fits
 from ditto.functions.linear import fraction_bits
 from ditto.models.description import Description, required
-from ditto.models.ranges import activation_of, attention_of, norm_of, scores_of
+from ditto.models.ranges import activation_of, attention_of, norm_of, scores_of, table_of
 from ditto.ops import Matmul, MatmulWeight
 from ditto.presets import preset_of
-from ditto.presets.style import Heads, Stage, Stream, Style
+from ditto.presets.style import Heads, Stage, Style
 
 TOKEN_RING = 16  # of the logits among which the servers look for the largest
 
@@ -73,11 +73,7 @@ def _check(description: Description, plan: Plan, stage: int, style: Style) -> No
 
 def _embeddings(b: Builder, description: Description, style: Style, count: int, plan: Plan) -> Wire:
     """One-hot rows of the word and of the position, against both tables stacked: neither is known to a server."""
-    d, ranges = description.dimensions, description.ranges
-    norms = [norm for layer in ranges.layers for norm in (layer.norm1, layer.norm2)]
-    norms.append(required(ranges.final, "ranges.final"))
-    stream = Stream(max(norm.input for norm in norms), min(norm.variance[0] for norm in norms))
-    table = style.table(ranges.embeddings, stream)
+    d, ranges, table = description.dimensions, description.ranges, table_of(style, description)
     ring, frac, entries = table.ring, table.frac, d.vocabulary + d.positions
     b.layer("embeddings")
     with b.label("embeddings"):
