@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ditto.engine.program import Builder, Program, Wire
 from ditto.engine.schedule import scheduled
 from ditto.errors import RangeError
 from ditto.functions.fit import Fitting
-from ditto.functions.gelu import TYPES, GeluType, even_part, gelu, gelu_zones
+from ditto.functions.gelu import TYPES, GeluType, even_part, gelu, gelu_even, gelu_zones
 from ditto.functions.inverse import inverse
 from ditto.functions.layernorm import (
     FEWEST_BYTES,
@@ -430,6 +431,33 @@ def test_gelu_that_ends_on_the_ring_of_the_next_product() -> None:
     assert rounds_of(x, 24, 12, most, function) == 1
     error = (y / scales - torch.nn.functional.gelu(x)).abs().amax(0)
     assert error[:8].max() < 0.02 and error[8:].max() < 0.05, error
+
+
+@pytest.mark.parametrize("kind", TYPES.values(), ids=TYPES)
+def test_the_even_part_on_the_ring_of_the_next_product(kind: GeluType) -> None:
+    """e(x) alone, one round, wide columns like narrow ones. Error as of GELU in parts, less what x/2 adds: the fit's, a
+    step of the index (of which |e'| < 1 makes as much), `Harmonic.ulp`, and one unit of the result."""
+    bounds, fits = (6.0, 128.0), Fitting()
+    kind = replace(kind, ring=32 + kind.ring - kind.result, result=32)
+    zones = gelu_zones("gelu", [(1, bound) for bound in bounds], fits, kind.frac)
+    x = torch.stack([torch.linspace(-bound, bound, 1001, dtype=torch.float64) for bound in bounds], 1)
+    scale = torch.tensor([zone.fit.scale for zone in zones], dtype=torch.float64)
+    wide = max(zone.bound for zone in zones)
+    harmonics: list[Harmonic] = []
+
+    def function(b: Builder, w: Wire) -> Wire:
+        y = gelu_even(b, "gelu", w, wide, fits, kind, zones)
+        assert (y.ring, y.frac) == (32, kind.frac)
+        harmonics.extend(step.op for step in b.program.steps if isinstance(step.op, Harmonic))
+        return y
+
+    y, run = evaluate(x * scale, 24, 12, wide, function)
+    assert run.ledgers[0].total("online").rounds == 1
+    error = (y / scale - torch.nn.functional.gelu(x) + x / 2).abs()
+    for i, (zone, op) in enumerate(zip(zones, harmonics, strict=True)):
+        step = 2.0**zone.fit.period / zone.fit.scale / 2**12
+        rounding = op.ulp() * 2.0 ** -(op.fu + op.fv) + 2.0**-kind.frac
+        assert error[:, i].max() < zone.fit.error + step + rounding / zone.fit.scale, zone
 
 
 def test_bounds_that_do_not_fit_are_refused() -> None:

@@ -281,7 +281,7 @@ def test_generation_counts_every_token() -> None:
 def test_choices_run_under_mpc(model: tuple[Description, dict[str, torch.Tensor], Batch]) -> None:
     """What was chosen computes what the plain interpreter does, on shares."""
     description, tensors, batch = model
-    every = Choices(exponential="narrow", used="bits", deviation="large", activation="as one")
+    every = Choices(exponential="narrow", used="bits", deviation="large", activation="as one", product="straight")
     chosen = with_choices(description, (every, DEFAULT))
     weights, program = encode_weights(chosen, tensors), compile_stage(chosen, JOB)
     assert program.fingerprint != compile_stage(description, JOB).fingerprint

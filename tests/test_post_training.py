@@ -32,6 +32,7 @@ from ditto.ring import signed
 
 SEQ = 16
 NARROW, COARSE = Choices(exponential="narrow"), Choices(gelu="coarse")
+STRAIGHT = Choices(product="straight")
 Model = tuple[Description, Checkpoint, Trial]
 
 
@@ -88,27 +89,28 @@ def test_errors_come_from_where_they_are_made(model: Model) -> None:
     assert 0 < loss < worse
 
 
-@pytest.mark.parametrize("preset", ["ditto", "puma"])
-def test_errors_are_small_where_nothing_is_wrong(model: Model, preset: str) -> None:
+@pytest.mark.parametrize(("preset", "choices"), [("ditto", ()), ("ditto", (STRAIGHT,) * 2), ("puma", ())])
+def test_errors_are_small_where_nothing_is_wrong(model: Model, preset: str, choices: tuple[Choices, ...]) -> None:
     """Rows are compared with what they stand for: an order or a scale that is another's would be off by all of it."""
     description, checkpoint, trial = model
-    described = with_choices(description.model_copy(update={"preset": preset}), ())
+    described = with_choices(description.model_copy(update={"preset": preset}), choices)
     _, found = gaps_of(described, trial, encode_weights(described, checkpoint.tensors))
     for layer, parts in found.items():
         for part, gap in parts.items():
             assert gap["relative"] < 0.1, (layer, part)  # not derived: 8 fraction bits of values of about 0.1
 
 
-def test_errors_of_generation() -> None:
+@pytest.mark.parametrize("choices", [(), (STRAIGHT,) * 2])
+def test_errors_of_generation(choices: tuple[Choices, ...]) -> None:
     found = made("gpt2", [Prompts(ids(1), [SEQ - 3])])
-    loss, own = errors(found, ())
+    loss, own = errors(found, choices)
     assert own["layer 1"].keys() == {"context", "middle", "activation", "hidden"}
     for parts in own.values():  # not derived, as above; a fit within 0.02 is a fifth of this small model's activations
         assert all(gap["relative"] < (0.4 if part == "activation" else 0.1) for part, gap in parts.items())
     assert 0 <= loss < 0.01
 
 
-@pytest.mark.parametrize("choices", [NARROW, COARSE, Choices(activation="as one"), Choices(deviation="small")])
+@pytest.mark.parametrize("choices", [NARROW, COARSE, Choices(activation="as one"), STRAIGHT])
 def test_a_layer_alone_is_the_whole_run(model: Model, choices: Choices) -> None:
     """From the layer's beginning, with kept values: to the bit what the whole program loses."""
     description, checkpoint, trial = model

@@ -30,6 +30,7 @@ WORDS = {  # for a choice, in the table
     "deviation": "{} tables",
     "activation": "{}",
     "gelu": "{} type",
+    "product": "result {}",
 }
 USED = {"bits": "buckets by bits", "table": "buckets by table"}
 OBJECTIVES = ("latency", "bytes", "offline")

@@ -100,14 +100,10 @@ def gelu(
     is that for results with `held_to` fraction bits.
     1. [e(x)] by harmonics on 12 opened bits.  2. Add x/2, x re-read with one more fraction bit.  3. Truncate.
     """
-    if not zones:
-        fit = fits.find(FITTED[function][0], bound, gelu_tolerance(function, held_to))
-        zones = [Zone(x.shape[1], fit)]
+    zones = zones or _as_one(function, x, bound, fits, held_to)
     # 1
-    parts: list[Part] = []
     columns = [zone.columns for zone in zones]
-    for zone, column in zip(zones, _columns(b, x, columns), strict=True):
-        parts.append(kind.part(b.retype(column, bound=zone.bound), zone.fit))
+    parts = [kind.part(column, zone.fit) for column, zone in _by_zone(b, x, zones)]
     halves = [part.x for part in parts]
     need = kind.result + x.frac + 1 - kind.frac  # the ring of x/2
     if need > x.ring:
@@ -131,6 +127,32 @@ def gelu(
         cut = y.frac - kind.frac
         results.append(b.truncate(y, cut, y.ring - cut))
     return results
+
+
+def gelu_even(
+    b: Builder, function: str, x: Wire, bound: float, fits: Fits, kind: GeluType, zones: Sequence[Zone] = (),
+    held_to: int = GeluType.frac,
+) -> Wire:  # fmt: skip
+    """[e(x)] = [GELU(x) - x/2] on (result, frac) of `kind`, whatever its ring: for a next product that has the half of
+    x from elsewhere. x, zones and error as of `gelu`. One round, of 12 bits; nothing is extended.
+    """
+    zones = zones or _as_one(function, x, bound, fits, held_to)
+    parts = [
+        Part(column, zone.fit, kind.ring, kind.digits // 2, kind.digits - kind.digits // 2)
+        for column, zone in _by_zone(b, x, zones)
+    ]
+    e = _side_by_side(b, harmonics(b, parts, [part.x.bound / 2 + ROOM for part in parts]))
+    return b.truncate(e, e.frac - kind.frac, kind.result)
+
+
+def _as_one(function: str, x: Wire, bound: float, fits: Fits, held_to: int) -> list[Zone]:
+    return [Zone(x.shape[1], fits.find(FITTED[function][0], bound, gelu_tolerance(function, held_to)))]
+
+
+def _by_zone(b: Builder, x: Wire, zones: Sequence[Zone]) -> list[tuple[Wire, Zone]]:
+    """The columns of each zone, with its bound."""
+    columns = _columns(b, x, [zone.columns for zone in zones])
+    return [(b.retype(column, bound=zone.bound), zone) for column, zone in zip(columns, zones, strict=True)]
 
 
 def _columns(b: Builder, x: Wire, counts: Sequence[int]) -> list[Wire]:

@@ -14,6 +14,7 @@ from ditto.ring.exact import ceil_log2, floor_log2
 
 RESULT = FixedPoint(32, 8)
 RESIDUAL = FixedPoint(24, 12)  # gamma z + beta, with fewer fraction bits where the next sum needs the room
+SPARE = 1  # bits of a residual sum's ring beyond its bound
 MEAN_EXTRA = 4  # fraction bits of a row's mean beyond the row's own
 MEAN_WEIGHT_FRAC = 18  # of gamma / H, where the mean's bound leaves room
 FEWEST_BYTES, BALANCED, FEWEST_ROUNDS = 0, 10, 13  # the most index bits of one table of lines for 1 / sqrt(v)
@@ -168,10 +169,18 @@ def standardised_linear(
     return b.add(z, b.weight(f"{name}.bias", ring, result, (columns,), "share"), bound=bound)
 
 
-def scale_and_shift(b: Builder, z: Wire, name: str, bound: float, frac: int) -> Wire:
-    """Opened z -> [gamma' z + beta] on z's ring, with as many fraction bits as leave `frac` on the residual's ring
+def residual_type(bound: float) -> FixedPoint:
+    """Of a residual sum up to `bound`: RESIDUAL's fraction bits on the ring that leaves SPARE bits above the bound; on
+    RESIDUAL's at most, with fewer where it takes that."""
+    frac = fraction_bits(bound, RESIDUAL.ring, RESIDUAL.frac)
+    ring = frac + 2 + ceil_log2(bound) + SPARE
+    return FixedPoint(min(ring, RESIDUAL.ring), frac)
+
+
+def scale_and_shift(b: Builder, z: Wire, name: str, bound: float, fxp: FixedPoint) -> Wire:
+    """Opened z -> [gamma' z + beta] on z's ring, with as many fraction bits as leave those of `fxp` on its ring
     after truncation. gamma' = gamma deviation_scale(H), under a fixed mask. No round."""
-    cut = z.ring - RESIDUAL.ring
+    cut, frac = z.ring - fxp.ring, fxp.frac
     gamma = b.weight(f"{name}.gamma", z.ring, frac + cut - z.frac, (z.shape[1],), "masked", bound=0.0)
     scaled = multiply(b, z, gamma, z.ring, bound=bound)
     beta = b.weight(f"{name}.beta", z.ring, scaled.frac, (z.shape[1],), "share")
@@ -183,21 +192,21 @@ def layernorm(b: Builder, z: Wire, name: str, bound: float) -> Wire:
 
     Error: 2 ulp, and gamma times that of z.
     """
-    return truncate_to(b, scale_and_shift(b, z, name, bound, RESIDUAL.frac), RESULT.frac)
+    return truncate_to(b, scale_and_shift(b, z, name, bound, RESIDUAL), RESULT.frac)
 
 
 def layernorm_residual(b: Builder, z: Wire, name: str, bound: float, sum_bound: float) -> tuple[Wire, Wire]:
-    """Opened z by `standardise` -> LayerNorm's result [gamma' z + beta] on (24, 12), or with fewer fraction bits where
-    |sum| <= sum_bound needs it, and [its mean by row], [rows, 1], with MEAN_EXTRA more. No round.
+    """Opened z by `standardise` -> LayerNorm's result [gamma' z + beta] in the type of a sum |sum| <= sum_bound, and
+    [its mean by row], [rows, 1], with MEAN_EXTRA more fraction bits. No round.
 
     The next `standardise` takes the sum and the mean. Error: 1 ulp, and gamma times that of z.
     1. The product with gamma', beta added, truncated.
     2. The mean is z times gamma' / H and the mean of beta: a linear layer of one column.
     """
-    frac = fraction_bits(sum_bound, RESIDUAL.ring, RESIDUAL.frac)
+    fxp = residual_type(sum_bound)
     # 1
-    result = scale_and_shift(b, z, name, bound, frac)
-    result = b.truncate(result, result.frac - frac, RESIDUAL.ring)
+    result = scale_and_shift(b, z, name, bound, fxp)
+    result = b.truncate(result, result.frac - fxp.frac, fxp.ring)
     # 2
     mean = linear(b, z, f"{name}.mean", 1, bound, MEAN_WEIGHT_FRAC)
-    return result, truncate_to(b, mean, frac + MEAN_EXTRA)
+    return result, truncate_to(b, mean, fxp.frac + MEAN_EXTRA)

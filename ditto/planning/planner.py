@@ -49,7 +49,14 @@ class Part:
 PARTS = (
     Part("softmax", {"exponential": ("precise", "narrow"), "used": ("bits", "table", "no maximum", "two windows")}),
     Part("layernorm", {"deviation": ("medium", "small", "large")}),
-    Part("gelu", {"activation": ("by neuron", "as one"), "gelu": ("precise", "narrow", "coarse")}),
+    Part(
+        "gelu",
+        {
+            "activation": ("by neuron", "as one"),
+            "gelu": ("precise", "narrow", "coarse"),
+            "product": ("extended", "straight"),
+        },
+    ),
 )
 
 

@@ -134,6 +134,8 @@ def activation_error(preset: str, choices: Choices, d: Dimensions, ranges: Layer
     residual = b.input("residual", RESIDUAL.ring, RESIDUAL.frac, (ROWS, 1), 1.0)
     b.output("y", chosen.activation(b, d.activation, read, wide, residual, fits, ENCODER, zones))
     got = _run(b, {"x": x * scales, "residual": torch.zeros(ROWS, 1)}, {}) / scales
+    if chosen.halves(d.activation, ENCODER):
+        got = got + x / 2
     return relative(got, F.gelu(x, approximate="tanh" if d.activation == "tanh gelu" else "none"))
 
 

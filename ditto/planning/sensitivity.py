@@ -96,7 +96,7 @@ class Sensitivity:
     def _changed(self, one: Compiled, layer: int, choices: Choices, description: Description) -> Values:
         """The weights of one layer by its choices: the activation's scales belong to them."""
         real = self._real
-        if choices.activation or choices.gelu:
+        if choices.activation or choices.gelu or choices.product:
             found = description.model_copy(update={"functions": self._fits.all()})
             real = architecture_of(found.architecture).weights(found, self._trial.checkpoint.tensors)
         wires = {name: wire for name, wire in one.program.weights.items() if name.startswith(f"layer.{layer}.")}

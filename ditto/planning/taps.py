@@ -23,9 +23,11 @@ from ditto.models.registry import generates
 from ditto.ops import MatmulWeight
 from ditto.planning.answers import Compiled, Gap, Group, Seen, Trial
 from ditto.presets import preset_of
+from ditto.presets.style import ENCODER
 
 Tensor = torch.Tensor
 EMBEDDINGS, END = "embeddings", "hidden"
+HALF = "half"  # of what an activation is taken of, where the second product reads the activation less that
 ENCODER_NORMS, STREAM_NORMS = ("norm1", "norm2"), ("ln_1", "ln_2")
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -93,12 +95,15 @@ class Gaps:
             weights = one.program.weights
             frac = weights[f"{tap.weight}.bias"].frac - weights[f"{tap.weight}.weight"].frac
             got = inputs[0].double() * 2.0**-frac
+            got = got * self._scale(tap, got.shape[1])
             want, real = floats[tap.observed], group.real
+            if tap.part == "activation" and (tap.observed[0], HALF) in floats:
+                got = got + floats[tap.observed[0], HALF].reshape(got.shape)
             if got.shape[0] == rows:
                 got, want = got.reshape(*real.shape, -1)[real], want[real]
             else:  # a head reads each text's first token alone
                 want = want[:, 0]
-            self._gaps.setdefault((tap.layer, tap.part), Gap()).see(got * self._scale(tap, got.shape[1]), want)
+            self._gaps.setdefault((tap.layer, tap.part), Gap()).see(got, want)
 
         return seen
 
@@ -118,6 +123,8 @@ class Gaps:
                 found[layer, name] = x.double()
             elif name == "activation":
                 found[layer, name] = ACTIVATIONS[d.activation](x).double()
+                if _halved(description, layer):
+                    found[layer, HALF] = x.double() / 2
 
         with torch.inference_mode():
             checkpoint.architecture.floats(checkpoint.tensors, d, group.batch, observe)
@@ -138,6 +145,12 @@ class Gaps:
         for (layer, part), gap in self._gaps.items():
             found.setdefault(layer, {})[part] = gap.document()
         return found
+
+
+def _halved(description: Description, layer: int) -> bool:
+    """Does the second product read an activation less half of what that is taken of?"""
+    style = preset_of(description.preset).style.chosen(description.choices_of(layer))
+    return style.halves(description.dimensions.activation, ENCODER)
 
 
 def _standardised(x: Tensor, d: Dimensions) -> Tensor:

@@ -24,6 +24,9 @@ class Choices(BaseModel):
     `activation`: of neurons by the range of each, or by that of the widest.
     `gelu`: of its result 8, 7 or 6 fraction bits, from harmonics on 24, 20 or 16 bits, its fits held to about such a
     unit (`ditto.functions.gelu.TYPES`).
+    `product`: how GELU's result comes to the next product: on few bits, which one more opening extends, or straight,
+    its even part on the product's own ring, x/2 by a product of what the first projection read with a matrix of its
+    own: a round and two bytes of each party fewer for each number, for four more from the dealer and each harmonic.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -33,6 +36,7 @@ class Choices(BaseModel):
     deviation: Literal["large", "medium", "small"] | None = None
     activation: Literal["by neuron", "as one"] | None = None
     gelu: Literal["precise", "narrow", "coarse"] | None = None
+    product: Literal["extended", "straight"] | None = None
 
 
 DEFAULT = Choices()

@@ -12,7 +12,7 @@ from ditto.engine.program import Builder, Wire
 from ditto.errors import RangeError, UsageError
 from ditto.functions.fit import Fits
 from ditto.functions.fixed import FixedPoint, minus, multiply, truncate_to
-from ditto.functions.gelu import TYPES, GeluType, gelu, gelu_zones
+from ditto.functions.gelu import FITTED, TYPES, GeluType, gelu, gelu_even, gelu_zones
 from ditto.functions.layernorm import (
     BALANCED,
     FEWEST_BYTES,
@@ -25,7 +25,7 @@ from ditto.functions.layernorm import (
     standardise,
     standardised_linear,
 )
-from ditto.functions.linear import fraction_bits, linear
+from ditto.functions.linear import WEIGHT_FRAC, fraction_bits, linear
 from ditto.functions.relu import relu
 from ditto.functions.smooth import Zone
 from ditto.functions.softmax import (
@@ -43,6 +43,7 @@ from ditto.presets.style import (
     Heads,
     Norm,
     Normed,
+    Projection,
     Scores,
     Stage,
     Stream,
@@ -63,6 +64,7 @@ KEEP = 16  # of the vector of real tokens: what embeddings, their positions and 
 FOLDED, FOLDED_QKV = 32, 48  # of what a LayerNorm gives to its projection; 48 spare the heads an extension
 STREAMS = (FixedPoint(24, 12), FixedPoint(32, 16))  # of a stream: the largest number of fraction bits in each ring
 TANH_FRAC = 12
+HALF_SPARE = 2  # fraction bits of the matrix of x/2 beyond the second one's, where what it reads has the ring for them
 SINGLE = {"large": FEWEST_ROUNDS, "medium": BALANCED, "small": FEWEST_BYTES}
 
 
@@ -77,6 +79,11 @@ def gelu_type(stage: Stage, result: int, own: GeluType) -> GeluType:
     if not stage.later:
         return kind
     return replace(kind, ring=result + kind.ring - kind.result, result=result)
+
+
+def straight_type(result: int, own: GeluType) -> GeluType:
+    """The even part on the `result` bits that the next product takes."""
+    return replace(own, ring=result + own.ring - own.result, result=result)
 
 
 @dataclass(frozen=True)
@@ -287,6 +294,37 @@ class OneOpening:
             context = multiply(b, context, ys[0], types.product or ring + cut, bound=bounds.context)
             return merge_heads(b, b.truncate(context, cut, ring))
 
+    def halves(self, function: str, stage: Stage) -> bool:
+        return self.choices.product == "straight" and function in FITTED and not stage.later
+
+    def half(self, first: Projection, second: Tensor, bounds: tuple[float, float], residual: int) -> Projection:
+        """Of the weights as they are encoded, so that what GELU makes 0 of x/2 and e(x) is 0 after the product, too."""
+        (weight, bias), (inner, outer) = first, bounds
+        weight = _rounded(weight, fraction_bits(inner, FOLDED - HIDDEN.frac, WEIGHT_FRAC))
+        second = _rounded(second, _second_frac(outer, residual + CUT)) / 2
+        return weight @ second, bias @ second
+
+    def feed_in(
+        self, b: Builder, x: Wire, name: str, columns: tuple[int, int], bounds: tuple[float, float], function: str,
+        residual: Wire, stage: Stage, *, norm: Norm | None = None,
+    ) -> tuple[Wire, Wire | None]:  # fmt: skip
+        """x/2 W = z (V W / 2) for x = z V: of the opened z, so that x/2 is neither opened nor extended."""
+        inner, hidden = columns
+        if not self.halves(function, stage):
+            if norm is None:
+                return self.read(b, x, f"{name}.ffn1", inner, bounds[0]), None
+            return self.norm_linear(b, x, norm, f"{name}.ffn1", inner, bounds[0], stage), None
+        ring = residual.ring + CUT
+        if norm is not None:
+            with b.label("layernorm"):
+                z = standardise(b, x, norm.variance, norm.epsilon, max(FOLDED, ring), self.stream_single)
+            (x,) = b.open(z)
+        spare = min(HALF_SPARE, x.ring - ring)
+        half = linear(b, x, f"{name}.half", hidden, bounds[1], _second_frac(bounds[1], ring) + spare)
+        half = b.truncate(half, spare, ring) if half.ring > ring else half
+        x = b.retype(x, ring=FOLDED)
+        return linear(b, x, f"{name}.ffn1", inner, bounds[0]), half
+
     def zones(self, function: str, neurons: Sequence[tuple[int, float]], fits: Fits) -> list[Zone]:
         if self.choices.activation == "as one":
             return []
@@ -302,6 +340,8 @@ class OneOpening:
         match function:
             case "gelu" | "tanh gelu":
                 own = self.gelu_kind
+                if self.halves(function, stage):
+                    return gelu_even(b, function, x, bound, fits, straight_type(ring, own), zones, own.frac)
                 narrow = gelu(b, function, x, bound, fits, gelu_type(stage, ring, own), zones, own.frac)
             case "tanh":
                 narrow = [_cut(b, tanh(b, x, bound, fits), TANH_FRAC)]
@@ -318,6 +358,17 @@ class OneOpening:
         """On the residual's type."""
         cut = y.frac - x.frac
         return b.add(x, b.truncate(y, cut, min(y.ring - cut, x.ring)), bound=bound)
+
+
+def _second_frac(bound: float, ring: int) -> int:
+    """Fraction bits of a feed-forward network's second matrix."""
+    return fraction_bits(bound, ring - HIDDEN.frac, WEIGHT_FRAC)
+
+
+def _rounded(x: Tensor, frac: int) -> Tensor:
+    """As encoded with so many fraction bits; its gradient is that of x."""
+    scale = math.ldexp(1.0, frac)
+    return x + ((x * scale + 0.5).floor() / scale - x).detach()
 
 
 def _cut(b: Builder, y: Wire, most: int) -> Wire:

@@ -27,6 +27,7 @@ from ditto.presets.style import (
     Heads,
     Norm,
     Normed,
+    Projection,
     Scores,
     Stage,
     Stream,
@@ -194,6 +195,20 @@ class Recipe:
     def _matmul(self, b: Builder, x: Wire, y: Wire, bound: float) -> Wire:
         op = Matmul(x.shape, y.shape, self.linear_type.ring)
         return b.emit(op, [x, y], [(op.bits, x.frac + y.frac, op.shape, bound)])[0]
+
+    def halves(self, function: str, stage: Stage) -> bool:
+        return False
+
+    def half(self, first: Projection, second: Tensor, bounds: tuple[float, float], residual: int) -> Projection:
+        raise UsageError("this preset computes GELU as a whole")
+
+    def feed_in(
+        self, b: Builder, x: Wire, name: str, columns: tuple[int, int], bounds: tuple[float, float], function: str,
+        residual: Wire, stage: Stage, *, norm: Norm | None = None,
+    ) -> tuple[Wire, Wire | None]:  # fmt: skip
+        if norm is None:
+            return self.read(b, x, f"{name}.ffn1", columns[0], bounds[0]), None
+        return self.norm_linear(b, x, norm, f"{name}.ffn1", columns[0], bounds[0], stage), None
 
     def zones(self, function: str, neurons: Sequence[tuple[int, float]], fits: Fits) -> list[Zone]:
         """None: its GELU is the publication's."""

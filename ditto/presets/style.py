@@ -19,6 +19,7 @@ from ditto.functions.smooth import Zone
 from ditto.presets.choices import Choices
 
 Variances = tuple[float, float]  # the least and the largest
+Projection = tuple[Tensor, Tensor]  # weight [inputs, outputs] and bias
 
 
 @dataclass(frozen=True)
@@ -201,6 +202,20 @@ class Style(Protocol):
         is added to the scores. Several queries attend
         causally where the stage says so, a single one to every key.
         """
+
+    def halves(self, function: str, stage: Stage) -> bool:
+        """Does `activation` leave out half of what it reads, which `feed_in` has beside it?"""
+
+    def half(self, first: Projection, second: Tensor, bounds: tuple[float, float], residual: int) -> Projection:
+        """What that is a projection by, of both of the network's weights [inputs, outputs] with their public scales;
+        `residual`: ring bits of the residual stream."""
+
+    def feed_in(
+        self, b: Builder, x: Wire, name: str, columns: tuple[int, int], bounds: tuple[float, float], function: str,
+        residual: Wire, stage: Stage, *, norm: Norm | None = None,
+    ) -> tuple[Wire, Wire | None]:  # fmt: skip
+        """The first projection of a feed-forward network, of a LayerNorm's result or of x after `norm`; and what is
+        added to the second one's result, if `halves`. Columns and bounds of both."""
 
     def zones(self, function: str, neurons: Sequence[tuple[int, float]], fits: Fits) -> list[Zone]:
         """How the activation of a feed-forward network goes by (columns, bound) of its neurons; none: by one bound."""

@@ -163,11 +163,13 @@ def _block(
             y = style.linear(b, rows(b, context, 0, first, last), f"{name}.out", d.hidden, ranges.attention)
         z = add_and_norm(b, before, y, "norm1", ranges.norm1, ranges.norm2)
         with b.label("ffn in"):
-            h = style.read(b, z.out, f"{name}.ffn1", d.inner, wide)
+            columns, bounds = (d.inner, d.hidden), (wide, ranges.ffn)
+            h, half = style.feed_in(b, z.out, name, columns, bounds, d.activation, z.residual, ENCODER)
         with b.label("gelu"):
             h = style.activation(b, d.activation, h, wide, z.residual, fits, ENCODER, zones)
         with b.label("ffn out"):
             y = style.linear(b, h, f"{name}.ffn2", d.hidden, ranges.ffn)
+            y = y if half is None else b.add(y, half, bound=ranges.ffn)
         return add_and_norm(b, z, y, "norm2", ranges.norm2, after).wires
 
     return Normed(*in_blocks(b, plan.hold, plan.batch * plan.seq, of_tokens))

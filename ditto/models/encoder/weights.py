@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from ditto.functions.layernorm import deviation_scale
+from ditto.functions.layernorm import deviation_scale, residual_type
 from ditto.models.architecture import Tensors
 from ditto.models.description import Description
-from ditto.models.ranges import centre, folded, neuron_scales, scores_of
+from ditto.models.ranges import activation_of, centre, folded, neuron_scales, scores_of
 from ditto.presets import preset_of
+from ditto.presets.style import ENCODER
 
 
 def arranged(t: Tensors, orders: list[torch.Tensor]) -> Tensors:
@@ -73,6 +74,12 @@ def encoder_weights(description: Description, t: Tensors, first: str) -> Tensors
         after(f"{at}.norm1", f"{at}.ffn1", t[f"{at}.ffn1.weight"].t() * scale, t[f"{at}.ffn1.bias"] * scale)
         ffn2 = into_norm(t[f"{at}.ffn2.weight"].t()) / scale[:, None]
         linear(f"{at}.ffn2", ffn2, into_norm(t[f"{at}.ffn2.bias"]))
+        own, ranges = style.chosen(description.choices_of(i)), description.ranges.layers[i]
+        if own.halves(d.activation, ENCODER):
+            first = real[f"{at}.ffn1.weight"], real[f"{at}.ffn1.bias"]
+            bounds = activation_of(style, description, i, description.fits)[1], ranges.ffn
+            sums = residual_type(ranges.norm2.input)
+            linear(f"{at}.half", *own.half(first, real[f"{at}.ffn2.weight"], bounds, sums.ring))
         norm(f"{at}.norm1", d.hidden)
         norm(f"{at}.norm2", d.hidden)
         before = f"{at}.norm2"
