@@ -202,7 +202,7 @@ def test_question_and_answer_cost_a_round_trip() -> None:
 
         def echo() -> None:
             for i in range(1, 11):
-                zero._link.send("job", i, "a", zero._link.receive(zero._box, i, "a")[1])
+                zero._link.send("job", i, "a", zero._link.receive(zero._box, i, "a")[0])
 
         threading.Thread(target=echo, daemon=True).start()
         began = time.monotonic()

@@ -140,7 +140,7 @@ def test_one_round_for_what_does_not_wait() -> None:
     after = scheduled(before)
     assert (before.cost().rounds, after.cost().rounds) == (3, 2) and before.cost().online == after.cost().online
     assert [step.label for step in after.steps if isinstance(step.op, Open)] == ["long", "long"]
-    assert after.steps[0].inputs == ("y", "x")
+    assert after.steps[0].inputs == ("x", "y")  # the longer chain waits for x
     assert len(after.steps) == len(before.steps) - 1
 
 

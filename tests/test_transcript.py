@@ -20,12 +20,12 @@ from ditto.engine.job import DealerJob, PartyJob
 from ditto.engine.ledger import Ledger
 from ditto.engine.program import Builder, Program
 from ditto.engine.weights import DealerWeights, PartyWeights
-from ditto.errors import BY_CODE, ClusterError, DittoError, IntegrityError, PeerLost
+from ditto.errors import BY_CODE, BadShare, ClusterError, DittoError, IntegrityError, PeerLost
 from ditto.models import Description, Plan, compile_stage, encode_inputs, random_batch, random_model
 from ditto.net.emulation import Link
 from ditto.net.framing import dealt_digest, frame_digest
 from ditto.net.metrics import LinkMetrics, PartyMetrics
-from ditto.net.peerlink import LinkChannel, PeerLink, _frames
+from ditto.net.peerlink import LinkChannel, PeerLink, _frames, message_digests
 from ditto.net.transport import CHUNK
 from ditto.ring import cast
 from ditto.ring.prg import new_seed
@@ -133,6 +133,60 @@ def test_messages_pass_whole() -> None:
         assert errors_of(channels, work) == [None, None]
         sent, received = (channels[0].transcript.value(kind) for kind in ("sent", "received"))
         assert (received, sent) == tuple(channels[1].transcript.value(kind) for kind in ("sent", "received"))
+
+
+def test_a_message_in_pieces() -> None:
+    """Each is there as soon as it is sent, and their digests are what a replay has of the message."""
+    pieces = [b"first", bytes(CHUNK + 1), b"last"]
+    sizes = [len(piece) for piece in pieces]
+    with links() as channels:
+        streams = [channel.stream("s", sizes) for channel in channels]
+        for i, piece in enumerate(pieces):
+            for stream in streams:
+                stream.send(piece)
+            assert [bytes(stream.take()) for stream in streams] == [piece] * 2, i
+        assert errors_of(channels, lambda channel, party: compare_transcripts(channel, party, "end")) == [None, None]
+        assert [channel.rounds for channel in channels] == [2, 2]
+    transcript = Transcript()
+    transcript.add("sent", "s", message_digests("job", 0, "s", b"".join(pieces), sizes))
+    with links() as channels:
+        stream = channels[0].stream("s", sizes)
+        for piece in pieces:
+            stream.send(piece)
+        assert channels[0].transcript.value("sent") == transcript.value("sent")
+
+
+@pytest.mark.parametrize(
+    ("label", "sizes", "error", "text"),
+    [("other", [4, 4], DittoError, "opens 's'"), ("s", [4, 5], BadShare, "8 bytes from the peer, expected 9")],
+)
+def test_a_message_in_other_pieces(label: str, sizes: list[int], error: type[DittoError], text: str) -> None:
+    with links() as channels:
+        stream = channels[0].stream("s", [4, 4])
+        stream.send(b"1234")
+        stream.send(b"5678")
+        other = channels[1].stream(label, sizes)
+        with pytest.raises(error, match=text):
+            other.take()
+
+
+@pytest.mark.parametrize("field", ["data", "label", "total", "offset"])
+def test_a_changed_piece_ends_the_job(field: str) -> None:
+    """The first one is there and good; the changed one is never handed out."""
+    left = [2]
+
+    def second(frame: party_pb2.Frame) -> None:
+        left[0] -= 1
+        if not left[0]:
+            flip(field)(frame)
+
+    with links(second) as channels:
+        mine, theirs = (channel.stream("s", [5, 6]) for channel in channels)
+        for piece in (b"first", b"other."):
+            mine.send(piece)
+        assert theirs.take() == b"first"
+        with pytest.raises(IntegrityError, match="round 0"):
+            theirs.take()
 
 
 @pytest.mark.parametrize("size", [100, 2 * CHUNK + 1])
@@ -269,20 +323,16 @@ def test_transcripts_see_order_and_label(kind: Any) -> None:
 
 
 class Tampered(MemoryChannel):
-    """Party 1's end: one message of one round arrives changed."""
+    """Party 1's end: one message, or one piece of one, arrives changed."""
 
     at = -1
     rounds = 0
 
-    def exchange(self, label: str, payload: bytes) -> bytes:
-        self._out.put((label, payload))
-        self.payload_sent += len(payload)
-        _, theirs = self._in.get(timeout=60)
+    def _receive(self, label: str) -> bytes:
+        theirs = super()._receive(label)
         if self.rounds == self.at:
             theirs = bytes([theirs[0] ^ 1]) + theirs[1:]
         self.rounds += 1
-        self.transcript.add("sent", label, digest(label, payload))
-        self.transcript.add("received", label, digest(label, theirs))
         return theirs
 
     payload_received = framing_received = 0

@@ -14,7 +14,7 @@ from uniform import chi_square, chi_square_limit, deviation_limit
 
 from ditto.engine import job
 from ditto.engine.job import _PartyContext
-from ditto.ops.base import Shared
+from ditto.ops.base import Opened, Shared
 
 Tensor = torch.Tensor
 
@@ -50,40 +50,22 @@ class View:
 def watch(monkeypatch: pytest.MonkeyPatch, take: Callable[[str, Tensor, int], None]) -> None:
     """Have `take` (kind of message, elements, bits of each) see every message of every job from here on."""
     lock = threading.Lock()
-    opening, opening_bits, opening_both, dealing, anew = (
-        _PartyContext.open, _PartyContext.open_bits, _PartyContext.open_both, _PartyContext.dealt, job.rerandomised,
-    )  # fmt: skip
+    opening, dealing, anew = _PartyContext.open, _PartyContext.dealt, job.rerandomised
 
     def add(kind: str, x: Tensor, bits: int) -> None:
         with lock:
             take(kind, x, bits)
 
-    def saw(party: int, shares: list[Tensor], result: list[Tensor], bits: list[int]) -> None:
-        for mine, value, size in zip(shares, result, bits, strict=True):
-            add(f"opened at party{party}", value, size)
-            add(f"from the peer at party{party}", value - mine, size)
-
-    def saw_bits(party: int, words: Tensor, result: Tensor) -> None:
-        add(f"opened bits at party{party}", result, 64)
-        add(f"bits from the peer at party{party}", result ^ words, 64)
-
-    def opened(self: _PartyContext, shares: list[Tensor], bits: list[int]) -> list[Tensor]:
-        result = opening(self, shares, bits)
-        saw(self.party, shares, result, bits)
-        return result
-
-    def opened_bits(self: _PartyContext, words: Tensor) -> Tensor:
-        result = opening_bits(self, words)
-        saw_bits(self.party, words, result)
-        return result
-
-    def opened_both(
-        self: _PartyContext, shares: list[Tensor], bits: list[int], words: list[Tensor]
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        result, result_bits = opening_both(self, shares, bits, words)
-        saw(self.party, shares, result, bits)
+    def opened(
+        self: _PartyContext, shares: list[Tensor], masks: list[Tensor], bits: list[int], words: list[Tensor]
+    ) -> Opened:
+        result, result_bits = opening(self, shares, masks, bits, words)
+        for share, mask, masked, size in zip(shares, masks, result, bits, strict=True):
+            add(f"opened at party{self.party}", masked.value, size)
+            add(f"from the peer at party{self.party}", masked.value - share - mask, size)
         for mine, value in zip(words, result_bits, strict=True):
-            saw_bits(self.party, mine, value)
+            add(f"opened bits at party{self.party}", value, 64)
+            add(f"bits from the peer at party{self.party}", value ^ mine, 64)
         return result, result_bits
 
     def dealt(self: _PartyContext, of: Shared) -> Tensor:
@@ -98,7 +80,5 @@ def watch(monkeypatch: pytest.MonkeyPatch, take: Callable[[str, Tensor, int], No
         return result
 
     monkeypatch.setattr(_PartyContext, "open", opened)
-    monkeypatch.setattr(_PartyContext, "open_bits", opened_bits)
-    monkeypatch.setattr(_PartyContext, "open_both", opened_both)
     monkeypatch.setattr(_PartyContext, "dealt", dealt)
     monkeypatch.setattr(job, "rerandomised", output)

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import queue
+from collections.abc import Sequence
 from typing import Protocol
 
-from ditto.errors import IntegrityError, PeerLost
-from ditto.transcript import DIGEST, Transcript, digest
+from ditto.errors import BadShare, IntegrityError, PeerLost
+from ditto.transcript import DIGEST, Kind, Transcript, digest
+
+
+class Stream(Protocol):
+    """One round under way: its message goes out piece by piece, and comes in piece by piece, of the same sizes.
+
+    All is sent before anything is taken, and all is taken before the next message is sent to its end.
+    """
+
+    def send(self, piece: bytes | memoryview) -> None:
+        """The next piece. Its memory stays as it is until the peer has it."""
+
+    def take(self) -> bytes | memoryview:
+        """The peer's next piece, when it is there. Raises BadShare for a message of another size."""
 
 
 class Channel(Protocol):
@@ -15,9 +29,13 @@ class Channel(Protocol):
     `transcript` takes every message that was sent and received whole.
     """
 
-    payload_sent: int
-    framing_sent: int
     transcript: Transcript
+
+    @property
+    def payload_sent(self) -> int: ...
+
+    @property
+    def framing_sent(self) -> int: ...
 
     def exchange(self, label: str, payload: bytes | memoryview) -> bytes | memoryview:
         """Send `payload`, return the peer's message of the same label: one round.
@@ -25,6 +43,9 @@ class Channel(Protocol):
         It may be read until the peer has it: nobody writes to its memory any more. What is returned is the caller's own
         where it can be written to.
         """
+
+    def stream(self, label: str, sizes: Sequence[int]) -> Stream:
+        """A round whose message is cut into pieces of these bytes: more than one, none of them empty."""
 
 
 class MemoryChannel:
@@ -46,12 +67,48 @@ class MemoryChannel:
         self._out.put((label, bytes(payload)))
         self.payload_sent += len(payload)
         self.framing_sent += len(label)
-        got, theirs = self._in.get(timeout=60)
-        if got != label:
-            raise PeerLost(f"peer is at {got!r}, this party at {label!r}")
+        theirs = self._receive(label)
         self.transcript.add("sent", label, digest(label, payload))
         self.transcript.add("received", label, digest(label, theirs))
         return theirs
+
+    def stream(self, label: str, sizes: Sequence[int]) -> Stream:
+        return _MemoryStream(self, label, sizes)
+
+    def _receive(self, label: str) -> bytes:
+        got, theirs = self._in.get(timeout=60)
+        if got != label:
+            raise PeerLost(f"peer is at {got!r}, this party at {label!r}")
+        return theirs
+
+
+class _MemoryStream:
+    """Each piece is a message of its own."""
+
+    def __init__(self, channel: MemoryChannel, label: str, sizes: Sequence[int]) -> None:
+        self._channel, self._label, self._sizes = channel, label, sizes
+        self._sent: list[bytes] = []
+        self._taken: list[bytes] = []
+        channel.framing_sent += len(label)
+
+    def send(self, piece: bytes | memoryview) -> None:
+        self._sent.append(bytes(piece))
+        self._channel._out.put((self._label, self._sent[-1]))
+        self._channel.payload_sent += len(piece)
+        self._note("sent", self._sent)
+
+    def take(self) -> bytes | memoryview:
+        theirs = self._channel._receive(self._label)
+        expected = self._sizes[len(self._taken)]
+        if len(theirs) != expected:
+            raise BadShare(f"{self._label}: {len(theirs)} bytes from the peer, expected {expected}")
+        self._taken.append(theirs)
+        self._note("received", self._taken)
+        return theirs
+
+    def _note(self, kind: Kind, pieces: list[bytes]) -> None:
+        if len(pieces) == len(self._sizes):
+            self._channel.transcript.add(kind, self._label, digest(self._label, b"".join(pieces)))
 
 
 def compare_transcripts(channel: Channel, party: int, until: str) -> None:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import Any, Protocol
 
 import torch
 
 from ditto.engine.channel import Channel, compare_transcripts
 from ditto.engine.ledger import LayerTimes, Ledger, Round
+from ditto.engine.opening import Kind, Openings
 from ditto.engine.program import Program, Step, Wire
 from ditto.engine.sharing import common_key, rerandomised
-from ditto.engine.weights import DealerWeights, PartyWeights
+from ditto.engine.weights import EXPANDED, DealerWeights, ExpandedShare, PartyWeights
 from ditto.errors import BadShare, ReuseError
-from ditto.ops import Masked, Op
-from ditto.ops.base import Correlations, Shared
+from ditto.ops import Masked, Op, Open, Together, WeightShare
+from ditto.ops.base import Correlations, Opened, Shared
 from ditto.ring import cast, packed, unpack
 from ditto.ring.prg import Prg, derive, new_seed
 from ditto.transcript import digest
@@ -116,15 +117,19 @@ class _PartyContext:
         channel: Channel,
         draw: Callable[[], bytes] = new_seed,
     ) -> None:
-        self.party, self.draw = party, draw
+        self.party, self._draw = party, draw
         self._job, self._seed, self._source, self._channel = job, seed, source, channel
+        self.openings = Openings(channel)
 
     def enter(self, index: int, label: str, seeded: bool = False) -> None:
         """`seeded`: this party expands what is dealt from its seed."""
         self._index, self._label, self._seeded = index, label, seeded
         self._prg: Prg | None = None
         self.received = 0
-        self.openings: list[tuple[float, float, int]] = []  # (time of sending, waiting, bytes sent)
+
+    def draw(self) -> bytes:
+        self.openings.finish()  # so that events have one order, whenever messages arrive
+        return self._draw()
 
     def _fresh(self) -> Prg:
         if self._seed is None:
@@ -142,53 +147,35 @@ class _PartyContext:
             return prg.ring(of.shape, of.bits)
         nbytes = of.nbytes
         self.received += nbytes
-        data, label = memoryview(self._source.take(nbytes)), f"{self._index}/{self._label} {_type(of.shape, of.bits)}"
+        data, label = memoryview(self._source.take(nbytes)), f"{self._index}/{self._label} {Kind(of.shape, of.bits)}"
         self._channel.transcript.add("dealt", label, digest(label, data))
         return unpack(data, of.bits, of.shape)
 
-    def _exchange(self, mine: bytes | memoryview, types: str) -> memoryview:
-        """One message each way, under a label that binds the types: a peer that opens another type is an error."""
-        start, label = time.perf_counter(), f"{self._index}/{self._label} {types}"
-        theirs = memoryview(self._channel.exchange(label, mine))
-        self.openings.append((start, time.perf_counter() - start, len(mine)))
-        if len(theirs) != len(mine):
-            raise BadShare(f"{label}: {len(theirs)} bytes from the peer, expected {len(mine)}")
-        return theirs
-
     def open_bits(self, words: Tensor) -> Tensor:
-        return self._open([], [], [words])[1][0]
+        return self.open([], [], [], [words])[1][0]
 
-    def open(self, shares: list[Tensor], bits: list[int]) -> list[Tensor]:
-        return self._open(shares, bits, [])[0]
-
-    def open_both(
-        self, shares: list[Tensor], bits: list[int], words: list[Tensor]
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        return self._open(shares, bits, words)
-
-    def _open(self, shares: list[Tensor], bits: list[int], words: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        sent = [*zip(shares, bits, strict=True), *((w, 64) for w in words)]
-        mine = [packed(x, b) for x, b in sent]
-        types = [_type(tuple(x.shape), b) for x, b in sent]
-        types[len(shares) :] = [f"bits {name}" for name in types[len(shares) :]]
-        theirs = self._exchange(mine[0] if len(mine) == 1 else b"".join(mine), "+".join(types))
-        rest, start = [], 0
-        for (x, b), raw in zip(sent, mine, strict=True):
-            rest.append(unpack(theirs[start : start + len(raw)], b, tuple(x.shape)))
-            start += len(raw)
-        opened = [y.add_(x) for x, y in zip(shares, rest, strict=False)]
-        return opened, [y.bitwise_xor_(w) for w, y in zip(words, rest[len(shares) :], strict=True)]
-
-
-def _type(shape: tuple[int, ...], bits: int) -> str:
-    """As labels have it: "24:2x16x768"."""
-    return f"{bits}:{'x'.join(map(str, shape))}"
+    def open(self, shares: list[Tensor], masks: list[Tensor], bits: list[int], words: list[Tensor]) -> Opened:
+        return self.openings.open((self._index, self._label), shares, masks, bits, words)
 
 
 @cache
 def _prepares(kind: type[Op]) -> bool:
     """Has the operation an offline part?"""
     return any(getattr(kind, face) is not getattr(Op, face) for face in ("opens", "dealt", "output_masks"))
+
+
+def _openers(program: Program) -> list[int | None]:
+    """For each step the next one of its layer that opens something, if there is one."""
+    found: list[int | None] = []
+    following: int | None = None
+    for index in range(len(program.steps) - 1, -1, -1):
+        step = program.steps[index]
+        if found and program.steps[index + 1].layer != step.layer:
+            following = None
+        found.append(following)
+        if type(step.op).opens is not Op.opens:
+            following = index
+    return found[::-1]
 
 
 @dataclass
@@ -238,6 +225,8 @@ class PartyJob:
         self._layers: list[list[tuple[int, Step]]] = [[] for _ in program.layers]
         for index, step in enumerate(program.steps):
             self._layers[step.layer].append((index, step))
+        self._openers = _openers(program)
+        self._ahead: dict[str, WeightShare] = {}  # expanded for the steps to come
         self._next = {"prepare": 0, "run": 0}
         self.ended = 0  # layers that have run
         self._offline: dict[int, tuple[float, float]] = {}  # by layer: (start, seconds), absolute
@@ -308,12 +297,15 @@ class PartyJob:
         times = LayerTimes(prepared - self._origin, offline_seconds, began - self._origin)
         self.ledger.times[layer] = times
         context = _PartyContext(self.party, self.job, None, self._source, self._channel, self._draw)
+        openings = context.openings
         for index, step in self._layers[layer]:
-            start, sent = time.perf_counter(), self._channel.payload_sent
+            start, waited = time.perf_counter(), openings.waiting
             context.enter(self._first + index, step.label)
-            inputs = [self._weights[n] if n in self.program.weights else self._values[n] for n in step.inputs]
+            openings.meanwhile = partial(self._expand, index)
+            inputs = [self._input(name) for name in step.inputs]
             outputs = step.op.online(context, self._prepared.pop(index, {}), *inputs)
             self._values.update(zip(step.outputs, outputs, strict=True))
+            self._offer(openings, index)
             for name in self._values_free[index]:
                 self._values.pop(name, None)
             self.ledger.add(
@@ -321,16 +313,45 @@ class PartyJob:
                 layer,
                 step.label,
                 seconds=time.perf_counter() - start,
-                waiting=sum(waiting for _, waiting, _ in context.openings),
-                rounds=len(context.openings),
-                bytes_sent=self._channel.payload_sent - sent,
+                waiting=openings.waiting - waited,
+                rounds=len(sent := openings.take_sent()),
+                bytes_sent=sum(opening.nbytes for opening in sent),
             )
-            times.rounds += [Round(step.label, at - self._origin, w, n) for at, w, n in context.openings]
+            for o in openings.take_done():
+                times.rounds.append(Round(o.name, o.start - self._origin, o.waiting, o.nbytes))
         times.seconds = time.perf_counter() - began
         self.ended += 1
         if layer == len(self.program.layers) - 1:
             self._carried.values.update((n, self._values[w.name]) for n, w in self.program.kept.items())
             compare_transcripts(self._channel, self.party, f"step {self._first + len(self.program.steps)}")
+
+    def _input(self, name: str) -> Any:
+        if name not in self.program.weights:
+            return self._values[name]
+        return self._ahead.pop(name, None) or self._weights[name]
+
+    def _offer(self, openings: Openings, index: int) -> None:
+        """After a step: send what the next opening of its layer has by now; after the last step wait for all."""
+        opener = self._openers[index]
+        if opener is not None and isinstance(self.program.steps[opener].op, Open | Together):
+            step = self.program.steps[opener]
+            openings.offer(self._first + opener, step, self._prepared.get(opener, {}), self._values)
+        elif index == self._layers[self.program.steps[index].layer][-1][0]:
+            openings.finish()
+
+    def _expand(self, index: int) -> None:
+        """While an opening is under way: expand shares of weights that the steps up to the next one multiply by."""
+        layer = self._layers[self.program.steps[index].layer]
+        room = EXPANDED
+        for at in range(index + 1, self._openers[index] or layer[-1][0] + 1):
+            for name in self.program.steps[at].inputs:
+                wire = self.program.weights.get(name)
+                if wire is None or wire.held != "matrix":
+                    continue
+                weight = self._weights[name]
+                if isinstance(weight.share, ExpandedShare) and weight.share.nbytes <= room:
+                    room -= weight.share.nbytes
+                    self._ahead[name] = WeightShare(weight.share.expanded(), weight.masked)
 
     def outputs(self) -> dict[str, Tensor]:
         """This party's shares of the outputs, for the client alone: shared anew, an opened one by its mask."""

@@ -14,7 +14,7 @@ class Spent:
     """Sums at one party. Bytes are payload, as counted at the channel."""
 
     seconds: float = 0.0
-    waiting: float = 0.0  # of the seconds: between sending and having the peer's bytes
+    waiting: float = 0.0  # of the seconds: for the peer's bytes
     rounds: int = 0
     bytes_sent: int = 0
     bytes_from_dealer: int = 0
@@ -49,7 +49,10 @@ def total(rows: Iterable[Spent]) -> Spent:
 
 @dataclass(frozen=True)
 class Round:
-    """One opening at one party: when its bytes were ready to send, and how long until the peer's were there."""
+    """One opening at one party: when it first waited for the peer's bytes, and how long for all of them.
+
+    Pieces of a large one are waited for in turn, and what came by then is computed with in between.
+    """
 
     operation: str
     start: float

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import struct
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 
-from ditto.engine.channel import Channel
+from ditto.engine.channel import Channel, Stream
 from ditto.engine.job import Carried, PartyJob, Source
 from ditto.engine.ledger import Ledger
 from ditto.engine.program import Program
@@ -115,19 +115,48 @@ class Recorder:
 
 
 class RecordedChannel:
-    """A channel, written down. The digest of a message is there before it is sent."""
+    """A channel, written down: the digest of a message when it is sent whole, the peer's when all of it is there."""
 
     def __init__(self, inner: Channel, recorder: Recorder) -> None:
         self._inner, self._recorder = inner, recorder
         self.transcript: Transcript = _RecordedTranscript(inner.transcript, recorder)
-        self.payload_sent, self.framing_sent = inner.payload_sent, inner.framing_sent
+
+    @property
+    def payload_sent(self) -> int:
+        return self._inner.payload_sent
+
+    @property
+    def framing_sent(self) -> int:
+        return self._inner.framing_sent
 
     def exchange(self, label: str, payload: bytes | memoryview) -> bytes | memoryview:
         self._recorder.add("sent", label, digest(label, payload))
         theirs = self._inner.exchange(label, payload)
         self._recorder.add("received", label, theirs)
-        self.payload_sent, self.framing_sent = self._inner.payload_sent, self._inner.framing_sent
         return theirs
+
+    def stream(self, label: str, sizes: Sequence[int]) -> Stream:
+        return _RecordedStream(self._inner.stream(label, sizes), self._recorder, label, len(sizes))
+
+
+class _RecordedStream:
+    def __init__(self, inner: Stream, recorder: Recorder, label: str, count: int) -> None:
+        self._inner, self._recorder, self._label, self._count = inner, recorder, label, count
+        self._sent: list[bytes | memoryview] = []
+        self._taken: list[bytes | memoryview] = []
+
+    def send(self, piece: bytes | memoryview) -> None:
+        self._sent.append(piece)
+        if len(self._sent) == self._count:
+            self._recorder.add("sent", self._label, digest(self._label, b"".join(self._sent)))
+        self._inner.send(piece)
+
+    def take(self) -> bytes | memoryview:
+        piece = self._inner.take()
+        self._taken.append(piece)
+        if len(self._taken) == self._count:
+            self._recorder.add("received", self._label, b"".join(self._taken))
+        return piece
 
 
 class _RecordedTranscript(Transcript):

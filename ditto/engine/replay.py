@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from ditto.engine.channel import Stream
 from ditto.engine.job import Carried, PartyJob
 from ditto.engine.ledger import Ledger
 from ditto.engine.program import Program
@@ -14,7 +15,8 @@ from ditto.engine.weights import PartyWeights
 from ditto.ring import unpack
 from ditto.transcript import Kind, Transcript, digest
 
-Digests = Callable[[int, str, bytes | memoryview], bytes]  # of (round, label, message), as the transcript has it
+# of (round, label, message, sizes of its pieces), as the transcript has it
+Digests = Callable[[int, str, bytes | memoryview, Sequence[int]], bytes]
 _WORDS = {
     "draw": "own randomness", "taken": "dealt message", "dealt": "dealt message", "sent": "sent message",
     "received": "received message", "output": "output share", "end": "end",
@@ -81,13 +83,24 @@ class _View:
         self._last = f"{_WORDS[kind]} {label!r}"
 
     def exchange(self, label: str, payload: bytes | memoryview) -> bytes | memoryview:
+        number, self._rounds = self._rounds, self._rounds + 1
+        self.sent(number, label, bytes(payload), [len(payload)])
+        return self.received(number, label)
+
+    def stream(self, label: str, sizes: Sequence[int]) -> Stream:
+        number, self._rounds = self._rounds, self._rounds + 1
+        return _ViewedStream(self, number, label, sizes)
+
+    def sent(self, number: int, label: str, payload: bytes, sizes: Sequence[int]) -> None:
         self.agrees("sent", label, digest(label, payload))
         self.account.sent += 1
-        theirs = self._take("received", label).data
-        for kind, data in (("sent", payload), ("received", theirs)):
-            self.transcript.add(kind, label, self._digests(self._rounds, label, data))  # type: ignore[arg-type]
-        self._rounds += 1
-        return bytes(theirs)
+        self.transcript.add("sent", label, self._digests(number, label, payload, sizes))
+
+    def received(self, number: int, label: str, sizes: Sequence[int] = ()) -> bytes:
+        """`sizes` of the pieces in which it came, where it was not whole."""
+        theirs = bytes(self._take("received", label).data)
+        self.transcript.add("received", label, self._digests(number, label, theirs, sizes or [len(theirs)]))
+        return theirs
 
     def take(self, nbytes: int) -> bytes:
         data = self._take("taken", f"of {nbytes} bytes").data
@@ -97,6 +110,27 @@ class _View:
 
     def draw(self) -> bytes:
         return bytes(self._take("draw", "").data)
+
+
+class _ViewedStream:
+    def __init__(self, view: _View, number: int, label: str, sizes: Sequence[int]) -> None:
+        self._view, self._of, self._sizes = view, (number, label), sizes
+        self._sent: list[bytes | memoryview] = []
+        self._received: bytes | None = None
+        self._taken = 0
+
+    def send(self, piece: bytes | memoryview) -> None:
+        self._sent.append(bytes(piece))
+        if len(self._sent) == len(self._sizes):
+            self._view.sent(*self._of, b"".join(self._sent), self._sizes)
+
+    def take(self) -> bytes | memoryview:
+        if self._received is None:
+            self._received = self._view.received(*self._of, self._sizes)
+        end = sum(self._sizes[: self._taken + 1])
+        piece = memoryview(self._received)[end - self._sizes[self._taken] : end]
+        self._taken += 1
+        return piece
 
 
 class _CheckedTranscript(Transcript):

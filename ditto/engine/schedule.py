@@ -32,8 +32,10 @@ def scheduled(program: Program, unit: Unit = by_layer) -> Program:
     1. Steps go, and wires of openings, that neither an output nor a later stage waits for.
     2. A wire that is opened twice is opened once.
     3. The depth of a step, and of each wire of an opening for itself, is the number of rounds before it on the longest
-       way from the unit's beginning. Steps are sorted by it, otherwise left in their order; what is opened at one depth
-       shares a round, after the other steps of that depth: wires, and what comparisons open on their way.
+       way from the unit's beginning. Steps are sorted by it, and what is opened at one depth shares a round, after the
+       other steps of that depth: wires, and what comparisons open on their way.
+    4. Of one round those wires go first that most other rounds wait for, then those that are made first; the steps
+       after it are sorted by the last wire that they read: they compute while others arrive (`ditto.engine.opening`).
     Early rather than late: what a step was dealt lies in memory until it runs. A unit has as many rounds as its
     longest way.
     """
@@ -139,14 +141,51 @@ def _ordered(depths: list[_Depth], layer: int) -> list[Step]:
     """An operation that shares none of its rounds stays whole."""
     shares = {id(r.step) for depth in depths if len(depth.rounds) > 1 or depth.openings for r in depth.rounds}
     ordered: list[Step] = []
+    late, arrived = _late(depths), dict[str, int]()  # the latter by wire of the last opening: its place
+    end = len(depths)
     for depth in depths:
-        ordered += depth.local
         begin = [r for r in depth.rounds if not r.number]
-        ordered += [_begin(r) if id(r.step) in shares else r.step for r in begin]
+        local = [*depth.local, *(_begin(r) for r in begin if id(r.step) in shares)]
+        local = _as_it_arrives(local, arrived, late, end)
         rounds = [r for r in depth.rounds if id(r.step) in shares]
-        if depth.openings or rounds:
-            ordered.append(_shared(depth.openings, rounds, layer))
+        ordered += [*local, *(r.step for r in begin if id(r.step) not in shares)]
+        made = {name: place for place, step in enumerate(local) for name in step.outputs}
+        openings = sorted(depth.openings, key=lambda o: (late.get(o.opened, end), made.get(o.wire, -1)))
+        if openings or rounds:
+            ordered.append(_shared(openings, rounds, layer))
+        arrived = {opening.opened: place for place, opening in enumerate(openings)}
     return ordered
+
+
+def _late(depths: list[_Depth]) -> dict[str, int]:
+    """By wire the depth at which it has to be there, if no round is to be added; those that are not named may come at
+    the unit's end."""
+    late: dict[str, int] = {}
+
+    def needs(wires: Iterable[str], made: Iterable[str], rounds: int) -> None:
+        at = min((late.get(name, len(depths)) for name in made), default=len(depths)) - rounds
+        late.update((name, min(late.get(name, at), at)) for name in wires)
+
+    for depth in reversed(depths):
+        for opening in depth.openings:
+            needs([opening.wire], [opening.opened], 1)
+        for r in depth.rounds:
+            if not r.number:
+                needs(r.step.inputs, r.step.outputs, len(r.op.opens()))
+        for step in reversed(depth.local):
+            needs(step.inputs, step.outputs, 0)
+    return late
+
+
+def _as_it_arrives(local: list[Step], arrived: dict[str, int], late: dict[str, int], end: int) -> list[Step]:
+    """Steps in the order in which what they read arrives, those first that others wait for, else as they were."""
+    place = dict(arrived)
+    keys: dict[int, tuple[int, int]] = {}
+    for number, step in enumerate(local):
+        at = max((place.get(name, -1) for name in step.inputs), default=-1)
+        place.update(dict.fromkeys(step.outputs, at))
+        keys[number] = at, min((late.get(name, end) for name in step.outputs), default=end)
+    return [local[number] for number in sorted(keys, key=lambda number: keys[number])]
 
 
 def _begin(first: _Round) -> Step:

@@ -11,7 +11,7 @@ import torch
 from ditto.engine.channel import Channel
 from ditto.engine.program import Wire
 from ditto.errors import BadShare
-from ditto.ops import Masked, WeightShare
+from ditto.ops import Masked, RightHand, WeightShare
 from ditto.ring import packed, unpack
 from ditto.ring.digits import count_of, half, matrix_of
 from ditto.ring.kernels import RingMatrix, kernel_of
@@ -53,18 +53,37 @@ class ExpandedShare:
 
     def __init__(self, seed: bytes, wire: Wire, party: int, masked: RingMatrix) -> None:
         self._of, self._party, self._masked = (seed, wire), party, masked
+        self.nbytes = count_of(wire.ring) * math.prod(wire.shape)
 
     def product(self, x: Tensor) -> Tensor:
         """As RingMatrix has it."""
-        masked, parts, done = self._masked, [], 0
+        return _side_by_side([block.product(x) for block in self._blocks()])
+
+    def expanded(self) -> RightHand:
+        """The matrix itself, for one product: its expansion needs nothing of the other factor."""
+        return _Expanded([*self._blocks()])
+
+    def _blocks(self) -> Iterator[RingMatrix]:
+        masked, done = self._masked, 0
         for digits in _mask_digits(*self._of, EXPANDED):
             if self._party == 0:
                 block = masked.less(digits, done)
             else:
                 block = RingMatrix.of_digits(digits, masked.bits, masked.kernel)
-            parts.append(block.product(x))
+            yield block
             done += block.columns
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+class _Expanded:
+    def __init__(self, blocks: list[RingMatrix]) -> None:
+        self._blocks = blocks
+
+    def product(self, x: Tensor) -> Tensor:
+        return _side_by_side([block.product(x) for block in self._blocks])
+
+
+def _side_by_side(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 class DealerWeights:

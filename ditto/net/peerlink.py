@@ -9,10 +9,11 @@ be told whose it is. The link may emulate a slower network (ditto.net.emulation)
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ import grpc
 import structlog
 
 from ditto.errors import (
+    BadShare,
     CertificateError,
     ClusterError,
     DittoError,
@@ -44,14 +46,25 @@ MAX_EARLY = 64  # jobs that the peer may have begun before this party opened the
 
 
 @dataclass
-class _Mailbox:
-    """What the peer sent for one job: whole messages by round, and the pieces of the one under way."""
+class _Message:
+    """What is there of a message of the peer's."""
 
-    messages: dict[int, tuple[str, Data, bytes]] = field(default_factory=dict)  # label, data, digests
-    pieces: list[Data] = field(default_factory=list)
+    label: str
+    total: int
+    began: float  # when its first piece was there
+    pieces: deque[Data] = field(default_factory=deque)  # that nobody has taken yet
+    first: int = 0  # bytes of the first of all
     digests: bytes = b""
+    received: int = 0
+    taken: int = 0
+
+
+@dataclass
+class _Mailbox:
+    """What the peer sent for one job, by round."""
+
+    messages: dict[int, _Message] = field(default_factory=dict)
     received: int = 0  # of the message under way
-    began: float = 0.0  # when its first piece was there
     round: int = 0  # whose message that is
     payload: int = 0  # of all messages
     framing: int = 0
@@ -64,14 +77,18 @@ def _offsets(payload: Data) -> range:
 
 
 def _digests(frame: Head, payload: Data) -> bytes:
-    """Of a message's pieces, one after another."""
-    whole = memoryview(payload)
-    return b"".join(frame_digest(frame, at, whole[at : at + CHUNK]) for at in _offsets(payload))
+    """Of a message's frames, or of those of a piece that begins at `frame.offset`, one after another."""
+    whole, start = memoryview(payload), frame.offset
+    return b"".join(frame_digest(frame, start + at, whole[at : at + CHUNK]) for at in _offsets(payload))
 
 
-def message_digests(job: str, sequence: int, label: str, payload: Data) -> bytes:
-    """What a transcript has of a message on the link, sent or received."""
-    return _digests(Head(job=job, sequence=sequence, label=label, total=len(payload)), payload)
+def message_digests(job: str, sequence: int, label: str, payload: Data, sizes: Sequence[int]) -> bytes:
+    """What a transcript has of a message on the link that goes in pieces of these sizes, sent or received."""
+    whole, starts = memoryview(payload), itertools.accumulate(sizes, initial=0)
+    return b"".join(
+        _digests(Head(job=job, sequence=sequence, label=label, total=len(payload), offset=start), whole[start:end])
+        for start, end in itertools.pairwise(starts)
+    )
 
 
 def _frames(out: Outbox, link: Link, metrics: LinkMetrics) -> Iterator[Frame]:
@@ -235,47 +252,63 @@ class PeerLink:
                 )
                 self.changed.notify_all()
                 return
-            if not box.pieces:
-                box.began = time.monotonic()
-            box.pieces.append(frame.data)
-            box.digests += frame.digest
+            message = box.messages.get(box.round) if box.received else None
+            if message is None:
+                message = _Message(frame.label, frame.total, time.monotonic(), first=size)
+                box.messages[box.round] = message
+            message.pieces.append(frame.data)
+            message.digests += frame.digest
+            message.received += size
             box.received += size
             box.payload += size
             box.framing += around
             if box.received >= frame.total:
                 if frame.total >= LARGE:
-                    seconds = time.monotonic() - box.began
-                    self._rates.append((frame.total - len(box.pieces[0])) / max(seconds, 1e-6))
-                whole = box.pieces[0] if len(box.pieces) == 1 else memoryview(bytearray().join(box.pieces))
-                box.messages[frame.sequence] = (frame.label, whole, box.digests)
-                box.pieces, box.digests, box.received, box.round = [], b"", 0, box.round + 1
-                self.changed.notify_all()
+                    seconds = time.monotonic() - message.began
+                    self._rates.append((frame.total - message.first) / max(seconds, 1e-6))
+                box.received, box.round = 0, box.round + 1
+            self.changed.notify_all()
 
-    def send(self, job: str, sequence: int, label: str, payload: Data) -> tuple[int, bytes]:
-        """Queue the frames of one message; returns the bytes that framing adds, and the digests of its pieces.
-
-        They are read from `payload` as they go out: it stays as it is."""
-        out, total = self._out, len(payload)
+    def send(
+        self, job: str, sequence: int, label: str, payload: Data, offset: int = 0, total: int | None = None
+    ) -> tuple[int, bytes]:
+        """Queue the frames of one message, or of a piece of one of `total` bytes; returns the bytes that framing adds,
+        and the digests of the frames. They are read from `payload` as they go out: it stays as it is."""
+        out, size = self._out, len(payload)
         if out is None:
             raise PeerLost(f"{self.peer} was lost during the job", peer=self.peer)
-        frame = Head(job=job, sequence=sequence, label=label, total=total)
-        extra = sum(around_frame(frame, at, min(CHUNK, total - at)) for at in _offsets(payload))
+        frame = Head(job=job, sequence=sequence, label=label, total=size if total is None else total, offset=offset)
+        extra = sum(around_frame(frame, offset + at, min(CHUNK, size - at)) for at in _offsets(payload))
         queued, digests = time.monotonic(), _digests(frame, payload)
         out.put((queued, frame, payload, digests))
         return extra, digests
 
-    def receive(self, box: _Mailbox, sequence: int, label: str, until: float | None = None) -> tuple[str, Data, bytes]:
-        """The message of a round, when it is there whole: its label, its data, the digests of its pieces. `label` is
-        what is awaited, `until` how long (time.monotonic)."""
+    def receive(
+        self, box: _Mailbox, sequence: int, label: str, until: float | None = None, upto: int | None = None
+    ) -> tuple[Data, _Message]:
+        """What comes next of the message of a round, and the message: all of it, or as far as byte `upto`, when that is
+        there. `label` is what is awaited, `until` how long (time.monotonic)."""
         deadline = until or time.monotonic() + self.message_timeout
         with self.changed:
-            while sequence not in box.messages:
+            while (found := box.messages.get(sequence)) is None or found.received < (
+                found.total if upto is None else min(upto, found.total)
+            ):
                 if box.error is not None:
                     raise box.error
                 if time.monotonic() > deadline:
                     raise PeerLost(f"{label!r}, round {sequence}: {self.peer} sent nothing in time", peer=self.peer)
                 self.changed.wait(min(0.5, max(0.0, deadline - time.monotonic())))
-            return box.messages.pop(sequence)
+            end = found.total if upto is None else min(upto, found.total)
+            pieces = [found.pieces.popleft()] if not found.total else []
+            while found.taken < end:
+                piece, wanted = memoryview(found.pieces.popleft()), end - found.taken
+                if len(piece) > wanted:
+                    found.pieces.appendleft(piece[wanted:])
+                pieces.append(piece[:wanted])
+                found.taken += len(pieces[-1])
+            if found.taken == found.total:
+                del box.messages[sequence]
+        return pieces[0] if len(pieces) == 1 else memoryview(bytearray().join(pieces)), found
 
     # Jobs ---------------------------------------------------------------------------------------
 
@@ -337,14 +370,61 @@ class LinkChannel:
         framing, sent = self._link.send(self._job, sequence, label, payload)
         self.framing_sent += framing
         self.payload_sent += len(payload)
-        theirs, data, received = self._link.receive(self._box, sequence, label, self.until)
-        if theirs != label:
-            raise DittoError(f"round {sequence}: this party opens {label!r}, {self._link.peer} opens {theirs!r}")
+        data, message = self._link.receive(self._box, sequence, label, self.until)
+        self._check(sequence, label, message)
         self.transcript.add("sent", label, sent)
-        self.transcript.add("received", label, received)
+        self._received(label, message)
+        return data
+
+    def stream(self, label: str, sizes: Sequence[int]) -> _LinkStream:
+        """A round whose message goes in pieces of these sizes, each as soon as it is there (ditto.engine.channel)."""
+        if self._box.error is not None:
+            raise self._box.error
+        sequence, self._sequence = self._sequence, self._sequence + 1
+        return _LinkStream(self, sequence, label, sizes)
+
+    def _check(self, sequence: int, label: str, message: _Message) -> None:
+        if message.label != label:
+            peer = self._link.peer
+            raise DittoError(f"round {sequence}: this party opens {label!r}, {peer} opens {message.label!r}")
+
+    def _received(self, label: str, message: _Message) -> None:
+        self.transcript.add("received", label, message.digests)
         self.rounds += 1
         self._link.metrics.rounds.inc()
-        return data
 
     def close(self, reason: str = "") -> None:
         self._link.close(self._job, reason)
+
+
+class _LinkStream:
+    """One round of a LinkChannel, piece by piece."""
+
+    def __init__(self, channel: LinkChannel, sequence: int, label: str, sizes: Sequence[int]) -> None:
+        self._channel, self._round = channel, (sequence, label)
+        self._ends = list(itertools.accumulate(sizes))
+        self._sent = self._taken = 0  # pieces
+        self._offset = 0
+        self._digests = b""
+
+    def send(self, piece: Data) -> None:
+        channel, total = self._channel, self._ends[-1]
+        framing, digests = channel._link.send(channel._job, *self._round, piece, self._offset, total)
+        channel.framing_sent += framing
+        channel.payload_sent += len(piece)
+        self._digests += digests
+        self._sent, self._offset = self._sent + 1, self._offset + len(piece)
+        if self._sent == len(self._ends):
+            channel.transcript.add("sent", self._round[1], self._digests)
+
+    def take(self) -> Data:
+        channel, end = self._channel, self._ends[self._taken]
+        data, message = channel._link.receive(channel._box, *self._round, channel.until, end)
+        channel._check(*self._round, message)
+        if message.total != self._ends[-1]:
+            label, expected = self._round[1], self._ends[-1]
+            raise BadShare(f"{label}: {message.total} bytes from the peer, expected {expected}")
+        self._taken += 1
+        if self._taken == len(self._ends):
+            channel._received(self._round[1], message)
+        return data

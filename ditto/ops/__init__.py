@@ -7,7 +7,7 @@ from ditto.ops.extend import Extend
 from ditto.ops.guard import Guard, Random
 from ditto.ops.lines import HighBits, InverseLines, Zones
 from ditto.ops.local import Add, Affine, SuffixSum, Sum, View
-from ditto.ops.matmul import Matmul, MatmulWeight, WeightShare
+from ditto.ops.matmul import Matmul, MatmulWeight, RightHand, WeightShare
 from ditto.ops.mux import B2A, Mux, MuxAll
 from ditto.ops.open import Open
 from ditto.ops.positions import RelativePositions
@@ -24,7 +24,7 @@ __all__ = [
     "Add", "AddStarts", "Affine", "Begin", "BitRounds", "Combine", "Compare", "Cost", "Differences", "Exponential",
     "Extend", "B2A", "CausalMask", "Guard", "Harmonic", "HighBits", "InverseLines", "IsZero", "Join", "LessRow",
     "Lookup", "Losses", "Masked", "Matmul", "MatmulWeight", "NonZero", "OneHot", "Op", "Open", "Product", "Product3",
-    "REGISTRY", "Random", "RelativePositions", "Mux", "MuxAll", "Sketch", "Square", "SuffixSum", "Sum", "SumOfSquares",
-    "Together", "Triangle", "TruncateReduce", "Untriangle", "View", "WeightShare", "Widen", "WideProduct",
-    "WideSquare", "Windows", "Zones",
+    "REGISTRY", "Random", "RelativePositions", "RightHand", "Mux", "MuxAll", "Sketch", "Square", "SuffixSum", "Sum",
+    "SumOfSquares", "Together", "Triangle", "TruncateReduce", "Untriangle", "View", "WeightShare", "Widen",
+    "WideProduct", "WideSquare", "Windows", "Zones",
 ]  # fmt: skip

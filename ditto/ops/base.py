@@ -9,7 +9,7 @@ socket, a process or a file: a `Party` or `Dealer` context hands out masks, deal
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol, TypeVar, final
@@ -29,6 +29,19 @@ class Masked:
 
     value: Tensor
     mask: Tensor
+
+
+class Arriving(Masked):
+    """An opened wire that is under way: who reads its value waits for it."""
+
+    def __init__(self, read: Callable[[], Tensor], mask: Tensor) -> None:
+        self._read, self.mask = read, mask
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "value":
+            raise AttributeError(name)
+        self.value = self._read()
+        return self.value
 
 
 @dataclass(frozen=True)
@@ -55,6 +68,7 @@ def shared_bits(*shape: int) -> Shared:
 Types = dict[str, Shared]
 Rounds = Generator[Tensor, Tensor, Result]  # yields this party's packed bits of each round, takes the opened ones
 Correlations = dict[str, Tensor]
+Opened = tuple[list[Masked], list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -90,16 +104,12 @@ class Party(Protocol):
     def dealt(self, of: Shared) -> Tensor:
         """Return this party's share of the dealer's next tensor."""
 
-    def open(self, shares: list[Tensor], bits: list[int]) -> list[Tensor]:
-        """One round: send these, receive the peer's, return the sums."""
+    def open(self, shares: list[Tensor], masks: list[Tensor], bits: list[int], words: list[Tensor]) -> Opened:
+        """One round: send these shares under these masks, and packed bits as they are. The sums are waited for when
+        they are read; the bits, sums by exclusive or, are there."""
 
     def open_bits(self, words: Tensor) -> Tensor:
         """One round on packed bits: send, receive, return the exclusive or."""
-
-    def open_both(
-        self, shares: list[Tensor], bits: list[int], words: list[Tensor]
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """`open` and, for each of `words`, `open_bits`: in one round."""
 
     def draw(self) -> bytes:
         """Return a fresh 16-byte seed from the operating system, this party's own."""

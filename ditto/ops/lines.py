@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ditto.ops.base import (
@@ -26,9 +27,10 @@ from ditto.ops.base import (
     tangent,
 )
 from ditto.ring import carrier, cast, signed, unsigned
-from ditto.ring.bits import planes, unplane, words
+from ditto.ring.bits import parity, planes, unplane, words
 
-CHUNK = 1 << 20  # bits of tables at a time
+Words = npt.NDArray[np.uint64]
+_ONE = np.uint64(1)
 
 # A window of an opened x = m - r on Z_2^l is some of its bits, from `shift` on. The window of m less that of r is the
 # window of x, on as many bits, or one more where the bits below carry.
@@ -225,27 +227,31 @@ class Zones(BitRounds):
         return (unplane(masks[-1], self.out),)
 
     def rounds(self, party: int, k: Correlations, *x: Any) -> Rounds[tuple[Any, ...]]:
-        m = self._window(x[0].value).numpy()
-        bits = np.concatenate([self._bits(m[rows], k["hot"][rows]) for rows in self._chunks(len(m))], 1)  # 2
+        bits = self._bits(self._window(x[0].value).numpy(), k["hot"].numpy().view(np.uint64))  # 2
         c = yield planes(torch.from_numpy(bits), 1)[0] ^ k["s"]  # 3
         return (unplane(c, self.out),)
 
-    def _chunks(self, count: int) -> list[slice]:
-        step = max(1, CHUNK >> self.n)
-        return [slice(start, start + step) for start in range(0, count, step)]
+    def _bits(self, m: npt.NDArray[np.int64], hot: Words) -> npt.NDArray[np.uint8]:
+        """Shares of the bits of some elements, [zones, elements]: parities of all beginnings of <e_R>.
 
-    def _bits(self, m: Any, hot: Tensor) -> Any:
-        """Shares of the bits of some elements, [zones, elements]: by the parities of all beginnings of <e_R>."""
+        Of a beginning the words before its last one are combined by exclusive or, which keeps their parity.
+        """
         size, rows = 1 << self.n, np.arange(len(m))
-        octets = hot.contiguous().numpy().view(np.uint8).reshape(len(m), -1)
-        before = np.zeros((len(m), size + 1), dtype=np.uint8)
-        np.bitwise_xor.accumulate(np.unpackbits(octets, axis=1, bitorder="little"), axis=1, out=before[:, 1:])
+        before = np.zeros((len(m), hot.shape[1] + 1), np.uint64)
+        np.bitwise_xor.accumulate(hot, axis=1, out=before[:, 1:])
+
+        def beginning(count: npt.NDArray[np.int64]) -> Words:
+            """A word with the parity of so many bits."""
+            word, bit = count >> 6, (count & 63).astype(np.uint64)
+            rest = hot[rows, np.minimum(word, hot.shape[1] - 1)] & ((_ONE << bit) - _ONE)
+            return before[rows, word] ^ rest
+
         found = []
         for low, high in self._zones:
             first, after = (m - high + 1) & (size - 1), ((m - low) & (size - 1)) + 1
-            around = np.where(first < after, 0, before[:, size]) if high - low < size else 0
-            found.append(before[rows, after] ^ before[rows, first] ^ around)
-        return np.stack(found).astype(np.uint8)
+            around = np.where(first < after, np.uint64(0), before[:, -1]) if high - low < size else np.uint64(0)
+            found.append(parity(beginning(after) ^ beginning(first) ^ around))
+        return np.stack(found)
 
     def ulp(self) -> float:
         return float(self.shift > 0)

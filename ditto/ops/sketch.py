@@ -26,7 +26,7 @@ from ditto.ops.base import (
 )
 from ditto.ops.causal import Triangle, Untriangle
 from ditto.ring import cast, signed, unsigned
-from ditto.ring.bits import planes, unplane, words
+from ditto.ring.bits import planes, words
 from ditto.ring.prg import Prg, derive
 
 DIGIT = 3  # bits
@@ -125,9 +125,11 @@ class Sketch(BitRounds):
 
     def _as_digits(self, of: Tensor) -> Tensor:
         """Planes of words -> digits, [..., asked, digits]."""
-        bits = torch.stack([unplane(plane, (*self._rows, self.asked)) for plane in of], -1)
-        low, middle, high = bits.reshape(*self.out, DIGIT).unbind(-1)
-        return low | middle << 1 | high << 2
+        octets = of.contiguous().numpy().view(np.uint8)
+        count = math.prod(self._rows) * self.asked
+        bits = np.unpackbits(octets, axis=1, count=count, bitorder="little").reshape(self.digits, DIGIT, count)
+        digits = bits[:, 0] | bits[:, 1] << np.uint8(1) | bits[:, 2] << np.uint8(2)
+        return torch.from_numpy(np.ascontiguousarray(digits.T).view(np.int8)).reshape(self.out)
 
     def rounds(self, party: int, k: Correlations, *x: Any) -> Rounds[tuple[Any, ...]]:
         levels = self._levels(k["hot"].numpy().view(f"u{self._word // 8}"), self._top(x[1].value).reshape(-1))
@@ -140,19 +142,22 @@ class Sketch(BitRounds):
     def _levels(self, hot: Words, m: npt.NDArray[np.int64]) -> Words:
         """2. Of every element the bits <h_t>, bit t % word of word t // word."""
         size, count = hot.dtype.type(self._word), hot.shape[1]
-        far, near = m // self._word, (m % self._word).astype(hot.dtype)[:, None]
+        near = (m & (self._word - 1)).astype(hot.dtype)[:, None]
         if count > 1:
-            at = np.arange(count) - far[:, None]
+            at = np.arange(count) - (m // self._word)[:, None]
             low, high = (np.take_along_axis(hot, (at - i) % count, 1) for i in (0, 1))
         else:
             low = high = hot
-        levels: Words = low << near | high >> hot.dtype.type(1) >> (size - near - hot.dtype.type(1))
+        levels: Words = low << near
+        rest = high >> hot.dtype.type(1)
+        np.right_shift(rest, size - hot.dtype.type(1) - near, out=rest)
+        levels |= rest
         asked = sum(1 << t for t in range(1, self.counted + 1))
         for i in range(count):
             levels[:, i] &= hot.dtype.type(asked >> i * self._word & ((1 << self._word) - 1))
         shift = 1
         while shift < self._word:  # bit t is the parity of all from t on
-            levels ^= levels >> hot.dtype.type(shift)
+            levels ^= np.right_shift(levels, hot.dtype.type(shift), out=rest)
             shift *= 2
         for i in reversed(range(count - 1)):
             levels[:, i] ^= np.where(levels[:, i + 1] & hot.dtype.type(1), ~hot.dtype.type(0), hot.dtype.type(0))
@@ -161,18 +166,18 @@ class Sketch(BitRounds):
     def _combined(self, levels: Words, table: npt.NDArray[np.int64]) -> Tensor:
         """3. z of all rows and thresholds, from `_levels` and `_by_bytes`."""
         at, word = np.divmod(np.arange(1, self.asked + 1), self._word)
-        places = np.arange(len(table))
+        sums, places = table.reshape(-1), np.arange(len(table))[:, None] * table.shape[1]
         matrices = levels.reshape(-1, self.shape[-1], levels.shape[1])  # each of one row, if causal of a whole triangle
         z = np.empty((len(matrices), math.prod(self._rows) // len(matrices), self.asked), dtype=np.int64)
         step = max(1, CHUNK // self._columns // z.shape[1])
         for start in range(0, len(matrices), step):
             rows = slice(start, start + step)
             for t in range(self.asked):
-                bits = (matrices[rows, :, at[t]] >> levels.dtype.type(word[t])).astype(np.uint8) & 1
+                bits = (matrices[rows, :, at[t]] & levels.dtype.type(1 << int(word[t]))) != 0
                 if self.causal:
                     bits = self._squared(torch.from_numpy(bits)).numpy()
                 octets = np.packbits(bits.reshape(-1, self._columns), axis=1, bitorder="little")
-                z[rows, :, t] = np.bitwise_xor.reduce(table[places, octets], axis=1).reshape(-1, z.shape[1])
+                z[rows, :, t] = np.bitwise_xor.reduce(sums.take(octets.T + places), axis=0).reshape(-1, z.shape[1])
         return torch.from_numpy(z.reshape(-1))
 
 
@@ -210,10 +215,13 @@ class NonZero(Op):
         return {"hot": cast(masks[0].reshape(-1, 1) == torch.arange(1, OTHERS + 1), self.bits)}  # 1
 
     def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
-        hot, c = k["hot"], x[0].reshape(-1, 1)
-        found = hot.gather(1, (c - 1).clamp(min=0).to(torch.int64))
-        y = torch.where(c == 0, hot.sum(1, keepdim=True, dtype=hot.dtype), int(p.party == 0) - found)  # 2
-        return (y.reshape(self.shape).sum(-1, dtype=hot.dtype),)
+        hot, c = k["hot"].numpy(), x[0].reshape(-1).numpy()
+        zero = np.flatnonzero(c == 0)
+        at = np.arange(-1, hot.size - 1, OTHERS) + c  # of e_c; there is none for 0
+        found = int(p.party == 0) - hot.reshape(-1).take(at, mode="clip")  # 2
+        found[zero] = np.add.reduce(np.ascontiguousarray(hot.take(zero, axis=0).T), axis=0, dtype=hot.dtype)
+        y = torch.from_numpy(found)
+        return (y.reshape(self.shape).sum(-1, dtype=y.dtype),)
 
 
 @register

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ditto.ops.base import BitRounds, Correlations, Masked, Op, Party, Running, Shape, Shared, Tensor, Types
+from ditto.ops.base import BitRounds, Correlations, Op, Party, Running, Shape, Shared, Tensor, Types
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,7 @@ class Together(Op):
 
     def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
         masks, count = list(k.values()), len(self.wires)
-        shares = [a + r for a, r in zip(x[:count], masks, strict=True)]
         running = x[count:]
-        opened, bits = p.open_both(shares, [size for _, size in self.wires], [op.words for op in running])
-        outputs = [output for op, found in zip(running, bits, strict=True) for output in op.take(found)]
-        return (*(Masked(m, r) for m, r in zip(opened, masks, strict=True)), *outputs)
+        sizes, words = [size for _, size in self.wires], [op.words for op in running]
+        opened, bits = p.open([*x[:count]], masks, sizes, words)
+        return (*opened, *(output for op, found in zip(running, bits, strict=True) for output in op.take(found)))

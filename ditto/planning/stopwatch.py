@@ -6,12 +6,14 @@ What the peer and the dealer would send is made up, of the right length: a step 
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import torch
 
+from ditto.engine.channel import Stream
 from ditto.engine.job import DealerJob, PartyJob
 from ditto.engine.ledger import Ledger
 from ditto.engine.program import Program
@@ -43,6 +45,20 @@ class _Echo:
 
     def exchange(self, label: str, payload: bytes | memoryview) -> bytes | memoryview:
         return payload
+
+    def stream(self, label: str, sizes: Sequence[int]) -> Stream:
+        return _EchoStream()
+
+
+class _EchoStream:
+    def __init__(self) -> None:
+        self._pieces: deque[bytes | memoryview] = deque()
+
+    def send(self, piece: bytes | memoryview) -> None:
+        self._pieces.append(piece)
+
+    def take(self) -> bytes | memoryview:
+        return self._pieces.popleft()
 
 
 class _Anything:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 Tensor = torch.Tensor
@@ -27,6 +28,13 @@ def planes(x: Tensor, bits: int) -> Tensor:
             packed = np.packbits(column & np.uint8(1 << (bit - 8 * byte)), bitorder="little")
             out[bit, : len(packed)] = packed
     return torch.from_numpy(out).view(torch.int64)
+
+
+def parity(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
+    """Of each word's bits: 0 or 1."""
+    for shift in (32, 16, 8, 4, 2, 1):
+        words = words ^ words >> np.uint64(shift)
+    return words.astype(np.uint8) & np.uint8(1)
 
 
 def unplane(plane: Tensor, shape: tuple[int, ...]) -> Tensor:

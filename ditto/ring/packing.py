@@ -87,6 +87,17 @@ def unpack(data: Bytes, bits: int, shape: tuple[int, ...]) -> Tensor:
     return out.reshape(shape)
 
 
+def added(data: Bytes, bits: int, share: Tensor, out: Tensor, words: bool = False) -> None:
+    """out = share + what `data` has packed, of packed bits (`words`) by exclusive or; all in the ring's carrier, flat.
+
+    Whole carriers are added as they lie in `data`. Raises ValueError as `unpack` does.
+    """
+    kind = share.numpy().dtype
+    whole = kind.itemsize * 8 == bits and len(data) == share.numel() * kind.itemsize
+    theirs = np.frombuffer(data, kind) if whole else unpack(data, bits, tuple(share.shape)).numpy()
+    (np.bitwise_xor if words else np.add)(theirs, share.numpy(), out=out.numpy())
+
+
 def _write(values: npt.NDArray[Any], out: Octets, size: int) -> None:
     """The low `size` bytes of each, one after another; `out` has room for one value more.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,7 +66,7 @@ def audit(config: PartyConfig, job: str) -> Audit:
         account = replay(
             opened(found, role)[1], config.index, header.job, weights,
             lambda stage: program_for(entry.description, header.plan, stage),
-            lambda sequence, label, data: message_digests(header.job, sequence, label, data),
+            partial(message_digests, header.job),
         )  # fmt: skip
     except (LookupError, ValueError):  # with a good seal, so not by accident
         raise DamagedFile(f"{role}: {found.path}: its events do not fit together", role) from None
