@@ -50,6 +50,7 @@ class CoordinatorMetrics(Metrics):
         super().__init__()
         self.queued = self._gauge("ditto_queue_length", "Jobs and activations that wait for their turn.")
         self.running = self._gauge("ditto_running", "1 while a job or an activation runs.")
+        self.stocked = self._counter("ditto_stocked_jobs", "Jobs that were done from stock.")
         self.seconds = self._seconds(
             "ditto_job_seconds", "Seconds of a done job in one phase, summed over its layers; the slower party's.", _JOB
         )
@@ -86,6 +87,9 @@ class PartyMetrics(Metrics):
         self.seconds = self._seconds("ditto_layer_seconds", "Seconds of one layer in one phase at this party.", _LAYER)
         dealt = self._counter("ditto_dealer_bytes", "Bytes of correlations received from the dealer.", "part")
         self._dealt = dealt.labels("payload"), dealt.labels("framing")
+        self.stock_jobs = self._gauge("ditto_stock_jobs", "Jobs whose correlations are in stock.")
+        self.stock_bytes = self._gauge("ditto_stock_bytes", "Bytes that they take on the disk.")
+        self.taken = self._counter("ditto_stock_taken", "Jobs whose correlations were taken from stock.")
 
     def dealt(self, payload: int, framing: int) -> None:
         self._dealt[0].inc(payload)

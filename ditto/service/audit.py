@@ -64,6 +64,7 @@ def audit(config: PartyConfig, job: str) -> Audit:
             opened(found, role)[1], config.index, header.job, weights,
             lambda stage: program_for(entry.description, header.plan, stage),
             lambda sequence, label, data: message_digests(header.job, sequence, label, data),
+            header.bound,
         )  # fmt: skip
     except (LookupError, ValueError):  # with a good seal, so not by accident
         raise DamagedFile(f"{role}: {found.path}: its events do not fit together", role) from None

@@ -6,13 +6,21 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import grpc
 import structlog
 
 from ditto.engine.ledger import Phase
 from ditto.engine.program import Program
-from ditto.errors import CertificateError, ClusterError, DittoError, NotAllowed, ReuseError, UsageError
+from ditto.errors import (
+    CertificateError,
+    ClusterError,
+    DittoError,
+    NotAllowed,
+    ReuseError,
+    UsageError,
+)
 from ditto.models import Plan
 from ditto.models.description import digest_of, parse
 from ditto.names import PARTIES, check_id, check_name
@@ -30,11 +38,12 @@ from ditto.service.pages import page
 from ditto.service.parties_view import PartiesView, check_request
 from ditto.service.public_parts import PublicParts
 from ditto.service.registered import Registered, RegisteredModels
+from ditto.service.stock_keeper import StockKeeper
 from ditto.wire import control_pb2, control_pb2_grpc, dealer_pb2, dealer_pb2_grpc, party_pb2, party_pb2_grpc
 
 log = structlog.get_logger()
 _METHODS = (
-    "RegisterModel", "UnregisterModel", "ListModels", "GetModel", "GetPublic", "Status", "RunJob", "StartJob",
+    "RegisterModel", "UnregisterModel", "ListModels", "GetModel", "GetPublic", "Status", "RunJob", "StartJob", "Deal",
 )  # fmt: skip
 REPEAT_S = 15.0  # after which a waiting client hears its place again
 ROLES: Roles = {name: frozenset({"client"}) for name in _METHODS}
@@ -63,6 +72,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         self._models = RegisteredModels(config.data_dir / "models")
         self._public = PublicParts(config.data_dir, config.max_public_mb)
         self._public.sweep(self._models.published)
+        self._stock = StockKeeper(config, self._stubs, self._queue, self._models, self._connect_all)
         self.metrics = CoordinatorMetrics()
         self.metrics.queued.set_function(lambda: self._queue.state()[1])
         self.metrics.running.set_function(lambda: bool(self._queue.state()[0]))
@@ -199,12 +209,13 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
             processes.append(status)
         own = self._models.of(str(caller(context)))
         answering = [status.role for status in processes if status.serving and status.role in PARTIES]
-        faults = list(self._view.faults(own, answering))
+        faults, stock = self._view.held(own, answering)
         dealer = self._inventory([entry.model for entry in own])
         # other clients see enough of a job's name to recognise their own
         return control_pb2.StatusReply(
             processes=processes, queued=queued, running=short(running), throughput=self._account.state(),
-            dealer=dealer, faults=faults, about=about(),  # right after the dealer's: their clocks are compared
+            faults=faults, stock=stock,
+            dealer=dealer, about=about(),  # right after the dealer's: their clocks are compared
         )  # fmt: skip
 
     def _inventory(self, own: list[str]) -> dealer_pb2.InventoryReply | None:
@@ -249,7 +260,8 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         model = self._meant(request, client)
         program = admit_job(model.description, plan, request.fingerprint, self._config, self._config.role)
         self._view.check(model, client)
-        run = JobRun(secrets.token_hex(16), self._stubs, self._config.step_timeout_s, client)
+        name = self._stock.name_for(model, plan, request.fingerprint)
+        run = JobRun(name, self._stubs, self._config.step_timeout_s, client)
         run.span = self._tracing.start(
             "job", self._traces.of(received(context), client), job=short(run.name), model=model.model,
             preset=parse(model.description).preset, batch=plan.batch, padded_length=plan.seq, tokens=plan.tokens,
@@ -280,14 +292,17 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
                 run.done = True
                 run.close(reason)
             self._queue.leave(run.name)
+            self._stock.leave(run.name)
             with self._lock:
                 self._runs.pop(run.name, None)
+                self._runs.pop(run.job, None)
             self._ended(run, request.model, outcome, reason)
 
     def _ended(self, run: JobRun, model: str, outcome: str, reason: str) -> None:
         self._account.add(outcome, run.seconds, run.took)
         self.metrics.jobs.labels(outcome).inc()
         if outcome == "done":
+            self.metrics.stocked.inc(run.stocked)
             for phase, seconds in run.seconds.items():
                 self.metrics.seconds.labels(phase).observe(seconds)
         run.span.note(outcome=outcome, rounds=max((t.rounds for t in run.traffic), default=0))
@@ -300,11 +315,20 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         seconds_by_phase = {f"{phase}_seconds": round(seconds, 4) for phase, seconds in run.seconds.items()}
         # the job by name: a stream that its client left may be ended by another thread
         log.info(
-            "job ended", job=short(run.name), model=model, outcome=outcome, reason=reason or None,
+            "job ended", job=short(run.job), model=model, outcome=outcome, reason=reason or None, stock=run.stocked,
             **seconds_by_phase, **counts,
         )  # fmt: skip
 
-    def _meant(self, request: control_pb2.RunJobRequest, client: str) -> Registered:
+    def Deal(self, request: control_pb2.DealRequest, context: grpc.ServicerContext) -> Iterator[control_pb2.DealEvent]:
+        """Lay down correlations of jobs to come, for who may ask the model. The first checks are RunJob's."""
+        client, plan = str(caller(context)), plan_of(request.plan)
+        model = self._meant(request, client)
+        admit_job(model.description, plan, request.fingerprint, self._config, self._config.role)
+        self._view.check(model, client)
+        meant = partial(self._meant, request, client)
+        yield from self._stock.deal(meant, plan, request.fingerprint, client, request.count, context)
+
+    def _meant(self, request: control_pb2.RunJobRequest | control_pb2.DealRequest, client: str) -> Registered:
         """The sharing that serves now, if it is what a client means. Raises UnknownModel, JobMismatch."""
         model = self._models.get(request.model, client)
         model.check_meant(request.owner, request.description_digest)
@@ -331,12 +355,14 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
             description_digest=digest_of(model.description),
         )  # fmt: skip
         with run.span.child("open"):
-            run.both(lambda stub, timeout: stub.OpenJob.future(ask, timeout=timeout, **run.span.carried))
+            self._stock.open(run, ask)
         run.begun = True
-        accepted = control_pb2.Accepted(job=run.name, layers=program.layers, share_id=model.share_id)
+        with self._lock:
+            self._runs[run.job] = run
+        accepted = control_pb2.Accepted(job=run.job, layers=program.layers, share_id=model.share_id, stock=run.stocked)
         yield control_pb2.JobEvent(accepted=accepted)
         self._await_client(run)
-        yield from self._work(run, works_of(run.name, model.description, plan), 0 if request.in_turns else plan.hold)
+        yield from self._work(run, works_of(run.job, model.description, plan), 0 if request.in_turns else plan.hold)
 
     def _work(self, run: JobRun, works: Sequence[Work], hold: int) -> Iterator[control_pb2.JobEvent]:
         """Prepare one piece of work after another, and run it; the next is prepared meanwhile.
@@ -399,6 +425,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         return control_pb2.JobEvent(layer=done)
 
     def close(self) -> None:
+        self._stock.close()
         with self._lock:
             runs = list(self._runs.values())
         for run in runs:

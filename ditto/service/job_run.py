@@ -125,6 +125,8 @@ class JobRun:
 
     def __init__(self, name: str, stubs: Stubs, step_timeout: float, client: str = "") -> None:
         self.name, self._stubs, self._timeout = name, stubs, step_timeout + GRACE
+        self.job = name  # what the parties call it: another name where what was in stock under this one was refused
+        self.stocked = False  # its correlations were in stock
         self.client = client  # the identity that runs the job; nobody's for an activation
         self.stage = 0  # whose inputs the client brings next
         self.ended = False  # the client wants no further stage
@@ -244,7 +246,7 @@ class JobRun:
     def close(self, reason: str) -> None:
         """Best effort at both parties; a dead one is not waited for."""
         calls = [
-            stub.CloseJob.future(party_pb2.CloseJobRequest(job=self.name, reason=reason), timeout=2.0)
+            stub.CloseJob.future(party_pb2.CloseJobRequest(job=self.job, reason=reason), timeout=2.0)
             for stub in self._stubs.values()
         ]
         for call in calls:

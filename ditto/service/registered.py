@@ -67,6 +67,10 @@ class RegisteredModels:
             raise UnknownModel(f"no model {name[:100]!r} is shared; yours: {known}", peer="coordinator")
         return entry
 
+    def find(self, name: str) -> Registered | None:
+        with self._lock:
+            return self._models.get(name)
+
     def all(self) -> list[Registered]:
         with self._lock:
             return [entry for _, entry in sorted(self._models.items())]

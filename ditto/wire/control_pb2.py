@@ -26,7 +26,7 @@ from ditto.wire import dealer_pb2 as ditto_dot_v1_dot_dealer__pb2
 from ditto.wire import party_pb2 as ditto_dot_v1_dot_party__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x64itto/v1/control.proto\x12\x08\x64itto.v1\x1a\x15\x64itto/v1/dealer.proto\x1a\x14\x64itto/v1/party.proto\"]\n\x05Model\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08share_id\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\r\n\x05owner\x18\x04 \x01(\t\x12\x0f\n\x07hold_mb\x18\x05 \x01(\r\"j\n\x14RegisterModelRequest\x12\x1e\n\x05model\x18\x01 \x01(\x0b\x32\x0f.ditto.v1.Model\x12$\n\x06public\x18\x02 \x01(\x0b\x32\x14.ditto.v1.PublicHead\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"G\n\nPublicHead\x12\x11\n\tstatement\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x13\n\x0b\x63\x65rtificate\x18\x03 \x01(\x0c\"\x14\n\x12RegisterModelReply\"\'\n\x16UnregisterModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"%\n\x14UnregisterModelReply\x12\r\n\x05known\x18\x01 \x01(\x08\":\n\x11ListModelsRequest\x12\x12\n\npage_token\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\"K\n\x0fListModelsReply\x12\x1f\n\x06models\x18\x01 \x03(\x0b\x32\x0f.ditto.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"!\n\x10GetPublicRequest\x12\r\n\x05model\x18\x01 \x01(\t\"L\n\x0bPublicPiece\x12$\n\x04head\x18\x01 \x01(\x0b\x32\x14.ditto.v1.PublicHeadH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x07\n\x05piece\"\x0f\n\rStatusRequest\"b\n\rProcessStatus\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0f\n\x07serving\x18\x03 \x01(\x08\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12\x12\n\nround_trip\x18\x05 \x01(\x01\"\xf4\x01\n\x0bStatusReply\x12*\n\tprocesses\x18\x01 \x03(\x0b\x32\x17.ditto.v1.ProcessStatus\x12\x0e\n\x06queued\x18\x02 \x01(\r\x12\x0f\n\x07running\x18\x03 \x01(\t\x12(\n\x06\x64\x65\x61ler\x18\x04 \x01(\x0b\x32\x18.ditto.v1.InventoryReply\x12(\n\nthroughput\x18\x05 \x01(\x0b\x32\x14.ditto.v1.Throughput\x12$\n\x06\x66\x61ults\x18\x06 \x03(\x0b\x32\x14.ditto.v1.ModelFault\x12\x1e\n\x05\x61\x62out\x18\x07 \x01(\x0b\x32\x0f.ditto.v1.About\"7\n\nModelFault\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0c\n\x04what\x18\x03 \x01(\t\"~\n\nThroughput\x12\x0c\n\x04\x64one\x18\x01 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x02 \x01(\x04\x12\x11\n\tcancelled\x18\x03 \x01(\x04\x12\x0e\n\x06recent\x18\x04 \x01(\r\x12\x16\n\x0eonline_seconds\x18\x05 \x01(\x01\x12\x17\n\x0foffline_seconds\x18\x06 \x01(\x01\"\x94\x01\n\rRunJobRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x1c\n\x04plan\x18\x03 \x01(\x0b\x32\x0e.ditto.v1.Plan\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\t\x12\r\n\x05owner\x18\x05 \x01(\t\x12\x1a\n\x12\x64\x65scription_digest\x18\x06 \x01(\x0c\x12\x10\n\x08in_turns\x18\x07 \x01(\x08J\x04\x08\x02\x10\x03\"9\n\x08\x41\x63\x63\x65pted\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06layers\x18\x02 \x03(\t\x12\x10\n\x08share_id\x18\x03 \x01(\t\"\x1a\n\x06Queued\x12\x10\n\x08position\x18\x01 \x01(\r\"\xb0\x01\n\tLayerDone\x12\r\n\x05layer\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x1e\n\x05phase\x18\x03 \x01(\x0e\x32\x0f.ditto.v1.Phase\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\x12!\n\x07ledgers\x18\x05 \x03(\x0b\x32\x10.ditto.v1.Ledger\x12\r\n\x05stage\x18\x07 \x01(\r\x12#\n\x05times\x18\x06 \x03(\x0b\x32\x14.ditto.v1.LayerTimes\";\n\x04\x44one\x12\x0f\n\x07seconds\x18\x01 \x01(\x01\x12\"\n\x07traffic\x18\x02 \x03(\x0b\x32\x11.ditto.v1.Traffic\"\x1a\n\tStageDone\x12\r\n\x05stage\x18\x01 \x01(\r\"\xcb\x01\n\x08JobEvent\x12\"\n\x06queued\x18\x01 \x01(\x0b\x32\x10.ditto.v1.QueuedH\x00\x12&\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x0b\x32\x12.ditto.v1.AcceptedH\x00\x12$\n\x05layer\x18\x03 \x01(\x0b\x32\x13.ditto.v1.LayerDoneH\x00\x12\x1e\n\x04\x64one\x18\x04 \x01(\x0b\x32\x0e.ditto.v1.DoneH\x00\x12$\n\x05stage\x18\x05 \x01(\x0b\x32\x13.ditto.v1.StageDoneH\x00\x42\x07\n\x05\x65vent\":\n\x0fStartJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\r\n\x05stage\x18\x02 \x01(\r\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x08\"\x0f\n\rStartJobReply2\xa6\x04\n\x0b\x43oordinator\x12O\n\rRegisterModel\x12\x1e.ditto.v1.RegisterModelRequest\x1a\x1c.ditto.v1.RegisterModelReply(\x01\x12S\n\x0fUnregisterModel\x12 .ditto.v1.UnregisterModelRequest\x1a\x1e.ditto.v1.UnregisterModelReply\x12\x44\n\nListModels\x12\x1b.ditto.v1.ListModelsRequest\x1a\x19.ditto.v1.ListModelsReply\x12\x36\n\x08GetModel\x12\x19.ditto.v1.GetModelRequest\x1a\x0f.ditto.v1.Model\x12@\n\tGetPublic\x12\x1a.ditto.v1.GetPublicRequest\x1a\x15.ditto.v1.PublicPiece0\x01\x12\x38\n\x06Status\x12\x17.ditto.v1.StatusRequest\x1a\x15.ditto.v1.StatusReply\x12\x37\n\x06RunJob\x12\x17.ditto.v1.RunJobRequest\x1a\x12.ditto.v1.JobEvent0\x01\x12>\n\x08StartJob\x12\x19.ditto.v1.StartJobRequest\x1a\x17.ditto.v1.StartJobReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x64itto/v1/control.proto\x12\x08\x64itto.v1\x1a\x15\x64itto/v1/dealer.proto\x1a\x14\x64itto/v1/party.proto\"]\n\x05Model\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08share_id\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\r\n\x05owner\x18\x04 \x01(\t\x12\x0f\n\x07hold_mb\x18\x05 \x01(\r\"j\n\x14RegisterModelRequest\x12\x1e\n\x05model\x18\x01 \x01(\x0b\x32\x0f.ditto.v1.Model\x12$\n\x06public\x18\x02 \x01(\x0b\x32\x14.ditto.v1.PublicHead\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"G\n\nPublicHead\x12\x11\n\tstatement\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x13\n\x0b\x63\x65rtificate\x18\x03 \x01(\x0c\"\x14\n\x12RegisterModelReply\"\'\n\x16UnregisterModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"%\n\x14UnregisterModelReply\x12\r\n\x05known\x18\x01 \x01(\x08\":\n\x11ListModelsRequest\x12\x12\n\npage_token\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\"K\n\x0fListModelsReply\x12\x1f\n\x06models\x18\x01 \x03(\x0b\x32\x0f.ditto.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"!\n\x10GetPublicRequest\x12\r\n\x05model\x18\x01 \x01(\t\"L\n\x0bPublicPiece\x12$\n\x04head\x18\x01 \x01(\x0b\x32\x14.ditto.v1.PublicHeadH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x07\n\x05piece\"\x0f\n\rStatusRequest\"b\n\rProcessStatus\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0f\n\x07serving\x18\x03 \x01(\x08\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12\x12\n\nround_trip\x18\x05 \x01(\x01\"\x99\x02\n\x0bStatusReply\x12*\n\tprocesses\x18\x01 \x03(\x0b\x32\x17.ditto.v1.ProcessStatus\x12\x0e\n\x06queued\x18\x02 \x01(\r\x12\x0f\n\x07running\x18\x03 \x01(\t\x12(\n\x06\x64\x65\x61ler\x18\x04 \x01(\x0b\x32\x18.ditto.v1.InventoryReply\x12(\n\nthroughput\x18\x05 \x01(\x0b\x32\x14.ditto.v1.Throughput\x12$\n\x06\x66\x61ults\x18\x06 \x03(\x0b\x32\x14.ditto.v1.ModelFault\x12\x1e\n\x05\x61\x62out\x18\x07 \x01(\x0b\x32\x0f.ditto.v1.About\x12#\n\x05stock\x18\x08 \x03(\x0b\x32\x14.ditto.v1.ModelStock\"M\n\nModelStock\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\"\n\x07stocked\x18\x03 \x01(\x0b\x32\x11.ditto.v1.Stocked\"7\n\nModelFault\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0c\n\x04what\x18\x03 \x01(\t\"~\n\nThroughput\x12\x0c\n\x04\x64one\x18\x01 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x02 \x01(\x04\x12\x11\n\tcancelled\x18\x03 \x01(\x04\x12\x0e\n\x06recent\x18\x04 \x01(\r\x12\x16\n\x0eonline_seconds\x18\x05 \x01(\x01\x12\x17\n\x0foffline_seconds\x18\x06 \x01(\x01\"\x94\x01\n\rRunJobRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x1c\n\x04plan\x18\x03 \x01(\x0b\x32\x0e.ditto.v1.Plan\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\t\x12\r\n\x05owner\x18\x05 \x01(\t\x12\x1a\n\x12\x64\x65scription_digest\x18\x06 \x01(\x0c\x12\x10\n\x08in_turns\x18\x07 \x01(\x08J\x04\x08\x02\x10\x03\"H\n\x08\x41\x63\x63\x65pted\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06layers\x18\x02 \x03(\t\x12\x10\n\x08share_id\x18\x03 \x01(\t\x12\r\n\x05stock\x18\x04 \x01(\x08\"\x1a\n\x06Queued\x12\x10\n\x08position\x18\x01 \x01(\r\"\xb0\x01\n\tLayerDone\x12\r\n\x05layer\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x1e\n\x05phase\x18\x03 \x01(\x0e\x32\x0f.ditto.v1.Phase\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\x12!\n\x07ledgers\x18\x05 \x03(\x0b\x32\x10.ditto.v1.Ledger\x12\r\n\x05stage\x18\x07 \x01(\r\x12#\n\x05times\x18\x06 \x03(\x0b\x32\x14.ditto.v1.LayerTimes\";\n\x04\x44one\x12\x0f\n\x07seconds\x18\x01 \x01(\x01\x12\"\n\x07traffic\x18\x02 \x03(\x0b\x32\x11.ditto.v1.Traffic\"\x1a\n\tStageDone\x12\r\n\x05stage\x18\x01 \x01(\r\"\xcb\x01\n\x08JobEvent\x12\"\n\x06queued\x18\x01 \x01(\x0b\x32\x10.ditto.v1.QueuedH\x00\x12&\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x0b\x32\x12.ditto.v1.AcceptedH\x00\x12$\n\x05layer\x18\x03 \x01(\x0b\x32\x13.ditto.v1.LayerDoneH\x00\x12\x1e\n\x04\x64one\x18\x04 \x01(\x0b\x32\x0e.ditto.v1.DoneH\x00\x12$\n\x05stage\x18\x05 \x01(\x0b\x32\x13.ditto.v1.StageDoneH\x00\x42\x07\n\x05\x65vent\":\n\x0fStartJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\r\n\x05stage\x18\x02 \x01(\r\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x08\"\x0f\n\rStartJobReply\"\x89\x01\n\x0b\x44\x65\x61lRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x1c\n\x04plan\x18\x02 \x01(\x0b\x32\x0e.ditto.v1.Plan\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\r\n\x05owner\x18\x04 \x01(\t\x12\x1a\n\x12\x64\x65scription_digest\x18\x05 \x01(\x0c\x12\r\n\x05\x63ount\x18\x06 \x01(\r\"4\n\x04Laid\x12\x0c\n\x04\x64one\x18\x01 \x01(\r\x12\r\n\x05\x62ytes\x18\x02 \x03(\x04\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\"X\n\tDealEvent\x12\"\n\x06queued\x18\x01 \x01(\x0b\x32\x10.ditto.v1.QueuedH\x00\x12\x1e\n\x04laid\x18\x02 \x01(\x0b\x32\x0e.ditto.v1.LaidH\x00\x42\x07\n\x05\x65vent2\xdc\x04\n\x0b\x43oordinator\x12O\n\rRegisterModel\x12\x1e.ditto.v1.RegisterModelRequest\x1a\x1c.ditto.v1.RegisterModelReply(\x01\x12S\n\x0fUnregisterModel\x12 .ditto.v1.UnregisterModelRequest\x1a\x1e.ditto.v1.UnregisterModelReply\x12\x44\n\nListModels\x12\x1b.ditto.v1.ListModelsRequest\x1a\x19.ditto.v1.ListModelsReply\x12\x36\n\x08GetModel\x12\x19.ditto.v1.GetModelRequest\x1a\x0f.ditto.v1.Model\x12@\n\tGetPublic\x12\x1a.ditto.v1.GetPublicRequest\x1a\x15.ditto.v1.PublicPiece0\x01\x12\x38\n\x06Status\x12\x17.ditto.v1.StatusRequest\x1a\x15.ditto.v1.StatusReply\x12\x37\n\x06RunJob\x12\x17.ditto.v1.RunJobRequest\x1a\x12.ditto.v1.JobEvent0\x01\x12>\n\x08StartJob\x12\x19.ditto.v1.StartJobRequest\x1a\x17.ditto.v1.StartJobReply\x12\x34\n\x04\x44\x65\x61l\x12\x15.ditto.v1.DealRequest\x1a\x13.ditto.v1.DealEvent0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -60,29 +60,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROCESSSTATUS']._serialized_start=760
   _globals['_PROCESSSTATUS']._serialized_end=858
   _globals['_STATUSREPLY']._serialized_start=861
-  _globals['_STATUSREPLY']._serialized_end=1105
-  _globals['_MODELFAULT']._serialized_start=1107
-  _globals['_MODELFAULT']._serialized_end=1162
-  _globals['_THROUGHPUT']._serialized_start=1164
-  _globals['_THROUGHPUT']._serialized_end=1290
-  _globals['_RUNJOBREQUEST']._serialized_start=1293
-  _globals['_RUNJOBREQUEST']._serialized_end=1441
-  _globals['_ACCEPTED']._serialized_start=1443
-  _globals['_ACCEPTED']._serialized_end=1500
-  _globals['_QUEUED']._serialized_start=1502
-  _globals['_QUEUED']._serialized_end=1528
-  _globals['_LAYERDONE']._serialized_start=1531
-  _globals['_LAYERDONE']._serialized_end=1707
-  _globals['_DONE']._serialized_start=1709
-  _globals['_DONE']._serialized_end=1768
-  _globals['_STAGEDONE']._serialized_start=1770
-  _globals['_STAGEDONE']._serialized_end=1796
-  _globals['_JOBEVENT']._serialized_start=1799
-  _globals['_JOBEVENT']._serialized_end=2002
-  _globals['_STARTJOBREQUEST']._serialized_start=2004
-  _globals['_STARTJOBREQUEST']._serialized_end=2062
-  _globals['_STARTJOBREPLY']._serialized_start=2064
-  _globals['_STARTJOBREPLY']._serialized_end=2079
-  _globals['_COORDINATOR']._serialized_start=2082
-  _globals['_COORDINATOR']._serialized_end=2632
+  _globals['_STATUSREPLY']._serialized_end=1142
+  _globals['_MODELSTOCK']._serialized_start=1144
+  _globals['_MODELSTOCK']._serialized_end=1221
+  _globals['_MODELFAULT']._serialized_start=1223
+  _globals['_MODELFAULT']._serialized_end=1278
+  _globals['_THROUGHPUT']._serialized_start=1280
+  _globals['_THROUGHPUT']._serialized_end=1406
+  _globals['_RUNJOBREQUEST']._serialized_start=1409
+  _globals['_RUNJOBREQUEST']._serialized_end=1557
+  _globals['_ACCEPTED']._serialized_start=1559
+  _globals['_ACCEPTED']._serialized_end=1631
+  _globals['_QUEUED']._serialized_start=1633
+  _globals['_QUEUED']._serialized_end=1659
+  _globals['_LAYERDONE']._serialized_start=1662
+  _globals['_LAYERDONE']._serialized_end=1838
+  _globals['_DONE']._serialized_start=1840
+  _globals['_DONE']._serialized_end=1899
+  _globals['_STAGEDONE']._serialized_start=1901
+  _globals['_STAGEDONE']._serialized_end=1927
+  _globals['_JOBEVENT']._serialized_start=1930
+  _globals['_JOBEVENT']._serialized_end=2133
+  _globals['_STARTJOBREQUEST']._serialized_start=2135
+  _globals['_STARTJOBREQUEST']._serialized_end=2193
+  _globals['_STARTJOBREPLY']._serialized_start=2195
+  _globals['_STARTJOBREPLY']._serialized_end=2210
+  _globals['_DEALREQUEST']._serialized_start=2213
+  _globals['_DEALREQUEST']._serialized_end=2350
+  _globals['_LAID']._serialized_start=2352
+  _globals['_LAID']._serialized_end=2404
+  _globals['_DEALEVENT']._serialized_start=2406
+  _globals['_DEALEVENT']._serialized_end=2494
+  _globals['_COORDINATOR']._serialized_start=2497
+  _globals['_COORDINATOR']._serialized_end=3101
 # @@protoc_insertion_point(module_scope)

@@ -171,8 +171,17 @@ class World:
         self.dealer._known = {SHARE: MODEL}
         self.coordinator._models._models = dict(self._registered)
         self.coordinator._runs.clear()
+        self.coordinator._stock._kept.clear()
+        self.coordinator._stock._reserved.clear()
+        stock = self.party._jobs.stock
+        stock._there.clear()
+        for names in (stock._arriving, stock._lost, stock._gone, stock._burnt, self.dealer._taken):
+            names.clear()
         self.coordinator._queue._line.clear()
-        stores = ("party0/models", "party0/share_ids", "dealer/models", "coordinator/models", "coordinator/public")
+        stores = (
+            "party0/models", "party0/share_ids", "party0/stock", "dealer/models", "coordinator/models",
+            "coordinator/public", "coordinator/stock",
+        )  # fmt: skip
         for place in stores:
             now, then = directory() / place, self._kept() / place
             before, after = _names(then), _names(now)
@@ -199,5 +208,5 @@ def roles_of(service: str, method: str) -> tuple[str, ...]:
         return ("coordinator",) if method == "Inventory" else PARTIES
     if service == "PeerLink":
         return ("party1",)
-    control = ("ActivateModel", "CheckModel", "OpenJob", "Prepare", "Run", "CloseJob")
+    control = ("ActivateModel", "CheckModel", "OpenJob", "Prepare", "Run", "CloseJob", "Stock")
     return ("coordinator",) if service == "Party" and method in control else (OWNER, "client/bob")
