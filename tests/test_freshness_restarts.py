@@ -28,6 +28,7 @@ from ditto.net.config import ClientConfig, Tls
 from ditto.net.identity import Identity
 
 SEQ, TOKENS = 8, 3
+TEXT = Plan(1, SEQ, TOKENS, guard=True)
 Line = dict[str, Any]
 
 
@@ -78,8 +79,9 @@ class World:
         tls = Tls(ca=certs / "ca.pem", cert=stem.with_suffix(".pem"), key=stem.with_suffix(".key"))
         return config.model_copy(update={"tls": tls})
 
-    def ask(self, name: str, kill: tuple[str, ...] = ()) -> None:
-        """One job on each model: an encoder's, and a generating one in whose middle servers are killed."""
+    def ask(self, name: str, kill: tuple[str, ...] = ()) -> list[bool]:
+        """One job on each model: an encoder's, and a generating one in whose middle servers are killed. Which of them
+        took what was in stock."""
         zero = torch.zeros((1, SEQ), dtype=torch.long)
 
         def on_token(_: Any) -> bool:
@@ -92,9 +94,16 @@ class World:
         bert, gpt2 = self.models.values()
         with Client(self.clients[name]) as client:
             question = Batch(zero, zero, zero + 1)
-            client.infer(bert.name, lambda program: encode_inputs(bert, program, question), 1, SEQ, guard=True)
-            plan = Plan(1, SEQ, TOKENS, guard=True)
-            generate(client, gpt2, Prompts(zero, [SEQ]), plan, Sampler(), on_token=on_token)
+            one = client.infer(bert.name, lambda program: encode_inputs(bert, program, question), 1, SEQ, guard=True)
+            other = generate(client, gpt2, Prompts(zero, [SEQ]), TEXT, Sampler(), on_token=on_token)
+        return [one.report["stock"], other.report["stock"]]
+
+    def deal(self, name: str, count: int) -> None:
+        """For so many of these asks."""
+        bert, gpt2 = self.models.values()
+        with Client(self.clients[name]) as client:
+            for model, plan in ((bert, Plan(1, SEQ, guard=True)), (gpt2, TEXT)):
+                assert client.deal(model.name, plan, count)["done"] == count
 
     def stop(self, *roles: str) -> None:
         """In order, as a supervisor would."""
@@ -124,16 +133,19 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 def test_every_key_is_fresh_over_restarts(world: World) -> None:
-    """Both clients on both models; dealer and parties stopped and started; dealer and a party killed in a job; more."""
-    world.ask("alice")
-    world.ask("bob")
+    """Both clients on both models, from stock and without; dealer and parties stopped and started; dealer and a party
+    killed in a job; more."""
+    assert world.ask("alice") == [False, False]
+    world.deal("alice", 4)
+    assert world.ask("bob") == [True, True]
     world.stop("dealer", *PARTIES)
     world.cluster.up()
-    world.ask("alice")
+    assert world.ask("alice") == [True, True]
     with pytest.raises(PeerLost):
         world.ask("bob", kill=("dealer", "party1"))
     world.cluster.up()
-    world.ask("bob")
+    assert world.ask("bob") == [True, True]
+    assert world.ask("alice") == [False, False]  # there were no more
     lines = world.lines()
     assert not twice(lines)
 
@@ -141,7 +153,7 @@ def test_every_key_is_fresh_over_restarts(world: World) -> None:
     kinds = Counter(line["kind"] for line in lines if line["event"] == "derived")
     assert set(processes) == {"dealer", "party0", "party1"}
     seeds = {line["context"][0] for line in lines if line.get("kind") == "step"}
-    assert len(seeds) == 2 * 10  # a seed for each party and job, the one that was killed included
+    assert len(seeds) == 2 * 12  # a seed for each party and job, the one that was killed included
     assert kinds["step"] > 500 and kinds["output"] and kinds["guard"] and kinds["share"]
     # weights' masks come again after a start, and under their own names
     masks = Counter(line["key"] for line in lines if line.get("kind") == "weight")
