@@ -72,6 +72,8 @@ def print_costs(report: dict[str, Any], by_layer: bool = True) -> None:
         table.add_row(one_line(row["name"]), *_cells(row))
     table.add_row("all", *_cells(report), style="bold")
     out.print(table)
+    if stocked := report.get("stocked_jobs"):
+        out.print(f"{stocked} of {report['jobs']} jobs took correlations that were dealt before")
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
