@@ -381,6 +381,6 @@ TARGETS = [
     Target("authority", _build_authority, _use_authority),
     Target("stored", _build_stored, _load_stored),
     Target("models", _build_models, _start),
-    Target("stock", _build_stock, _stock),
+    Target("stock", _build_stock, _stock, slow=True),
     Target("keys", _build_keys, _keys),
 ]
