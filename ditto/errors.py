@@ -127,6 +127,10 @@ class OutOfRange(DittoError):
     exit_code, code, help = 36, "OUT_OF_RANGE", "values left their calibrated range (with --strict)"
 
 
+class NoStock(DittoError):
+    exit_code, code, help = 37, "NO_STOCK", "a party has no correlations in stock for this job"
+
+
 class Interrupted(DittoError):
     exit_code, code, help = 130, "INTERRUPTED", "interrupted"
 

@@ -8,6 +8,7 @@ not mix: one of them is last. A full or write-protected disk is a StorageError t
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -91,6 +92,22 @@ def replacing_directory(path: Path) -> Iterator[Path]:
             shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
         _rename_to_disk(path)
+
+
+def append(path: Path, data: bytes) -> None:
+    """Add to the end of a private file, where there is one; on the disk when this returns. A write that is cut off
+    leaves a part of `data` there."""
+    with _writing(path):
+        new = not path.exists()
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, PRIVATE)
+        try:
+            if os.write(descriptor, data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if new:
+            _to_disk(path.parent)
 
 
 def remove(path: Path) -> None:

@@ -60,6 +60,7 @@ from ditto.ring.prg import new_seed
 from ditto.service import audit as service_audit
 from ditto.service import recordings, stored
 from ditto.service.audit import audit, recorded
+from ditto.service.laying import Laying
 from ditto.service.leftovers import collect
 from ditto.service.model_store import ModelStore
 from ditto.service.party_jobs import Jobs
@@ -110,10 +111,16 @@ class World:
 
     def serve(self) -> None:
         def dealer(party: int) -> Any:
-            return SimpleNamespace(Correlations=lambda request: self.dealt[party][request.job])
+            return SimpleNamespace(
+                Correlations=lambda request: self.dealt[party][request.job], TakeStock=lambda request, timeout: None
+            )
 
         self.jobs = [
             Jobs(config, self.stores[i], self.links[i], dealer(i), PartyMetrics())
+            for i, config in enumerate(self.configs)
+        ]
+        self.laying = [
+            Laying(config, self.stores[i], self.jobs[i].stock, dealer(i), PartyMetrics(), self.jobs[i].check_fresh)
             for i, config in enumerate(self.configs)
         ]
 
@@ -128,14 +135,20 @@ class World:
     def program(self, plan: Plan, stage: int = 0) -> Program:
         return program_for(self.text, plan, stage)
 
-    def ask(self, plan: Plan, inputs: Inputs, fails: bool = False) -> str:
-        """Run a job to its end; returns its name."""
+    def ask(self, plan: Plan, inputs: Inputs, fails: bool = False, stocked: bool = False) -> str:
+        """Run a job to its end, from stock where it is `stocked`; returns its name."""
         name, seeds, programs = secrets.token_hex(16), (new_seed(), new_seed()), range(plan.stages)
         self._deal(name, seeds, [self.program(plan, stage) for stage in programs])
         request = party_pb2.OpenJobRequest(
             job=name, model="tiny", share_id=self.share_id, plan=to_message(plan), client="client/alice",
             fingerprint=self.program(plan).fingerprint, description_digest=digest_of(self.text),
         )  # fmt: skip
+        if stocked:
+            lay = party_pb2.StockRequest.FromString(request.SerializeToString())  # the same fields
+            both(lambda i: self.laying[i].lay(lay, lambda _: True))
+            assert [len(jobs.stock) for jobs in self.jobs] == [1, 1]
+            self.dealt = [{}, {}]
+            request.stocked = True
         both(lambda i: self.jobs[i].open(request))
 
         def work(i: int) -> None:
@@ -228,11 +241,12 @@ def deviation(world: World, party: int, job: str) -> str:
 # As recorded -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("stocked", [False, True], ids=["dealt", "stocked"])
 @pytest.mark.parametrize(("shared", "asks"), [("bert", question), ("gpt2", prompt)], indirect=["shared"])
-def test_a_job_as_recorded(world: World, asks: Any) -> None:
+def test_a_job_as_recorded(world: World, asks: Any, stocked: bool) -> None:
     """Of each kind, with the range guard, each party by itself; and nothing of it changes what is stored."""
     plan, inputs = asks(world)
-    job = world.ask(plan, inputs)
+    job = world.ask(plan, inputs, stocked=stocked)
     programs = [world.program(plan, stage) for stage in range(plan.stages)]
     for config in world.configs:
         before = {path: path.read_bytes() for path in config.data_dir.rglob("*") if path.is_file()}

@@ -102,6 +102,23 @@ def test_infer_matches_plaintext(shared: str) -> None:
         assert counted["sent"]["framing"] > 0 and counted["rounds"] == answer["online"]["rounds"] + rounds
 
 
+def test_what_is_in_stock_is_taken(shared: str) -> None:
+    said, _ = run("deal", "--model", shared, "--seq", "16", "--count", "2")
+    assert (said["jobs"], said["tokens"]) == (2, 1) and min(said["bytes"]) > 1000
+    status, _ = run("cluster", "status")
+    rows = [(row["role"], row["seq"], row["batch"], row["jobs"]) for row in status["stock"] if row["model"] == shared]
+    assert sorted(rows) == [("party0", 16, 1, 2), ("party1", 16, 1, 2)]
+    shown = CliRunner().invoke(app, ["cluster", "status"])
+    assert f"in stock: {shared}, 1 x 16 tokens: 2 jobs" in shown.stdout
+    asks = ["infer", "--model", shared, "--text", "the dog sat .", "--text", "two red men play music .", "--batch", "1"]
+    answer, _ = run(*asks)
+    assert answer["stock"] is True and (answer["stocked_jobs"], answer["jobs"]) == (2, 2)
+    shown = CliRunner().invoke(app, ["infer", "--model", shared, "--text", "the dog sat ."])
+    assert "dealt before" not in shown.stdout and shown.exit_code == 0
+    assert CliRunner().invoke(app, ["deal", "--model", shared, "--seq", "16", "--tokens", "3"]).exit_code == 2
+    assert CliRunner().invoke(app, ["deal", "--model", shared, "--seq", "4000"]).exit_code == 2
+
+
 def test_infer_writes_its_report(shared: str, tmp_path: Path) -> None:
     path, trace = tmp_path / "cost.html", tmp_path / "rounds.json"
     files = ["--report", str(path), "--trace", str(trace)]

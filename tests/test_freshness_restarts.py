@@ -30,6 +30,7 @@ from ditto.net.config import ClientConfig, Tls
 from ditto.net.identity import Identity
 
 SEQ, TOKENS = 8, 3
+TEXT = Plan(1, SEQ, TOKENS, guard=True)
 Line = dict[str, Any]
 
 
@@ -80,8 +81,9 @@ class World:
         tls = Tls(ca=certs / "ca.pem", cert=stem.with_suffix(".pem"), key=stem.with_suffix(".key"))
         return config.model_copy(update={"tls": tls})
 
-    def ask(self, name: str, meet: threading.Barrier | None = None) -> None:
-        """One job on each model: an encoder's, and a generating one in whose middle it meets others."""
+    def ask(self, name: str, meet: threading.Barrier | None = None) -> list[bool]:
+        """One job on each model: an encoder's, and a generating one in whose middle it meets others. Which of them took
+        what was in stock."""
         zero = torch.zeros((1, SEQ), dtype=torch.long)
 
         def on_token(_: Any) -> bool:
@@ -92,9 +94,16 @@ class World:
         bert, gpt2 = self.models.values()
         with Client(self.clients[name]) as client:
             question = Batch(zero, zero, zero + 1)
-            client.infer(bert.name, lambda program: encode_inputs(bert, program, question), 1, SEQ, guard=True)
-            plan = Plan(1, SEQ, TOKENS, guard=True)
-            generate(client, gpt2, Prompts(zero, [SEQ]), plan, Sampler(), on_token=on_token)
+            one = client.infer(bert.name, lambda program: encode_inputs(bert, program, question), 1, SEQ, guard=True)
+            other = generate(client, gpt2, Prompts(zero, [SEQ]), TEXT, Sampler(), on_token=on_token)
+        return [one.report["stock"], other.report["stock"]]
+
+    def deal(self, name: str, count: int) -> None:
+        """For so many of these asks."""
+        bert, gpt2 = self.models.values()
+        with Client(self.clients[name]) as client:
+            for model, plan in ((bert, Plan(1, SEQ, guard=True)), (gpt2, TEXT)):
+                assert client.deal(model.name, plan, count)["done"] == count
 
     def ask_at_once(self, kill: tuple[str, ...] = ()) -> list[BaseException | None]:
         """Both clients; in the middle of their generating jobs servers are killed. How it ended for each."""
@@ -138,16 +147,18 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 def test_every_key_is_fresh_over_restarts(world: World) -> None:
-    """Both clients on both models at once; dealer and parties stopped and started; dealer and a party killed in the
-    middle of two jobs, whose clients are told so; more."""
+    """Both clients on both models at once; from stock; dealer and parties stopped and started; dealer and a party
+    killed in the middle of two jobs from stock, whose clients are told so; more."""
     assert world.ask_at_once() == [None, None]
+    world.deal("alice", 4)
+    assert world.ask("bob") == [True, True]
     world.stop("dealer", *PARTIES)
     world.cluster.up()
-    world.ask("alice")
+    assert world.ask("alice") == [True, True]
     lost = world.ask_at_once(kill=("dealer", "party1"))
     assert all(isinstance(error, PeerLost) and error.peer in ("dealer", "party1") for error in lost), lost
     world.cluster.up()
-    world.ask("bob")
+    assert world.ask("bob") == [False, False]  # there are no more
     lines = world.lines()
     assert not twice(lines)
 
@@ -155,7 +166,7 @@ def test_every_key_is_fresh_over_restarts(world: World) -> None:
     kinds = Counter(line["kind"] for line in lines if line["event"] == "derived")
     assert set(processes) == {"dealer", "party0", "party1"}
     seeds = {line["context"][0] for line in lines if line.get("kind") == "step"}
-    assert len(seeds) == 2 * 12  # a seed for each party and job, the two that were killed included
+    assert len(seeds) == 2 * 14  # a seed for each party and job, the two that were killed included
     assert kinds["step"] > 500 and kinds["output"] and kinds["guard"] and kinds["share"]
     # weights' masks come again after a start, and under their own names
     masks = Counter(line["key"] for line in lines if line.get("kind") == "weight")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -20,12 +21,14 @@ from ditto.errors import (
     DamagedFile,
     DittoError,
     JobMismatch,
+    NoStock,
     NotAllowed,
+    ReplayedJob,
     ReuseError,
     UnknownModel,
     VersionMismatch,
 )
-from ditto.models import Plan
+from ditto.models import Plan, encode_inputs, random_batch
 from ditto.models.compiled import program_for, weights_of
 from ditto.models.description import digest_of
 from ditto.names import PARTIES
@@ -473,6 +476,87 @@ def test_parties_and_client_mean_the_same_job(world: World) -> None:
         bring(role, good)
     closed(world, job)
     world.infer("alice")
+
+
+# Stock -------------------------------------------------------------------------------------------
+
+
+def in_stock(world: World) -> dict[str, int]:
+    """Jobs by party, as the owner's status says."""
+    with world.client("alice") as client:
+        return {row["role"]: row["jobs"] for row in client.status()["stock"] if row["model"] == "m"}
+
+
+def stocked_files(world: World, role: str) -> list[Path]:
+    home = world.cluster.root / "data" / role / "stock"
+    return sorted(path for path in home.glob("*/*") if len(path.name) == 32)
+
+
+def test_who_may_lay_down_stock(world: World) -> None:
+    """Who may ask. What is laid down is for all of them; what one party lost costs one job its stock."""
+    plan = Plan(1, SEQ)
+    with world.client("mallory") as client, pytest.raises(NotAllowed):
+        client.deal("m", plan, 1)
+    with world.client("alice") as client:
+        client.grant_model("m", "bob")
+    for name in ("alice", "bob"):
+        with world.client(name) as client:
+            laid = client.deal("m", plan, 2)
+        assert laid["done"] == 2 and min(laid["bytes"]) > 1000
+    assert in_stock(world) == {"party0": 4, "party1": 4}
+    before = [
+        sum(report["traffic"][role]["from_dealer"]["payload"] for role in PARTIES)
+        for report in (world.infer("bob"), world.infer("alice"))
+    ]
+    assert before[0] == before[1] > 0 and in_stock(world) == {"party0": 2, "party1": 2}
+    for path in stocked_files(world, "party1"):
+        path.unlink()
+    report = world.infer("bob")
+    assert not report["stock"] and report["stocked_jobs"] == 0
+    assert len(stocked_files(world, "party0")) == 1  # the other half is used up, too
+    assert not world.infer("bob")["stock"] and not in_stock(world)
+    assert not stocked_files(world, "party0")
+    with world.client("alice") as client:
+        client.grant_model("m", "bob", revoke=True)
+        client.deal("m", plan, 1)
+        assert client.infer(
+            "m", lambda p: encode_inputs(world.description, p, random_batch(1, SEQ)), 1, SEQ, guard=True
+        )
+        assert in_stock(world) == {"party0": 1, "party1": 1}  # it asked for another kind of job
+        client.share_model(world.description, world.weights)
+    assert not in_stock(world) and not stocked_files(world, "party0") + stocked_files(world, "party1")
+
+
+def test_a_coordinator_makes_no_two_jobs_of_one_name(world: World) -> None:
+    """It has a job laid down at one party alone. Opened as a stocked job there and as a fresh one here, the parties
+    find out with their first message."""
+    model, job, plan = world.model(), secrets.token_hex(16), Plan(1, SEQ)
+    common = {
+        "job": job, "model": "m", "share_id": model.share_id, "plan": to_message(plan), "client": "client/alice",
+        "fingerprint": program_for(model.description, plan).fingerprint,
+        "description_digest": digest_of(model.description),
+    }  # fmt: skip
+
+    def at(party: int, call: Callable[[Any], Any]) -> Any:
+        return world.call("coordinator", PARTIES[party], lambda c: call(party_pb2_grpc.PartyStub(c)))
+
+    fresh, stocked = party_pb2.OpenJobRequest(**common), party_pb2.OpenJobRequest(**common, stocked=True)
+    at(0, lambda s: s.Stock(party_pb2.StockRequest(**common), timeout=30))
+    with pytest.raises(ReplayedJob):  # not once more, nor as another job
+        at(0, lambda s: s.Stock(party_pb2.StockRequest(**common), timeout=30))
+    with pytest.raises(ReplayedJob):
+        at(0, lambda s: s.OpenJob(fresh, timeout=30))
+    at(0, lambda s: s.OpenJob(stocked, timeout=30))
+    assert not stocked_files(world, "party0")
+    at(1, lambda s: s.OpenJob(fresh, timeout=30))
+    step = party_pb2.StepRequest(job=job)
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(at, party, lambda s: s.Prepare(step, timeout=30)) for party in (0, 1)]
+        errors = [str(call.exception()) for call in calls]
+    assert any("this party opens 'common key" in text for text in errors) and "None" not in errors
+    with pytest.raises(NoStock):
+        other = party_pb2.OpenJobRequest(**common | {"job": secrets.token_hex(16)}, stocked=True)
+        at(1, lambda s: s.OpenJob(other, timeout=30))
 
 
 # Restart -----------------------------------------------------------------------------------------

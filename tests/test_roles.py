@@ -20,7 +20,7 @@ from ditto.wire import control_pb2, dealer_pb2, party_pb2
 
 PARTY = {
     "client": {"PutModel", "RemoveModel", "GrantModel", "PutInput", "FetchOutput", "ListModels"},
-    "coordinator": {"ActivateModel", "CheckModel", "ListModels", "OpenJob", "Prepare", "Run", "CloseJob"},
+    "coordinator": {"ActivateModel", "CheckModel", "ListModels", "OpenJob", "Prepare", "Run", "CloseJob", "Stock"},
 }
 ALLOWED: dict[str, dict[str, set[str]]] = {  # server -> caller's role -> methods
     "coordinator": {
@@ -33,11 +33,12 @@ ALLOWED: dict[str, dict[str, set[str]]] = {  # server -> caller's role -> method
             "Status",
             "RunJob",
             "StartJob",
+            "Deal",
         }
     },
     "dealer": {
-        "party0": {"ModelSeed", "ForgetModel", "Correlations"},
-        "party1": {"ModelSeed", "ForgetModel", "Correlations"},
+        "party0": {"ModelSeed", "ForgetModel", "Correlations", "TakeStock"},
+        "party1": {"ModelSeed", "ForgetModel", "Correlations", "TakeStock"},
         "coordinator": {"Inventory"},
     },
     "party0": PARTY | {"party0": {"AskKeeper", "FetchShare"}, "party1": {"Exchange"}},

@@ -111,6 +111,7 @@ def test_embeddings(served: Served, place: Place) -> None:
     coded = served.post("/v1/embeddings", {"model": "vectors", "input": TEXTS[0], "encoding_format": "base64"})
     vector = np.frombuffer(base64.b64decode(coded.json()["data"][0]["embedding"]), "<f4")
     assert np.abs(vector - want[0]).max() < CLOSE_VECTORS and plain.headers["x-ditto-in-range"] == "true"
+    assert plain.headers["x-ditto-stock"] == "false"
 
 
 def _tokens(place: Place) -> int:

@@ -46,7 +46,8 @@ class Layer:
 class Cost:
     """What a job cost, which answered `texts` texts at once: answers of one job have one and the same cost.
 
-    `seconds` is the time that the client waited for the job. Those of `layers` add up to both phases.
+    `seconds` is the time that the client waited for the job. Those of `layers` add up to both phases. `stock`: its
+    correlations had been dealt before (`ditto deal`); the seconds offline are then what was still to be done.
     """
 
     job: str
@@ -55,6 +56,7 @@ class Cost:
     online: Phase
     offline: Phase
     layers: tuple[Layer, ...]
+    stock: bool = False
 
     @classmethod
     def of(cls, report: dict[str, Any], texts: int) -> Self:
@@ -69,6 +71,7 @@ class Cost:
                 Layer(layer["name"], Phase.of_online(layer["online"]), Phase.of_offline(layer["offline"]))
                 for layer in report["layers"]
             ),
+            stock=report["stock"],
         )
 
 

@@ -22,6 +22,7 @@ COMMANDS = {
     "infer": "Compute a model's answer on secret shares of the text.",
     "generate": "Continue texts on secret shares, token by token. Ctrl-C ends after the token under way.",
     "serve": "Answer applications of this machine by HTTP, as the client of a cluster. Ctrl-C ends it.",
+    "deal": "Have correlations dealt before they are asked for: the jobs that take them are sooner done.",
     "evaluate": (
         "Measure a model on labelled texts, or a language model on a text. Interrupted, the same command goes on."
     ),

@@ -77,7 +77,7 @@ def _activity(cluster: Cluster, processes: list[Process]) -> dict[str, Any]:
             return ask(cluster.client_config())
         except DittoError as error:
             note(f"coordinator: {error}")
-    return {"queue": None, "computing": None, "workers": None, "faults": None, "dealer": None, "throughput": None}
+    return dict.fromkeys(("queue", "computing", "workers", "faults", "stock", "dealer", "throughput"))
 
 
 @app.command()
@@ -148,6 +148,9 @@ def _lines(activity: dict[str, Any]) -> list[str]:
         for role, stock in dealer["parties"].items():
             text += f"; {role} {size(stock['sent_bytes'])} sent, {size(stock['ready_bytes'])} ready"
         lines.append(text)
+    for s in activity.get("stock") or ():
+        many = f"{s['batch']} x {s['seq']} tokens" + (f", {s['tokens']} more" if s["tokens"] > 1 else "")
+        lines.append(f"in stock: {s['model']}, {many}: {s['jobs']} jobs, {size(s['bytes'])} at {s['role']}")
     lines += [f"{f['model']}: {f['role']} {f['what']}; share it again" for f in activity.get("faults") or ()]
     if done := activity.get("throughput"):
         text = f"jobs: {done['done']} done, {done['failed']} failed, {done['cancelled']} cancelled"

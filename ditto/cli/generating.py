@@ -185,7 +185,7 @@ def document(
         key: result.report[key]
         for key in (
             "online", "offline", "layers", "operations", "traffic", "jobs", "rounds_timeline", "seconds",
-            "wall_seconds", "in_range", "out_of_range_layers",
+            "wall_seconds", "in_range", "out_of_range_layers", "stock", "stocked_jobs",
         )
     }  # fmt: skip
 

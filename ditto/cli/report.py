@@ -20,7 +20,7 @@ _FIRST = ("rounds_timeline",)  # every job's moments count from a zero of its ow
 
 def merge(a: Any, b: Any) -> Any:
     """The sum of two reports of one shape: numbers add up, rows of the same name fall together. What only one of them
-    has stays as it is; of texts and of timelines, the first one does."""
+    has stays as it is; of texts and of timelines, the first one does; a yes is one of both."""
     if isinstance(a, dict):
         both = (a.keys() & b.keys()) - {*_KEYS, *_FIRST}
         return {k: merge(a[k], b[k]) if k in both else (b | a)[k] for k in a | b}
@@ -31,6 +31,8 @@ def merge(a: Any, b: Any) -> Any:
         return list(rows.values())
     if isinstance(a, list):
         return [merge(x, y) for x, y in zip(a, b, strict=True)]
+    if isinstance(a, bool):
+        return a and b
     return a + b if isinstance(a, int | float) else a
 
 
@@ -70,6 +72,8 @@ def print_costs(report: dict[str, Any], by_layer: bool = True) -> None:
         table.add_row(one_line(row["name"]), *_cells(row))
     table.add_row("all", *_cells(report), style="bold")
     out.print(table)
+    if stocked := report.get("stocked_jobs"):
+        out.print(f"{stocked} of {report['jobs']} jobs took correlations that were dealt before")
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

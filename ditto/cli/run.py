@@ -187,6 +187,7 @@ def document(run: Run, description: "Description", network: str, *, checked: boo
     return (
         result
         | {key: run.report[key] for key in ("jobs", "online", "offline", "layers", "operations", "traffic")}
+        | {key: run.report[key] for key in ("stock", "stocked_jobs")}
         | {
             "seconds": run.report["seconds"],
             "wall_seconds": run.wall_seconds,

@@ -14,7 +14,7 @@ import torch
 
 from ditto.client import ranges
 from ditto.client.manager import Manager, calling
-from ditto.client.messages import ask_of, chunks, terms_of, whole
+from ditto.client.messages import ask_of, chunks, deal_of, terms_of, whole
 from ditto.client.progress import Progress
 from ditto.client.publication import Registration
 from ditto.client.report import Report
@@ -264,8 +264,9 @@ class Client(Manager):
                     if kind == "accepted":
                         wall.lap("queue")
                         job, terms.share_id = message.accepted.job, message.accepted.share_id
+                        report.stock = message.accepted.stock
                         event |= {"job": job, "worker": message.accepted.worker}
-                        event |= {"layers": list(message.accepted.layers)}
+                        event |= {"layers": list(message.accepted.layers), "stock": report.stock}
                         span.note(job=short(job))
                         with span.child("send inputs", stage=0), self._told(call):
                             parties = self._pair(message.accepted)
@@ -308,7 +309,31 @@ class Client(Manager):
         result |= ranges.fields(plan.guard, marks)
         return InferResult(outputs, result)
 
-    def _events(self, call: Any) -> Iterator[control_pb2.JobEvent]:
+    def deal(
+        self, model: str, plan: Plan, count: int, on_laid: Callable[[dict[str, Any]], None] = lambda laid: None
+    ) -> dict[str, Any]:
+        """Have the correlations of `count` jobs of this plan dealt now, for jobs to come of whoever may ask the model.
+        `on_laid` hears of each; how many there are now, and what they took. What is laid down stays if it is ended.
+
+        Raises LimitExceeded where a party has no more room, or this client has laid down as much as it may."""
+        found = self._model(model)
+        plan = replace(plan, hold_mb=found.hold_mb or plan.hold_mb)
+        call = self._control.Deal(deal_of(terms_of(found, plan, program_for(found.description, plan)), count))
+        laid: dict[str, Any] = {"done": 0, "bytes": [0, 0], "seconds": 0.0}
+        try:
+            with calling("coordinator", running=True):
+                for event in self._events(call):
+                    if event.HasField("laid"):
+                        each = event.laid
+                        laid["done"] = each.done
+                        laid["bytes"] = [a + b for a, b in zip(laid["bytes"], each.bytes, strict=False)]
+                        laid["seconds"] += each.seconds
+                        on_laid(laid)
+        finally:
+            call.cancel()
+        return laid
+
+    def _events(self, call: Any) -> Iterator[Any]:
         """What the coordinator says of a job. It says something in every step, and while the job waits in the queue:
         PeerLost when it does not."""
         longest = self._config.step_timeout_s + self._config.connect_timeout_s

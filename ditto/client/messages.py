@@ -33,6 +33,14 @@ def ask_of(terms: party_pb2.JobTerms, in_turns: bool = False) -> control_pb2.Run
     )  # fmt: skip
 
 
+def deal_of(terms: party_pb2.JobTerms, count: int) -> control_pb2.DealRequest:
+    """So many jobs like it, to be laid down."""
+    return control_pb2.DealRequest(
+        model=terms.model, owner=terms.owner, plan=terms.plan, fingerprint=terms.fingerprint,
+        description_digest=terms.description_digest, count=count,
+    )  # fmt: skip
+
+
 def chunks(name: str, wire: Wire, share: torch.Tensor) -> Iterator[party_pb2.TensorChunk]:
     """A share in pieces, in order."""
     data = pack(share, wire.ring)

@@ -111,6 +111,7 @@ class Report:
     """The accounts of one job, and its document: what `infer --json` shows of it."""
 
     seconds: float = 0.0  # from the client's inputs to the end, as the coordinator saw it
+    stock: bool = False  # its correlations were dealt before, and in stock
     traffic: dict[str, Any] = field(default_factory=dict)  # by party, counted at the frame
     total: Account = field(default_factory=Account)
     layers: dict[tuple[int, str], Account] = field(default_factory=dict)  # by number and name
@@ -147,6 +148,8 @@ class Report:
             "operations": [{"operation": name, **asdict(account)} for name, account in self.operations.items()],
             "traffic": self.traffic,
             "jobs": 1,
+            "stock": self.stock,
+            "stocked_jobs": int(self.stock),
             "rounds_timeline": self.timeline(),
         }
 

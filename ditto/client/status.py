@@ -32,6 +32,18 @@ def activity(reply: control_pb2.StatusReply) -> dict[str, Any]:
             if p.worker
         ],
         "faults": [{"model": f.model, "role": f.role, "what": f.what} for f in reply.faults],
+        "stock": [
+            {
+                "model": s.model,
+                "role": s.role,
+                "batch": s.stocked.plan.batch,
+                "seq": s.stocked.plan.seq,
+                "tokens": s.stocked.plan.tokens,
+                "jobs": s.stocked.count,
+                "bytes": s.stocked.bytes,
+            }
+            for s in reply.stock
+        ],
         "dealer": inventory if reply.HasField("dealer") else None,
         "throughput": {
             "done": throughput.done,

@@ -189,6 +189,7 @@ class Carried:
     values: dict[str, Any] = field(default_factory=dict)
     masks: dict[str, Tensor] = field(default_factory=dict)
     key: bytes = b""
+    terms: str = ""  # what the job is, for the agreement on that key
 
 
 class PartyJob:
@@ -253,7 +254,9 @@ class PartyJob:
         self._enter("prepare", layer)
         began = time.perf_counter()
         if layer == 0:
-            self._carried.key = self._carried.key or common_key(self._channel, self.party, self.job, self._draw)
+            self._carried.key = self._carried.key or common_key(
+                self._channel, self.party, self.job, self._draw, self._carried.terms
+            )
             self._masks.update((n, self._carried.masks[n]) for n in self.program.carried if n in self._carried.masks)
         context = _PartyContext(self.party, self.job, self._seed, self._source, self._channel, self._draw)
         for index, step in self._layers[layer]:

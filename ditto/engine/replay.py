@@ -152,17 +152,19 @@ def replay(
     weights: PartyWeights,
     program_of: Callable[[int], Program],
     digests: Digests,
+    terms: str = "",
 ) -> Account:
     """Run a party's side of a job again, from its seed on to where its record ends. Raises Deviation.
 
-    `program_of` gives the program of a stage; `weights` are those that the party stores.
+    `program_of` gives the program of a stage; `weights` are those that the party stores; `terms` as `common_key` has
+    them.
     """
     account = Account()
     view = _View(recorded, digests, account)
     if view.next.kind != "seed":
         raise Deviation("the record begins without a seed")
     seed = bytes(view.advance().data)
-    carried, first = Carried(), 0
+    carried, first = Carried(terms=terms), 0
     stages: dict[int, PartyJob] = {}
     while view.next.kind != "end":
         event = view.advance()

@@ -40,16 +40,19 @@ def reveal(shares: tuple[torch.Tensor, torch.Tensor], wire: Wire) -> torch.Tenso
     return signed(shares[0].to(torch.int64) + shares[1].to(torch.int64), wire.ring)
 
 
-def common_key(channel: Channel, party: int, job: str, draw: Callable[[], bytes] = new_seed) -> bytes:
+def common_key(channel: Channel, party: int, job: str, draw: Callable[[], bytes] = new_seed, terms: str = "") -> bytes:
     """A key of one job that both parties know and nobody else. One message of 16 bytes each way. Raises BadShare.
 
     1. Party i draws s_i, 16 bytes from the operating system, and sends them to the other party. `draw` gives them.
     2. The key is HKDF(s_0 || s_1, "common", job). It is uniform to whoever does not read the link between the parties:
        neither the dealer nor a client does.
+
+    `terms` says what the job is. It is in the message's label, so that parties that run different jobs under one name
+    find that out with their first message, before anything is opened.
     """
     # 1
     mine = draw()
-    theirs = bytes(channel.exchange("common key", mine))
+    theirs = bytes(channel.exchange(f"common key {terms}".rstrip(), mine))
     if len(theirs) != SEED_BYTES:
         raise BadShare(f"common key: {len(theirs)} bytes from the peer, expected {SEED_BYTES}")
     # 2

@@ -21,7 +21,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from ditto.errors import ClusterError, ConfigError
-from ditto.names import Role
+from ditto.names import NAME, Role
 from ditto.net.documents import read_yaml
 from ditto.net.emulation import Network, network
 from ditto.net.processor import threads_here
@@ -207,6 +207,8 @@ class PartyConfig(_Server):
     network: Emulated = None  # what its link to the other party emulates
     record: int = Field(default=0, ge=0)  # jobs whose view is kept for `ditto audit`; 0: none is recorded
     record_mb: int = Field(default=4096, ge=1)  # all that is kept of them; a job beyond it is not recorded
+    max_stock_mb: int = Field(default=16_384, ge=0)  # of correlations in stock, on the disk; 0: none
+    max_client_stock_mb: int = Field(default=4096, ge=0)  # of these, what one identity had dealt
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -246,6 +248,22 @@ class CoordinatorConfig(_Server):
     max_public_mb: int = Field(default=32, ge=1, le=4096)  # a model's tokenizer, which those who may ask it get
     give_way_s: Seconds = 2.0  # after which a job without its client's next inputs lets others go first
     start_timeout_s: Seconds = 30.0  # for those inputs, when others wait and the job cannot stand aside
+    stock: tuple[StockLevel, ...] = ()  # laid down at the parties while no job runs
+    max_deal: int = Field(default=1000, ge=1)  # jobs that one request has laid down
+
+
+class StockLevel(_Strict):
+    """How much of one model is kept in stock for one kind of job, as `ditto deal` has it."""
+
+    model: Annotated[str, StringConstraints(pattern=NAME)]
+    seq: int = Field(ge=1, le=65_536)
+    batch: int = Field(default=1, ge=1, le=4096)
+    tokens: int = Field(default=1, ge=1, le=65_536)
+    argmax: bool = False
+    narrow_from: int = Field(default=0, ge=0)
+    every: bool = False
+    guard: bool = True
+    count: int = Field(ge=1, le=100_000)  # jobs
 
 
 class ClientConfig(_Common):

@@ -27,9 +27,9 @@ def around_frame(frame: party_pb2.Frame | Frame, offset: int, size: int) -> int:
 
 
 def around_dealt(reply: Dealt) -> int:
-    """Framing of one message of the dealer; the seed counts as framing."""
-    around = sum(field_size(len(part)) for part in (reply.seed, reply.data)) + len(reply.seed) + PREFIX
-    return around + field_size(DIGEST, DIGEST)
+    """Framing of one message of the dealer; the seed counts as framing, and so does the dealing."""
+    around = sum(field_size(len(part)) for part in (reply.seed, reply.dealing, reply.data))
+    return around + len(reply.seed) + len(reply.dealing) + PREFIX + field_size(DIGEST, DIGEST)
 
 
 def frame_digest(frame: party_pb2.Frame | Frame, offset: int, data: Data) -> bytes:
@@ -37,6 +37,6 @@ def frame_digest(frame: party_pb2.Frame | Frame, offset: int, data: Data) -> byt
     return digest(repr((frame.job, frame.sequence, frame.label, offset, frame.total, frame.abort)), data)
 
 
-def dealt_digest(place: int, seed: bytes, data: Data) -> bytes:
+def dealt_digest(place: int, seed: bytes, data: Data, dealing: bytes = b"") -> bytes:
     """Of the dealer's message number `place` in its stream."""
-    return digest(f"{place} {seed.hex()}", data)
+    return digest(f"{place} {seed.hex()}{dealing.hex()}", data)

@@ -52,6 +52,7 @@ class CoordinatorMetrics(Metrics):
         self.running = self._gauge("ditto_running", "Jobs and activations that run.")
         self.aside = self._gauge("ditto_aside", "Jobs that stand aside until their client's inputs are there.")
         self.pairs = self._gauge("ditto_pairs_up", "Pairs of the parties' workers that are given jobs.")
+        self.stocked = self._counter("ditto_stocked_jobs", "Jobs that were done from stock.")
         self.seconds = self._seconds(
             "ditto_job_seconds", "Seconds of a done job in one phase, summed over its layers; the slower party's.", _JOB
         )
@@ -89,6 +90,9 @@ class PartyMetrics(Metrics):
         self.seconds = self._seconds("ditto_layer_seconds", "Seconds of one layer in one phase at this party.", _LAYER)
         dealt = self._counter("ditto_dealer_bytes", "Bytes of correlations received from the dealer.", "part")
         self._dealt = dealt.labels("payload"), dealt.labels("framing")
+        self.stock_jobs = self._gauge("ditto_stock_jobs", "Jobs whose correlations are in stock.")
+        self.stock_bytes = self._gauge("ditto_stock_bytes", "Bytes that they take on the disk.")
+        self.taken = self._counter("ditto_stock_taken", "Jobs whose correlations were taken from stock.")
 
     def dealt(self, payload: int, framing: int) -> None:
         self._dealt[0].inc(payload)

@@ -53,6 +53,8 @@ KINDS = {  # what is not named here is control
     "Correlations": Kind("correlations", 64),
     "RegisterModel": Kind("registrations", 64, upload=True),
     "GetPublic": Kind("public", 32, download=True),
+    "Stock": Kind("stock", 16),  # as long as dealing and writing take
+    "Deal": Kind("deals", 32, download=True),  # waits as a job does
     "RunJob": Kind("jobs", 64, download=True),  # and one for each that may be queued, since it waits in its thread
 }
 

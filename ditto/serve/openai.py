@@ -189,11 +189,18 @@ class _Completion:
         return all(writing.in_range is not False for writing in self._writings)
 
     def headers(self) -> dict[str, str]:
-        return {"x-ditto-in-range": str(self.in_range()).lower()}
+        return {"x-ditto-in-range": str(self.in_range()).lower(), "x-ditto-stock": str(self._stock()).lower()}
+
+    def _stock(self) -> bool:
+        return bool(self._writings) and all(writing.stock for writing in self._writings)
 
     def document(self) -> dict[str, Any]:
         choices = [self._choice(i, text, self._writings[i].reason) for i, text in enumerate(self._texts)]
-        return self._head() | {"choices": choices, "usage": self.usage(), "ditto": {"in_range": self.in_range()}}
+        return self._head() | {
+            "choices": choices,
+            "usage": self.usage(),
+            "ditto": {"in_range": self.in_range(), "stock": self._stock()},
+        }
 
     def chunk(self, index: int, text: str, reason: str | None) -> dict[str, Any]:
         found = self._head() | {"choices": [self._choice(index, text, reason)]}

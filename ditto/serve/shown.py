@@ -84,7 +84,7 @@ def answer(model: Model, tokenizer: Tokenizer, texts: list[Text], values: list[A
 
 def cost(report: dict[str, Any]) -> dict[str, Any]:
     """A job's figures and its timeline, from its report (`ditto.client.client.InferResult`)."""
-    total = {key: report[key] for key in ("job", "owner", "wall_seconds", "in_range", "online", "offline")}
+    total = {key: report[key] for key in ("job", "owner", "wall_seconds", "in_range", "stock", "online", "offline")}
     return total | {"timeline": _timeline(report)}
 
 

@@ -44,7 +44,7 @@ class Totals:
 
     def __init__(self) -> None:
         self.tokens, self.in_range = 0, True
-        self._jobs, self._rounds = list[str](), 0
+        self._jobs, self._rounds, self._stocked = list[str](), 0, 0
         self._seconds, self._bytes = {"online": 0.0, "offline": 0.0}, {"online": 0, "offline": 0}
 
     def add(self, answered: Answered) -> None:
@@ -53,18 +53,24 @@ class Totals:
         self.in_range &= answered.in_range
         self._jobs.append(answered.report["job"])
         self._rounds += online["rounds"]
+        self._stocked += answered.report["stocked_jobs"]
         for name, phase, sent in (("online", online, "bytes_sent"), ("offline", offline, "bytes_to_party")):
             self._seconds[name] += phase["seconds"]
             self._bytes[name] += sum(phase[sent])
 
     def headers(self) -> dict[str, str]:
-        return {"x-ditto-in-range": str(self.in_range).lower()}
+        return {"x-ditto-in-range": str(self.in_range).lower(), "x-ditto-stock": str(self.stock).lower()}
+
+    @property
+    def stock(self) -> bool:
+        """Was all that these jobs needed dealt before?"""
+        return 0 < self._stocked == len(self._jobs)
 
     def document(self) -> dict[str, Any]:
         """`bytes`: online between the parties, offline from the dealer to both."""
         return {
             "in_range": self.in_range, "jobs": self._jobs, "rounds": self._rounds, "seconds": self._seconds,
-            "bytes": self._bytes,
+            "bytes": self._bytes, "stock": self.stock,
         }  # fmt: skip
 
 

@@ -51,6 +51,7 @@ class Writing:
         self.tokens = 0
         self.reason = "stop"
         self.in_range: bool | None = None
+        self.stock = False
 
     async def pieces(self) -> AsyncIterator[str]:
         """Texts, none of them empty. Only within `turns.place`. The job ends after the token under way when these are
@@ -67,7 +68,7 @@ class Writing:
             finally:
                 await whole(generation.close)
                 if (result := generation._job.result) is not None:  # it neither failed nor was never begun
-                    self.in_range = result.report["in_range"]
+                    self.in_range, self.stock = result.report["in_range"], result.report["stock"]
                     self._state.count(self._model, result.report, 1)
         if stopped:
             return

@@ -66,7 +66,7 @@ def audit(config: PartyConfig, job: str) -> Audit:
         account = replay(
             opened(found, role)[1], config.index, header.job, weights,
             lambda stage: program_for(entry.description, header.plan, stage),
-            partial(message_digests, header.job),
+            partial(message_digests, header.job), header.bound,
         )  # fmt: skip
     except (LookupError, ValueError):  # with a good seal, so not by accident
         raise DamagedFile(f"{role}: {found.path}: its events do not fit together", role) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Iterator
+from functools import partial
 
 import grpc
 import structlog
@@ -27,12 +28,13 @@ from ditto.service.pairs import Pair, Pairs
 from ditto.service.parties_view import PartiesView, check_request
 from ditto.service.public_parts import PublicParts
 from ditto.service.registered import Registered, RegisteredModels
+from ditto.service.stock_keeper import StockKeeper
 from ditto.service.turns import Turns
 from ditto.wire import control_pb2, control_pb2_grpc, dealer_pb2, dealer_pb2_grpc, party_pb2
 
 log = structlog.get_logger()
 _METHODS = (
-    "RegisterModel", "UnregisterModel", "ListModels", "GetModel", "GetPublic", "Status", "RunJob", "StartJob",
+    "RegisterModel", "UnregisterModel", "ListModels", "GetModel", "GetPublic", "Status", "RunJob", "StartJob", "Deal",
 )  # fmt: skip
 ROLES: Roles = {name: frozenset({"client"}) for name in _METHODS}
 
@@ -64,7 +66,8 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         self._runs: dict[str, JobRun] = {}
         self._view = PartiesView(self._keepers, config.connect_timeout_s)
         self._models = RegisteredModels(config.data_dir / "models")
-        self._driver = Driver(config, self._turns, self._models, self._connect_pair)
+        self._stock = StockKeeper(config, self._keepers, self._turns, self._models, self._connect_pair)
+        self._driver = Driver(config, self._turns, self._models, self._connect_pair, self._stock)
         self._public = PublicParts(config.data_dir, config.max_public_mb)
         self._public.sweep(self._models.published)
         self.metrics = CoordinatorMetrics()
@@ -212,13 +215,13 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         for status in processes:
             if status.role in answering and (said := self._view.about(status.role)):
                 status.about.CopyFrom(said)
-        faults = list(self._view.faults(own, answering))
+        faults, stock = self._view.held(own, answering)
         dealer = self._inventory([entry.model for entry in own])
         processes += self._pairs.workers()
         # other clients see enough of a job's name to recognise their own
         return control_pb2.StatusReply(
             processes=processes, queued=turns.waiting, running=map(short, turns.running), aside=turns.aside,
-            throughput=self._account.state(), dealer=dealer, faults=faults,
+            throughput=self._account.state(), dealer=dealer, faults=faults, stock=stock,
             about=about(),  # right after the dealer's: their clocks are compared
         )  # fmt: skip
 
@@ -239,7 +242,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         self, request: control_pb2.StartJobRequest, context: grpc.ServicerContext
     ) -> control_pb2.StartJobReply:
         with self._lock:
-            run = self._runs.get(request.job)
+            run = next((run for run in self._runs.values() if run.job == request.job), None)
         if run is not None and run.client != str(caller(context)):
             raise NotAllowed("this job belongs to somebody else")
         if run is None or request.stage != run.stage:
@@ -260,7 +263,8 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         model = self._driver.meant(request, client)
         program = admit_job(model.description, plan, request.fingerprint, self._config, self._config.role)
         self._view.check(model, client)
-        run = JobRun(secrets.token_hex(16), {}, self._config.step_timeout_s, client)
+        name = self._stock.name_for(model, plan, request.fingerprint)
+        run = JobRun(name, {}, self._config.step_timeout_s, client)
         run.span = self._tracing.start(
             "job", self._traces.of(received(context), client), job=short(run.name), model=model.model,
             preset=parse(model.description).preset, batch=plan.batch, padded_length=plan.seq, tokens=plan.tokens,
@@ -293,6 +297,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
                 run.close(reason)
             beside = len(self._turns.state().running) - 1
             self._turns.leave(run.name)
+            self._stock.leave(run.name)
             with self._lock:
                 self._runs.pop(run.name, None)
             self._account.add(outcome, run.seconds, run.took, max(0, beside))
@@ -301,6 +306,7 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
     def _ended(self, run: JobRun, model: str, outcome: str, reason: str) -> None:
         self.metrics.jobs.labels(outcome).inc()
         if outcome == "done":
+            self.metrics.stocked.inc(run.stocked)
             for phase, seconds in run.seconds.items():
                 self.metrics.seconds.labels(phase).observe(seconds)
         run.span.note(outcome=outcome, rounds=max((t.rounds for t in run.traffic), default=0))
@@ -313,11 +319,21 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         seconds_by_phase = {f"{phase}_seconds": round(seconds, 4) for phase, seconds in run.seconds.items()}
         # the job by name: a stream that its client left may be ended by another thread
         log.info(
-            "job ended", job=short(run.name), model=model, outcome=outcome, reason=reason or None,
+            "job ended", job=short(run.job), model=model, outcome=outcome, reason=reason or None, stock=run.stocked,
             **seconds_by_phase, **counts,
         )  # fmt: skip
 
+    def Deal(self, request: control_pb2.DealRequest, context: grpc.ServicerContext) -> Iterator[control_pb2.DealEvent]:
+        """Lay down correlations of jobs to come, for who may ask the model. The first checks are RunJob's."""
+        client, plan = str(caller(context)), plan_of(request.plan)
+        model = self._driver.meant(request, client)
+        admit_job(model.description, plan, request.fingerprint, self._config, self._config.role)
+        self._view.check(model, client)
+        meant = partial(self._driver.meant, request, client)
+        yield from self._stock.deal(meant, plan, request.fingerprint, client, request.count, context)
+
     def close(self) -> None:
+        self._stock.close()
         with self._lock:
             runs = list(self._runs.values())
         for run in runs:

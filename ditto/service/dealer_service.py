@@ -40,6 +40,7 @@ from ditto.ring.kernels import kernel_of
 from ditto.ring.malloc import give_back
 from ditto.ring.prg import derive, new_seed
 from ditto.service.about import about
+from ditto.service.burnt import Burnt
 from ditto.service.feed import Feed
 from ditto.service.limits import admit_job, admit_model, need_of
 from ditto.service.room import Room
@@ -49,7 +50,7 @@ from ditto.wire import dealer_pb2, dealer_pb2_grpc
 log = structlog.get_logger()
 Head = dealer_pb2.CorrelationsReply  # of one: all but its data
 _PARTIES = frozenset(PARTIES)
-ROLES: Roles = dict.fromkeys(("ModelSeed", "ForgetModel", "Correlations"), _PARTIES) | {
+ROLES: Roles = dict.fromkeys(("ModelSeed", "ForgetModel", "Correlations", "TakeStock"), _PARTIES) | {
     "Inventory": frozenset({"coordinator"})
 }
 _DIGEST = r"[0-9a-f]{64}"
@@ -93,6 +94,7 @@ class _Job:
         self.key = (request.share_id, self.plan)
         self.name, self._entry = request.job, entry
         self.seeds = _pair(new_seed())
+        self.dealing = new_seed()  # no secret: by it the parties know that they have the halves of one dealing
         self.feeds = (Feed(limit), Feed(limit))
         self.joined: set[int] = set()
         self.finished: set[int] = set()
@@ -157,6 +159,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
         self._weights_lock = threading.Lock()
         self._jobs: dict[str, _Job] = {}
         self._used: set[str] = set()
+        self._taken: dict[str, Burnt] = {}  # by sharing: what the parties took from their stock
         self._links = (Link(config.network), Link(config.network))  # all jobs of a party share its link
         self._weights: OrderedDict[str, DealerWeights] = OrderedDict()
         self._in_use = WeakValueDictionary[str, DealerWeights]()  # by a job: another one shares them
@@ -166,6 +169,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
         self._known: dict[str, str] = {}  # model by sharing
         for path in sorted(self._dir.glob("*.json")):
             if self._forgotten(path.stem):  # the process ended in between
+                self._taken_path(path.stem).unlink(missing_ok=True)
                 path.unlink()
                 continue
             for entry in readable_entries([path], Entry, lambda path: _owner(path.stem)):
@@ -286,6 +290,8 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
             forgotten = self._forgotten(request.share_id)
             if forgotten:
                 path.unlink(missing_ok=True)
+                self._taken.pop(request.share_id, None)
+                self._taken_path(request.share_id).unlink(missing_ok=True)
                 self._known.pop(request.share_id, None)
         if forgotten:
             with self._weights_lock:
@@ -293,6 +299,24 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
                 self._in_use.pop(request.share_id, None)
             log.info("model forgotten", share=short(request.share_id))
         return dealer_pb2.ForgetModelReply()
+
+    def _taken_path(self, share_id: str) -> Path:
+        return self._dir / f"{check_id(share_id)}.taken"
+
+    def TakeStock(
+        self, request: dealer_pb2.TakeStockRequest, context: grpc.ServicerContext
+    ) -> dealer_pb2.TakeStockReply:
+        """Once for each name and party, on the disk when this returns: a witness, for who was put back to an older
+        copy. Raises ReuseError."""
+        word = f"{check_id(request.job)}.{caller(context).role}"
+        with self._lock:
+            self._entry(request.share_id)
+            taken = self._taken.get(request.share_id)
+            if taken is None:
+                taken = self._taken[request.share_id] = Burnt(self._taken_path(request.share_id))
+            if not taken.add(word):
+                raise ReuseError("these correlations were taken from stock before", peer="dealer")
+        return dealer_pb2.TakeStockReply()
 
     def Correlations(self, request: dealer_pb2.CorrelationsRequest, context: grpc.ServicerContext) -> Iterator[Any]:
         party = PARTIES.index(caller(context).role)
@@ -317,7 +341,8 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
 
     def _stream(self, job: _Job, party: int) -> Iterator[Any]:
         link, seed = self._links[party], job.seeds[party]
-        reply, queued = Dealt(Head(seed=seed, digest=dealt_digest(0, seed, b""))), time.monotonic()
+        head = Head(seed=seed, dealing=job.dealing, digest=dealt_digest(0, seed, b"", job.dealing))
+        reply, queued = Dealt(head), time.monotonic()
         around = around_dealt(reply)
         link.hold(queued, around)
         self.metrics.dealt(party, 0, around)

@@ -18,6 +18,7 @@ from ditto.service.ahead import Preparing, Work, works_of
 from ditto.service.job_run import JobRun
 from ditto.service.pairs import Pair
 from ditto.service.registered import Registered, RegisteredModels
+from ditto.service.stock_keeper import StockKeeper
 from ditto.service.turns import Turns
 from ditto.wire import control_pb2, party_pb2
 
@@ -29,12 +30,13 @@ class Driver:
     """Drives jobs, each on the pair of workers that its turn gave it, in the thread of its call."""
 
     def __init__(
-        self, config: CoordinatorConfig, turns: Turns, models: RegisteredModels, connect: Callable[[int], Pair]
-    ) -> None:
+        self, config: CoordinatorConfig, turns: Turns, models: RegisteredModels, connect: Callable[[int], Pair],
+        stock: StockKeeper,
+    ) -> None:  # fmt: skip
         """`connect`: make sure that this pair and the dealer answer. Raises PeerAbsent."""
-        self._config, self._turns, self._models, self._connect = config, turns, models, connect
+        self._config, self._turns, self._models, self._connect, self._stock = config, turns, models, connect, stock
 
-    def meant(self, request: control_pb2.RunJobRequest, client: str) -> Registered:
+    def meant(self, request: control_pb2.RunJobRequest | control_pb2.DealRequest, client: str) -> Registered:
         """The sharing that serves now, if it is what a client means. Raises UnknownModel, JobMismatch."""
         model = self._models.get(request.model, client)
         model.check_meant(request.owner, request.description_digest)
@@ -64,15 +66,16 @@ class Driver:
                 description_digest=digest_of(model.description),
             )  # fmt: skip
             with run.span.child("open"):
-                run.both(lambda stub, timeout: stub.OpenJob.future(ask, timeout=timeout, **run.span.carried))
+                self._stock.open(run, ask)
         run.begun = True
         # 3
         accepted = control_pb2.Accepted(
-            job=run.name, layers=program.layers, share_id=model.share_id, worker=pair, addresses=workers.addresses
-        )
+            job=run.job, layers=program.layers, share_id=model.share_id, worker=pair, addresses=workers.addresses,
+            stock=run.stocked,
+        )  # fmt: skip
         yield control_pb2.JobEvent(accepted=accepted)
         self._await_client(run)
-        yield from self._work(run, works_of(run.name, model.description, plan), 0 if request.in_turns else plan.hold)
+        yield from self._work(run, works_of(run.job, model.description, plan), 0 if request.in_turns else plan.hold)
 
     def _wait(self, run: JobRun) -> Events:
         place = self._turns.place(run.name)

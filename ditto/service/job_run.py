@@ -64,6 +64,8 @@ class JobRun:
         """`stubs`: of both parties; of a job, once its turn says which workers'. `where`, by role: what an error says
         of which they are."""
         self.name, self.stubs, self._timeout, self.where = name, stubs, step_timeout + GRACE, where
+        self.job = name  # what the parties call it: another name where what was in stock under this one was refused
+        self.stocked = False  # its correlations were in stock
         self.client = client  # the identity that runs the job; nobody's for an activation
         self.pair = 0  # of workers, that it runs on
         self.stage = 0  # whose inputs the client brings next
@@ -187,7 +189,7 @@ class JobRun:
     def close(self, reason: str) -> None:
         """Best effort at both parties; a dead one is not waited for."""
         calls = [
-            stub.CloseJob.future(party_pb2.CloseJobRequest(job=self.name, reason=reason), timeout=2.0)
+            stub.CloseJob.future(party_pb2.CloseJobRequest(job=self.job, reason=reason), timeout=2.0)
             for stub in self.stubs.values()
         ]
         for call in calls:

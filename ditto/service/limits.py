@@ -119,6 +119,18 @@ def largest_tensor(description: Description, plan: Plan) -> int:
 
 
 @lru_cache(maxsize=64)
+def dealt_to(description: str, plan: Plan, party: int) -> int:
+    """Bytes of correlations that the dealer sends one party for all stages of a job."""
+    programs = (program_for(description, plan, stage) for stage in range(plan.stages))
+    return sum(
+        step.op.cost().dealer
+        for program in programs
+        for step, seeded in zip(program.steps, program.seeded, strict=True)
+        if seeded != party
+    )
+
+
+@lru_cache(maxsize=64)
 def _peak(description: str, plan: Plan) -> Peak:
     """Of all stages: the last one reads the longest cache. A later stage is prepared whole while the one before it
     runs; what the last one holds stands for any of them."""

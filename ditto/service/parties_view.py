@@ -68,19 +68,24 @@ class PartiesView:
             log.info("not known what a party computes with", peer=role, reason=type(error).__name__)
             return None
 
-    def faults(self, models: Iterable[Registered], roles: Iterable[str]) -> Iterator[control_pb2.ModelFault]:
-        """Where one of these parties does not hold what is listed, FAULTS at most. Of one that does not answer:
-        nothing."""
-        listed, count = list(models), 0
+    def held(
+        self, models: Iterable[Registered], roles: Iterable[str]
+    ) -> tuple[list[control_pb2.ModelFault], list[control_pb2.ModelStock]]:
+        """Where one of these parties does not hold what is listed, FAULTS at most; and what each has in stock of it. Of
+        one that does not answer: nothing."""
+        listed, faults, stock = list(models), list[control_pb2.ModelFault](), list[control_pb2.ModelStock]()
         for role in roles if listed else ():
             try:
                 held = {model.share_id: model for model in self._models(role)}
             except DittoError:  # its row of the status says why
                 continue
             for model in listed:
-                if (what := _fault(model, held.get(model.share_id))) and count < FAULTS:
-                    count += 1
-                    yield control_pb2.ModelFault(model=model.model, role=role, what=what)
+                one = held.get(model.share_id)
+                if (what := _fault(model, one)) and len(faults) < FAULTS:
+                    faults.append(control_pb2.ModelFault(model=model.model, role=role, what=what))
+                for stocked in one.stock if one else ():
+                    stock.append(control_pb2.ModelStock(model=model.model, role=role, stocked=stocked))
+        return faults, stock
 
     def _models(self, role: str, client: str = "") -> Iterator[party_pb2.PartyModel]:
         token = ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
+import grpc
 import structlog
 import torch
 
@@ -25,7 +26,7 @@ from ditto.net.messages import ledger_to_message, plan_of, times_to_message
 from ditto.net.metrics import PartyMetrics
 from ditto.net.peerlink import LinkChannel, PeerLink
 from ditto.net.tracing import OFF, SILENT, Context, Span, Tracing
-from ditto.net.transport import short
+from ditto.net.transport import from_rpc_error, short
 from ditto.ring.prg import SEED_BYTES
 from ditto.service.assembly import Assembly
 from ditto.service.copies import Copies
@@ -33,8 +34,9 @@ from ditto.service.limits import admit_job, need_of
 from ditto.service.model_store import Entry, ModelStore
 from ditto.service.recordings import Header, Recordings
 from ditto.service.room import Room
-from ditto.service.source import DealerSource
-from ditto.service.terms import Terms
+from ditto.service.source import DealerSource, correlations
+from ditto.service.stock import Stock, StockSource
+from ditto.service.terms import Terms, binding
 from ditto.wire import dealer_pb2, dealer_pb2_grpc, party_pb2
 
 log = structlog.get_logger()
@@ -64,7 +66,7 @@ class Job:
         plan: Plan,
         party: int,
         channel: LinkChannel,
-        source: DealerSource,
+        source: DealerSource | StockSource,
         room: Room,
         span: Span = SILENT,
     ) -> None:
@@ -82,8 +84,10 @@ class Job:
         self._recorder: Recorder | None = None
         self._closed = ""  # why, once it is
 
-    def begin(self, seed: bytes, weights: PartyWeights, recorder: Recorder | None = None) -> None:
-        """From here on stages can be entered: `seed` is this party's of the job. `recorder` takes what it sees."""
+    def begin(self, seed: bytes, weights: PartyWeights, recorder: Recorder | None = None, bound: str = "") -> None:
+        """From here on stages can be entered: `seed` is this party's of the job. `recorder` takes what it sees. `bound`
+        is what the other party has to mean by the job's name, too (`binding`)."""
+        self._carried.terms = bound
         self._keys, self._recorder = (seed, weights), recorder
         if recorder and self._closed:
             recorder.end(self._closed, self.channel.transcript)
@@ -242,14 +246,12 @@ class Jobs:
         self._jobs: dict[str, Job] = {}
         self._terms: dict[str, Terms] = {}  # of the same jobs
         self._used: set[str] = set()
+        self.stock = Stock(config, (entry.share_id for entry in store.entries()))
         threading.Thread(target=self._sweep, name="sweep", daemon=True).start()
 
     def open(self, request: party_pb2.OpenJobRequest, parent: Context | None = None) -> None:
         """`parent`: the coordinator's span of the job."""
-        check_id(request.job)
-        with self._lock:
-            if request.job in self._used:
-                raise ReplayedJob(f"job {request.job} was used before", peer=self._config.role)
+        self.check_fresh(request.job, request.stocked)
         entry = self._store.entry(request.share_id)
         entry.check_asks(request.client)
         entry.check_description(request.description_digest, self._config.role)
@@ -271,15 +273,16 @@ class Jobs:
         self, request: party_pb2.OpenJobRequest, entry: Entry, plan: Plan, weights: PartyWeights, parent: Context | None
     ) -> None:
         channel = self._link.open(request.job)
-        correlations = dealer_pb2.CorrelationsRequest(
-            job=request.job, model=entry.model, share_id=request.share_id,
-            plan=request.plan, fingerprint=request.fingerprint,
-        )  # fmt: skip
         span = self._tracing.start(
             "job", parent, job=short(request.job), model=entry.model, preset=parse(entry.description).preset,
             batch=plan.batch, padded_length=plan.seq, tokens=plan.tokens,
         )  # fmt: skip
-        source = DealerSource(self._dealer, correlations, self._config.step_timeout_s, self._metrics, span)
+        try:
+            source = self._source(request, plan, span)
+        except Exception:
+            channel.close("opening failed")
+            span.end("FAILED")
+            raise
         job = Job(request.job, entry.description, plan, self._config.index, channel, source, self._room, span)
         terms = Terms(
             request.client, entry.model, entry.owner, entry.share_id, plan, request.fingerprint,
@@ -290,16 +293,42 @@ class Jobs:
         log.info("job started", job=short(request.job), model=entry.model, **vars(plan))
         with span.child("wait for dealer"):
             seed = source.seed()
-        job.begin(seed, weights, self._recorder(terms, entry.share_digest, request.job, seed))
+        bound = binding(entry.share_id, plan, request.fingerprint, request.stocked, source.dealing)
+        job.begin(seed, weights, self._recorder(terms, entry.share_digest, request.job, seed, bound), bound)
 
-    def _recorder(self, terms: Terms, share_digest: str, job: str, seed: bytes) -> Recorder | None:
+    def check_fresh(self, job: str, stocked: bool = False) -> None:
+        """Raises ReplayedJob for a name that is, or was, another job's."""
+        check_id(job)
+        with self._lock:
+            if job in self._used:
+                raise ReplayedJob(f"job {job} was used before", peer=self._config.role)
+        if not stocked:
+            self.stock.check_fresh(job)
+
+    def _source(self, request: party_pb2.OpenJobRequest, plan: Plan, span: Span) -> DealerSource | StockSource:
+        """A job's correlations: from the dealer, or what is in stock, which is used up by this."""
+        if not request.stocked:
+            return DealerSource(self._dealer, correlations(request), self._config.step_timeout_s, self._metrics, span)
+        ask = dealer_pb2.TakeStockRequest(job=request.job, share_id=request.share_id)
+
+        def release() -> None:
+            try:
+                self._dealer.TakeStock(ask, timeout=self._config.connect_timeout_s)
+            except grpc.RpcError as error:
+                raise from_rpc_error(error, "dealer") from None
+
+        source = self.stock.take(request.job, (request.share_id, plan, request.fingerprint), release)
+        self._metrics.taken.inc()
+        return source
+
+    def _recorder(self, terms: Terms, share_digest: str, job: str, seed: bytes, bound: str) -> Recorder | None:
         """Where the operator asks for recordings. Without a place to write to the job goes on all the same."""
         if self._recordings is None:
             return None
         header = Header(
             role=self._config.role, job=job, client=terms.client, model=terms.model, share_id=terms.share_id,
             share_digest=share_digest, files=self._store.marks(terms.share_id), plan=terms.plan,
-            fingerprint=terms.fingerprint,
+            fingerprint=terms.fingerprint, bound=bound,
         )  # fmt: skip
         try:
             return self._recordings.begin(header, seed)
@@ -338,6 +367,7 @@ class Jobs:
             job = self._jobs.pop(name, None)
             self._terms.pop(name, None)
         self._room.give_back(name)
+        self.stock.discard(name)
         if job is not None:
             job.close(reason)
             outcome = "aborted" if reason else "done"

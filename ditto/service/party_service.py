@@ -16,6 +16,7 @@ from ditto.models.description import digest_of
 from ditto.names import check_id, check_name
 from ditto.net.config import PartyConfig
 from ditto.net.identity import Identity, caller
+from ditto.net.messages import to_message
 from ditto.net.metrics import PartyMetrics
 from ditto.net.peerlink import PeerLink
 from ditto.net.tracing import OFF, Context, Tracing, received
@@ -24,17 +25,19 @@ from ditto.service.about import Links, about
 from ditto.service.assembly import Assembly, pieces
 from ditto.service.copies import Copies
 from ditto.service.keeping import answer, kept
+from ditto.service.laying import Laying
 from ditto.service.model_store import Entry, ModelStore
 from ditto.service.pages import page
 from ditto.service.party_jobs import Jobs
 from ditto.wire import dealer_pb2, dealer_pb2_grpc, party_pb2, party_pb2_grpc
 
 log = structlog.get_logger()
+_STEERED = ("ActivateModel", "CheckModel", "OpenJob", "Prepare", "Run", "CloseJob", "Stock")  # by the coordinator
 _CLIENT, _CONTROL = frozenset({"client"}), frozenset({"coordinator"})
 
 
 def roles(config: PartyConfig) -> Roles:
-    table = {name: _CONTROL for name in ("ActivateModel", "CheckModel", "OpenJob", "Prepare", "Run", "CloseJob")}
+    table = {name: _CONTROL for name in _STEERED}
     table |= {name: _CLIENT for name in ("PutModel", "RemoveModel", "GrantModel", "PutInput", "FetchOutput")}
     table["ListModels"] = _CLIENT | _CONTROL
     if config.index == 0:
@@ -71,6 +74,10 @@ class PartyService(party_pb2_grpc.PartyServicer):
         )
         self._dealer = dealer_pb2_grpc.DealerStub(self._dealer_channel)
         self._jobs = Jobs(config, self._store, self.link, self._dealer, self.metrics, tracing)
+        stock = self._jobs.stock
+        self._laying = Laying(config, self._store, stock, self._dealer, self.metrics, self._jobs.check_fresh)
+        self.metrics.stock_jobs.set_function(lambda: len(stock))
+        self.metrics.stock_bytes.set_function(lambda: stock.nbytes)
         self._peer_channel: grpc.Channel | None = None
         if config.index == 1:
             address = config.peers.of(config.peer, config.worker)
@@ -158,6 +165,7 @@ class PartyService(party_pb2_grpc.PartyServicer):
         owner = str(caller(context))
         removed = self._models.remove(request.model, owner, self._chosen(request, owner))
         for share_id in removed:
+            self._jobs.stock.forget(share_id)
             log.info("model dropped", model=request.model, share=short(share_id), owner=owner)
         self._tell_dealer()
         return party_pb2.RemoveModelReply(removed=len(removed))
@@ -203,6 +211,7 @@ class PartyService(party_pb2_grpc.PartyServicer):
             party_pb2.PartyModel(
                 model=e.model, share_id=e.share_id, active=e.active, owner=e.owner,
                 granted=e.granted if e.owner == asking else (), description_digest=digest_of(e.description),
+                stock=self._stocked(e) if who.role == "coordinator" else (),
             )
             for e in entries
         ]  # fmt: skip
@@ -214,7 +223,17 @@ class PartyService(party_pb2_grpc.PartyServicer):
             models=given, peer_link=self.link.up, next_page_token=after, about=about(), links=links
         )
 
+    def _stocked(self, entry: Entry) -> list[party_pb2.Stocked]:
+        return [
+            party_pb2.Stocked(plan=to_message(plan), count=count, bytes=nbytes)
+            for plan, (count, nbytes) in self._jobs.stock.of(entry.share_id).items()
+        ]
+
     # Jobs ---------------------------------------------------------------------------------------
+
+    def Stock(self, request: party_pb2.StockRequest, context: grpc.ServicerContext) -> party_pb2.StockReply:
+        connect(self._dealer_channel, "dealer", self._config.connect_timeout_s)
+        return party_pb2.StockReply(bytes=self._laying.lay(request, context.add_callback))
 
     def OpenJob(self, request: party_pb2.OpenJobRequest, context: grpc.ServicerContext) -> party_pb2.OpenJobReply:
         connect(self._dealer_channel, "dealer", self._config.connect_timeout_s)

@@ -29,7 +29,7 @@ from ditto.service.stored import PIECE, Owner, StoredEntry, load_stream, save_st
 
 log = structlog.get_logger()
 DIRECTORY = "recordings"
-FORMAT = 2
+FORMAT = 3
 AHEAD = 16  # pieces that wait to be written
 
 
@@ -47,6 +47,7 @@ class Header(StoredEntry):
     files: dict[str, str]  # the sharing's, by what each is known again
     plan: Plan
     fingerprint: str
+    bound: str  # what the parties told each other that it is (`ditto.service.terms`)
 
 
 class Recorded(NamedTuple):

@@ -97,6 +97,10 @@ class RegisteredModels:
                 lambda: all(name != entry.model or share == entry.share_id for name, share in self._opening), timeout
             )
 
+    def find(self, name: str) -> Registered | None:
+        with self._lock:
+            return self._models.get(name)
+
     def all(self) -> list[Registered]:
         with self._lock:
             return [entry for _, entry in sorted(self._models.items())]

@@ -26,6 +26,7 @@ from ditto.service.model_store import OPENED, SHARE_IDS, Entry, of_kind
 from ditto.service.process import alone
 from ditto.service.public_parts import DIRECTORY as PUBLIC
 from ditto.service.recordings import DIRECTORY as RECORDINGS
+from ditto.service.stock import DIRECTORY as STOCK
 from ditto.service.storage import CHANGING, WITNESS, Altered, Storage, bear_witness, check_witness, key_of
 from ditto.service.stored import (
     Owner,
@@ -89,7 +90,7 @@ def _stored(data_dir: Path) -> Iterator[Path]:
 
 def _bring(path: Path, role: str, only: Storage) -> None:
     """Raises DamagedFile, Altered."""
-    owner, stream = _owner(path, role), path.parent.name in (RECORDINGS, PUBLIC)
+    owner, stream = _owner(path, role), path.parent.name in (RECORDINGS, PUBLIC) or path.parent.parent.name == STOCK
     if is_under(path, owner, only, stream):
         return
     if stream:

@@ -18,9 +18,17 @@ from ditto.net.metrics import PartyMetrics
 from ditto.net.tracing import SILENT, Span
 from ditto.net.transport import from_rpc_error
 from ditto.ring.prg import SEED_BYTES
-from ditto.wire import dealer_pb2, dealer_pb2_grpc
+from ditto.wire import dealer_pb2, dealer_pb2_grpc, party_pb2
 
 AHEAD = 32 << 20
+
+
+def correlations(request: party_pb2.OpenJobRequest | party_pb2.StockRequest) -> dealer_pb2.CorrelationsRequest:
+    """What the dealer is asked for."""
+    return dealer_pb2.CorrelationsRequest(
+        job=request.job, model=request.model, share_id=request.share_id, plan=request.plan,
+        fingerprint=request.fingerprint,
+    )  # fmt: skip
 
 
 class DealerSource:
@@ -40,6 +48,7 @@ class DealerSource:
         self._ended = False
         self._error: DittoError | None = None
         self._seed: bytes | None = None
+        self.dealing = ""  # what both parties know it by; there with the seed
         self._timeout = timeout
         self.until: float | None = None  # when the step under way has to be over (time.monotonic)
         self._metrics = metrics
@@ -51,13 +60,13 @@ class DealerSource:
     def _read(self) -> None:
         try:
             for place, reply in enumerate(cast(Iterator[Dealt], self._call)):
-                if reply.digest != dealt_digest(place, reply.seed, reply.data):
+                if reply.digest != dealt_digest(place, reply.seed, reply.data, reply.dealing):
                     self._fail(IntegrityError(f"correlations, piece {place}: not what the dealer sent", peer="dealer"))
                     self._call.cancel()
                     return
                 with self._changed:
                     if self._seed is None:
-                        self._seed = reply.seed
+                        self._seed, self.dealing = reply.seed, reply.dealing.hex()
                     data, around = memoryview(reply.data), around_dealt(reply)
                     self.framing += around
                     self._metrics.dealt(len(data), around)
@@ -106,6 +115,20 @@ class DealerSource:
                 whole[filled : filled + len(piece)] = piece
                 filled += len(piece)
             return whole
+
+    def rest(self) -> Iterator[memoryview]:
+        """All that the dealer sends, as it comes, to its end. Raises PeerLost where nothing comes in time, and whatever
+        the stream ends with."""
+        while True:
+            with self._changed:
+                if not self._changed.wait_for(lambda: bool(self._chunks) or self._ended, self._timeout):
+                    raise PeerLost("dealer sent nothing in time", peer="dealer")
+                if self._error is not None:
+                    raise self._error
+                if not self._chunks:
+                    return
+                piece = self._cut(len(self._chunks[0]))
+            yield piece
 
     def _wait(self) -> None:
         left = self._timeout if self.until is None else max(0.0, self.until - time.monotonic())

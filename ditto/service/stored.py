@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -244,8 +244,9 @@ def save_stream(path: Path, pieces: Iterable[bytes | memoryview], owner: Owner) 
         file.write(records.seal(held, owner.context(path)))
 
 
-def load_stream(path: Path, owner: Owner) -> Iterator[bytes | memoryview]:
-    """What `save_stream` wrote, piece by piece. Raises DamagedFile, as late as where the damage is."""
+def load_stream(path: Path, owner: Owner) -> Generator[bytes | memoryview, None, None]:
+    """What `save_stream` wrote, piece by piece. Raises DamagedFile, as late as where the damage is. The file is
+    opened with the first piece, and closed with the last one or `close`."""
     try:
         yield from _streamed(path, owner, _in_use())
     except Altered:

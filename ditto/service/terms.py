@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import NamedTuple
 
 from ditto.engine.plan import Plan
@@ -10,6 +12,13 @@ from ditto.net.messages import plan_of
 from ditto.wire import party_pb2
 
 _UNSAID = {"share_id": "sharing", "description_digest": "description"}  # what their values would tell nobody
+
+
+def binding(share_id: str, plan: Plan, fingerprint: str, stocked: bool, dealing: str) -> str:
+    """What both parties have to mean by one job's name, for their first message: whoever told them the name may have
+    told them different things, and have had it dealt twice."""
+    text = json.dumps([share_id, vars(plan), fingerprint, stocked, dealing], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 class Terms(NamedTuple):

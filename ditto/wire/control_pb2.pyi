@@ -348,6 +348,7 @@ class StatusReply(_message.Message):
     FAULTS_FIELD_NUMBER: _builtins.int
     ABOUT_FIELD_NUMBER: _builtins.int
     ASIDE_FIELD_NUMBER: _builtins.int
+    STOCK_FIELD_NUMBER: _builtins.int
     queued: _builtins.int
     aside: _builtins.int
     """jobs that stand aside, until their client's inputs are there"""
@@ -371,6 +372,10 @@ class StatusReply(_message.Message):
     def about(self) -> _dealer_pb2.About:
         """of the coordinator; the dealer's is in `dealer`"""
 
+    @_builtins.property
+    def stock(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelStock]:
+        """of the caller's own models"""
+
     def __init__(
         self,
         *,
@@ -382,14 +387,43 @@ class StatusReply(_message.Message):
         faults: _abc.Iterable[Global___ModelFault] | None = ...,
         about: _dealer_pb2.About | None = ...,
         aside: _builtins.int = ...,
+        stock: _abc.Iterable[Global___ModelStock] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "dealer", b"dealer", "throughput", b"throughput"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "aside", b"aside", "dealer", b"dealer", "faults", b"faults", "processes", b"processes", "queued", b"queued", "running", b"running", "throughput", b"throughput"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "aside", b"aside", "dealer", b"dealer", "faults", b"faults", "processes", b"processes", "queued", b"queued", "running", b"running", "stock", b"stock", "throughput", b"throughput"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StatusReply: _TypeAlias = StatusReply  # noqa: Y015
+
+@_typing.final
+class ModelStock(_message.Message):
+    """What one party has in stock of one model and plan."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    STOCKED_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    role: _builtins.str
+    @_builtins.property
+    def stocked(self) -> _party_pb2.Stocked: ...
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        role: _builtins.str = ...,
+        stocked: _party_pb2.Stocked | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["stocked", b"stocked"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "role", b"role", "stocked", b"stocked"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelStock: _TypeAlias = ModelStock  # noqa: Y015
 
 @_typing.final
 class ModelFault(_message.Message):
@@ -506,11 +540,14 @@ class Accepted(_message.Message):
     SHARE_ID_FIELD_NUMBER: _builtins.int
     WORKER_FIELD_NUMBER: _builtins.int
     ADDRESSES_FIELD_NUMBER: _builtins.int
+    STOCK_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     share_id: _builtins.str
     """the sharing that both parties have opened the job on"""
     worker: _builtins.int
     """of either party: the pair that runs the job"""
+    stock: _builtins.bool
+    """its correlations were in stock"""
     @_builtins.property
     def layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -525,10 +562,11 @@ class Accepted(_message.Message):
         share_id: _builtins.str = ...,
         worker: _builtins.int = ...,
         addresses: _abc.Iterable[_builtins.str] | None = ...,
+        stock: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "job", b"job", "layers", b"layers", "share_id", b"share_id", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "job", b"job", "layers", b"layers", "share_id", b"share_id", "stock", b"stock", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -722,3 +760,97 @@ class StartJobReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StartJobReply: _TypeAlias = StartJobReply  # noqa: Y015
+
+@_typing.final
+class DealRequest(_message.Message):
+    """As RunJobRequest has it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_DIGEST_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    fingerprint: _builtins.str
+    owner: _builtins.str
+    description_digest: _builtins.bytes
+    count: _builtins.int
+    """jobs"""
+    @_builtins.property
+    def plan(self) -> _dealer_pb2.Plan: ...
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        plan: _dealer_pb2.Plan | None = ...,
+        fingerprint: _builtins.str = ...,
+        owner: _builtins.str = ...,
+        description_digest: _builtins.bytes = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "description_digest", b"description_digest", "fingerprint", b"fingerprint", "model", b"model", "owner", b"owner", "plan", b"plan"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DealRequest: _TypeAlias = DealRequest  # noqa: Y015
+
+@_typing.final
+class Laid(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DONE_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    done: _builtins.int
+    """jobs so far"""
+    seconds: _builtins.float
+    """that it took"""
+    @_builtins.property
+    def bytes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """that the last one takes on the disks of party 0 and party 1"""
+
+    def __init__(
+        self,
+        *,
+        done: _builtins.int = ...,
+        bytes: _abc.Iterable[_builtins.int] | None = ...,
+        seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "done", b"done", "seconds", b"seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Laid: _TypeAlias = Laid  # noqa: Y015
+
+@_typing.final
+class DealEvent(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUEUED_FIELD_NUMBER: _builtins.int
+    LAID_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def queued(self) -> Global___Queued: ...
+    @_builtins.property
+    def laid(self) -> Global___Laid: ...
+    def __init__(
+        self,
+        *,
+        queued: Global___Queued | None = ...,
+        laid: Global___Laid | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "laid", b"laid", "queued", b"queued"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "laid", b"laid", "queued", b"queued"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["queued", "laid"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___DealEvent: _TypeAlias = DealEvent  # noqa: Y015

@@ -74,6 +74,11 @@ class CoordinatorStub:
                 request_serializer=ditto_dot_v1_dot_control__pb2.StartJobRequest.SerializeToString,
                 response_deserializer=ditto_dot_v1_dot_control__pb2.StartJobReply.FromString,
                 _registered_method=True)
+        self.Deal = channel.unary_stream(
+                '/ditto.v1.Coordinator/Deal',
+                request_serializer=ditto_dot_v1_dot_control__pb2.DealRequest.SerializeToString,
+                response_deserializer=ditto_dot_v1_dot_control__pb2.DealEvent.FromString,
+                _registered_method=True)
 
 
 class CoordinatorServicer:
@@ -135,6 +140,14 @@ class CoordinatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Deal(self, request, context):
+        """Whoever may ask a model: lay down correlations of jobs to come at the parties. Streams how far it is; ending the
+        stream ends it, and what is laid down stays.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CoordinatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -177,6 +190,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.StartJob,
                     request_deserializer=ditto_dot_v1_dot_control__pb2.StartJobRequest.FromString,
                     response_serializer=ditto_dot_v1_dot_control__pb2.StartJobReply.SerializeToString,
+            ),
+            'Deal': grpc.unary_stream_rpc_method_handler(
+                    servicer.Deal,
+                    request_deserializer=ditto_dot_v1_dot_control__pb2.DealRequest.FromString,
+                    response_serializer=ditto_dot_v1_dot_control__pb2.DealEvent.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -395,6 +413,33 @@ class Coordinator:
             '/ditto.v1.Coordinator/StartJob',
             ditto_dot_v1_dot_control__pb2.StartJobRequest.SerializeToString,
             ditto_dot_v1_dot_control__pb2.StartJobReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Deal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/ditto.v1.Coordinator/Deal',
+            ditto_dot_v1_dot_control__pb2.DealRequest.SerializeToString,
+            ditto_dot_v1_dot_control__pb2.DealEvent.FromString,
             options,
             channel_credentials,
             insecure,

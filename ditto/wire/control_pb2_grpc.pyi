@@ -48,6 +48,10 @@ class CoordinatorStub:
     """Queues a job and streams its events; ending the stream early ends the job everywhere."""
     StartJob: _grpc.UnaryUnaryMultiCallable[_control_pb2.StartJobRequest, _control_pb2.StartJobReply]
     """The client's inputs of a stage are at both parties: go. Only from the identity that runs the job."""
+    Deal: _grpc.UnaryStreamMultiCallable[_control_pb2.DealRequest, _control_pb2.DealEvent]
+    """Whoever may ask a model: lay down correlations of jobs to come at the parties. Streams how far it is; ending the
+    stream ends it, and what is laid down stays.
+    """
 
 @_typing.type_check_only
 class CoordinatorAsyncStub(CoordinatorStub):
@@ -69,6 +73,10 @@ class CoordinatorAsyncStub(CoordinatorStub):
     """Queues a job and streams its events; ending the stream early ends the job everywhere."""
     StartJob: _aio.UnaryUnaryMultiCallable[_control_pb2.StartJobRequest, _control_pb2.StartJobReply]  # type: ignore[assignment]
     """The client's inputs of a stage are at both parties: go. Only from the identity that runs the job."""
+    Deal: _aio.UnaryStreamMultiCallable[_control_pb2.DealRequest, _control_pb2.DealEvent]  # type: ignore[assignment]
+    """Whoever may ask a model: lay down correlations of jobs to come at the parties. Streams how far it is; ending the
+    stream ends it, and what is laid down stays.
+    """
 
 class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -135,5 +143,15 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.StartJobReply, _abc.Awaitable[_control_pb2.StartJobReply]]:
         """The client's inputs of a stage are at both parties: go. Only from the identity that runs the job."""
+
+    @_abc_1.abstractmethod
+    def Deal(
+        self,
+        request: _control_pb2.DealRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_control_pb2.DealEvent], _abc.AsyncIterator[_control_pb2.DealEvent]]:
+        """Whoever may ask a model: lay down correlations of jobs to come at the parties. Streams how far it is; ending the
+        stream ends it, and what is laid down stays.
+        """
 
 def add_CoordinatorServicer_to_server(servicer: CoordinatorServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x64itto/v1/dealer.proto\x12\x08\x64itto.v1\"\x86\x01\n\x04Plan\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\r\x12\x0b\n\x03seq\x18\x02 \x01(\r\x12\x0e\n\x06tokens\x18\x03 \x01(\r\x12\x0e\n\x06\x61rgmax\x18\x04 \x01(\x08\x12\x13\n\x0bnarrow_from\x18\x05 \x01(\r\x12\r\n\x05\x65very\x18\x06 \x01(\x08\x12\r\n\x05guard\x18\x07 \x01(\x08\x12\x0f\n\x07hold_mb\x18\x08 \x01(\r\"X\n\x10ModelSeedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08share_id\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\"\x1e\n\x0eModelSeedReply\x12\x0c\n\x04seed\x18\x01 \x01(\x0c\"&\n\x12\x46orgetModelRequest\x12\x10\n\x08share_id\x18\x01 \x01(\t\"\x12\n\x10\x46orgetModelReply\"v\n\x13\x43orrelationsRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x08share_id\x18\x03 \x01(\t\x12\x1c\n\x04plan\x18\x04 \x01(\x0b\x32\x0e.ditto.v1.Plan\x12\x13\n\x0b\x66ingerprint\x18\x05 \x01(\t\"?\n\x11\x43orrelationsReply\x12\x0c\n\x04seed\x18\x01 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\"\"\n\x10InventoryRequest\x12\x0e\n\x06models\x18\x01 \x03(\t\"-\n\x0ePartyInventory\x12\r\n\x05ready\x18\x01 \x01(\x04\x12\x0c\n\x04sent\x18\x02 \x01(\x04\"x\n\x0eInventoryReply\x12\x0e\n\x06models\x18\x01 \x03(\t\x12\x0b\n\x03job\x18\x02 \x01(\t\x12)\n\x07parties\x18\x03 \x03(\x0b\x32\x18.ditto.v1.PartyInventory\x12\x1e\n\x05\x61\x62out\x18\x04 \x01(\x0b\x32\x0f.ditto.v1.About\"\x97\x01\n\x05\x41\x62out\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x1a\n\x12\x64\x65scription_format\x18\x02 \x01(\r\x12\x0c\n\x04time\x18\x03 \x01(\x01\x12!\n\x07kernels\x18\x04 \x03(\x0b\x32\x10.ditto.v1.Kernel\x12\x0f\n\x07threads\x18\x05 \x01(\r\x12\r\n\x05\x63ores\x18\x06 \x01(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x07 \x03(\t\"$\n\x06Kernel\x12\x0c\n\x04\x62its\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t2\xa5\x02\n\x06\x44\x65\x61ler\x12\x41\n\tModelSeed\x12\x1a.ditto.v1.ModelSeedRequest\x1a\x18.ditto.v1.ModelSeedReply\x12G\n\x0b\x46orgetModel\x12\x1c.ditto.v1.ForgetModelRequest\x1a\x1a.ditto.v1.ForgetModelReply\x12L\n\x0c\x43orrelations\x12\x1d.ditto.v1.CorrelationsRequest\x1a\x1b.ditto.v1.CorrelationsReply0\x01\x12\x41\n\tInventory\x12\x1a.ditto.v1.InventoryRequest\x1a\x18.ditto.v1.InventoryReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x64itto/v1/dealer.proto\x12\x08\x64itto.v1\"\x86\x01\n\x04Plan\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\r\x12\x0b\n\x03seq\x18\x02 \x01(\r\x12\x0e\n\x06tokens\x18\x03 \x01(\r\x12\x0e\n\x06\x61rgmax\x18\x04 \x01(\x08\x12\x13\n\x0bnarrow_from\x18\x05 \x01(\r\x12\r\n\x05\x65very\x18\x06 \x01(\x08\x12\r\n\x05guard\x18\x07 \x01(\x08\x12\x0f\n\x07hold_mb\x18\x08 \x01(\r\"X\n\x10ModelSeedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08share_id\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\"\x1e\n\x0eModelSeedReply\x12\x0c\n\x04seed\x18\x01 \x01(\x0c\"&\n\x12\x46orgetModelRequest\x12\x10\n\x08share_id\x18\x01 \x01(\t\"\x12\n\x10\x46orgetModelReply\"v\n\x13\x43orrelationsRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x08share_id\x18\x03 \x01(\t\x12\x1c\n\x04plan\x18\x04 \x01(\x0b\x32\x0e.ditto.v1.Plan\x12\x13\n\x0b\x66ingerprint\x18\x05 \x01(\t\"P\n\x11\x43orrelationsReply\x12\x0c\n\x04seed\x18\x01 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\x12\x0f\n\x07\x64\x65\x61ling\x18\x04 \x01(\x0c\"1\n\x10TakeStockRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x10\n\x08share_id\x18\x02 \x01(\t\"\x10\n\x0eTakeStockReply\"\"\n\x10InventoryRequest\x12\x0e\n\x06models\x18\x01 \x03(\t\"-\n\x0ePartyInventory\x12\r\n\x05ready\x18\x01 \x01(\x04\x12\x0c\n\x04sent\x18\x02 \x01(\x04\"x\n\x0eInventoryReply\x12\x0e\n\x06models\x18\x01 \x03(\t\x12\x0b\n\x03job\x18\x02 \x01(\t\x12)\n\x07parties\x18\x03 \x03(\x0b\x32\x18.ditto.v1.PartyInventory\x12\x1e\n\x05\x61\x62out\x18\x04 \x01(\x0b\x32\x0f.ditto.v1.About\"\x97\x01\n\x05\x41\x62out\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x1a\n\x12\x64\x65scription_format\x18\x02 \x01(\r\x12\x0c\n\x04time\x18\x03 \x01(\x01\x12!\n\x07kernels\x18\x04 \x03(\x0b\x32\x10.ditto.v1.Kernel\x12\x0f\n\x07threads\x18\x05 \x01(\r\x12\r\n\x05\x63ores\x18\x06 \x01(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x07 \x03(\t\"$\n\x06Kernel\x12\x0c\n\x04\x62its\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t2\xe8\x02\n\x06\x44\x65\x61ler\x12\x41\n\tModelSeed\x12\x1a.ditto.v1.ModelSeedRequest\x1a\x18.ditto.v1.ModelSeedReply\x12G\n\x0b\x46orgetModel\x12\x1c.ditto.v1.ForgetModelRequest\x1a\x1a.ditto.v1.ForgetModelReply\x12L\n\x0c\x43orrelations\x12\x1d.ditto.v1.CorrelationsRequest\x1a\x1b.ditto.v1.CorrelationsReply0\x01\x12\x41\n\tTakeStock\x12\x1a.ditto.v1.TakeStockRequest\x1a\x18.ditto.v1.TakeStockReply\x12\x41\n\tInventory\x12\x1a.ditto.v1.InventoryRequest\x1a\x18.ditto.v1.InventoryReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,17 +44,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CORRELATIONSREQUEST']._serialized_start=354
   _globals['_CORRELATIONSREQUEST']._serialized_end=472
   _globals['_CORRELATIONSREPLY']._serialized_start=474
-  _globals['_CORRELATIONSREPLY']._serialized_end=537
-  _globals['_INVENTORYREQUEST']._serialized_start=539
-  _globals['_INVENTORYREQUEST']._serialized_end=573
-  _globals['_PARTYINVENTORY']._serialized_start=575
-  _globals['_PARTYINVENTORY']._serialized_end=620
-  _globals['_INVENTORYREPLY']._serialized_start=622
-  _globals['_INVENTORYREPLY']._serialized_end=742
-  _globals['_ABOUT']._serialized_start=745
-  _globals['_ABOUT']._serialized_end=896
-  _globals['_KERNEL']._serialized_start=898
-  _globals['_KERNEL']._serialized_end=934
-  _globals['_DEALER']._serialized_start=937
-  _globals['_DEALER']._serialized_end=1230
+  _globals['_CORRELATIONSREPLY']._serialized_end=554
+  _globals['_TAKESTOCKREQUEST']._serialized_start=556
+  _globals['_TAKESTOCKREQUEST']._serialized_end=605
+  _globals['_TAKESTOCKREPLY']._serialized_start=607
+  _globals['_TAKESTOCKREPLY']._serialized_end=623
+  _globals['_INVENTORYREQUEST']._serialized_start=625
+  _globals['_INVENTORYREQUEST']._serialized_end=659
+  _globals['_PARTYINVENTORY']._serialized_start=661
+  _globals['_PARTYINVENTORY']._serialized_end=706
+  _globals['_INVENTORYREPLY']._serialized_start=708
+  _globals['_INVENTORYREPLY']._serialized_end=828
+  _globals['_ABOUT']._serialized_start=831
+  _globals['_ABOUT']._serialized_end=982
+  _globals['_KERNEL']._serialized_start=984
+  _globals['_KERNEL']._serialized_end=1020
+  _globals['_DEALER']._serialized_start=1023
+  _globals['_DEALER']._serialized_end=1383
 # @@protoc_insertion_point(module_scope)

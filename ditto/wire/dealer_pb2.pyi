@@ -196,25 +196,66 @@ class CorrelationsReply(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
+    DEALING_FIELD_NUMBER: _builtins.int
     seed: _builtins.bytes
     """first message only: the job seed of the calling party"""
     data: _builtins.bytes
     digest: _builtins.bytes
     """16 bytes over the message's place in the stream and the other fields"""
+    dealing: _builtins.bytes
+    """first message only: 16 bytes that both parties get, and no other dealing has"""
     def __init__(
         self,
         *,
         seed: _builtins.bytes = ...,
         data: _builtins.bytes = ...,
         digest: _builtins.bytes = ...,
+        dealing: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "digest", b"digest", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "dealing", b"dealing", "digest", b"digest", "seed", b"seed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CorrelationsReply: _TypeAlias = CorrelationsReply  # noqa: Y015
+
+@_typing.final
+class TakeStockRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    SHARE_ID_FIELD_NUMBER: _builtins.int
+    job: _builtins.str
+    share_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        job: _builtins.str = ...,
+        share_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "share_id", b"share_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TakeStockRequest: _TypeAlias = TakeStockRequest  # noqa: Y015
+
+@_typing.final
+class TakeStockReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TakeStockReply: _TypeAlias = TakeStockReply  # noqa: Y015
 
 @_typing.final
 class InventoryRequest(_message.Message):

@@ -49,6 +49,11 @@ class DealerStub:
                 request_serializer=ditto_dot_v1_dot_dealer__pb2.CorrelationsRequest.SerializeToString,
                 response_deserializer=ditto_dot_v1_dot_dealer__pb2.CorrelationsReply.FromString,
                 _registered_method=True)
+        self.TakeStock = channel.unary_unary(
+                '/ditto.v1.Dealer/TakeStock',
+                request_serializer=ditto_dot_v1_dot_dealer__pb2.TakeStockRequest.SerializeToString,
+                response_deserializer=ditto_dot_v1_dot_dealer__pb2.TakeStockReply.FromString,
+                _registered_method=True)
         self.Inventory = channel.unary_unary(
                 '/ditto.v1.Dealer/Inventory',
                 request_serializer=ditto_dot_v1_dot_dealer__pb2.InventoryRequest.SerializeToString,
@@ -81,6 +86,13 @@ class DealerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TakeStock(self, request, context):
+        """The calling party is about to use what it has in stock under this name: once for each name and party, for good.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Inventory(self, request, context):
         """Coordinator: which models are known, and how much of the running job is dealt.
         """
@@ -105,6 +117,11 @@ def add_DealerServicer_to_server(servicer, server):
                     servicer.Correlations,
                     request_deserializer=ditto_dot_v1_dot_dealer__pb2.CorrelationsRequest.FromString,
                     response_serializer=ditto_dot_v1_dot_dealer__pb2.CorrelationsReply.SerializeToString,
+            ),
+            'TakeStock': grpc.unary_unary_rpc_method_handler(
+                    servicer.TakeStock,
+                    request_deserializer=ditto_dot_v1_dot_dealer__pb2.TakeStockRequest.FromString,
+                    response_serializer=ditto_dot_v1_dot_dealer__pb2.TakeStockReply.SerializeToString,
             ),
             'Inventory': grpc.unary_unary_rpc_method_handler(
                     servicer.Inventory,
@@ -193,6 +210,33 @@ class Dealer:
             '/ditto.v1.Dealer/Correlations',
             ditto_dot_v1_dot_dealer__pb2.CorrelationsRequest.SerializeToString,
             ditto_dot_v1_dot_dealer__pb2.CorrelationsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TakeStock(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ditto.v1.Dealer/TakeStock',
+            ditto_dot_v1_dot_dealer__pb2.TakeStockRequest.SerializeToString,
+            ditto_dot_v1_dot_dealer__pb2.TakeStockReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -42,6 +42,8 @@ class DealerStub:
     """The calling party dropped a sharing. Its identifier is burnt; when both parties have dropped it, so is the seed."""
     Correlations: _grpc.UnaryStreamMultiCallable[_dealer_pb2.CorrelationsRequest, _dealer_pb2.CorrelationsReply]
     """The calling party's correlations of one job: first the seed, then chunks of about 1 MB, in program order."""
+    TakeStock: _grpc.UnaryUnaryMultiCallable[_dealer_pb2.TakeStockRequest, _dealer_pb2.TakeStockReply]
+    """The calling party is about to use what it has in stock under this name: once for each name and party, for good."""
     Inventory: _grpc.UnaryUnaryMultiCallable[_dealer_pb2.InventoryRequest, _dealer_pb2.InventoryReply]
     """Coordinator: which models are known, and how much of the running job is dealt."""
 
@@ -56,6 +58,8 @@ class DealerAsyncStub(DealerStub):
     """The calling party dropped a sharing. Its identifier is burnt; when both parties have dropped it, so is the seed."""
     Correlations: _aio.UnaryStreamMultiCallable[_dealer_pb2.CorrelationsRequest, _dealer_pb2.CorrelationsReply]  # type: ignore[assignment]
     """The calling party's correlations of one job: first the seed, then chunks of about 1 MB, in program order."""
+    TakeStock: _aio.UnaryUnaryMultiCallable[_dealer_pb2.TakeStockRequest, _dealer_pb2.TakeStockReply]  # type: ignore[assignment]
+    """The calling party is about to use what it has in stock under this name: once for each name and party, for good."""
     Inventory: _aio.UnaryUnaryMultiCallable[_dealer_pb2.InventoryRequest, _dealer_pb2.InventoryReply]  # type: ignore[assignment]
     """Coordinator: which models are known, and how much of the running job is dealt."""
 
@@ -85,6 +89,14 @@ class DealerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_dealer_pb2.CorrelationsReply], _abc.AsyncIterator[_dealer_pb2.CorrelationsReply]]:
         """The calling party's correlations of one job: first the seed, then chunks of about 1 MB, in program order."""
+
+    @_abc_1.abstractmethod
+    def TakeStock(
+        self,
+        request: _dealer_pb2.TakeStockRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dealer_pb2.TakeStockReply, _abc.Awaitable[_dealer_pb2.TakeStockReply]]:
+        """The calling party is about to use what it has in stock under this name: once for each name and party, for good."""
 
     @_abc_1.abstractmethod
     def Inventory(

@@ -416,6 +416,7 @@ class PartyModel(_message.Message):
     OWNER_FIELD_NUMBER: _builtins.int
     GRANTED_FIELD_NUMBER: _builtins.int
     DESCRIPTION_DIGEST_FIELD_NUMBER: _builtins.int
+    STOCK_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     share_id: _builtins.str
     active: _builtins.bool
@@ -427,6 +428,10 @@ class PartyModel(_message.Message):
     def granted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """to clients: of their own models only"""
 
+    @_builtins.property
+    def stock(self) -> _containers.RepeatedCompositeFieldContainer[Global___Stocked]:
+        """to the coordinator"""
+
     def __init__(
         self,
         *,
@@ -436,14 +441,45 @@ class PartyModel(_message.Message):
         owner: _builtins.str = ...,
         granted: _abc.Iterable[_builtins.str] | None = ...,
         description_digest: _builtins.bytes = ...,
+        stock: _abc.Iterable[Global___Stocked] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "description_digest", b"description_digest", "granted", b"granted", "model", b"model", "owner", b"owner", "share_id", b"share_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "description_digest", b"description_digest", "granted", b"granted", "model", b"model", "owner", b"owner", "share_id", b"share_id", "stock", b"stock"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PartyModel: _TypeAlias = PartyModel  # noqa: Y015
+
+@_typing.final
+class Stocked(_message.Message):
+    """Of one sharing and plan."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLAN_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    """jobs"""
+    bytes: _builtins.int
+    """on this party's disk"""
+    @_builtins.property
+    def plan(self) -> _dealer_pb2.Plan: ...
+    def __init__(
+        self,
+        *,
+        plan: _dealer_pb2.Plan | None = ...,
+        count: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "count", b"count", "plan", b"plan"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Stocked: _TypeAlias = Stocked  # noqa: Y015
 
 @_typing.final
 class PartyModelsReply(_message.Message):
@@ -667,6 +703,7 @@ class OpenJobRequest(_message.Message):
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     CLIENT_FIELD_NUMBER: _builtins.int
     DESCRIPTION_DIGEST_FIELD_NUMBER: _builtins.int
+    STOCKED_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     model: _builtins.str
     share_id: _builtins.str
@@ -675,6 +712,8 @@ class OpenJobRequest(_message.Message):
     """the identity that asked the coordinator; it alone may bring inputs and fetch outputs"""
     description_digest: _builtins.bytes
     """of the coordinator's copy; refused unless the party's has it"""
+    stocked: _builtins.bool
+    """its correlations are in stock under its name, at both parties, and are used up by this"""
     @_builtins.property
     def plan(self) -> _dealer_pb2.Plan: ...
     def __init__(
@@ -687,10 +726,11 @@ class OpenJobRequest(_message.Message):
         fingerprint: _builtins.str = ...,
         client: _builtins.str = ...,
         description_digest: _builtins.bytes = ...,
+        stocked: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "description_digest", b"description_digest", "fingerprint", b"fingerprint", "job", b"job", "model", b"model", "plan", b"plan", "share_id", b"share_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "description_digest", b"description_digest", "fingerprint", b"fingerprint", "job", b"job", "model", b"model", "plan", b"plan", "share_id", b"share_id", "stocked", b"stocked"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -710,6 +750,67 @@ class OpenJobReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OpenJobReply: _TypeAlias = OpenJobReply  # noqa: Y015
+
+@_typing.final
+class StockRequest(_message.Message):
+    """A job to come: it is opened under this name if it ever is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    SHARE_ID_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    CLIENT_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_DIGEST_FIELD_NUMBER: _builtins.int
+    job: _builtins.str
+    model: _builtins.str
+    share_id: _builtins.str
+    fingerprint: _builtins.str
+    client: _builtins.str
+    """the identity that asked the coordinator; empty: its operator"""
+    description_digest: _builtins.bytes
+    @_builtins.property
+    def plan(self) -> _dealer_pb2.Plan: ...
+    def __init__(
+        self,
+        *,
+        job: _builtins.str = ...,
+        model: _builtins.str = ...,
+        share_id: _builtins.str = ...,
+        plan: _dealer_pb2.Plan | None = ...,
+        fingerprint: _builtins.str = ...,
+        client: _builtins.str = ...,
+        description_digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "description_digest", b"description_digest", "fingerprint", b"fingerprint", "job", b"job", "model", b"model", "plan", b"plan", "share_id", b"share_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StockRequest: _TypeAlias = StockRequest  # noqa: Y015
+
+@_typing.final
+class StockReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BYTES_FIELD_NUMBER: _builtins.int
+    bytes: _builtins.int
+    """that it takes on the disk"""
+    def __init__(
+        self,
+        *,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StockReply: _TypeAlias = StockReply  # noqa: Y015
 
 @_typing.final
 class StepRequest(_message.Message):

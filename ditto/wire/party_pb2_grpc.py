@@ -94,6 +94,11 @@ class PartyStub:
                 request_serializer=ditto_dot_v1_dot_party__pb2.CloseJobRequest.SerializeToString,
                 response_deserializer=ditto_dot_v1_dot_party__pb2.CloseJobReply.FromString,
                 _registered_method=True)
+        self.Stock = channel.unary_unary(
+                '/ditto.v1.Party/Stock',
+                request_serializer=ditto_dot_v1_dot_party__pb2.StockRequest.SerializeToString,
+                response_deserializer=ditto_dot_v1_dot_party__pb2.StockReply.FromString,
+                _registered_method=True)
         self.PutInput = channel.stream_unary(
                 '/ditto.v1.Party/PutInput',
                 request_serializer=ditto_dot_v1_dot_party__pb2.PutInputRequest.SerializeToString,
@@ -188,7 +193,15 @@ class PartyServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CloseJob(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """of a job that is only in stock: its correlations go
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Stock(self, request, context):
+        """Coordinator: have a later job's correlations dealt now, and keep them on the disk.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -268,6 +281,11 @@ def add_PartyServicer_to_server(servicer, server):
                     servicer.CloseJob,
                     request_deserializer=ditto_dot_v1_dot_party__pb2.CloseJobRequest.FromString,
                     response_serializer=ditto_dot_v1_dot_party__pb2.CloseJobReply.SerializeToString,
+            ),
+            'Stock': grpc.unary_unary_rpc_method_handler(
+                    servicer.Stock,
+                    request_deserializer=ditto_dot_v1_dot_party__pb2.StockRequest.FromString,
+                    response_serializer=ditto_dot_v1_dot_party__pb2.StockReply.SerializeToString,
             ),
             'PutInput': grpc.stream_unary_rpc_method_handler(
                     servicer.PutInput,
@@ -604,6 +622,33 @@ class Party:
             '/ditto.v1.Party/CloseJob',
             ditto_dot_v1_dot_party__pb2.CloseJobRequest.SerializeToString,
             ditto_dot_v1_dot_party__pb2.CloseJobReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Stock(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ditto.v1.Party/Stock',
+            ditto_dot_v1_dot_party__pb2.StockRequest.SerializeToString,
+            ditto_dot_v1_dot_party__pb2.StockReply.FromString,
             options,
             channel_credentials,
             insecure,

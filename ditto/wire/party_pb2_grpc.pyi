@@ -56,6 +56,9 @@ class PartyStub:
     Run: _grpc.UnaryUnaryMultiCallable[_party_pb2.StepRequest, _party_pb2.StepReply]
     """online: one layer over the peer link"""
     CloseJob: _grpc.UnaryUnaryMultiCallable[_party_pb2.CloseJobRequest, _party_pb2.CloseJobReply]
+    """of a job that is only in stock: its correlations go"""
+    Stock: _grpc.UnaryUnaryMultiCallable[_party_pb2.StockRequest, _party_pb2.StockReply]
+    """Coordinator: have a later job's correlations dealt now, and keep them on the disk."""
     PutInput: _grpc.StreamUnaryMultiCallable[_party_pb2.PutInputRequest, _party_pb2.PutInputReply]
     """The client that the job belongs to: shares in, shares out."""
     FetchOutput: _grpc.UnaryStreamMultiCallable[_party_pb2.FetchOutputRequest, _party_pb2.TensorChunk]
@@ -88,6 +91,9 @@ class PartyAsyncStub(PartyStub):
     Run: _aio.UnaryUnaryMultiCallable[_party_pb2.StepRequest, _party_pb2.StepReply]  # type: ignore[assignment]
     """online: one layer over the peer link"""
     CloseJob: _aio.UnaryUnaryMultiCallable[_party_pb2.CloseJobRequest, _party_pb2.CloseJobReply]  # type: ignore[assignment]
+    """of a job that is only in stock: its correlations go"""
+    Stock: _aio.UnaryUnaryMultiCallable[_party_pb2.StockRequest, _party_pb2.StockReply]  # type: ignore[assignment]
+    """Coordinator: have a later job's correlations dealt now, and keep them on the disk."""
     PutInput: _aio.StreamUnaryMultiCallable[_party_pb2.PutInputRequest, _party_pb2.PutInputReply]  # type: ignore[assignment]
     """The client that the job belongs to: shares in, shares out."""
     FetchOutput: _aio.UnaryStreamMultiCallable[_party_pb2.FetchOutputRequest, _party_pb2.TensorChunk]  # type: ignore[assignment]
@@ -188,7 +194,16 @@ class PartyServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _party_pb2.CloseJobRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_party_pb2.CloseJobReply, _abc.Awaitable[_party_pb2.CloseJobReply]]: ...
+    ) -> _typing.Union[_party_pb2.CloseJobReply, _abc.Awaitable[_party_pb2.CloseJobReply]]:
+        """of a job that is only in stock: its correlations go"""
+
+    @_abc_1.abstractmethod
+    def Stock(
+        self,
+        request: _party_pb2.StockRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_party_pb2.StockReply, _abc.Awaitable[_party_pb2.StockReply]]:
+        """Coordinator: have a later job's correlations dealt now, and keep them on the disk."""
 
     @_abc_1.abstractmethod
     def PutInput(

@@ -11,7 +11,7 @@ from functools import cache
 
 from google.protobuf.message import DecodeError, Message
 
-from ditto.client.messages import ask_of, chunks, terms_of
+from ditto.client.messages import ask_of, chunks, deal_of, terms_of
 from ditto.engine.plan import Plan
 from ditto.engine.sharing import seeded_share
 from ditto.errors import DittoError
@@ -88,6 +88,17 @@ def requests(service: str, method: str) -> tuple[Message, ...]:
             fingerprint=program_for(world().text, Plan(1, 1)).fingerprint,
         ),
         "Inventory": dealer_pb2.InventoryRequest(models=[MODEL]),
+        "TakeStock": dealer_pb2.TakeStockRequest(job=JOB, share_id=SHARE),
+        "Stock": party_pb2.StockRequest(
+            job=ATTEMPT,
+            model=MODEL,
+            share_id=SHARE,
+            plan=to_message(Plan(1, 1)),
+            fingerprint=program_for(world().text, Plan(1, 1)).fingerprint,
+            client=OWNER,
+            description_digest=digest,
+        ),
+        "Deal": deal_of(terms_of(_model(), PLAN, world().program), 2),
         "Prepare": step,
         "Run": step,
     }
@@ -280,17 +291,18 @@ def _exchange(world: World, who: str, messages: list[bytes]) -> None:
 
 # Targets -------------------------------------------------------------------------------------------
 
-SLOW = ("Correlations", "OpenJob", "Prepare", "PutInput", "Run")
+SLOW = ("Correlations", "OpenJob", "Stock", "Prepare", "PutInput", "Run")
 METHODS = {
     "Coordinator": (
         "RegisterModel", "UnregisterModel", "ListModels", "GetModel", "GetPublic", "Status", "RunJob", "StartJob",
+        "Deal",
     ),
     "Party": (
         "PutModel", "ActivateModel", "CheckModel", "RemoveModel", "GrantModel", "ListModels", "OpenJob", "Prepare",
-        "Run", "CloseJob", "PutInput", "FetchOutput", "AskKeeper", "FetchShare",
+        "Run", "CloseJob", "Stock", "PutInput", "FetchOutput", "AskKeeper", "FetchShare",
     ),
     "PeerLink": ("Exchange",),
-    "Dealer": ("ModelSeed", "ForgetModel", "Correlations", "Inventory"),
+    "Dealer": ("ModelSeed", "ForgetModel", "Correlations", "TakeStock", "Inventory"),
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import datetime as dt
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtensionOID, NameOID
 
+from ditto.engine.plan import Plan
 from ditto.engine.program import Wire
 from ditto.errors import DittoError
 from ditto.models.compiled import weights_of
@@ -29,6 +31,7 @@ from ditto.service import model_store, stored
 from ditto.service.dealer_service import Entry as DealerEntry
 from ditto.service.model_store import ModelStore
 from ditto.service.registered import Registered, RegisteredModels
+from ditto.service.stock import Header, Stock
 from ditto.service.storage import Storage, storage_of
 from ditto.service.stored import Owner
 from fuzz.model_files import named, place
@@ -311,6 +314,49 @@ def _start(given: bytes) -> None:
     with_storage(False, start)
 
 
+_STOCKED = Header(job="1" * 32, share_id=SHARE, plan=Plan(1, 2), fingerprint="f", client=OWNER)
+
+
+def _build_stock(source: Source) -> bytes:
+    """A stocked job within a valid seal, as another version might write it, or with bytes of its file changed; and the
+    list of used-up names."""
+    text = as_json(source, _STOCKED.model_dump(mode="json"))
+    size = len(text) if source.one_in(2) else source.below(2 * len(text) + 1)
+    used = flips(source, b"\n" + b"2" * 32 + b"\n")
+    return pack([size.to_bytes(4, "big") + text + bytes(16) + b"dealt", used, bytes([source.below(4) * 16])])
+
+
+def _stock(given: bytes) -> None:
+    """A party that starts takes up what is whole; what is not is an error when it is taken, and gone."""
+    content, used, at = (*unpack(given), b"", b"", b"")[:3]
+
+    def start() -> None:
+        root = place("stocked", {})
+        home = root / "stock" / SHARE
+        shutil.rmtree(root, ignore_errors=True)
+        home.mkdir(parents=True)
+        (home / "used").write_bytes(used)
+        path = home / _STOCKED.job
+        stored.save_stream(path, [content], Owner("party0", SHARE))
+        whole = path.read_bytes()
+        if at and at[0]:
+            path.write_bytes(whole[: at[0]] + bytes([whole[at[0]] ^ 1]) + whole[at[0] + 1 :])
+        tls = Tls(ca=root, cert=root, key=root)
+        stock = Stock(PartyConfig(role="party0", tls=tls, listen="a:1", data_dir=root), [SHARE])
+        try:
+            source = stock.take(_STOCKED.job, (SHARE, _STOCKED.plan, "f"), lambda: None)
+            if at and at[0]:
+                raise Finding("a changed file was taken from stock")
+            source.take(5)
+            source.close()
+        except DittoError:
+            pass
+        if path.exists() or len(stock):
+            raise Finding("a job that was taken from stock is still there")
+
+    with_storage(False, start)
+
+
 def _build_keys(source: Source) -> bytes:
     return pack([flips(source, b"0" * 64 + b"\n"), flips(source, Storage(bytes(32)).seal(b"ditto", b"party0"))])
 
@@ -335,5 +381,6 @@ TARGETS = [
     Target("authority", _build_authority, _use_authority),
     Target("stored", _build_stored, _load_stored),
     Target("models", _build_models, _start),
+    Target("stock", _build_stock, _stock, slow=True),
     Target("keys", _build_keys, _keys),
 ]

@@ -175,7 +175,16 @@ class World:
         for asked in turns._all():
             asked.clear()
         turns._order = []
-        stores = ("party0/models", "party0/share_ids", "dealer/models", "coordinator/models", "coordinator/public")
+        self.coordinator._stock._kept.clear()
+        self.coordinator._stock._reserved.clear()
+        stock = self.party._jobs.stock
+        stock._there.clear()
+        for names in (stock._arriving, stock._lost, stock._gone, stock._burnt, self.dealer._taken):
+            names.clear()
+        stores = (
+            "party0/models", "party0/share_ids", "party0/stock", "dealer/models", "coordinator/models",
+            "coordinator/public", "coordinator/stock",
+        )  # fmt: skip
         for place in stores:
             now, then = directory() / place, self._kept() / place
             before, after = _names(then), _names(now)
@@ -204,5 +213,5 @@ def roles_of(service: str, method: str) -> tuple[str, ...]:
         return ("party1",)
     if method in ("AskKeeper", "FetchShare"):
         return ("party0",)
-    control = ("ActivateModel", "CheckModel", "OpenJob", "Prepare", "Run", "CloseJob")
+    control = ("ActivateModel", "CheckModel", "OpenJob", "Prepare", "Run", "CloseJob", "Stock")
     return ("coordinator",) if service == "Party" and method in control else (OWNER, "client/bob")
