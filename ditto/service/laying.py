@@ -11,6 +11,7 @@ from ditto.net.config import PartyConfig
 from ditto.net.messages import plan_of
 from ditto.net.metrics import PartyMetrics
 from ditto.net.transport import short
+from ditto.service.copies import Copies
 from ditto.service.limits import admit_job, dealt_to
 from ditto.service.model_store import ModelStore
 from ditto.service.source import DealerSource, correlations
@@ -24,7 +25,7 @@ class Laying:
     """The checks are those of a job's opening."""
 
     def __init__(
-        self, config: PartyConfig, store: ModelStore, stock: Stock, dealer: dealer_pb2_grpc.DealerStub,
+        self, config: PartyConfig, store: ModelStore | Copies, stock: Stock, dealer: dealer_pb2_grpc.DealerStub,
         metrics: PartyMetrics, check_fresh: Callable[[str], None],
     ) -> None:  # fmt: skip
         """`check_fresh` raises for a name that is, or was, a job's."""
