@@ -12,7 +12,6 @@ import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -31,7 +30,8 @@ from ditto.net.config import CoordinatorConfig, DealerConfig, PartyConfig, Tls
 from ditto.net.emulation import Link
 from ditto.net.identity import Identity
 from ditto.net.metrics import LinkMetrics
-from ditto.net.peerlink import PeerLink, Queue, _frames
+from ditto.net.outbox import Outbox
+from ditto.net.peerlink import PeerLink, _frames
 from ditto.service import coordinator_service, dealer_service, party_service, stored
 from ditto.service.registered import Registered
 from ditto.service.storage import Storage
@@ -99,7 +99,7 @@ class Mirror:
 
     def put(self, item: Any) -> None:
         if item is not None:
-            one: Queue = SimpleQueue()
+            one = Outbox()
             one.put(item)
             one.put(None)
             for frame in _frames(one, *self._ways):
