@@ -167,6 +167,7 @@ class World:
         self.dealer.close()
         for job in list(self.dealer._jobs.values()):
             self.dealer._jobs.pop(job.name, None)
+        self.dealer._room._taken.clear()
         self.dealer._used.clear()
         self.dealer._known = {SHARE: MODEL}
         self.coordinator._models._models = dict(self._registered)
