@@ -33,6 +33,7 @@ from ditto.models.tokenizer import Batch, Prompts
 from ditto.presets import PRESETS
 from ditto.ring import cast
 from ditto.service.party_jobs import Job
+from ditto.service.room import Room
 from ditto.wire import party_pb2
 
 GPT2 = generator_of("GPT2LMHeadModel")
@@ -217,8 +218,8 @@ def test_a_party_keeps_stages_in_order_and_wipes_what_they_kept(checkpoint: Chec
     program = compile_stage(description, Plan(1, 8, 3))
     shares = {name: cast(w, program.weights[name].ring) for name, w in weights.items()}
     held = PartyWeights(program.weights, 0, bytes(16), shares)
-    channel, source = _End(), _End()
-    job = Job("0" * 32, description.text(), Plan(1, 8, 3), 0, channel, source)  # type: ignore[arg-type]
+    channel, source, room = _End(), _End(), Room(1 << 40, "party0")
+    job = Job("0" * 32, description.text(), Plan(1, 8, 3), 0, channel, source, room)  # type: ignore[arg-type]
     header = party_pb2.InputHeader(name="onehot", ring=24, shape=[8, WORDS + 64], stage=1)
     with pytest.raises(ClusterError, match="not open"):
         job.input(header)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,12 +24,14 @@ from ditto.models import Description, Plan, compile_stage, encode_inputs, random
 from ditto.net.emulation import Link
 from ditto.net.framing import dealt_digest, frame_digest
 from ditto.net.metrics import LinkMetrics, PartyMetrics
+from ditto.net.outbox import Outbox
 from ditto.net.peerlink import LinkChannel, PeerLink, _frames
 from ditto.net.transport import CHUNK
 from ditto.ring import cast
 from ditto.ring.prg import new_seed
 from ditto.service.job_run import _vagueness
 from ditto.service.party_jobs import Job
+from ditto.service.room import Room
 from ditto.service.source import DealerSource
 from ditto.transcript import DIGEST, Transcript, digest
 from ditto.wire import dealer_pb2, party_pb2
@@ -55,7 +56,7 @@ def linked(alter: Alter = untouched, order: Order = iter) -> Iterator[list[PeerL
     """Two ends of a link in this process. `alter` may change what party 0 sends, `order` which frames of it arrive, and
     when."""
     ends = [PeerLink(f"party{i}", f"party{1 - i}", 5.0, 20.0, metrics=LinkMetrics(CollectorRegistry())) for i in (0, 1)]
-    outs: list[Any] = [queue.SimpleQueue() for _ in ends]
+    outs = [Outbox() for _ in ends]
     for end, out in zip(ends, outs, strict=True):
         end._attach(out)
 
@@ -310,7 +311,8 @@ def test_a_job_whose_transcripts_differ_has_no_answer(
     seeds, masks, plan = (new_seed(), new_seed()), (new_seed(), new_seed()), Plan(1, 16)
     channels = Tampered.pair()
     ends: list[Any] = [Tampered(channel._out, channel._in) for channel in channels]
-    jobs = [Job("job", description.text(), plan, i, ends[i], Dealt()) for i in (0, 1)]  # type: ignore[arg-type]
+    room = Room(1 << 40, "party")
+    jobs = [Job("job", description.text(), plan, i, ends[i], Dealt(), room) for i in (0, 1)]  # type: ignore[arg-type]
     program = compile_stage(description, plan)
     shares = ({n: cast(w, program.weights[n].ring) * (1 - i) for n, w in weights.items()} for i in (0, 1))
     held = [PartyWeights(program.weights, i, masks[i], mine) for i, mine in enumerate(shares)]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from ditto.errors import Busy, ClusterError
 from ditto.service.job_run import Account, JobRun
+from ditto.service.room import Room
 from ditto.service.turns import ASIDE, PASSES, Need, State, Turns
 
 PLENTY = 1 << 40
@@ -337,3 +338,42 @@ def test_never_more_than_there_is_and_nobody_waits_for_ever(
         line.leave(running[0])
         check()
     assert line.state() == State((), 0, 0) and len(began) == len(needs)
+
+
+# A server's own limit -----------------------------------------------------------------------------
+
+
+def test_a_server_takes_no_more_than_its_own_limit() -> None:
+    room = Room(100 << 20, "party0")
+    room.open("a", 30 << 20)
+    room.change("a", 60 << 20)
+    with pytest.raises(
+        Busy, match=r"^party0: .* 50 MB, beside others that hold 60; it takes at most 100 .*\(jobs_mb\)"
+    ):
+        room.open("b", 50 << 20, wait=0)
+    with pytest.raises(Busy):
+        room.change("a", 101 << 20, wait=0)
+    room.open("b", 40 << 20, wait=0)
+    assert room.taken == 100 << 20 and not room.wait_for("c", 1, wait=0)
+    threading.Timer(0.1, room.give_back, ["a"]).start()
+    room.open("c", 60 << 20, wait=10)
+    room.change("a", 60 << 20, wait=0)  # its last step began before it was closed
+    for name in "abc":
+        room.give_back(name)
+    assert room.taken == 0
+
+
+def test_a_job_that_ends_while_it_waits_for_room_holds_nothing() -> None:
+    room, ended = Room(100, "party0"), threading.Event()
+    room.open("a", 50)
+    room.open("b", 50)
+
+    def step() -> None:
+        room.change("a", 60, wait=10)
+        ended.set()
+
+    threading.Thread(target=step, daemon=True).start()
+    time.sleep(0.1)
+    room.give_back("a")
+    room.give_back("b")
+    assert ended.wait(10) and room.taken == 0

@@ -346,7 +346,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
             if job is None:
                 if request.job in self._used:
                     raise ReplayedJob(f"job {request.job} was dealt before", peer="dealer")
-                self._room.take(request.job, need, wait=0)
+                self._room.open(request.job, need, wait=0)
                 self._used.add(request.job)
                 job = _Job(request, entry, self._config.ahead_mb << 20, self._tracing, parent)
                 self._jobs[request.job] = job

@@ -132,7 +132,7 @@ class Job:
             if phase == "offline":
                 self.source.until = until
             if phase == "online" or request.layer:  # from here on it is more than what waits for the client
-                self._room.take(self.name, self._need.party)
+                self._room.change(self.name, self._need.party)
             if phase == "online" or (request.stage, request.layer) == (0, 0):  # what is agreed on with the other party
                 self.channel.until = until
             name = f"token {request.stage + 1}" if request.rest else stage.program.layers[request.layer]
@@ -169,10 +169,7 @@ class Job:
     def _rest(self, stages: int) -> None:
         """So many stages are done: no more is held than until the client's next inputs, or an answer until it fetches
         it. The latter does not count: nobody is refused because another one is slow to fetch."""
-        if stages < self.plan.stages:
-            self._room.take(self.name, self._need.waiting)
-        else:
-            self._room.give_back(self.name)
+        self._room.change(self.name, self._need.waiting if stages < self.plan.stages else 0)
 
     def _check_ahead(self, stage: Stage, index: int, layer: int) -> None:
         """Raises ClusterError for a layer of the first stage that would hold too much beside those that have not run.
@@ -260,7 +257,7 @@ class Jobs:
             if request.job in self._used:
                 raise ReplayedJob(f"job {request.job} was used before", peer=self._config.role)
             self._used.add(request.job)
-        self._room.take(request.job, need_of(entry.description, plan).waiting)
+        self._room.open(request.job, need_of(entry.description, plan).waiting)
         try:
             self._begin(request, entry, plan, weights, parent)
         except Exception:

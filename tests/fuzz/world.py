@@ -167,14 +167,13 @@ class World:
         self.dealer.close()
         for job in list(self.dealer._jobs.values()):
             self.dealer._jobs.pop(job.name, None)
+        self.dealer._room._taken.clear()
         self.dealer._used.clear()
         self.dealer._known = {SHARE: MODEL}
         self.coordinator._models._models = dict(self._registered)
         self.coordinator._runs.clear()
-        turns = self.coordinator._turns
-        for asked in turns._all():
-            asked.clear()
-        turns._order = []
+        for of in self.coordinator._turns._all():
+            of.clear()
         stores = ("party0/models", "party0/share_ids", "dealer/models", "coordinator/models", "coordinator/public")
         for place in stores:
             now, then = directory() / place, self._kept() / place
