@@ -135,7 +135,8 @@ def test_a_job_whose_model_changed_while_it_waited_says_so(tmp_path: Path) -> No
     models, line, config = RegisteredModels(tmp_path), Turns(1, 1 << 40, 9), SimpleNamespace(step_timeout_s=60.0)
     models.put(registered("a", "one"))
     ask = control_pb2.RunJobRequest(model="m", owner="client/alice", description_digest=digest_of("one"))
-    driver = Driver(config, line, models, lambda: None)  # type: ignore[arg-type]
+    pair = SimpleNamespace(stubs={}, where={})
+    driver = Driver(config, line, models, lambda number: pair)  # type: ignore[arg-type]
     line.enter("another")
     line.enter("job", "client/bob")
     events = driver.events(JobRun("job", {}, 60.0, "client/bob"), ask, None, Plan(1, 8))  # type: ignore[arg-type]

@@ -116,6 +116,10 @@ class Copies:
                 self._ask()
             except DittoError as error:
                 log.info("not known which copies have to go", reason=str(error))
+            except ValueError:  # grpc's, of a channel that was closed since
+                if self._stopping.is_set():
+                    return
+                raise
             if self._stopping.wait(SWEEP_S):
                 return
 

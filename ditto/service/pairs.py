@@ -88,7 +88,12 @@ class Pairs:
 
     def _watch(self, changed: Callable[[], None]) -> None:
         while not self._stopping.is_set():
-            said = self._ask()
+            try:
+                said = self._ask()
+            except ValueError:  # grpc's, of a channel that was closed since
+                if self._stopping.is_set():
+                    return
+                raise
             up = tuple(number for number in said if _well(said[number]) and _answers(said[0])) or (0,)
             with self._lock:
                 before, self._up, self._said = self._up, up, said
