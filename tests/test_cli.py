@@ -135,6 +135,12 @@ def counts(n: int) -> dict[str, Any]:
     return {"rounds": n, **pairs}
 
 
+def test_all_jobs_were_in_stock_or_not_all() -> None:
+    yes, no = {"stock": True, "stocked_jobs": 1}, {"stock": False, "stocked_jobs": 0}
+    assert report.merge(report.merge(yes, yes), yes) == {"stock": True, "stocked_jobs": 3}
+    assert report.merge(yes, no) == report.merge(no, yes) == {"stock": False, "stocked_jobs": 1}
+
+
 def test_traffic_adds_up_by_party() -> None:
     a, b = ({"traffic": {"party0": counts(n), "party1": counts(10 * n)}, "job": str(n)} for n in (1, 2))
     total = report.merge(a, b)
