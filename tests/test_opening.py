@@ -6,7 +6,9 @@ import itertools
 import math
 import random
 import threading
+import weakref
 from collections import defaultdict
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,7 +22,7 @@ from ditto.engine.plain import run_plain
 from ditto.engine.program import Builder, Program
 from ditto.engine.weights import ExpandedShare
 from ditto.ops import Affine, MatmulWeight, Product
-from ditto.ops.base import packed_bytes
+from ditto.ops.base import Arriving, packed_bytes
 from ditto.ring import signed
 from ditto.ring.prg import Prg, new_seed
 
@@ -124,6 +126,22 @@ def test_sent_as_made_used_as_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(torch.equal(found[name], want[name]) for name in want)
     order = ["made", "sent", "made", "sent", "expanded", "used", "there", "used", "there", "product"]
     assert list(seen.values()) == [order] * 2  # "used" is an operation that begins, and waits for what it reads
+
+
+def test_an_opened_wire_holds_nothing_else() -> None:
+    """Neither the party's share nor what was opened beside it."""
+    ends = MemoryChannel.pair()
+
+    def work(party: int) -> None:
+        opening = Opening(ends[party], 0, "one", [Kind((8,), 32), Kind((8,), 32)])
+        for _ in range(2):
+            opening.give(torch.ones(8, dtype=torch.int32))
+        first = Arriving(partial(opening.value, 0), torch.zeros(8))
+        kept = weakref.ref(opening)
+        del opening
+        assert first.value.tolist() == [2] * 8 and kept() is None
+
+    both(work)
 
 
 def test_waiting_and_bytes_are_the_openings() -> None:

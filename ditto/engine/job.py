@@ -343,18 +343,15 @@ class PartyJob:
             openings.finish()
 
     def _expand(self, index: int) -> None:
-        """While an opening is under way: expand shares of weights that the steps up to the next one multiply by."""
+        """While an opening is under way: expand shares of weights that the steps up to the next one multiply by, if all
+        of them are small enough to be held at once."""
         layer = self._layers[self.program.steps[index].layer]
-        room = EXPANDED
-        for at in range(index + 1, self._openers[index] or layer[-1][0] + 1):
-            for name in self.program.steps[at].inputs:
-                wire = self.program.weights.get(name)
-                if wire is None or wire.held != "matrix":
-                    continue
-                weight = self._weights[name]
-                if isinstance(weight.share, ExpandedShare) and weight.share.nbytes <= room:
-                    room -= weight.share.nbytes
-                    self._ahead[name] = WeightShare(weight.share.expanded(), weight.masked)
+        steps = self.program.steps[index + 1 : self._openers[index] or layer[-1][0] + 1]
+        names = [name for step in steps for name in step.inputs if name in self.program.weights]
+        found = {name: weight for name in names if isinstance(weight := self._weights[name], WeightShare)}
+        shares = {name: w.share for name, w in found.items() if isinstance(w.share, ExpandedShare)}
+        if sum(share.nbytes for share in shares.values()) <= EXPANDED:
+            self._ahead |= {name: WeightShare(share.expanded(), found[name].masked) for name, share in shares.items()}
 
     def outputs(self) -> dict[str, Tensor]:
         """This party's shares of the outputs, for the client alone: shared anew, an opened one by its mask."""

@@ -134,6 +134,8 @@ class Opening:
                 self._opened[number] = torch.empty_like(share)
             added(data[at : at + nbytes], kind.bits, share[first:last], self._opened[number][first:last], kind.words)
             at += nbytes
+            if last == len(share):
+                self._shares[number] = torch.empty(0)  # nobody needs it any more
         self._taken += 1
 
 

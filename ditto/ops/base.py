@@ -41,6 +41,7 @@ class Arriving(Masked):
         if name != "value":
             raise AttributeError(name)
         self.value = self._read()
+        del self._read  # and what it held
         return self.value
 
 

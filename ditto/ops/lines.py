@@ -244,8 +244,8 @@ class Zones(BitRounds):
             """A word with the parity of so many bits."""
             word, bit = count >> 6, (count & 63).astype(np.uint64)
             rest = hot[rows, np.minimum(word, hot.shape[1] - 1)] & ((_ONE << bit) - _ONE)
-            found: Words = before[rows, word] ^ rest
-            return found
+            combined: Words = before[rows, word] ^ rest
+            return combined
 
         found = []
         for low, high in self._zones:
