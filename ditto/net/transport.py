@@ -42,7 +42,7 @@ from ditto.net.pools import Pace, Pools
 from ditto.net.seal import Seals
 from ditto.net.tls import Pems, Revocations, server_credentials, watch
 
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 CHUNK = 1 << 20
 VERSION_KEY, CODE_KEY, PEER_KEY = "ditto-protocol", "ditto-code", "ditto-peer"
 RETRY_KEY = "ditto-retry-after"  # seconds
