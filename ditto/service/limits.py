@@ -114,7 +114,9 @@ def largest_tensor(description: Description, plan: Plan) -> int:
     """Elements of the largest tensor that a plan makes of a model, or fewer."""
     d = description.dimensions
     rows = plan.batch * plan.seq
-    onehot = 0 if description.embeddings == "public" else rows * d.vocabulary
+    # a word's row of the table, or of one of blocks, or the block
+    words = min(d.vocabulary, math.isqrt(d.vocabulary * d.embedding))
+    onehot = 0 if description.embeddings == "public" else rows * words
     return max(onehot, plan.batch * d.heads * plan.seq * (plan.seq + 1) // 2, rows * d.inner)
 
 

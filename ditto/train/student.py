@@ -17,6 +17,7 @@ from ditto.engine.program import Program
 from ditto.errors import UsageError
 from ditto.functions.layernorm import deviation_scale
 from ditto.models.description import Description
+from ditto.models.encoder.embeddings import one_hot, places
 from ditto.models.encoder.encoder import Encoder
 from ditto.models.ranges import scores_of
 from ditto.models.registry import architecture_of
@@ -89,8 +90,11 @@ class Student:
             wire = program.inputs["embeddings"]
             x = x - x.mean(-1, keepdim=True) if self._style.centred else x
             return inputs | {"embeddings": Traced.encoded(x, wire.ring, wire.frac)}
-        places = [ids, *([len(tensors[WORDS]) + types] if d.token_types else [])]
-        return inputs | {"onehot": Rows(torch.stack(places, 1))}
+        found = places(d, ids, types, len(tensors[WORDS]))
+        if "within" in found:  # it picks of a product, not of a table
+            wire = program.inputs["within"]
+            inputs["within"] = Traced.constant(one_hot(found.pop("within").cpu(), wire).to(ids.device, torch.int64))
+        return inputs | {name: Rows(at) for name, at in found.items()}
 
     def _hidden(self, tensors: dict[str, Tensor], layer: int, x: Tensor) -> Tensor:
         """The hidden states after a layer: where the next projection has gamma and beta in it, they are put back."""

@@ -16,6 +16,7 @@ from ditto.functions.fit import Fits
 from ditto.models.architecture import Answer, Config, Shapes, Tensors, Texts
 from ditto.models.description import Description, Dimensions, Ranges, round_up
 from ditto.models.encoder.config import problem_type
+from ditto.models.encoder.embeddings import one_hot, places
 from ditto.models.encoder.floats import EMBEDDINGS, EXACT, Functions, forward, token_types
 from ditto.models.encoder.heads import SPAN, EveryToken, Head, Hidden
 from ditto.models.encoder.names import Names
@@ -24,7 +25,6 @@ from ditto.models.encoder.weights import arranged, encoder_weights
 from ditto.models.ranges import Observe, Seen, centre, largest, scores_of, silent
 from ditto.models.tokenizer import Batch, Tokenizer
 from ditto.presets import preset_of
-from ditto.ring import carrier
 from ditto.ring.fixedpoint import decode, encode
 
 
@@ -148,13 +148,8 @@ class Encoder:
             wire = program.inputs["embeddings"]
             inputs["embeddings"] = encode(centre(x) if style.centred else x, wire.ring, wire.frac)
             return inputs
-        wire = program.inputs["onehot"]
-        onehot = torch.zeros(wire.shape, dtype=carrier(wire.ring))
-        rows = torch.arange(len(ids))
-        onehot[rows, ids] = 1
-        if d.token_types:
-            onehot[rows, d.vocabulary + types] = 1
-        inputs["onehot"] = onehot
+        for name, found in places(d, ids, types, d.vocabulary).items():
+            inputs[name] = one_hot(found, program.inputs[name])
         return inputs
 
     def places(self, description: Description, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

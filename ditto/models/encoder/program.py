@@ -12,9 +12,9 @@ from ditto.errors import UsageError
 from ditto.functions.fit import Fits
 from ditto.functions.fixed import minus
 from ditto.models.description import Description, NormRange, required
+from ditto.models.encoder.embeddings import looked_up
 from ditto.models.encoder.heads import Head
 from ditto.models.ranges import activation_of, attention_of, norm_of, scores_of
-from ditto.ops import MatmulWeight
 from ditto.ops.positions import RelativePositions
 from ditto.presets import preset_of
 from ditto.presets.style import ENCODER, Normed, Style
@@ -63,17 +63,7 @@ def _embeddings(b: Builder, description: Description, style: Style, plan: Plan, 
         if description.embeddings == "public":
             x = b.input("embeddings", table.ring, table.frac, (count, d.embedding), bound)
         else:
-            # one-hot of the word and of the token type side by side, against the two tables stacked
-            entries = d.vocabulary + d.token_types
-            onehot = b.input("onehot", table.ring, 0, (count, entries), 1.0)
-            weight = b.weight("embeddings", table.ring, table.frac, (entries, d.embedding), "matrix")
-
-            def looked_up(b: Builder, first: int, last: int) -> list[Wire]:
-                (opened,) = b.open(rows(b, onehot, 0, first, last))
-                op = MatmulWeight(last - first, entries, d.embedding, table.ring)
-                return b.emit(op, [opened, weight], [(table.ring, table.frac, (last - first, d.embedding), bound)])
-
-            (x,) = in_blocks(b, plan.hold, count, looked_up)
+            x = looked_up(b, d, table, count, bound, plan.hold)
         held = "masked" if kept else "share"
         positions = b.weight("positions", table.ring, table.frac, (d.positions, d.embedding), held)
         added = [b.view(positions, slices=((0, 0, plan.seq),))]

@@ -7,6 +7,7 @@ import torch
 from ditto.functions.layernorm import deviation_scale, residual_type
 from ditto.models.architecture import Tensors
 from ditto.models.description import Description
+from ditto.models.encoder.embeddings import tables
 from ditto.models.ranges import activation_of, centre, folded, neuron_scales, scores_of
 from ditto.presets import preset_of
 from ditto.presets.style import ENCODER
@@ -47,8 +48,8 @@ def encoder_weights(description: Description, t: Tensors, first: str) -> Tensors
             weight, bias = folded(t[f"{norm}.weight"], t[f"{norm}.bias"], weight, bias)
         linear(ours, weight, bias)
 
-    tables = [t["embeddings.word.weight"]] + ([t["embeddings.type.weight"]] if d.token_types else [])
-    real["embeddings"] = into_norm(torch.cat(tables))
+    types = into_norm(t["embeddings.type.weight"]) if d.token_types else None
+    real |= tables(d, into_norm(t["embeddings.word.weight"]), types)
     real["positions"] = into_norm(t["embeddings.position.weight"])
     if style.repeats:
         real["positions.first"] = real["positions"][0]
@@ -76,10 +77,10 @@ def encoder_weights(description: Description, t: Tensors, first: str) -> Tensors
         linear(f"{at}.ffn2", ffn2, into_norm(t[f"{at}.ffn2.bias"]))
         own, ranges = style.chosen(description.choices_of(i)), description.ranges.layers[i]
         if own.halves(d.activation, ENCODER):
-            first = real[f"{at}.ffn1.weight"], real[f"{at}.ffn1.bias"]
+            both = real[f"{at}.ffn1.weight"], real[f"{at}.ffn1.bias"]
             bounds = activation_of(style, description, i, description.fits)[1], ranges.ffn
             sums = residual_type(ranges.norm2.input)
-            linear(f"{at}.half", *own.half(first, real[f"{at}.ffn2.weight"], bounds, sums.ring))
+            linear(f"{at}.half", *own.half(both, real[f"{at}.ffn2.weight"], bounds, sums.ring))
         norm(f"{at}.norm1", d.hidden)
         norm(f"{at}.norm2", d.hidden)
         before = f"{at}.norm2"
