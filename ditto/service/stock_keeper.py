@@ -197,7 +197,7 @@ class StockKeeper:
     def _refill_level(self, level: StockLevel) -> None:
         """One job, if some are missing and nobody is there. It is given up when somebody comes."""
         model = self._models.find(level.model)
-        if model is None or any(self._queue.state()):
+        if model is None or self._others():
             return
         plan = Plan(**level.model_dump(exclude={"model", "count"}), hold_mb=self._config.hold_mb)
         fingerprint = program_for(model.description, plan).fingerprint
@@ -222,9 +222,14 @@ class StockKeeper:
             run.done = True
             self._queue.leave(run.name)
 
+    def _others(self, own: str = "") -> bool:
+        """Does anybody run or wait, beside a turn of one's own?"""
+        running, waiting = self._queue.state()
+        return bool(waiting) or running not in ("", own)
+
     def _give_way(self, run: JobRun) -> None:
         while not run.done:
-            if self._queue.state()[1] or self._stopping.is_set():
+            if self._others(run.name) or self._stopping.is_set():
                 run.cancel()
                 return
             time.sleep(IDLE / 4)
