@@ -233,6 +233,13 @@ def test_what_is_not_laid_down_whole_leaves_nothing(tmp_path: Path, monkeypatch:
 
     with pytest.raises(ClusterError), stock.claiming(header("7" * 32), 5):
         stock.lay(header("7" * 32), SEED, ends(), 5)
+
+    def given_up() -> Iterator[bytes]:
+        yield b"dealt"
+        stock.discard("8" * 32)  # when all of it is there already
+
+    with pytest.raises(ClusterError, match="given up"), stock.claiming(header("8" * 32), 5):
+        stock.lay(header("8" * 32), SEED, given_up(), 5)
     assert not [*home.iterdir()] and not len(stock) and not stock.nbytes
     with pytest.raises(ReplayedJob):  # a name that failed is not asked for again
         lay(stock)

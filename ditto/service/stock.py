@@ -206,7 +206,7 @@ class Stock:
         with self._lock:
             try:
                 self._check_there(header)
-            except UnknownModel:
+            except DittoError:
                 path.unlink(missing_ok=True)
                 raise
             self._there[header.job] = Stocked(header, nbytes)
@@ -215,6 +215,8 @@ class Stock:
     def _check_there(self, header: Header) -> None:
         if header.share_id in self._gone:
             raise UnknownModel("the sharing was removed while its correlations were dealt", peer=self._role)
+        if header.job in self._lost:
+            raise ClusterError("the job was given up while its correlations were dealt", peer=self._role)
 
     # Using up -------------------------------------------------------------------------------------
 
@@ -256,8 +258,10 @@ class Stock:
         return StockSource(pieces, rest, self._role, header.dealing)
 
     def discard(self, job: str) -> None:
-        """Give a stocked job up, if there is one of this name."""
+        """Give a stocked job up, if there is one of this name, or is about to be."""
         with self._lock:
+            if job in self._arriving:
+                self._lost.add(job)
             entry = self._there.pop(job, None)
             if entry is None:
                 return

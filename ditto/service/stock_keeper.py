@@ -200,7 +200,7 @@ class StockKeeper:
     def _refill_level(self, level: StockLevel) -> None:
         """One job, if some are missing and nobody is there. It is given up when somebody comes."""
         model = self._models.find(level.model)
-        if model is None or any(self._turns.state()):
+        if model is None or self._others():
             return
         plan = Plan(**level.model_dump(exclude={"model", "count"}), hold_mb=self._config.hold_mb)
         fingerprint = program_for(model.description, plan).fingerprint
@@ -225,10 +225,14 @@ class StockKeeper:
             run.done = True
             self._turns.leave(run.name)
 
+    def _others(self, own: str = "") -> bool:
+        """Does anybody run or wait, beside a turn of one's own?"""
+        turns = self._turns.state()
+        return bool(turns.waiting or turns.aside or {*turns.running} - {own})
+
     def _give_way(self, run: JobRun) -> None:
         while not run.done:
-            turns = self._turns.state()
-            if turns.running != (run.name,) or turns.waiting or self._stopping.is_set():
+            if self._others(run.name) or self._stopping.is_set():
                 run.cancel()
                 return
             time.sleep(IDLE / 4)

@@ -282,9 +282,10 @@ def _exchange(world: World, who: str, messages: list[bytes]) -> None:
         return
     try:
         world.servers.serve("/ditto.v1.PeerLink/Exchange", messages, pem(who))
-        for sequence, (_, data, _) in channel._box.messages.items():
-            if len(data) not in totals.get(sequence, ()):
-                raise Finding(f"a message of {len(data)} bytes, not of {totals.get(sequence)}")
+        for sequence, message in channel._box.messages.items():
+            there = sum(map(len, message.pieces))
+            if message.total not in totals.get(sequence, ()) or there != message.received or there > message.total:
+                raise Finding(f"{there} bytes of a message of {message.total}, not of {totals.get(sequence)}")
     finally:
         link._attach(world.mirror)  # type: ignore[arg-type]
 
