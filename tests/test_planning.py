@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from engine import Session
-from tiny import small_shapes
+from tiny import in_two_windows, small_shapes
 from typer.testing import CliRunner
 
 from ditto.cli import app
@@ -282,7 +282,7 @@ def test_choices_run_under_mpc(model: tuple[Description, dict[str, torch.Tensor]
     """What was chosen computes what the plain interpreter does, on shares."""
     description, tensors, batch = model
     every = Choices(exponential="narrow", used="bits", deviation="large", activation="as one", product="straight")
-    chosen = with_choices(description, (every, DEFAULT))
+    chosen = with_choices(in_two_windows(description), (every, Choices(used="two windows")))
     weights, program = encode_weights(chosen, tensors), compile_stage(chosen, JOB)
     assert program.fingerprint != compile_stage(description, JOB).fingerprint
     inputs = encode_inputs(chosen, program, batch)

@@ -63,15 +63,19 @@ class ExponentialType:
 
     def filling(self, octaves: int, log_unit: int, whole: int) -> ExponentialType | None:
         """The same on the smallest ring with AMPLE fraction bits for such a row, for steps of 2^log_unit and `whole`
-        bits before the point; SCARCE where CARRIER bits have no room for more, None where they have none for those."""
+        bits before the point; SCARCE where CARRIER bits have no room for more, and for what is not PRECISE. None where
+        they have no room for those."""
         of_step = [round((1 << log) * LOG2_E) for log in (log_unit, LOG_UNIT)]
-        dealt = self.dealt_frac - DEALT_OCTAVES + of_step[0] - of_step[1] + octaves
+        dealt = PRECISE.dealt_frac - DEALT_OCTAVES + of_step[0] - of_step[1] + octaves
         room = CARRIER - whole
-        least, fewer = SCARCE
-        public = min(PUBLIC, max(least, room - dealt))
-        if room - public < dealt - fewer:
+        public, fewer = SCARCE
+        if room < public + dealt - fewer:
             return None
-        dealt = min(dealt + AMPLE, room - public)
+        if self != PRECISE:
+            dealt -= fewer
+        else:
+            public = min(PUBLIC, max(public, room - dealt))
+            dealt = min(dealt + AMPLE, room - public)
         return ExponentialType(whole + public + dealt, public, dealt)
 
 
