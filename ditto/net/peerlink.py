@@ -242,8 +242,10 @@ class PeerLink:
                 self.changed.notify_all()
                 return
             rest = frame.total - box.received
-            # pieces come in order, none of them empty but that of an empty message, none beyond the end
+            # pieces come in order, of one label and length, none empty but an empty message's, none beyond the end
             fits = size <= rest and (size or not rest)
+            message = box.messages[box.round] if box.received else None
+            fits = fits and (message is None or (frame.label, frame.total) == (message.label, message.total))
             if frame.total > MAX_PAYLOAD or (frame.sequence, frame.offset) != (box.round, box.received) or not fits:
                 what = f"{frame.label!r}, round {frame.sequence}"
                 due = f"round {box.round} from byte {box.received} was to come"
@@ -252,7 +254,6 @@ class PeerLink:
                 )
                 self.changed.notify_all()
                 return
-            message = box.messages.get(box.round) if box.received else None
             if message is None:
                 message = _Message(frame.label, frame.total, time.monotonic(), first=size)
                 box.messages[box.round] = message

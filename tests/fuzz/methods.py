@@ -272,7 +272,7 @@ def _account() -> party_pb2.StepReply:
 
 
 def _exchange(world: World, who: str, messages: list[bytes]) -> None:
-    """Frames to party 0; whatever job they are for, a message that is there is as long as it says."""
+    """Frames to party 0; whatever job they are for, a message is as long as it says, and all but the last are whole."""
     link = world.party.link
     channel, totals = link.open(JOB), dict[int, set[int]]()
     try:
@@ -283,9 +283,11 @@ def _exchange(world: World, who: str, messages: list[bytes]) -> None:
     try:
         world.servers.serve("/ditto.v1.PeerLink/Exchange", messages, pem(who))
         for sequence, message in channel._box.messages.items():
-            there = sum(map(len, message.pieces))
-            if message.total not in totals.get(sequence, ()) or there != message.received or there > message.total:
-                raise Finding(f"{there} bytes of a message of {message.total}, not of {totals.get(sequence)}")
+            size = sum(map(len, message.pieces))
+            if message.total not in totals.get(sequence, ()) or not size == message.received <= message.total:
+                raise Finding(f"{size} bytes of a message of {message.total}, not of {totals.get(sequence)}")
+            if size < message.total and sequence != channel._box.round:
+                raise Finding(f"a message of {message.total} bytes ends after {size}")
     finally:
         link._attach(world.mirror)  # type: ignore[arg-type]
 
