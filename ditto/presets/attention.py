@@ -97,12 +97,12 @@ class Attention:
 def attention_types(choices: Choices, bounds: AttentionBounds, stage: Stage, keys: int) -> tuple[Attention, ScoreType]:
     """Types of an attention to so many keys, and of its scores: without a maximum where that has room."""
     types, own = Attention.of(stage).chosen(choices), score_type(bounds.scores, stage)
-    found = None
-    if choices.used == "two windows" and stage.causal:
+    used, found = choices.used, None
+    if used == "two windows" and stage.causal:
         found = _alike(choices, bounds, stage, keys)
-    if choices.used in (None, "no maximum", "two windows"):
+    if used in (None, "no maximum", "two windows"):
         found = found or types.without_maximum(bounds, stage, keys, own)
-    if choices.used == "two windows" and not stage.causal:
+    if used == "two windows" and not stage.causal:
         found = found or types.in_two_windows(bounds, stage, keys, own)
     return found or (types, own)
 
