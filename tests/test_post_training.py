@@ -100,10 +100,9 @@ def test_errors_are_small_where_nothing_is_wrong(model: Model, preset: str, choi
             assert gap["relative"] < 0.1, (layer, part)  # not derived: 8 fraction bits of values of about 0.1
 
 
-@pytest.mark.parametrize("choices", [(), (STRAIGHT,) * 2])
-def test_errors_of_generation(choices: tuple[Choices, ...]) -> None:
+def test_errors_of_generation() -> None:
     found = made("gpt2", [Prompts(ids(1), [SEQ - 3])])
-    loss, own = errors(found, choices)
+    loss, own = errors(found, ())
     assert own["layer 1"].keys() == {"context", "middle", "activation", "hidden"}
     for parts in own.values():  # not derived, as above; a fit within 0.02 is a fifth of this small model's activations
         assert all(gap["relative"] < (0.4 if part == "activation" else 0.1) for part, gap in parts.items())

@@ -366,7 +366,7 @@ class OneOpening:
             return merge_heads(b, b.truncate(context, cut, ring))
 
     def halves(self, function: str, stage: Stage) -> bool:
-        return self.choices.product == "straight" and function in FITTED and not stage.later
+        return self.choices.product == "straight" and function in FITTED and not stage.causal
 
     def half(self, first: Projection, second: Tensor, bounds: tuple[float, float], residual: int) -> Projection:
         """Of the weights as they are encoded, so that what GELU makes 0 of x/2 and e(x) is 0 after the product, too."""
@@ -381,15 +381,11 @@ class OneOpening:
     ) -> tuple[Wire, Wire | None]:  # fmt: skip
         """x/2 W = z (V W / 2) for x = z V: of the opened z, so that x/2 is neither opened nor extended."""
         inner, hidden = columns
-        if not self.halves(function, stage):
-            if norm is None:
-                return self.read(b, x, f"{name}.ffn1", inner, bounds[0]), None
-            return self.norm_linear(b, x, norm, f"{name}.ffn1", inner, bounds[0], stage), None
-        ring = residual.ring + CUT
         if norm is not None:
-            with b.label("layernorm"):
-                z = standardise(b, x, norm.variance, norm.epsilon, max(FOLDED, ring), self.stream_single)
-            (x,) = b.open(z)
+            return self.norm_linear(b, x, norm, f"{name}.ffn1", inner, bounds[0], stage), None
+        if not self.halves(function, stage):
+            return self.read(b, x, f"{name}.ffn1", inner, bounds[0]), None
+        ring = residual.ring + CUT
         spare = min(HALF_SPARE, x.ring - ring)
         half = linear(b, x, f"{name}.half", hidden, bounds[1], _second_frac(bounds[1], ring) + spare)
         half = b.truncate(half, spare, ring) if half.ring > ring else half
