@@ -194,12 +194,7 @@ class OneOpening:
 
     @property
     def single(self) -> int:
-        """Of LayerNorms that follow a sum: the most index bits of one table for 1 / sqrt(v)."""
-        return SINGLE[self.choices.deviation or "medium"]
-
-    @property
-    def stream_single(self) -> int:
-        """Of those that read a stream."""
+        """The most index bits of one table for a LayerNorm's 1 / sqrt(v)."""
         return SINGLE[self.choices.deviation or "large"]
 
     def table(self, bound: float, stream: Stream | None = None) -> FixedPoint:
@@ -269,7 +264,7 @@ class OneOpening:
         self, b: Builder, x: Wire, norm: Norm, ring: int, name: str, columns: int, bound: float, stage: Stage
     ) -> Wire:
         """A LayerNorm of a stream and the projection on `ring` that it is folded into: of few rows, both at once."""
-        limits, epsilon, single = norm.variance, norm.epsilon, self.stream_single
+        limits, epsilon, single = norm.variance, norm.epsilon, self.single
         with b.label("layernorm"):
             if stage.later:
                 y = standardised_linear(b, x, limits, epsilon, ring, single, name, columns, bound)
@@ -366,7 +361,7 @@ class OneOpening:
             return merge_heads(b, b.truncate(context, cut, ring))
 
     def halves(self, function: str, stage: Stage) -> bool:
-        return self.choices.product == "straight" and function in FITTED and not stage.causal
+        return self.choices.product != "extended" and function in FITTED and not stage.causal
 
     def half(self, first: Projection, second: Tensor, bounds: tuple[float, float], residual: int) -> Projection:
         """Of the weights as they are encoded, so that what GELU makes 0 of x/2 and e(x) is 0 after the product, too."""
@@ -407,7 +402,7 @@ class OneOpening:
         match function:
             case "gelu" | "tanh gelu":
                 own = self.gelu_kind
-                if self.halves(function, stage):
+                if residual is not None and self.halves(function, stage):  # a head has no second product
                     return gelu_even(b, function, x, bound, fits, straight_type(ring, own), zones, own.frac)
                 narrow = gelu(b, function, x, bound, fits, gelu_type(stage, ring, own), zones, own.frac)
             case "tanh":
