@@ -172,7 +172,8 @@ def error_of(description: Description, layer: int, part: Part, choices: Choices)
             norms = (ranges.norm1, ranges.norm2)
             error = max(layernorm_error(preset, choices, d, norm, causal) for norm in norms)
         case _:
-            error = activation_error(preset, choices, d, ranges)
+            product = "extended" if causal else choices.product  # the only way there
+            error = activation_error(preset, choices.model_copy(update={"product": product}), d, ranges)
     return float(f"{error:.2g}")  # further digits are chance
 
 

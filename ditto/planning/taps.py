@@ -23,7 +23,7 @@ from ditto.models.registry import generates
 from ditto.ops import MatmulWeight
 from ditto.planning.answers import Compiled, Gap, Group, Seen, Trial
 from ditto.presets import preset_of
-from ditto.presets.style import ENCODER
+from ditto.presets.style import Stage
 
 Tensor = torch.Tensor
 EMBEDDINGS, END = "embeddings", "hidden"
@@ -150,7 +150,8 @@ class Gaps:
 def _halved(description: Description, layer: int) -> bool:
     """Does the second product read an activation less half of what that is taken of?"""
     style = preset_of(description.preset).style.chosen(description.choices_of(layer))
-    return style.halves(description.dimensions.activation, ENCODER)
+    stage = Stage(causal=generates(description.architecture))
+    return style.halves(description.dimensions.activation, stage)
 
 
 def _standardised(x: Tensor, d: Dimensions) -> Tensor:

@@ -116,12 +116,7 @@ class OneOpening:
 
     @property
     def single(self) -> int:
-        """Of LayerNorms that follow a sum: the most index bits of one table for 1 / sqrt(v)."""
-        return SINGLE[self.choices.deviation or "medium"]
-
-    @property
-    def stream_single(self) -> int:
-        """Of those that read a stream."""
+        """The most index bits of one table for a LayerNorm's 1 / sqrt(v)."""
         return SINGLE[self.choices.deviation or "large"]
 
     def table(self, bound: float, stream: Stream | None = None) -> FixedPoint:
@@ -191,7 +186,7 @@ class OneOpening:
         self, b: Builder, x: Wire, norm: Norm, ring: int, name: str, columns: int, bound: float, stage: Stage
     ) -> Wire:
         """A LayerNorm of a stream and the projection on `ring` that it is folded into: of few rows, both at once."""
-        limits, epsilon, single = norm.variance, norm.epsilon, self.stream_single
+        limits, epsilon, single = norm.variance, norm.epsilon, self.single
         with b.label("layernorm"):
             if stage.later:
                 y = standardised_linear(b, x, limits, epsilon, ring, single, name, columns, bound)
@@ -295,7 +290,7 @@ class OneOpening:
             return merge_heads(b, b.truncate(context, cut, ring))
 
     def halves(self, function: str, stage: Stage) -> bool:
-        return self.choices.product == "straight" and function in FITTED and not stage.later
+        return self.choices.product != "extended" and function in FITTED and not stage.causal
 
     def half(self, first: Projection, second: Tensor, bounds: tuple[float, float], residual: int) -> Projection:
         """Of the weights as they are encoded, so that what GELU makes 0 of x/2 and e(x) is 0 after the product, too."""
@@ -310,15 +305,11 @@ class OneOpening:
     ) -> tuple[Wire, Wire | None]:  # fmt: skip
         """x/2 W = z (V W / 2) for x = z V: of the opened z, so that x/2 is neither opened nor extended."""
         inner, hidden = columns
-        if not self.halves(function, stage):
-            if norm is None:
-                return self.read(b, x, f"{name}.ffn1", inner, bounds[0]), None
-            return self.norm_linear(b, x, norm, f"{name}.ffn1", inner, bounds[0], stage), None
-        ring = residual.ring + CUT
         if norm is not None:
-            with b.label("layernorm"):
-                z = standardise(b, x, norm.variance, norm.epsilon, max(FOLDED, ring), self.stream_single)
-            (x,) = b.open(z)
+            return self.norm_linear(b, x, norm, f"{name}.ffn1", inner, bounds[0], stage), None
+        if not self.halves(function, stage):
+            return self.read(b, x, f"{name}.ffn1", inner, bounds[0]), None
+        ring = residual.ring + CUT
         spare = min(HALF_SPARE, x.ring - ring)
         half = linear(b, x, f"{name}.half", hidden, bounds[1], _second_frac(bounds[1], ring) + spare)
         half = b.truncate(half, spare, ring) if half.ring > ring else half
@@ -340,7 +331,7 @@ class OneOpening:
         match function:
             case "gelu" | "tanh gelu":
                 own = self.gelu_kind
-                if self.halves(function, stage):
+                if residual is not None and self.halves(function, stage):  # a head has no second product
                     return gelu_even(b, function, x, bound, fits, straight_type(ring, own), zones, own.frac)
                 narrow = gelu(b, function, x, bound, fits, gelu_type(stage, ring, own), zones, own.frac)
             case "tanh":

@@ -9,9 +9,8 @@ import torch
 from ditto.functions.layernorm import deviation_scale
 from ditto.models.architecture import Shapes, Tensors
 from ditto.models.description import Description, Dimensions
-from ditto.models.ranges import activation_of, centre, folded, neuron_scales, table_of
+from ditto.models.ranges import centre, folded, neuron_scales
 from ditto.presets import preset_of
-from ditto.presets.style import Stage
 
 Tensor = torch.Tensor
 
@@ -75,12 +74,6 @@ def gpt2_weights(description: Description, t: Tensors) -> Tensors:
         fc, bias = t[f"{at}.mlp.c_fc.weight"] * wider, t[f"{at}.mlp.c_fc.bias"] * wider
         after_norm(f"{to}.ffn1", f"{to}.norm2", f"{at}.ln_2", fc, bias)
         into_stream(f"{to}.ffn2", t[f"{at}.mlp.c_proj.weight"] / wider[:, None], t[f"{at}.mlp.c_proj.bias"])
-        own, ranges = style.chosen(description.choices_of(i)), description.ranges.layers[i]
-        if own.halves(d.activation, Stage(causal=True)):
-            bounds = activation_of(style, description, i, description.fits)[1], ranges.ffn
-            first = real[f"{to}.ffn1.weight"], real[f"{to}.ffn1.bias"]
-            found = own.half(first, real[f"{to}.ffn2.weight"], bounds, table_of(style, description).ring)
-            real[f"{to}.half.weight"], real[f"{to}.half.bias"] = found
     after_norm("head", "final", "ln_f", t["wte.weight"].t(), torch.zeros(d.vocabulary, device=shrink.device))
     if style.centred:
         real["embeddings"] = centre(real["embeddings"])
