@@ -20,12 +20,14 @@ from ditto.models.compiled import program_for
 from ditto.net.config import CoordinatorConfig, StockLevel, Tls
 from ditto.net.messages import plan_of
 from ditto.service import stock_keeper
-from ditto.service.job_run import Fifo, JobRun
+from ditto.service.job_run import JobRun
 from ditto.service.registered import Registered, RegisteredModels
 from ditto.service.stock_keeper import Kept, StockKeeper
+from ditto.service.turns import State, Turns
 from ditto.wire import party_pb2
 
 SHARE, PLAN = "5" * 32, Plan(1, 8, guard=True)
+NOBODY = State((), 0, 0)
 TLS = Tls(ca=Path("ca"), cert=Path("cert"), key=Path("key"))
 
 
@@ -71,9 +73,13 @@ def willing(method: str, _: Any) -> Any:
     return party_pb2.StockReply(bytes=7) if method == "Stock" else None
 
 
+def new_turns() -> Turns:
+    return Turns(slots=4, memory=1 << 40, limit=9)
+
+
 class World:
     def __init__(
-        self, root: Path, text: str, answers: Callable[[str, Any], Any] = willing, queue: Fifo | None = None,
+        self, root: Path, text: str, answers: Callable[[str, Any], Any] = willing, turns: Turns | None = None,
         **fields: Any,
     ) -> None:  # fmt: skip
         config = CoordinatorConfig(listen="a:1", data_dir=root, tls=TLS, **fields)
@@ -81,9 +87,9 @@ class World:
         self.models = RegisteredModels(root / "models")
         self.model = Registered(model="m", share_id=SHARE, description=text, owner="client/alice")
         self.models.put(self.model)
-        self.queue = queue or Fifo(9)
+        self.turns = turns or new_turns()
         self.fingerprint = program_for(text, PLAN).fingerprint
-        self.keeper = StockKeeper(config, self.parties, self.queue, self.models, lambda: None)  # type: ignore[arg-type]
+        self.keeper = StockKeeper(config, self.parties, self.turns, self.models, lambda pair: None)  # type: ignore[arg-type]
         self.context = SimpleNamespace(add_callback=lambda call: True)
 
     def deal(self, count: int = 1) -> list[Any]:
@@ -94,8 +100,9 @@ class World:
         model = self.model.model_copy(update={"share_id": share_id})
         return self.keeper.name_for(model, plan, self.fingerprint)
 
-    def run(self, name: str, share_id: str = SHARE) -> tuple[JobRun, party_pb2.OpenJobRequest]:
+    def run(self, name: str, share_id: str = SHARE, pair: int = 0) -> tuple[JobRun, party_pb2.OpenJobRequest]:
         run = JobRun(name, self.parties, 9.0, "client/alice")  # type: ignore[arg-type]
+        run.pair = pair
         ask = party_pb2.OpenJobRequest(job=name, share_id=share_id)
         self.keeper.open(run, ask)
         return run, ask
@@ -157,6 +164,18 @@ def test_who_is_gone_ends_the_job(text: str, tmp_path: Path) -> None:
     assert not world.listed and world.name() != name
 
 
+def test_stock_lies_with_the_first_pair(text: str, tmp_path: Path) -> None:
+    """A job on other workers asks for none, and leaves what was kept for it to the next."""
+    world = World(tmp_path, text)
+    world.deal()
+    name = world.name()
+    run, ask = world.run(name, pair=1)
+    assert not run.stocked and not ask.stocked and run.job == ask.job != name and name in world.listed
+    world.keeper.leave(name)
+    again, _ = world.run(world.name())
+    assert again.stocked and again.job == name
+
+
 def test_a_sharing_that_was_replaced_has_none(text: str, tmp_path: Path) -> None:
     world = World(tmp_path, text)
     world.deal(2)
@@ -172,7 +191,7 @@ def test_what_one_party_does_not_lay_down(text: str, tmp_path: Path) -> None:
         world.deal(3)
     (asked,) = world.parties["party0"].of("Stock")
     assert [request.job for request in world.parties["party0"].of("CloseJob")] == [asked.job]
-    assert not world.listed and world.queue.state() == ("", 0)
+    assert not world.listed and world.turns.state() == NOBODY
     for count in (0, 1001):
         with pytest.raises(LimitExceeded, match="max_deal"):
             world.deal(count)
@@ -236,15 +255,15 @@ def test_it_gives_way(text: str, tmp_path: Path) -> None:
         under_way.set()
         return Future()
 
-    queue = Fifo(9)
-    queue.enter("job", "client/alice")
-    world = World(tmp_path, text, slow, queue, stock=level(1))
+    turns = new_turns()
+    turns.enter("job", "client/alice")
+    world = World(tmp_path, text, slow, turns, stock=level(1))
     try:
         assert not under_way.wait(0.2)  # twenty looks
-        queue.leave("job")
+        turns.leave("job")
         assert under_way.wait(20)
-        queue.enter("other", "client/bob")
-        until(lambda: queue.place("other") == 0)
+        turns.enter("other", "client/bob")
+        until(lambda: turns.state().running == ("other",))
         assert not world.listed and len(world.parties["party0"].of("CloseJob")) == 1
     finally:
         world.keeper.close()
@@ -280,4 +299,4 @@ def test_a_client_that_leaves_ends_it(text: str, tmp_path: Path) -> None:
     world.context = SimpleNamespace(add_callback=lambda call: ends.append(call) is None)
     with pytest.raises(ClusterError, match="the client ended the job"):
         world.deal(2)
-    assert not world.listed and world.queue.state() == ("", 0)
+    assert not world.listed and world.turns.state() == NOBODY
