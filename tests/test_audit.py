@@ -561,7 +561,7 @@ def test_a_process_that_is_killed_leaves_no_recording(tmp_path: Path) -> None:
         tls = Tls(ca=root, cert=root, key=root)
         config = PartyConfig(role="party0", listen="127.0.0.1:1", data_dir=root, tls=tls, record=3)
         header = Header(role="party0", job="a" * 32, client="c", model="m", share_id="b" * 32, share_digest="",
-                        files={}, plan=Plan(1, 8), fingerprint="f")
+                        files={}, plan=Plan(1, 8), fingerprint="f", bound="")
         recorder = Recordings(config).begin(header, bytes(16))
         recorder.add("taken", data=bytes(5 << 20))
         while not any(path.stat().st_size > 2 << 20 for path in root.rglob(".*.new")):

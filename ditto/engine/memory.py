@@ -92,7 +92,7 @@ def peak_of(program: Program, at_once: bool = False, hold: int = 0, after: int =
                 live -= sizes.get(name, 0) * (1 + (name in opened))
                 masks -= sizes.get(name, 0) * (name in opened)
     matrices = [carrier_bytes(w.shape, w.ring) for w in program.weights.values() if w.held == "matrix"]
-    party += min(EXPANDED, max(matrices, default=0))
+    party += min(EXPANDED, sum(matrices))  # several may be expanded while an opening is under way
     moving = min(queued, ON_THEIR_WAY)
     return Peak(party + moving // 2, dealer + moving, waiting + moving // 2)
 

@@ -388,12 +388,17 @@ class Builder:
         return self.emit(op, [x], [(x.ring, frac, x.shape, abs(a) * x.bound + abs(b) if bound is None else bound)])[0]
 
     def high(self, opened: Wire, shift: int, ring: int, bound: float, watched: bool) -> Wire:
-        """An opened wire without its lowest `shift` bits, on `ring`: for operations that take no shares of its mask."""
-        (y,) = self.emit(
-            HighBits(opened.ring, shift, ring), [opened], [(ring, opened.frac - shift, opened.shape, bound)]
-        )
+        """An opened wire without its lowest `shift` bits, on `ring`: for operations that take no shares of its mask.
+        `watched`: as far as its bound goes, by the WATCHED highest of its bits if it has more."""
+
+        def bits_of(shift: int, ring: int) -> Wire:
+            op = HighBits(opened.ring, shift, ring)
+            return self.emit(op, [opened], [(ring, opened.frac - shift, opened.shape, bound)])[0]
+
+        y = bits_of(shift, ring)
         if watched:
-            self._watch_ring(y)
+            more = max(0, ring - WATCHED)
+            self._watch_ring(bits_of(shift + more, WATCHED) if more and self.guards else y)
         return y
 
     def sum(self, x: Wire, dim: int, bound: float | None = None) -> Wire:

@@ -13,20 +13,10 @@ from collections.abc import Callable, Mapping
 import torch
 
 from ditto.functions.fit import Fits
-from ditto.functions.fixed import FixedPoint
 from ditto.functions.layernorm import deviation_scale
 from ditto.functions.smooth import Zone, column_scales, widest
-from ditto.models.description import (
-    Description,
-    LayerRanges,
-    Neurons,
-    NormRange,
-    ScoreRange,
-    required,
-    round_down,
-    round_up,
-)
-from ditto.presets.style import AttentionBounds, Norm, Scores, Stream, Style
+from ditto.models.description import Description, LayerRanges, Neurons, NormRange, ScoreRange, round_down, round_up
+from ditto.presets.style import AttentionBounds, Norm, Scores, Style
 
 Tensor = torch.Tensor
 Observe = Callable[[int, str, Tensor], None]  # layer, name, values: what a plaintext forward shows of itself
@@ -250,15 +240,6 @@ def attention_of(layer: LayerRanges) -> AttentionBounds:
 def norm_of(name: str, found: NormRange, epsilon: float, after: NormRange | None = None, whole: bool = False) -> Norm:
     """A LayerNorm as a style takes it. `after`: the one that reads the residual sum that its result goes into."""
     return Norm(name, found.variance, found.output, epsilon, after.input if after else 0.0, whole)
-
-
-def table_of(style: Style, description: Description) -> FixedPoint:
-    """The type of the embeddings that begin a stream, and of the stream."""
-    ranges = description.ranges
-    norms = [norm for layer in ranges.layers for norm in (layer.norm1, layer.norm2)]
-    norms.append(required(ranges.final, "ranges.final"))
-    stream = Stream(max(norm.input for norm in norms), min(norm.variance[0] for norm in norms))
-    return style.table(ranges.embeddings, stream)
 
 
 def folded(gamma: Tensor, beta: Tensor, w: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,7 @@ class Kind(NamedTuple):
     download: bool = False  # a client is streamed to, and has to take what it asked for
 
 
-HEALTH, CONTROL = Kind("health", 64), Kind("control", 128)
+HEALTH, CONTROL = Kind("health", 64), Kind("control", 256)
 KINDS = {  # what is not named here is control
     "Check": HEALTH,
     "Status": Kind("status", 32),  # asks the other processes, which may be slow
@@ -50,10 +50,10 @@ KINDS = {  # what is not named here is control
     "FetchOutput": Kind("outputs", 64, download=True),
     "FetchShare": Kind("copies", 32, download=True),
     "Exchange": Kind("link", 8),
-    "Correlations": Kind("correlations", 64),
+    "Correlations": Kind("correlations", 256),
     "RegisterModel": Kind("registrations", 64, upload=True),
     "GetPublic": Kind("public", 32, download=True),
-    "Stock": Kind("stock", 16),  # as long as dealing and writing take
+    "Stock": Kind("stock", 64),  # as long as dealing and writing take
     "Deal": Kind("deals", 32, download=True),  # waits as a job does
     "RunJob": Kind("jobs", 64, download=True),  # and one for each that may be queued, since it waits in its thread
 }

@@ -78,7 +78,7 @@ def gelu_type(stage: Stage, result: int, own: GeluType) -> GeluType:
     kind = TYPES["coarse"] if stage.narrow else own
     if not stage.later:
         return kind
-    return replace(kind, ring=result + kind.ring - kind.result, result=result)
+    return straight_type(result, kind)
 
 
 def straight_type(result: int, own: GeluType) -> GeluType:
@@ -88,7 +88,8 @@ def straight_type(result: int, own: GeluType) -> GeluType:
 
 @dataclass(frozen=True)
 class OneOpening:
-    """Scores on a circle of 2^16 steps, activations on (32, 8), residual sums on (24, 12); see docs/protocol.md.
+    """Scores on a circle of 2^16 steps, activations on (32, 8), residual sums by their bound, on (24, 12) at most; see
+    docs/protocol.md.
 
     What enters a LayerNorm is free of its mean without any work under MPC: the tables and weights that lead there are
     centred when they are encoded, and a residual comes centred from the LayerNorm before. Where only a projection
@@ -296,25 +297,26 @@ class OneOpening:
         """Of the weights as they are encoded, so that what GELU makes 0 of x/2 and e(x) is 0 after the product, too."""
         (weight, bias), (inner, outer) = first, bounds
         weight = _rounded(weight, fraction_bits(inner, FOLDED - HIDDEN.frac, WEIGHT_FRAC))
-        second = _rounded(second, _second_frac(outer, residual + CUT)) / 2
+        second = _rounded(second, self._second_frac(outer, residual + CUT)) / 2
         return weight @ second, bias @ second
 
     def feed_in(
         self, b: Builder, x: Wire, name: str, columns: tuple[int, int], bounds: tuple[float, float], function: str,
-        residual: Wire, stage: Stage, *, norm: Norm | None = None,
+        residual: Wire, stage: Stage,
     ) -> tuple[Wire, Wire | None]:  # fmt: skip
         """x/2 W = z (V W / 2) for x = z V: of the opened z, so that x/2 is neither opened nor extended."""
         inner, hidden = columns
-        if norm is not None:
-            return self.norm_linear(b, x, norm, f"{name}.ffn1", inner, bounds[0], stage), None
         if not self.halves(function, stage):
             return self.read(b, x, f"{name}.ffn1", inner, bounds[0]), None
         ring = residual.ring + CUT
         spare = min(HALF_SPARE, x.ring - ring)
-        half = linear(b, x, f"{name}.half", hidden, bounds[1], _second_frac(bounds[1], ring) + spare)
+        half = linear(b, x, f"{name}.half", hidden, bounds[1], self._second_frac(bounds[1], ring) + spare)
         half = b.truncate(half, spare, ring) if half.ring > ring else half
-        x = b.retype(x, ring=FOLDED)
         return linear(b, x, f"{name}.ffn1", inner, bounds[0]), half
+
+    def _second_frac(self, bound: float, ring: int) -> int:
+        """Fraction bits of a feed-forward network's second matrix, for what `activation` gives it."""
+        return fraction_bits(bound, ring - self.gelu_kind.frac, WEIGHT_FRAC)
 
     def zones(self, function: str, neurons: Sequence[tuple[int, float]], fits: Fits) -> list[Zone]:
         if self.choices.activation == "as one":
@@ -349,11 +351,6 @@ class OneOpening:
         """On the residual's type."""
         cut = y.frac - x.frac
         return b.add(x, b.truncate(y, cut, min(y.ring - cut, x.ring)), bound=bound)
-
-
-def _second_frac(bound: float, ring: int) -> int:
-    """Fraction bits of a feed-forward network's second matrix."""
-    return fraction_bits(bound, ring - HIDDEN.frac, WEIGHT_FRAC)
 
 
 def _rounded(x: Tensor, frac: int) -> Tensor:

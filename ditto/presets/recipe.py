@@ -204,11 +204,9 @@ class Recipe:
 
     def feed_in(
         self, b: Builder, x: Wire, name: str, columns: tuple[int, int], bounds: tuple[float, float], function: str,
-        residual: Wire, stage: Stage, *, norm: Norm | None = None,
+        residual: Wire, stage: Stage,
     ) -> tuple[Wire, Wire | None]:  # fmt: skip
-        if norm is None:
-            return self.read(b, x, f"{name}.ffn1", columns[0], bounds[0]), None
-        return self.norm_linear(b, x, norm, f"{name}.ffn1", columns[0], bounds[0], stage), None
+        return self.read(b, x, f"{name}.ffn1", columns[0], bounds[0]), None
 
     def zones(self, function: str, neurons: Sequence[tuple[int, float]], fits: Fits) -> list[Zone]:
         """None: its GELU is the publication's."""

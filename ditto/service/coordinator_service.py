@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
 from collections.abc import Iterator
@@ -218,9 +219,11 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         faults, stock = self._view.held(own, answering)
         dealer = self._inventory([entry.model for entry in own])
         processes += self._pairs.workers()
+        with self._lock:
+            running = [self._runs[name].job if name in self._runs else name for name in turns.running]
         # other clients see enough of a job's name to recognise their own
         return control_pb2.StatusReply(
-            processes=processes, queued=turns.waiting, running=map(short, turns.running), aside=turns.aside,
+            processes=processes, queued=turns.waiting, running=map(short, running), aside=turns.aside,
             throughput=self._account.state(), dealer=dealer, faults=faults, stock=stock,
             about=about(),  # right after the dealer's: their clocks are compared
         )  # fmt: skip
@@ -294,7 +297,8 @@ class CoordinatorService(control_pb2_grpc.CoordinatorServicer):
         finally:
             if not run.done:
                 run.done = True
-                run.close(reason)
+                with contextlib.suppress(DittoError):
+                    run.close(reason)
             beside = len(self._turns.state().running) - 1
             self._turns.leave(run.name)
             self._stock.leave(run.name)

@@ -60,6 +60,9 @@ class Copies:
         paths = sorted(self._root.glob("*/model.json"))
         found = readable_entries(paths, Entry, lambda path: self._owner(path.parent.name))
         self._copies = {entry.share_id: entry for entry in found}
+        for place in self._root.iterdir():  # what cannot be read is fetched again
+            if place.name not in self._copies:
+                shutil.rmtree(place, ignore_errors=True)
         self._asked: dict[str, Entry] = {}  # as the keeper said last, of those that jobs were opened on
         self._stopping = threading.Event()
         threading.Thread(target=self._sweep, name="copies", daemon=True).start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -11,7 +12,7 @@ from typing import Any
 
 import grpc
 
-from ditto.errors import ClusterError, DittoError, IntegrityError, PeerAbsent, PeerLost
+from ditto.errors import CertificateError, ClusterError, DittoError, IntegrityError, PeerAbsent, PeerLost
 from ditto.net.tracing import SILENT
 from ditto.net.transport import from_rpc_error
 from ditto.service.turns import Turns
@@ -143,7 +144,14 @@ class JobRun:
         """
         # 1
         self.check()
-        calls = {role: call(stub, self._timeout) for role, stub in self.stubs.items()}
+        calls: dict[str, Any] = {}
+        for role, stub in self.stubs.items():
+            try:
+                calls[role] = call(stub, self._timeout)
+            except DittoError:  # a server whose certificate was revoked is not called
+                for other in calls.values():
+                    other.cancel()
+                raise
         with self._lock:
             self._flying.update(calls.values())
             over = self._over
@@ -188,10 +196,10 @@ class JobRun:
 
     def close(self, reason: str) -> None:
         """Best effort at both parties; a dead one is not waited for."""
-        calls = [
-            stub.CloseJob.future(party_pb2.CloseJobRequest(job=self.job, reason=reason), timeout=2.0)
-            for stub in self.stubs.values()
-        ]
+        ask, calls = party_pb2.CloseJobRequest(job=self.job, reason=reason), []
+        for stub in self.stubs.values():
+            with contextlib.suppress(CertificateError):  # revoked: it is not called
+                calls.append(stub.CloseJob.future(ask, timeout=2.0))
         for call in calls:
             call.exception()
 

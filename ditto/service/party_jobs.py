@@ -243,6 +243,7 @@ class Jobs:
         self._jobs: dict[str, Job] = {}
         self._terms: dict[str, Terms] = {}  # of the same jobs
         self._used: set[str] = set()
+        self._opening: set[str] = set()  # neither open yet nor closed
         self.stock = Stock(config, (entry.share_id for entry in store.entries()))
         threading.Thread(target=self._sweep, name="sweep", daemon=True).start()
 
@@ -259,8 +260,9 @@ class Jobs:
             if request.job in self._used:
                 raise ReplayedJob(f"job {request.job} was used before", peer=self._config.role)
             self._used.add(request.job)
-        self._room.open(request.job, need_of(entry.description, plan).waiting)
+            self._opening.add(request.job)
         try:
+            self._room.open(request.job, need_of(entry.description, plan).waiting)
             self._begin(request, entry, plan, weights, parent)
         except Exception:
             self.close(request.job, "opening failed")
@@ -286,7 +288,11 @@ class Jobs:
             digest_of(entry.description),
         )  # fmt: skip
         with self._lock:
+            closed = request.job not in self._opening
+            self._opening.discard(request.job)
             self._jobs[request.job], self._terms[request.job] = job, terms
+        if closed:  # while it waited for what it needs
+            raise ClusterError("the job was closed while it was opened", peer=self._config.role)
         log.info("job started", job=short(request.job), model=entry.model, **vars(plan))
         with span.child("wait for dealer"):
             seed = source.seed()
@@ -361,6 +367,7 @@ class Jobs:
         """Forget a job; with a reason it counts as given up and whoever waits in it fails."""
         with self._lock:
             self._used.add(name)
+            self._opening.discard(name)
             job = self._jobs.pop(name, None)
             self._terms.pop(name, None)
         self._room.give_back(name)

@@ -259,7 +259,7 @@ class PartyService(party_pb2_grpc.PartyServicer):
         return reply
 
     def CloseJob(self, request: party_pb2.CloseJobRequest, context: grpc.ServicerContext) -> party_pb2.CloseJobReply:
-        self._jobs.close(request.job, request.reason)
+        self._jobs.close(check_id(request.job), request.reason)
         return party_pb2.CloseJobReply()
 
     # The client's shares ------------------------------------------------------------------------

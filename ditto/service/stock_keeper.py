@@ -85,11 +85,12 @@ class StockKeeper:
         wanted = model.model, model.share_id, plan, fingerprint
         with self._lock:
             older = [name for name, k in self._kept.items() if k.model == model.model and k.share_id != model.share_id]
+        for gone in older:  # of a sharing that was replaced: the parties have dropped it
+            self._forget(gone)
+        with self._lock:
             name = next((name for name, kept in self._kept.items() if kept.kind == wanted), None)
             if name is not None:
                 self._reserved[name] = self._kept.pop(name)
-        for gone in older:  # of a sharing that was replaced: the parties have dropped it
-            self._forget(gone)
         return name or secrets.token_hex(16)
 
     def open(self, run: JobRun, ask: party_pb2.OpenJobRequest) -> None:
@@ -102,7 +103,11 @@ class StockKeeper:
                 self._forget(run.name)
                 if kept.share_id == ask.share_id and self._opened(run, ask):
                     return
+            else:
+                self.leave(run.name)
             run.job = ask.job = secrets.token_hex(16)
+            run.span.note(job=short(run.job))
+            log.info("job goes on without stock", name=short(run.name), job=short(run.job), pair=run.pair)
         ask.stocked = run.stocked = False
         run.both(lambda stub, timeout: stub.OpenJob.future(ask, timeout=timeout, **run.span.carried))
 
@@ -142,7 +147,7 @@ class StockKeeper:
             raise LimitExceeded(f"coordinator: {count:,} jobs to lay down; it takes 1 to {most:,} (max_deal)")
         for done in range(1, count + 1):
             run = JobRun(secrets.token_hex(16), self._stubs, self._config.step_timeout_s, client)
-            self._turns.enter(run.name, client, _need(model(), plan))
+            self._turns.enter(run.name, client, _need(model(), plan), pair=0)
             try:
                 if not context.add_callback(run.cancel):
                     run.cancel()
@@ -176,8 +181,8 @@ class StockKeeper:
         try:
             replies = run.both(lambda stub, timeout: stub.Stock.future(ask, timeout=timeout))
         except BaseException:
-            self._forget(run.name)
             run.close("its correlations were not laid down at both")
+            self._forget(run.name)
             raise
         with self._lock:
             self._kept[run.name] = kept
@@ -190,12 +195,12 @@ class StockKeeper:
         pause = IDLE
         while not self._stopping.wait(pause):
             pause = IDLE
-            try:
-                for level in self._config.stock:
+            for level in self._config.stock:  # one that cannot be had keeps no other from being filled up
+                try:
                     self._refill_level(level)
-            except DittoError as error:
-                log.warning("stock not filled up", reason=str(error))
-                pause = AFTER_ERROR
+                except DittoError as error:
+                    log.warning("stock not filled up", model=level.model, reason=str(error))
+                    pause = AFTER_ERROR
 
     def _refill_level(self, level: StockLevel) -> None:
         """One job, if some are missing and nobody is there. It is given up when somebody comes."""
@@ -211,7 +216,7 @@ class StockKeeper:
             return
         admit_job(model.description, plan, fingerprint, self._config, self._config.role)
         run = JobRun(secrets.token_hex(16), self._stubs, self._config.step_timeout_s)
-        self._turns.enter(run.name, need=_need(model, plan))
+        self._turns.enter(run.name, need=_need(model, plan), pair=0)
         try:
             if self._turns.place(run.name):
                 return

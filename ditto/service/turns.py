@@ -85,9 +85,11 @@ class Turns:
 
     # Asking -------------------------------------------------------------------------------------
 
-    def enter(self, name: str, who: str = "", need: Need = Need(), alone: bool = False) -> None:
-        """Ask for a turn. `need` beyond `memory` counts as all of it: it runs when nothing else does. With `alone` it
-        never runs beside another such. Raises Busy."""
+    def enter(
+        self, name: str, who: str = "", need: Need = Need(), alone: bool = False, pair: int | None = None
+    ) -> None:
+        """Ask for a turn, on a `pair` or on any. `need` beyond `memory` counts as all of it: it runs when nothing else
+        does. With `alone` it never runs beside another such, and on the first pair. Raises Busy."""
         with self._changed:
             present = [asked for of in self._all() for asked in of.values()]
             if len(self._waiting) + len(self._back) >= self._limit:
@@ -96,7 +98,7 @@ class Turns:
             if own >= self._each:
                 self._refuse(f"{who or 'this client'} has {own} jobs waiting or running (max_jobs)", own)
             most = Need(*(min(part, self._memory) for part in need))
-            self._waiting[name] = _Asked(who, most, alone, 0 if alone else None)
+            self._waiting[name] = _Asked(who, most, alone, 0 if alone else pair)
             self._grant()
 
     def _all(self) -> tuple[dict[str, _Asked], ...]:

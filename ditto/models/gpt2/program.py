@@ -13,10 +13,10 @@ from ditto.functions.argmax import argmax
 from ditto.functions.fit import Fits
 from ditto.functions.linear import fraction_bits
 from ditto.models.description import Description, required
-from ditto.models.ranges import activation_of, attention_of, norm_of, scores_of, table_of
+from ditto.models.ranges import activation_of, attention_of, norm_of, scores_of
 from ditto.ops import Matmul, MatmulWeight
 from ditto.presets import preset_of
-from ditto.presets.style import Heads, Stage, Style
+from ditto.presets.style import Heads, Stage, Stream, Style
 
 TOKEN_RING = 16  # of the logits among which the servers look for the largest
 
@@ -73,7 +73,11 @@ def _check(description: Description, plan: Plan, stage: int, style: Style) -> No
 
 def _embeddings(b: Builder, description: Description, style: Style, count: int, plan: Plan) -> Wire:
     """One-hot rows of the word and of the position, against both tables stacked: neither is known to a server."""
-    d, ranges, table = description.dimensions, description.ranges, table_of(style, description)
+    d, ranges = description.dimensions, description.ranges
+    norms = [norm for layer in ranges.layers for norm in (layer.norm1, layer.norm2)]
+    norms.append(required(ranges.final, "ranges.final"))
+    stream = Stream(max(norm.input for norm in norms), min(norm.variance[0] for norm in norms))
+    table = style.table(ranges.embeddings, stream)
     ring, frac, entries = table.ring, table.frac, d.vocabulary + d.positions
     b.layer("embeddings")
     with b.label("embeddings"):
@@ -157,13 +161,11 @@ def _block(
             z = style.residual(b, rows(b, x, 0, first, last), y, ranges.norm2.input)
         with b.label("ffn in"):
             norm = norm_of(f"{name}.norm2", ranges.norm2, d.epsilon)
-            columns, bounds = (d.inner, d.hidden), (wide, ranges.ffn)
-            h, half = style.feed_in(b, z, name, columns, bounds, d.activation, z, use, norm=norm)
+            h = style.norm_linear(b, z, norm, f"{name}.ffn1", d.inner, wide, use)
         with b.label("gelu"):
             h = style.activation(b, d.activation, h, wide, z, fits, use, zones)
         with b.label("ffn out"):
             y = style.linear(b, h, f"{name}.ffn2", d.hidden, ranges.ffn)
-            y = y if half is None else b.add(y, half, bound=ranges.ffn)
             return [style.residual(b, z, y, after)]
 
     return in_blocks(b, plan.hold, x.shape[0], of_tokens)[0]
