@@ -214,8 +214,8 @@ class Style(Protocol):
         self, b: Builder, x: Wire, name: str, columns: tuple[int, int], bounds: tuple[float, float], function: str,
         residual: Wire, stage: Stage,
     ) -> tuple[Wire, Wire | None]:  # fmt: skip
-        """The first projection of a feed-forward network, of a LayerNorm's result; and what is added to the second one's
-        result, if `halves`. Columns and bounds of both."""
+        """The first projection of a feed-forward network, of a LayerNorm's result; and what is added to the second
+        one's, if `halves`. Columns and bounds of both."""
 
     def zones(self, function: str, neurons: Sequence[tuple[int, float]], fits: Fits) -> list[Zone]:
         """How the activation of a feed-forward network goes by (columns, bound) of its neurons; none: by one bound."""
