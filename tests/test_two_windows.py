@@ -17,7 +17,7 @@ from ditto.functions.inverse import DIGITS, FIRST, LOW, reciprocal_in_parts
 from ditto.functions.layernorm import RESIDUAL, RESULT
 from ditto.models.description import LayerRanges, layer_ranges
 from ditto.models.ranges import attention_of
-from ditto.ops import Cost
+from ditto.ops import Cost, Guard, HighBits
 from ditto.presets import preset_of
 from ditto.presets.choices import Choices
 from ditto.presets.style import ENCODER, AttentionBounds, Heads, Scores, Stage
@@ -165,3 +165,15 @@ def test_all_stages_of_a_text_have_one_type_of_values(above: float) -> None:
     }
     assert len(rings) == 1
     assert max(rings) > 36
+
+
+@pytest.mark.parametrize("ring, bits", [(20, 20), (32, 32), (33, 32), (45, 32)])
+def test_high_bits_are_watched_on_any_ring(ring: int, bits: int) -> None:
+    """By the highest of them, where the guard does not watch all."""
+    b = Builder(guards=True)
+    b.layer("one")
+    (opened,) = b.open(b.affine(b.input("x", 50, 10, (3,), 1.0), 1, 0.0, 10, bound=1.0))
+    b.high(opened, 50 - ring, ring, 1.0, watched=True)
+    highs = {out: step.op for step in b.program.steps for out in step.outputs if isinstance(step.op, HighBits)}
+    watched = [highs[step.inputs[1]] for step in b.program.steps if isinstance(step.op, Guard)]
+    assert [(op.shift, op.out) for op in watched if op.bits == 50] == [(50 - bits, bits)]
