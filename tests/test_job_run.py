@@ -13,9 +13,10 @@ from typing import Any
 import grpc
 import pytest
 
-from ditto.errors import ClusterError, DittoError, JobMismatch, PeerLost, UnknownModel
+from ditto.errors import CertificateError, ClusterError, DittoError, JobMismatch, PeerLost, UnknownModel
 from ditto.models import Plan
 from ditto.models.description import digest_of
+from ditto.names import PARTIES
 from ditto.service import job_run
 from ditto.service.driving import Driver
 from ditto.service.job_run import JobRun
@@ -136,7 +137,7 @@ def test_a_job_whose_model_changed_while_it_waited_says_so(tmp_path: Path) -> No
     models.put(registered("a", "one"))
     ask = control_pb2.RunJobRequest(model="m", owner="client/alice", description_digest=digest_of("one"))
     pair = SimpleNamespace(stubs={}, where={})
-    driver = Driver(config, line, models, lambda number: pair)  # type: ignore[arg-type]
+    driver = Driver(config, line, models, lambda number: pair, SimpleNamespace())  # type: ignore[arg-type]
     line.enter("another")
     line.enter("job", "client/bob")
     events = driver.events(JobRun("job", {}, 60.0, "client/bob"), ask, None, Plan(1, 8))  # type: ignore[arg-type]
@@ -171,3 +172,32 @@ def test_an_activation_waits_for_jobs_that_are_opened_on_what_served_before(tmp_
         pass
     with models.opening("m", "client/bob"):
         models.settle(before, 0.1)  # it is left to itself
+
+
+def test_a_revoked_server_is_not_called() -> None:
+    """Its certificate is refused before there is a call: the other party's is not left behind, and a job closes."""
+    made: list[Future[str]] = []
+
+    def call(stub: Any, timeout: float) -> Any:
+        if stub == "revoked":
+            raise CertificateError("revoked", peer="party1")
+        made.append(Future())
+        return made[-1]
+
+    run = JobRun("job", {"party0": "well", "party1": "revoked"}, 60.0)  # type: ignore[dict-item]
+    with pytest.raises(CertificateError):
+        run.both(call)
+    assert [one.cancelled() for one in made] == [True]
+    closed: list[str] = []
+
+    def close(ask: Any, timeout: float) -> Any:
+        closed.append(ask.job)
+        return SimpleNamespace(exception=lambda: None)
+
+    def refuse(ask: Any, timeout: float) -> Any:
+        raise CertificateError("revoked", peer="party0")
+
+    stubs = [SimpleNamespace(CloseJob=SimpleNamespace(future=future)) for future in (refuse, close)]
+    run.stubs = dict(zip(PARTIES, stubs, strict=True))  # type: ignore[assignment]
+    run.close("over")
+    assert closed == ["job"]
