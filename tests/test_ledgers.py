@@ -206,6 +206,8 @@ def test_the_document_of_a_fixed_sequence() -> None:
         ],
         "traffic": {"party0": traffic(31, 1), "party1": traffic(32, 2)},
         "jobs": 1,
+        "stock": False,
+        "stocked_jobs": 0,
         "rounds_timeline": {
             "party": 0,
             "layers": [

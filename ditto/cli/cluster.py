@@ -123,13 +123,17 @@ def _show(cluster: Cluster, processes: list[Process], json: bool, activity: dict
 
 
 def _computing(servers: dict[str, dict[str, Any]]) -> list[str]:
-    """A line for each way in which servers compute."""
-    alike: dict[str, list[str]] = {}
+    """Three lines for each way in which servers compute."""
+    alike: dict[tuple[str, ...], list[str]] = {}
     for role, its in servers.items():
         kernels = ", ".join(f"{bits} bits {name}" for bits, name in its["kernels"].items()) or "no kernel chosen yet"
-        text = f"threads {its['threads']}, cores {its['cores']}; {kernels}; {', '.join(its['features']) or 'baseline'}"
-        alike.setdefault(text, []).append(role)
-    return [f"{', '.join(roles)}: {text}" for text, roles in alike.items()]
+        features = ", ".join(its["features"]) or "baseline"
+        alike.setdefault((f"threads {its['threads']}, cores {its['cores']}", features, kernels), []).append(role)
+    return [
+        line
+        for (first, *more), roles in alike.items()
+        for line in (f"{', '.join(roles)}: {first}", *(f"  {text}" for text in more))
+    ]
 
 
 def _lines(activity: dict[str, Any]) -> list[str]:
