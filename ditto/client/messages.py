@@ -11,8 +11,7 @@ from ditto.errors import IntegrityError
 from ditto.models import Plan
 from ditto.models.description import digest_of
 from ditto.names import PARTIES
-from ditto.net.messages import to_message
-from ditto.net.transport import CHUNK
+from ditto.net.messages import tensor_chunks, to_message
 from ditto.ring import pack
 from ditto.wire import control_pb2, party_pb2
 
@@ -43,12 +42,7 @@ def deal_of(terms: party_pb2.JobTerms, count: int) -> control_pb2.DealRequest:
 
 def chunks(name: str, wire: Wire, share: torch.Tensor) -> Iterator[party_pb2.TensorChunk]:
     """A share in pieces, in order."""
-    data = pack(share, wire.ring)
-    for offset in range(0, len(data) or 1, CHUNK):
-        yield party_pb2.TensorChunk(
-            name=name, ring=wire.ring, shape=list(wire.shape), offset=offset, total=len(data),
-            data=data[offset : offset + CHUNK],
-        )  # fmt: skip
+    return tensor_chunks(name, wire.ring, wire.shape, pack(share, wire.ring))
 
 
 def whole(pieces: Iterable[party_pb2.TensorChunk], name: str, wire: Wire, party: int) -> bytes:

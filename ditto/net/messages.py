@@ -6,11 +6,12 @@ What a peer sends is checked here, before anything is added up.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 from ditto.engine.ledger import LayerTimes, Phase, Round, Row
 from ditto.engine.plan import Plan
 from ditto.errors import DittoError, UsageError
+from ditto.net.transport import CHUNK
 from ditto.wire import dealer_pb2, party_pb2
 
 
@@ -103,3 +104,11 @@ def check_seconds(peer: str, *seconds: float) -> None:
     """Raises DittoError for what is no duration."""
     if not all(math.isfinite(s) and s >= 0 for s in seconds):
         raise DittoError(f"{peer} sent seconds that are no duration", peer=peer)
+
+
+def tensor_chunks(name: str, ring: int, shape: Sequence[int], data: bytes) -> Iterator[party_pb2.TensorChunk]:
+    """A packed tensor in chunks, in order."""
+    for offset in range(0, len(data) or 1, CHUNK):
+        yield party_pb2.TensorChunk(
+            name=name, ring=ring, shape=shape, offset=offset, total=len(data), data=data[offset : offset + CHUNK]
+        )

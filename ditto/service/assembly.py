@@ -10,7 +10,7 @@ import torch
 
 from ditto.engine.program import Wire
 from ditto.errors import BadShare
-from ditto.net.transport import CHUNK
+from ditto.net.messages import tensor_chunks
 from ditto.ring import pack, unpack
 from ditto.wire import party_pb2
 
@@ -48,12 +48,7 @@ class Assembly:
 
 def pieces(name: str, wire: Wire, share: torch.Tensor) -> Iterator[party_pb2.TensorChunk]:
     """A packed share in chunks, in order."""
-    data = pack(share, wire.ring)
-    for offset in range(0, len(data) or 1, CHUNK):
-        yield party_pb2.TensorChunk(
-            name=name, ring=wire.ring, shape=list(wire.shape), offset=offset, total=len(data),
-            data=data[offset : offset + CHUNK],
-        )  # fmt: skip
+    return tensor_chunks(name, wire.ring, wire.shape, pack(share, wire.ring))
 
 
 def hashed(tensors: Iterator[torch.Tensor], wires: dict[str, Wire], found: Any) -> Iterator[torch.Tensor]:

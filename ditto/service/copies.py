@@ -27,12 +27,11 @@ from ditto.files import make_directory
 from ditto.names import check_id
 from ditto.net.config import PartyConfig
 from ditto.net.transport import from_rpc_error, open_channel, short
-from ditto.ring.malloc import give_back
 from ditto.service.assembly import hashed, receive
 from ditto.service.keeping import digest_begun, from_message, in_order, to_message
 from ditto.service.leftovers import COPIES
 from ditto.service.limits import admit_model
-from ditto.service.model_store import KEPT, OPENED, Entry, load_weights, marks
+from ditto.service.model_store import KEPT, OPENED, Entry, marks, warm_weights
 from ditto.service.stored import Owner, readable_entries, save_entry, save_seed, save_tensors
 from ditto.wire import party_pb2, party_pb2_grpc
 
@@ -154,18 +153,12 @@ class Copies:
             if weights is None:
                 if share_id not in self._copies:
                     raise UnknownModel(f"{self._role} has no share of this model", peer=self._role)
-                weights = self._in_use.get(share_id) or self._load(entry)
+                weights = self._in_use.get(share_id) or warm_weights(self._root / share_id, entry, self._party)
                 while len(self._loaded) >= KEPT:
                     self._loaded.popitem(last=False)
                 self._loaded[share_id] = self._in_use[share_id] = weights
             self._loaded.move_to_end(share_id)
             return weights
-
-    def _load(self, entry: Entry) -> PartyWeights:
-        weights = load_weights(self._root / entry.share_id, entry, self._party)
-        weights.warm()
-        give_back()  # each matrix was several while it was prepared
-        return weights
 
     def marks(self, share_id: str) -> dict[str, str]:
         """As of `model_store.marks`."""

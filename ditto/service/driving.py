@@ -23,7 +23,6 @@ from ditto.service.turns import Turns
 from ditto.wire import control_pb2, party_pb2
 
 Events = Iterator[control_pb2.JobEvent]
-REPEAT_S = 15.0  # after which a waiting client hears its place again
 
 
 class Driver:
@@ -53,7 +52,8 @@ class Driver:
         """
         # 1
         with run.span.child("queue"):
-            yield from self._wait(run)
+            for place in run.places(self._turns, self._config.step_timeout_s):
+                yield control_pb2.JobEvent(queued=control_pb2.Queued(position=place))
         pair = run.pair = self._turns.pair(run.name)
         workers = self._connect(pair)
         run.stubs, run.where = workers.stubs, workers.where
@@ -76,15 +76,6 @@ class Driver:
         yield control_pb2.JobEvent(accepted=accepted)
         self._await_client(run)
         yield from self._work(run, works_of(run.job, model.description, plan), 0 if request.in_turns else plan.hold)
-
-    def _wait(self, run: JobRun) -> Events:
-        place = self._turns.place(run.name)
-        while place:
-            yield control_pb2.JobEvent(queued=control_pb2.Queued(position=place))
-            before, said = place, time.monotonic()  # a client does not wait for a silent coordinator without end
-            while place == before and time.monotonic() - said < min(REPEAT_S, self._config.step_timeout_s / 2):
-                place = self._turns.place(run.name, 0.2)
-                run.check()
 
     def _work(self, run: JobRun, works: Sequence[Work], hold: int) -> Events:
         """Prepare one piece of work after another, and run it; the next is prepared meanwhile.

@@ -6,7 +6,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -21,6 +21,7 @@ from ditto.wire import control_pb2, party_pb2, party_pb2_grpc
 Stubs = dict[str, party_pb2_grpc.PartyStub]
 NOWHERE: Mapping[str, str] = {}
 GRACE = 2.0  # beyond a step's time, in which a party says itself what it waited for
+REPEAT_S = 15.0  # after which a waiting client hears its place again
 PATIENCE = 1.0  # how long the second party may take to say what it knows, once the first one failed
 
 
@@ -124,6 +125,17 @@ class JobRun:
         if aside:
             turns.come_back(self.name)
             self.wait_turn(turns)
+
+    def places(self, turns: Turns, step_timeout: float) -> Iterator[int]:
+        """Its place whenever that is another, and again every REPEAT_S, until it is its turn: a client does not wait
+        for a silent coordinator without end."""
+        place = turns.place(self.name)
+        while place:
+            yield place
+            before, said = place, time.monotonic()
+            while place == before and time.monotonic() - said < min(REPEAT_S, step_timeout / 2):
+                place = turns.place(self.name, 0.2)
+                self.check()
 
     def wait_turn(self, turns: Turns) -> None:
         while turns.place(self.name, 0.2):

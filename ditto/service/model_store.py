@@ -331,12 +331,6 @@ class ModelStore:
             return expand(load_seed(seed, owner), wires)
         return load_tensors(home / "shares.safetensors", wires, owner)
 
-    def _load(self, entry: Entry) -> PartyWeights:
-        weights = load_weights(self._root / entry.share_id, entry, self._party)
-        weights.warm()
-        give_back()  # each matrix was several while it was prepared
-        return weights
-
     def marks(self, share_id: str) -> dict[str, str]:
         """Of an active sharing's files, see `marks`."""
         return marks(self._root / check_id(share_id))
@@ -354,7 +348,7 @@ class ModelStore:
                 raise ClusterError(f"the sharing of {entry.model} was never activated; share the model again")
             weights = self._loaded.get(share_id)
             if weights is None:
-                weights = self._in_use.get(share_id) or self._load(entry)
+                weights = self._in_use.get(share_id) or warm_weights(self._root / share_id, entry, self._party)
                 self._remember(share_id, weights)
             self._loaded.move_to_end(share_id)
             return weights
@@ -371,6 +365,14 @@ class ModelStore:
         self._in_use.pop(share_id, None)
         self._entries.pop(share_id, None)
         shutil.rmtree(self._root / check_id(share_id), ignore_errors=True)  # also one that was set aside
+
+
+def warm_weights(home: Path, entry: Entry, party: int) -> PartyWeights:
+    """The same as `load_weights`, ready for jobs."""
+    weights = load_weights(home, entry, party)
+    weights.warm()
+    give_back()  # each matrix was several while it was prepared
+    return weights
 
 
 def load_weights(home: Path, entry: Entry, party: int) -> PartyWeights:

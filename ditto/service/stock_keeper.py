@@ -37,7 +37,6 @@ from ditto.wire import control_pb2, party_pb2
 log = structlog.get_logger()
 DIRECTORY = "stock"
 IDLE = 0.2  # seconds between two looks whether a job has come
-REPEAT_S = 15.0  # after which a waiting client hears its place again
 AFTER_ERROR = 30.0  # seconds until the stock is filled up again
 # What a party says of a stocked job that it does not give out: the job goes on without
 _REFUSED = (NoStock, ReplayedJob, ReuseError, DamagedFile, StorageError)
@@ -151,7 +150,9 @@ class StockKeeper:
             try:
                 if not context.add_callback(run.cancel):
                     run.cancel()
-                yield from self._turn(run)
+                for place in run.places(self._turns, self._config.step_timeout_s):
+                    yield control_pb2.DealEvent(queued=control_pb2.Queued(position=place))
+                run.check()
                 self._connect(0)
                 start = time.perf_counter()
                 nbytes = self._lay(run, model(), plan, fingerprint)
@@ -160,15 +161,6 @@ class StockKeeper:
                 self._turns.leave(run.name)
             laid = control_pb2.Laid(done=done, bytes=nbytes, seconds=time.perf_counter() - start)
             yield control_pb2.DealEvent(laid=laid)
-
-    def _turn(self, run: JobRun) -> Iterator[control_pb2.DealEvent]:
-        before, said = 0, 0.0
-        while place := self._turns.place(run.name, IDLE):
-            run.check()
-            if place != before or time.monotonic() - said > REPEAT_S:
-                yield control_pb2.DealEvent(queued=control_pb2.Queued(position=place))
-                before, said = place, time.monotonic()
-        run.check()
 
     def _lay(self, run: JobRun, model: Registered, plan: Plan, fingerprint: str) -> list[int]:
         """One job, under the run's name; the bytes that each party keeps."""
