@@ -59,7 +59,12 @@ def test_servers_say_what_they_compute_with() -> None:
         assert (server["threads"], server["cores"], server["features"]) == (threads, usable_cores(), features())
         assert server["kernels"].keys() == {"16", "32", "64"} and set(server["kernels"].values()) <= set(KERNELS)
     shown = CliRunner().invoke(app, ["cluster", "status"]).stdout
-    assert f"threads {threads}, cores {usable_cores()}; 16 bits" in shown.replace("\n", " ")
+    lines = shown.splitlines()
+    for role, server in found.items():
+        at = next(i for i, line in enumerate(lines) if role in line and "threads" in line)
+        assert lines[at].endswith(f": threads {threads}, cores {usable_cores()}")
+        assert lines[at + 1].strip() == (", ".join(features()) or "baseline")
+        assert lines[at + 2].strip() == ", ".join(f"{bits} bits {name}" for bits, name in server["kernels"].items())
 
 
 def test_threads_that_are_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

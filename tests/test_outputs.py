@@ -24,6 +24,9 @@ from ditto.ring import cast, pack, signed, unpack
 from ditto.ring.prg import Prg, new_seed
 
 HIDDEN, LABELS, RING, JOBS = 4, 12, 32, 10  # of the head that is attacked
+# Masks of JOBS jobs have rank HIDDEN modulo 2 but once in 2^(JOBS - HIDDEN), about; so one attempt in 60 fails at them,
+# and four of four once in 10^7.
+ATTEMPTS = 4
 MODULUS = 1 << RING
 Matrix = list[list[int]]
 
@@ -126,12 +129,14 @@ def test_a_client_with_the_dealer(protected: bool, monkeypatch: pytest.MonkeyPat
     weight = torch.randint(-4096, 4096, (HIDDEN, LABELS), generator=generator)
     bias = torch.randint(-(2**20), 2**20, (LABELS,), generator=generator)
     inputs = [cast(torch.randint(-2048, 2048, (1, HIDDEN), generator=generator), RING) for _ in range(JOBS)]
-    session = Session(program.weights, {"head.weight": cast(weight, RING), "head.bias": cast(bias, RING)})
-    found = attack(session, program, inputs)
+    found = []
+    for _ in range(ATTEMPTS):
+        session = Session(program.weights, {"head.weight": cast(weight, RING), "head.bias": cast(bias, RING)})
+        found.append(attack(session, program, inputs))
     if protected:
-        assert found is None
+        assert found == [None] * ATTEMPTS
     else:
-        assert found is not None and torch.equal(found, weight)
+        assert any(guess is not None and torch.equal(guess, weight) for guess in found)
 
 
 # Shared anew ----------------------------------------------------------------------------------------
