@@ -98,6 +98,13 @@ def test_phases_alternate() -> None:
     assert got[1].online == pytest.approx(20 * (0.03 + 0.001) + 0.2)
 
 
+def test_what_is_computed_while_a_message_is_under_way() -> None:
+    """1 MB at 10 MB a second takes 0.1 s: half of the shorter one, of that and the computing, is not waited for."""
+    slow, machine = Network(name="slow", bandwidth_mbps=80, rtt_ms=0), Machine(cores=8, rates={"x/1": {}})
+    got = forecast([Demand(1, 1_000_000, online=0.3), Demand(1, 1_000_000, online=0.04)], machine, slow)
+    assert [f.online for f in got] == pytest.approx([0.3 + 0.1 - 0.05, 0.04 + 0.1 - 0.02])
+
+
 def test_what_is_ahead_is_bounded() -> None:
     """A layer larger than the buffers waits for the rest, however long the layer before was online."""
     slow, free = Network(name="slow", bandwidth_mbps=80, rtt_ms=0), Machine(cores=8, rates={"x/1": {}}, round=1.0)
