@@ -23,7 +23,7 @@ from ditto.models import encode_inputs, random_batch, random_model
 from ditto.models.compiled import weights_of
 from ditto.names import PARTIES
 from ditto.net.config import CoordinatorConfig, DealerConfig, PartyConfig, load_config
-from ditto.net.peerlink import LinkChannel
+from ditto.net.link_channel import LinkChannel
 from ditto.net.tracing import OFF
 from ditto.ring.prg import new_seed
 from ditto.service import model_store

@@ -24,7 +24,8 @@ from ditto.errors import ClusterError, ConfigError
 from ditto.models import encode_inputs, random_batch, random_model
 from ditto.net.config import DealerConfig, PartyConfig, load_config
 from ditto.net.emulation import _STALL, _STALL_ROUND_TRIPS, Link, Network, network, networks
-from ditto.net.peerlink import LinkChannel, PeerLink
+from ditto.net.link_channel import LinkChannel
+from ditto.net.peerlink import PeerLink
 from ditto.net.seal import sealing, unsealing
 from ditto.service.party_service import LinkService
 from ditto.wire.party_pb2 import Frame

@@ -23,9 +23,10 @@ from ditto.errors import BY_CODE, BadShare, ClusterError, DittoError, IntegrityE
 from ditto.models import Description, Plan, compile_stage, encode_inputs, random_batch, random_model
 from ditto.net.emulation import Link
 from ditto.net.framing import dealt_digest, frame_digest
+from ditto.net.link_channel import LinkChannel
 from ditto.net.metrics import LinkMetrics, PartyMetrics
 from ditto.net.outbox import Outbox
-from ditto.net.peerlink import LinkChannel, PeerLink, _frames, message_digests
+from ditto.net.peerlink import PeerLink, _frames, message_digests
 from ditto.net.transport import CHUNK
 from ditto.ring import cast
 from ditto.ring.prg import new_seed

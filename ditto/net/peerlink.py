@@ -1,10 +1,9 @@
 """The link between the two parties: one bidirectional stream, many labelled rounds.
 
-Party 1 opens the stream and opens it again when it breaks; party 0 serves it. A `LinkChannel` is one job's view
-of the link: `exchange` queues its own frames and only then waits for the peer's, so large payloads flow both ways
-at once. A broken link fails every open channel at once and names the peer; the process goes on. Every frame carries a
-digest over all that is in it: one that was changed on its way ends its job with an error, or the link where it cannot
-be told whose it is. The link may emulate a slower network (ditto.net.emulation).
+Party 1 opens the stream and opens it again when it breaks; party 0 serves it. `open` gives one job's view of the link
+(`ditto.net.link_channel`). A broken link fails every open channel at once and names the peer; the process goes on.
+Every frame carries a digest over all that is in it: one that was changed on its way ends its job with an error, or the
+link where it cannot be told whose it is. The link may emulate a slower network (ditto.net.emulation).
 """
 
 from __future__ import annotations
@@ -14,14 +13,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import grpc
 import structlog
 
 from ditto.errors import (
-    BadShare,
     CertificateError,
     ClusterError,
     DittoError,
@@ -33,43 +30,16 @@ from ditto.errors import (
 from ditto.net.bulk import Data, Frame
 from ditto.net.emulation import Link, Network
 from ditto.net.framing import around_frame, frame_digest
+from ditto.net.link_channel import LinkChannel, Mailbox, Message
 from ditto.net.metrics import LinkMetrics
 from ditto.net.outbox import Head, Outbox
 from ditto.net.transport import CHUNK, from_rpc_error
-from ditto.transcript import Transcript
 from ditto.wire import party_pb2_grpc
 
 log = structlog.get_logger()
 MAX_PAYLOAD = 1 << 31
 LARGE = 4 << 20  # bytes of a message from which it says something of the network
 MAX_EARLY = 64  # jobs that the peer may have begun before this party opened them
-
-
-@dataclass
-class _Message:
-    """What is there of a message of the peer's."""
-
-    label: str
-    total: int
-    began: float  # when its first piece was there
-    pieces: deque[Data] = field(default_factory=deque)  # that nobody has taken yet
-    first: int = 0  # bytes of the first of all
-    digests: bytes = b""
-    received: int = 0
-    taken: int = 0
-
-
-@dataclass
-class _Mailbox:
-    """What the peer sent for one job, by round."""
-
-    messages: dict[int, _Message] = field(default_factory=dict)
-    received: int = 0  # of the message under way
-    round: int = 0  # whose message that is
-    payload: int = 0  # of all messages
-    framing: int = 0
-    error: DittoError | None = None
-    opened: bool = False
 
 
 def _offsets(payload: Data) -> range:
@@ -118,7 +88,7 @@ class PeerLink:
         self.metrics.up.set_function(lambda: self.up)
         self.connect_timeout, self.message_timeout = connect_timeout, message_timeout
         self.changed = threading.Condition()
-        self._boxes: dict[str, _Mailbox] = {}
+        self._boxes: dict[str, Mailbox] = {}
         self._closed: dict[str, None] = {}  # finished jobs, oldest first: their late frames are dropped
         self._rates: deque[float] = deque(maxlen=64)  # bytes a second of the last large messages that came
         self._out: Outbox | None = None
@@ -236,7 +206,7 @@ class PeerLink:
             if box is None:
                 if sum(not b.opened for b in self._boxes.values()) >= MAX_EARLY:
                     del self._boxes[next(j for j, b in self._boxes.items() if not b.opened)]
-                box = self._boxes[frame.job] = _Mailbox()
+                box = self._boxes[frame.job] = Mailbox()
             if frame.abort:
                 box.error = box.error or ClusterError(f"{self.peer} ended the job: {frame.abort}", peer=self.peer)
                 self.changed.notify_all()
@@ -255,7 +225,7 @@ class PeerLink:
                 self.changed.notify_all()
                 return
             if message is None:
-                message = _Message(frame.label, frame.total, time.monotonic(), first=size)
+                message = Message(frame.label, frame.total, time.monotonic(), first=size)
                 box.messages[box.round] = message
             message.pieces.append(frame.data)
             message.digests += frame.digest
@@ -285,8 +255,8 @@ class PeerLink:
         return extra, digests
 
     def receive(
-        self, box: _Mailbox, sequence: int, label: str, until: float | None = None, upto: int | None = None
-    ) -> tuple[Data, _Message]:
+        self, box: Mailbox, sequence: int, label: str, until: float | None = None, upto: int | None = None
+    ) -> tuple[Data, Message]:
         """What comes next of the message of a round, and the message: all of it, or as far as byte `upto`, when that is
         there. `label` is what is awaited, `until` how long (time.monotonic)."""
         deadline = until or time.monotonic() + self.message_timeout
@@ -324,7 +294,7 @@ class PeerLink:
                 if left <= 0:
                     raise PeerAbsent(f"{self.peer} does not answer", peer=self.peer)
                 self.changed.wait(left)
-            box = self._boxes.setdefault(job, _Mailbox())
+            box = self._boxes.setdefault(job, Mailbox())
             box.opened = True
         return LinkChannel(self, job, box)
 
@@ -342,90 +312,3 @@ class PeerLink:
         if reason and out is not None:
             frame = Head(job=job, abort=reason)
             out.put((time.monotonic(), frame, b"", _digests(frame, b"")))
-
-
-class LinkChannel:
-    """One job's labelled rounds over the link (ditto.engine.channel.Channel), counted at the frame."""
-
-    def __init__(self, link: PeerLink, job: str, box: _Mailbox) -> None:
-        self._link, self._job, self._box, self._sequence = link, job, box, 0
-        self.rounds = 0
-        self.payload_sent = 0
-        self.framing_sent = 0
-        self.transcript = Transcript()
-        self.until: float | None = None  # when the step under way has to be over (time.monotonic)
-
-    @property
-    def payload_received(self) -> int:
-        return self._box.payload
-
-    @property
-    def framing_received(self) -> int:
-        return self._box.framing
-
-    def exchange(self, label: str, payload: Data) -> Data:
-        """Send `payload`, return the peer's payload of the same round. Both must use the same label."""
-        if self._box.error is not None:
-            raise self._box.error
-        sequence, self._sequence = self._sequence, self._sequence + 1
-        framing, sent = self._link.send(self._job, sequence, label, payload)
-        self.framing_sent += framing
-        self.payload_sent += len(payload)
-        data, message = self._link.receive(self._box, sequence, label, self.until)
-        self._check(sequence, label, message)
-        self.transcript.add("sent", label, sent)
-        self._received(label, message)
-        return data
-
-    def stream(self, label: str, sizes: Sequence[int]) -> _LinkStream:
-        """A round whose message goes in pieces of these sizes, each as soon as it is there (ditto.engine.channel)."""
-        if self._box.error is not None:
-            raise self._box.error
-        sequence, self._sequence = self._sequence, self._sequence + 1
-        return _LinkStream(self, sequence, label, sizes)
-
-    def _check(self, sequence: int, label: str, message: _Message) -> None:
-        if message.label != label:
-            peer = self._link.peer
-            raise DittoError(f"round {sequence}: this party opens {label!r}, {peer} opens {message.label!r}")
-
-    def _received(self, label: str, message: _Message) -> None:
-        self.transcript.add("received", label, message.digests)
-        self.rounds += 1
-        self._link.metrics.rounds.inc()
-
-    def close(self, reason: str = "") -> None:
-        self._link.close(self._job, reason)
-
-
-class _LinkStream:
-    """One round of a LinkChannel, piece by piece."""
-
-    def __init__(self, channel: LinkChannel, sequence: int, label: str, sizes: Sequence[int]) -> None:
-        self._channel, self._round = channel, (sequence, label)
-        self._ends = list(itertools.accumulate(sizes))
-        self._sent = self._taken = 0  # pieces
-        self._offset = 0
-        self._digests = b""
-
-    def send(self, piece: Data) -> None:
-        channel, total = self._channel, self._ends[-1]
-        framing, digests = channel._link.send(channel._job, *self._round, piece, self._offset, total)
-        channel.framing_sent += framing
-        channel.payload_sent += len(piece)
-        self._digests += digests
-        self._sent, self._offset = self._sent + 1, self._offset + len(piece)
-        if self._sent == len(self._ends):
-            channel.transcript.add("sent", self._round[1], self._digests)
-
-    def take(self) -> Data:
-        channel, end = self._channel, self._ends[self._taken]
-        data, message = channel._link.receive(channel._box, *self._round, channel.until, end)
-        channel._check(*self._round, message)
-        if message.total != self._ends[-1]:
-            label, expected = self._round[1], self._ends[-1]
-            raise BadShare(f"{label}: {message.total} bytes from the peer, expected {expected}")
-        self._taken += 1
-        if self._taken == len(self._ends):
-            channel._received(self._round[1], message)
-        return data

@@ -22,9 +22,10 @@ from ditto.models.compiled import program_for
 from ditto.models.description import digest_of, parse
 from ditto.names import check_id
 from ditto.net.config import PartyConfig
+from ditto.net.link_channel import LinkChannel
 from ditto.net.messages import ledger_to_message, plan_of, times_to_message
 from ditto.net.metrics import PartyMetrics
-from ditto.net.peerlink import LinkChannel, PeerLink
+from ditto.net.peerlink import PeerLink
 from ditto.net.tracing import OFF, SILENT, Context, Span, Tracing
 from ditto.net.transport import from_rpc_error, short
 from ditto.ring.prg import SEED_BYTES
