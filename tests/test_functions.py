@@ -307,8 +307,8 @@ def test_causal_softmax_numerator(dealt: ExponentialType, by_bits: bool) -> None
     assert run.ledgers[0].total("online").rounds == 3 + 2 * by_bits
     assert e.masked_fill(~hidden, 0).abs().max() == 0
     p = e / e.sum(-1, keepdim=True)
-    # precise: p (1 - p), at most 1/4, times 2^-7, the public factor's rounding, and half a step of the circle for each of
-    # two scores, 2^-9 each; narrow: not derived, twice what thirty runs showed
+    # precise: p (1 - p), at most 1/4, times 2^-7, the public factor's rounding, and half a step of the circle for each
+    # of two scores, 2^-9 each; narrow: not derived, twice what thirty runs showed
     worst = {PRECISE: 0.003, NARROW: 0.096}[dealt]
     assert (p - x.masked_fill(hidden, -float("inf")).softmax(-1)).abs().max() < worst
 
