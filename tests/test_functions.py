@@ -100,7 +100,7 @@ BOUNDS = (6.0, 9.0, 24.0, 128.0)
 def test_gelu_by_the_range_of_each_column(function: str, kind: GeluType) -> None:
     """Columns of four ranges, each with its scale: as near to GELU as its fit and the roundings of its coefficients.
 
-    A result is off by the fit's error; by its index's rounding, a step of T / 2^12 at most, of which e' < 1 makes as
+    A result is off by the fit's error; by its index's rounding, a step of T / 2^n at most, of which e' < 1 makes as
     much; by `Harmonic.ulp`; by x's rounding to 12 fraction bits and, where its harmonics have fewer, to theirs; and by
     the truncation of the result, one unit. All but the first two are of the scaled result.
     """
@@ -119,7 +119,8 @@ def test_gelu_by_the_range_of_each_column(function: str, kind: GeluType) -> None
     want = torch.nn.functional.gelu(x, approximate="tanh" if function == "tanh gelu" else "none")
     assert [op.bits for op in harmonics] == [kind.ring, kind.ring, 32, 32]
     for i, (zone, op) in enumerate(zip(zones, harmonics, strict=True)):
-        step = 2.0**zone.fit.period / zone.fit.scale / 2**12
+        assert op.n == min(12, zone.fit.period + 7)
+        step = 2.0**zone.fit.period / zone.fit.scale / 2**op.n
         digits = op.fu + op.fv
         rounding = op.ulp() * 2.0**-digits + 2.0**-12 + 2.0 ** -min(digits, 13) + 2.0**-kind.frac
         error = (y / scale - want)[:, i].abs()
@@ -455,7 +456,7 @@ def test_the_even_part_on_the_ring_of_the_next_product(kind: GeluType) -> None:
     assert run.ledgers[0].total("online").rounds == 1
     error = (y / scale - torch.nn.functional.gelu(x) + x / 2).abs()
     for i, (zone, op) in enumerate(zip(zones, harmonics, strict=True)):
-        step = 2.0**zone.fit.period / zone.fit.scale / 2**12
+        step = 2.0**zone.fit.period / zone.fit.scale / 2**op.n
         rounding = op.ulp() * 2.0 ** -(op.fu + op.fv) + 2.0**-kind.frac
         assert error[:, i].max() < zone.fit.error + step + rounding / zone.fit.scale, zone
 
