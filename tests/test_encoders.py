@@ -34,8 +34,10 @@ from ditto.models import (
     encode_weights,
     load_checkpoint,
 )
+from ditto.models.description import ScoreRange
 from ditto.models.encoder.floats import Functions, forward
 from ditto.models.export import save_encoder
+from ditto.models.importer import fitted
 from ditto.models.tokenizer import Batch
 from ditto.ops.positions import RelativePositions, buckets
 from ditto.presets import PRESETS, preset_of
@@ -412,6 +414,24 @@ def test_public_embeddings_without_token_types(load: Callable[[str, str], Loaded
     program = architecture.compile(description, Plan(*texts.shape))
     weights = encode_weights(description, t)
     plain = run_plain(program, architecture.encode(description, program, texts, t), weights)
+    want = real(forward(t, loaded.ours.dimensions, texts), texts)
+    assert gap(output(program, plain, texts), want) < CLOSE["ditto"][0]
+
+
+def test_relative_positions_on_a_circle_of_each_layer(load: Callable[[str, str], Loaded]) -> None:
+    """Of the same fraction bits, on rings of their own."""
+    loaded = load("MPNet", MODEL)
+    texts = loaded.texts[0]
+    description, arranged = describe(loaded.ours, "small", [*loaded.texts])
+    first, *others = description.ranges.layers
+    wide = first.model_copy(update={"scores": ScoreRange(size=60.0, above=20.0, below=60.0, spread=60.0)})
+    ranges = description.ranges.model_copy(update={"layers": (wide, *others)})
+    description = fitted(description.model_copy(update={"ranges": ranges}))
+    architecture, t = loaded.ours.architecture, arranged.tensors
+    program, weights = architecture.compile(description, Plan(*texts.shape)), encode_weights(description, t)
+    held = [wire for name, wire in program.weights.items() if name.startswith("relative")]
+    assert [(wire.ring, wire.frac) for wire in held] == [(15, 8), (14, 8)]
+    plain = run_plain(program, architecture.encode(description, program, texts), weights)
     want = real(forward(t, loaded.ours.dimensions, texts), texts)
     assert gap(output(program, plain, texts), want) < CLOSE["ditto"][0]
 

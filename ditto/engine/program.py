@@ -401,6 +401,11 @@ class Builder:
             self._watch_ring(bits_of(shift + more, WATCHED) if more and self.guards else y)
         return y
 
+    def watch_high(self, opened: Wire) -> None:
+        """Watch an opened wire of more than WATCHED bits, as far as its bound goes, by the WATCHED highest of them."""
+        if self.guards and opened.ring > WATCHED:
+            self.high(opened, opened.ring - WATCHED, WATCHED, opened.bound, watched=True)
+
     def sum(self, x: Wire, dim: int, bound: float | None = None) -> Wire:
         shape = list(x.shape)
         shape[dim] = 1

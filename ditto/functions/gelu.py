@@ -17,6 +17,7 @@ from ditto.functions.smooth import INDEX_BITS, Part, Zone, harmonics
 ROOM = 0.1  # of a result over what its bound says: the fit's own error
 PRECISE, COARSE = 3.5e-3, 0.02  # tolerances of the fits
 LOST = 0.875  # of a unit of the result's last place, to which a fit is held where that is more
+INDEX_FRAC = 7  # fraction bits of the opened argument, at most: e moves by half of what it is rounded by
 STEPS = 0.2  # of the opened argument, to which a wide range's fit is held: e moves by up to half of each
 
 
@@ -54,8 +55,11 @@ class GeluType:
 
     def part(self, x: Wire, fit: Fit) -> Part:
         if fraction_bits(x.bound + ROOM, self.result, self.frac) < self.frac:
-            return Part(x, fit)
-        return Part(x, fit, self.ring, self.digits // 2, self.digits - self.digits // 2)
+            return Part(x, fit, index_frac=INDEX_FRAC)
+        return self.even(x, fit)
+
+    def even(self, x: Wire, fit: Fit) -> Part:
+        return Part(x, fit, self.ring, self.digits // 2, self.digits - self.digits // 2, INDEX_FRAC)
 
 
 TYPES = {"precise": GeluType(), "narrow": GeluType(20, 13, 7), "coarse": GeluType(16, 12, 6)}
@@ -98,7 +102,7 @@ def gelu(
 
     With `zones` its columns are scaled, each zone's with a fit of its own, and so is the result. Without them the fit
     is that for results with `held_to` fraction bits.
-    1. [e(x)] by harmonics on 12 opened bits.  2. Add x/2, x re-read with one more fraction bit.  3. Truncate.
+    1. [e(x)] by harmonics on up to 12 opened bits.  2. Add x/2, x re-read with one more fraction bit.  3. Truncate.
     """
     zones = zones or _as_one(function, x, bound, fits, held_to)
     # 1
@@ -134,13 +138,10 @@ def gelu_even(
     held_to: int = GeluType.frac,
 ) -> Wire:  # fmt: skip
     """[e(x)] = [GELU(x) - x/2] on (result, frac) of `kind`, whatever its ring: for a next product that has the half of
-    x from elsewhere. x, zones and error as of `gelu`. One round, of 12 bits; nothing is extended.
+    x from elsewhere. x, zones and error as of `gelu`. One round, of 12 bits at most; nothing is extended.
     """
     zones = zones or _as_one(function, x, bound, fits, held_to)
-    parts = [
-        Part(column, zone.fit, kind.ring, kind.digits // 2, kind.digits - kind.digits // 2)
-        for column, zone in _by_zone(b, x, zones)
-    ]
+    parts = [kind.even(column, zone.fit) for column, zone in _by_zone(b, x, zones)]
     e = _side_by_side(b, harmonics(b, parts, [part.x.bound / 2 + ROOM for part in parts]))
     return b.truncate(e, e.frac - kind.frac, kind.result)
 

@@ -10,7 +10,7 @@ from ditto.errors import RangeError
 from ditto.functions.fit import Fit
 from ditto.ops import Harmonic
 
-INDEX_BITS = 12
+INDEX_BITS = 12  # of an index, at most
 USELESS = 10  # times the tolerance: an error that answers do not survive
 
 
@@ -37,19 +37,26 @@ def widest(zones: Sequence[Zone], otherwise: float) -> float:
 
 
 class Part(NamedTuple):
-    """Columns x of one range, the fit there, and the type of its harmonics: ring, public and dealt fraction bits."""
+    """Columns x of one range, the fit there, the type of its harmonics (ring, public and dealt fraction bits), and the
+    fraction bits of their index, at most."""
 
     x: Wire
     fit: Fit
     ring: int = 32
     fu: int = 11
     fv: int = 10
+    index_frac: int = INDEX_BITS
+
+    @property
+    def index_bits(self) -> int:
+        """Of a place in the period."""
+        return min(INDEX_BITS, self.fit.period + self.index_frac)
 
 
 def harmonics(b: Builder, parts: Sequence[Part], out_bounds: Sequence[float]) -> list[Wire]:
     """[g(x)] of each part by its fit: (ring, fu + fv). One round for all.
 
-    1. Truncate-reduce x to n = 12 bits over one period.  2. Open.  3. Harmonic, with the fit's coefficients.
+    1. Truncate-reduce x to n bits over one period, 12 at most.  2. Open.  3. Harmonic, with the fit's coefficients.
     A part's columns carry its fit's scale, and so does its result.
     Raises RangeError where a fit, the best that there is, is useless.
     """
@@ -57,18 +64,18 @@ def harmonics(b: Builder, parts: Sequence[Part], out_bounds: Sequence[float]) ->
         _check(b, part.fit)
     # 1
     indices = [
-        b.truncate(x, x.frac - (INDEX_BITS - fit.period), INDEX_BITS, bound=fit.scale * fit.bound)
-        for x, fit, *_ in parts
+        b.truncate(p.x, p.x.frac - p.index_bits + p.fit.period, p.index_bits, bound=p.fit.scale * p.fit.bound)
+        for p in parts
     ]
     # 2
     opened = b.open(*indices)
     # 3
     results = []
-    for index, (_, fit, ring, fu, fv), bound in zip(opened, parts, out_bounds, strict=True):
+    for index, (_, fit, ring, fu, fv, _), bound in zip(opened, parts, out_bounds, strict=True):
         values = tuple(fit.scale * c for c in fit.coefficients)
         zeros = (0.0,) * len(values)
         cos, sin = (zeros, values) if fit.odd else (values, zeros)
-        op = Harmonic(index.shape, INDEX_BITS, ring, fu, fv, fit.scale * fit.constant, cos, sin)
+        op = Harmonic(index.shape, index.ring, ring, fu, fv, fit.scale * fit.constant, cos, sin)
         results += b.emit(op, [index], [(ring, fu + fv, index.shape, bound)])
     return results
 

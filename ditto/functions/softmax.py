@@ -15,7 +15,8 @@ from ditto.functions.fixed import FixedPoint, truncate_to
 from ditto.functions.inverse import Part, inverse, reciprocal_in_parts
 from ditto.ops import Exponential, LessRow, Lookup, NonZero, OneHot, Sketch, SuffixSum
 
-SCORE_RING = 16  # scores lie on a circle of 2^16 steps
+SCORE_FRAC = 8  # fraction bits of scores, as many as queries and keys have: rounding these moves a score by more
+SCORE_RING = 16  # bits of a score at most, with fewer of those
 LOG_RANGES = range(6, 11)  # of the score types, narrowest first
 LOG_WIDTH = 1  # of a bucket
 LOG_UNIT = 4  # of the exponential's table step
@@ -85,8 +86,8 @@ NARROW = ExponentialType(56, 4, 30)
 
 @dataclass(frozen=True)
 class ScoreType:
-    """How scores lie on a circle of 2^16 steps: range T = 2^log_range, buckets of 2^LOG_WIDTH, and units of 2^log_unit
-    for the exponential.
+    """How scores lie on a circle of 2^ring steps: range T = 2^log_range, buckets of 2^LOG_WIDTH, and units of
+    2^log_unit for the exponential.
 
     `asked`: buckets above the one of 0 that a row's maximum can be in; `counted`: of those, and of some above, the
     scores are counted. `mask`: what is added to masked scores. `octaves`: where none is asked, log2 of exp of a number
@@ -176,8 +177,12 @@ class ScoreType:
         return math.ldexp(least, -self.octaves), most * (1 + math.ldexp(n - 1, -(self.octaves // MARGIN)))
 
     @property
+    def ring(self) -> int:
+        return min(SCORE_RING, self.log_range + SCORE_FRAC)
+
+    @property
     def frac(self) -> int:
-        return SCORE_RING - self.log_range
+        return self.ring - self.log_range
 
     @property
     def width(self) -> float:
@@ -197,7 +202,7 @@ def softmax_numerator(
     dealt: ExponentialType = PRECISE,
     by_bits: bool | None = None,
 ) -> tuple[Wire, Wire, tuple[float, float]]:
-    """[scores] (16, f) in `circle`, shape [..., N] -> [E] (40, 16), [sum E], its range. 4 rounds, 3, or 1.
+    """[scores] on `circle`, shape [..., N] -> [E] (40, 16), [sum E], its range. 4 rounds, 3, or 1.
 
     E = exp(scores - M - width) where M is the row's maximum up to one bucket: max - width < M <= max + width. Where the
     circle asks for none, E = exp(scores - reference), with as many more fraction bits as `reference` takes: steps 1
@@ -225,8 +230,8 @@ def softmax_numerator(
         find = _by_parities if _saves(opened, n, circle, causal, by_bits) else _by_counts
         used = b.sum(find(b, opened, n, circle, causal), -1)  # 2
         (top,) = b.open(b.affine(used, 1, 1.0, 0, bound=0.0))  # 3
-        less = LessRow(SCORE_RING, SCORE_RING - circle.id_bits, n if causal else 0)
-        (opened,) = b.emit(less, [opened, top], [(SCORE_RING, opened.frac, opened.shape, 0.0)])  # 4
+        less = LessRow(circle.ring, circle.ring - circle.id_bits, n if causal else 0)
+        (opened,) = b.emit(less, [opened, top], [(circle.ring, opened.frac, opened.shape, 0.0)])  # 4
     e = _exponential(b, opened, circle, dealt)
     if causal:
         e = b.untriangle(e, n)
@@ -257,7 +262,7 @@ def _by_counts(b: Builder, opened: Wire, n: int, circle: ScoreType, causal: bool
         opened = b.view(opened, slices=((len(opened.shape) - 1, 1, n),))
     # 1
     ring, rows = (n - 1).bit_length(), len(opened.shape) - 1
-    one_hot = OneHot(opened.shape, circle.id_bits, ring, SCORE_RING - circle.id_bits)
+    one_hot = OneHot(opened.shape, circle.id_bits, ring, circle.ring - circle.id_bits)
     (hot,) = b.emit(one_hot, [opened], [(ring, 0, (*opened.shape, 1 << circle.id_bits), 0.0)])
     hot = b.view(hot, slices=((rows + 1, 1, circle.counted + 1),))
     if causal:
@@ -279,7 +284,7 @@ def _by_parities(b: Builder, opened: Wire, n: int, circle: ScoreType, causal: bo
     """
     # 1
     place = len(b.program.steps)
-    op = Sketch(opened.shape, SCORE_RING, circle.id_bits, circle.asked, circle.counted, WORD, place, causal)
+    op = Sketch(opened.shape, circle.ring, circle.id_bits, circle.asked, circle.counted, WORD, place, causal)
     (words,) = b.emit(op, [b.key(), opened], [(3, 0, op.out, 0.0)])
     # 2
     count = NonZero(op.out, DIGIT_COUNT)
@@ -296,7 +301,9 @@ def _positive(b: Builder, counts: Wire, circle: ScoreType) -> Wire:
 def _exponential(b: Builder, x: Wire, circle: ScoreType, dealt: ExponentialType) -> Wire:
     """Opened x < 0 -> [exp x] with 16 fraction bits, or DIGITS for the least of a row's largest. No round."""
     step = x.frac + circle.log_unit
-    op = Exponential(x.shape, SCORE_RING, x.frac, step, *circle.window, dealt.ring, dealt.public_frac, dealt.dealt_frac)
+    op = Exponential(
+        x.shape, circle.ring, x.frac, step, *circle.window, dealt.ring, dealt.public_frac, dealt.dealt_frac
+    )
     (e,) = b.emit(op, [x], [(dealt.ring, dealt.public_frac + dealt.dealt_frac, x.shape, ROUNDED[1])])
     more = max(0, DIGITS + circle.octaves - NUMERATOR.frac)
     return truncate_to(b, e, NUMERATOR.frac + more, NUMERATOR.ring + more)

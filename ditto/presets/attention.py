@@ -16,6 +16,7 @@ from ditto.presets.style import AttentionBounds, Scores, Stage
 from ditto.ring.exact import ceil_log2, floor_log2
 
 CUT = 8  # bits of the ring that the truncation before an addition to the residual stream takes
+E_FRAC = 13  # fraction bits of E less a maximum: 7 digits of what a row's largest is at least
 LEAST_DIGITS = 8  # of a row's least E, where the values' ring is given
 LONGEST = 1024  # keys that a causal attention's types hold at least: they are the same for all stages
 EXPONENTIALS = {"precise": PRECISE, "narrow": NARROW}
@@ -25,9 +26,9 @@ EXPONENTIALS = {"precise": PRECISE, "narrow": NARROW}
 class Attention:
     """Types of the attention after its scores.
 
-    `values`: ring of values and context; `exponential`: its type; `inverse`: fraction bits of 1 / sum, at most;
-    `product`: ring of the context times 1 / sum (0: what its result needs); `by_bits`: how the maximum's buckets
-    are asked (None: by what it saves).
+    `values`: ring of values and of the context before its truncation; `exponential`: its type; `inverse`: fraction bits
+    of 1 / sum, at most; `product`: ring of the context times 1 / sum (0: what its result needs); `by_bits`: how the
+    maximum's buckets are asked (None: by what it saves).
     """
 
     values: int = 36
@@ -49,6 +50,13 @@ class Attention:
             by_bits=choices.used == "bits" if choices.used in ("bits", "table") else self.by_bits,
         )
 
+    def filled(self, bounds: AttentionBounds, stage: Stage, keys: int, circle: ScoreType) -> Attention:
+        """The same with values on the ring that E_FRAC takes, if that is less; in a causal attention on that of all
+        stages."""
+        if stage.causal:
+            return self
+        return replace(self, values=min(self.values, E_FRAC + whole_bits(most_of(circle, keys, bounds))))
+
     def without_maximum(
         self, bounds: AttentionBounds, stage: Stage, keys: int, own: ScoreType
     ) -> tuple[Attention, ScoreType] | None:
@@ -65,7 +73,7 @@ class Attention:
         if circle.log_range > own.log_range:  # 1
             return None
         circle = replace(circle, log_range=own.log_range)
-        whole = whole_bits(circle.sums(keys)[1] * bounds.qkv)
+        whole = whole_bits(most_of(circle, keys, bounds))
         values = DIGITS + circle.octaves + whole
         if stage.causal:  # 2
             if LEAST_DIGITS + circle.octaves + whole > self.values:
@@ -104,7 +112,7 @@ def attention_types(choices: Choices, bounds: AttentionBounds, stage: Stage, key
         found = found or types.without_maximum(bounds, stage, keys, own)
     if used == "two windows" and not stage.causal:
         found = found or types.in_two_windows(bounds, stage, keys, own)
-    return found or (types, own)
+    return found or (types.filled(bounds, stage, keys, own), own)
 
 
 def _alike(choices: Choices, bounds: AttentionBounds, stage: Stage, keys: int) -> tuple[Attention, ScoreType] | None:
@@ -127,10 +135,9 @@ def score_type(scores: Scores, stage: Stage) -> ScoreType:
 
 
 def most_of(circle: ScoreType, keys: int, bounds: AttentionBounds) -> float:
-    """A context's largest size before its division. In two windows its calibrated bound counts: a ring of that size is
-    watched when it is read."""
-    size = bounds.qkv if circle.parts == 1 else min(bounds.qkv, bounds.context)
-    return circle.sums(keys)[1] * size
+    """A context's largest size before its division, by its calibrated bound: what leaves a ring of that size is seen by
+    the range guard."""
+    return circle.sums(keys)[1] * min(bounds.qkv, bounds.context)
 
 
 def whole_bits(most: float) -> int:

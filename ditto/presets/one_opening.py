@@ -20,12 +20,13 @@ from ditto.functions.layernorm import (
     RESIDUAL,
     RESOLVED,
     RESULT,
+    SPARE,
     layernorm,
     layernorm_residual,
     standardise,
     standardised_linear,
 )
-from ditto.functions.linear import WEIGHT_FRAC, fraction_bits, linear
+from ditto.functions.linear import SMALLEST, WEIGHT_FRAC, fraction_bits, linear
 from ditto.functions.relu import relu
 from ditto.functions.smooth import Zone
 from ditto.functions.softmax import (
@@ -57,7 +58,6 @@ from ditto.ring.fixedpoint import encode
 HIDDEN = RESULT  # of a LayerNorm: what linear layers read
 TABLE = FixedPoint(16, 12)  # embeddings; fewer fraction bits where the values need the room
 NARROW = 16  # ring bits of a wire on its way to an extension
-SCORES = 16  # of scores, as steps on their circle
 QUERIES = 24  # of opened queries and keys: a score needs only its value on the circle
 ENCODED = FixedPoint(20, 8)  # of an encoder's, which are scaled to it: what truncation leaves of HIDDEN's projections
 KEEP = 16  # of the vector of real tokens: what embeddings, their positions and scores are on
@@ -88,8 +88,8 @@ def straight_type(result: int, own: GeluType) -> GeluType:
 
 @dataclass(frozen=True)
 class OneOpening:
-    """Scores on a circle of 2^16 steps, activations on (32, 8), residual sums by their bound, on (24, 12) at most; see
-    docs/protocol.md.
+    """Scores on a circle of 2^16 steps at most, activations on (32, 8), residual sums by their bound, on (24, 12) at
+    most; see docs/protocol.md.
 
     What enters a LayerNorm is free of its mean without any work under MPC: the tables and weights that lead there are
     centred when they are encoded, and a residual comes centred from the LayerNorm before. Where only a projection
@@ -153,7 +153,8 @@ class OneOpening:
         return {"keep": encode(1 - padding[:, None, None, :], KEEP, 0)}
 
     def bias(self, scores: Scores) -> FixedPoint:
-        return FixedPoint(SCORES, score_type(scores, ENCODER).frac)
+        circle = score_type(scores, ENCODER)
+        return FixedPoint(circle.ring, circle.frac)
 
     def scales(self, scores: Scores, size: int) -> tuple[float, float]:
         """Alike, such that on ENCODED's ring a score goes once round where its circle does."""
@@ -203,7 +204,7 @@ class OneOpening:
         """1. Keys less the text's first: that changes all scores of a row alike, and makes its first one 0.
         2. After a folded LayerNorm the projection's ring lets a truncation give what the products need, but for
            values without a maximum where scores rise far: these are extended as in 3.
-        3. An encoder's queries and keys are scaled to what its truncation leaves; values alone are opened on 16 bits
+        3. An encoder's queries and keys are scaled to what its truncation leaves; values alone are opened on few bits
            and extended. What leaves its range does not wrap there, but is watched as if it did."""
         width = x.shape[1]
         root, fourth = self.scales(bounds.scores, 1)[0], math.sqrt(math.sqrt(width // count))
@@ -221,7 +222,8 @@ class OneOpening:
             widest = score_type(bounds.scores, replace(stage, later=True))  # one type of keys for all stages
             digits = min(HIDDEN.frac, (QUERIES - widest.log_range) // 2)
             short = ring > v.ring - (v.frac - fraction_bits(v.bound, NARROW, HIDDEN.frac))
-            types = (q, digits, QUERIES), (k, digits, QUERIES), (v, HIDDEN.frac, NARROW if short else ring)
+            values = _extended(v.bound, HIDDEN.frac).ring if short else ring
+            types = (q, digits, QUERIES), (k, digits, QUERIES), (v, HIDDEN.frac, values)
             fracs = [fraction_bits(part.bound, NARROW, most) for part, most, _ in types]
             cut = [b.truncate(y, y.frac - f, bits) for (y, _, bits), f in zip(types, fracs, strict=True)]
             q, k, v = b.open(*cut)
@@ -229,7 +231,8 @@ class OneOpening:
                 (v,) = b.open(b.extend(v, ring))
             return Heads(q, k, v, first=zero)
         # 3
-        narrow = b.truncate(v, v.frac - fraction_bits(v.bound, NARROW, HIDDEN.frac), NARROW)
+        own = _extended(v.bound, HIDDEN.frac)
+        narrow = b.truncate(v, v.frac - own.frac, own.ring)
         cut = [b.truncate(y, y.frac - ENCODED.frac, ENCODED.ring, bound=0.0) for y in (q, k)]
         q, k, narrow = b.open(*cut, narrow)
         (v,) = b.open(b.extend(narrow, ring))
@@ -258,11 +261,12 @@ class OneOpening:
             (s,) = b.emit(op, [q, k], [(q.ring, q.frac + k.frac, op.shape, 0.0)])
             if s.frac < circle.frac:
                 s = b.affine(s, 1, 0, circle.frac)
-            s = b.truncate(s, s.frac - circle.frac, SCORES)
+            s = b.truncate(s, s.frac - circle.frac, circle.ring)
             if bias is not None:
                 s = b.add(s, bias)
             if mask is not None:  # 0 for a token
-                added = b.affine(b.add(mask, ring=SCORES, bound=0.0), -circle.mask, circle.mask, circle.frac, bound=0.0)
+                added = b.add(mask, ring=circle.ring, bound=0.0)
+                added = b.affine(added, -circle.mask, circle.mask, circle.frac, bound=0.0)
                 s = masked(b, s, added)
         with b.label("softmax"):  # 2
             causal = stage.causal and q.shape[2] > 1
@@ -286,6 +290,7 @@ class OneOpening:
             if len(ys) > 1:
                 parts = [replace(part, y=y) for part, y in zip(inverses, ys, strict=True)]
                 return merge_heads(b, divided(b, context, parts, bounds, ring))
+            b.watch_high(context)
             cut = context.frac + ys[0].frac - HIDDEN.frac
             context = multiply(b, context, ys[0], types.product or ring + cut, bound=bounds.context)
             return merge_heads(b, b.truncate(context, cut, ring))
@@ -357,6 +362,13 @@ def _rounded(x: Tensor, frac: int) -> Tensor:
     """As encoded with so many fraction bits; its gradient is that of x."""
     scale = math.ldexp(1.0, frac)
     return x + ((x * scale + 0.5).floor() / scale - x).detach()
+
+
+def _extended(bound: float, most: int) -> FixedPoint:
+    """The smallest ring from which |x| <= bound with `most` fraction bits extends, and SPARE bits; NARROW at most, with
+    fewer fraction bits where it takes that."""
+    frac = fraction_bits(bound, NARROW, most)
+    return FixedPoint(min(NARROW, frac + 2 + ceil_log2(max(bound, SMALLEST)) + SPARE), frac)
 
 
 def _cut(b: Builder, y: Wire, most: int) -> Wire:

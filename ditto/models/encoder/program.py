@@ -97,7 +97,7 @@ def _biases(b: Builder, description: Description, style: Style, plan: Plan, kept
     with b.label("relative positions"):
         for fxp in dict.fromkeys(types):
             shape = (d.heads, d.relative_buckets)
-            table = b.weight(f"relative.{fxp.frac}", fxp.ring, fxp.frac, shape, "share")
+            table = b.weight(f"relative.{fxp.ring}.{fxp.frac}", fxp.ring, fxp.frac, shape, "share")
             op = RelativePositions(n, d.relative_buckets, d.relative_distance)
             (bias,) = b.emit(op, [table], [(fxp.ring, fxp.frac, (d.heads, n, n), 0.0)])
             bias = b.view(bias, shape=(1, d.heads, n, n))

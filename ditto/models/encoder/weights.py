@@ -62,7 +62,8 @@ def encoder_weights(description: Description, t: Tensors, first: str) -> Tensors
         after("embeddings.norm", "embeddings.projection", w, bias)
     if d.relative_buckets:
         for layer in description.ranges.layers:
-            real[f"relative.{style.bias(scores_of(layer)).frac}"] = t["relative.weight"].t()
+            fxp = style.bias(scores_of(layer))
+            real[f"relative.{fxp.ring}.{fxp.frac}"] = t["relative.weight"].t()
     before = "embeddings.norm" if d.embedding == d.hidden else ""  # what a block reads
     for i in range(d.layers):
         at = f"layer.{i}"
