@@ -56,26 +56,35 @@ class Model:
 
     def ask(
         self, texts: str | Iterable[Text], pairs: Iterable[str] | None = None, *, batch: int = 8,
-        range_check: bool = True,
+        range_check: bool = True, in_flight: int = 2,
     ) -> AsyncIterator[Answer]:  # fmt: skip
-        return _each(lambda: self._model.ask(texts, pairs, batch=batch, range_check=range_check))
+        return _each(lambda: self._model.ask(texts, pairs, batch=batch, range_check=range_check, in_flight=in_flight))
 
     def classify(
         self, texts: str | Iterable[Text], pairs: Iterable[str] | None = None, *, batch: int = 8,
-        range_check: bool = True,
+        range_check: bool = True, in_flight: int = 2,
     ) -> AsyncIterator[Classification]:  # fmt: skip
-        return _each(lambda: self._model.classify(texts, pairs, batch=batch, range_check=range_check))
+        return _each(
+            lambda: self._model.classify(texts, pairs, batch=batch, range_check=range_check, in_flight=in_flight)
+        )
 
     async def score(
         self, texts: str | Iterable[Text], pairs: Iterable[str] | None = None, *, batch: int = 8,
-        range_check: bool = True,
+        range_check: bool = True, in_flight: int = 2,
     ) -> Numbers:  # fmt: skip
-        return await whole(lambda: self._model.score(texts, pairs, batch=batch, range_check=range_check))
+        return await whole(
+            lambda: self._model.score(texts, pairs, batch=batch, range_check=range_check, in_flight=in_flight)
+        )
 
     async def encode(
-        self, texts: str | Iterable[str], *, normalize: bool = False, batch: int = 8, range_check: bool = True
-    ) -> Numbers:
-        return await whole(lambda: self._model.encode(texts, normalize=normalize, batch=batch, range_check=range_check))
+        self, texts: str | Iterable[str], *, normalize: bool = False, batch: int = 8, range_check: bool = True,
+        in_flight: int = 2,
+    ) -> Numbers:  # fmt: skip
+        return await whole(
+            lambda: self._model.encode(
+                texts, normalize=normalize, batch=batch, range_check=range_check, in_flight=in_flight
+            )
+        )
 
     def generate(
         self, prompt: str, *, max_new_tokens: int = 32, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0,

@@ -35,11 +35,14 @@ class Wall:
         return seconds
 
     def lap_of(self, parts: Mapping[str, float], rest: str = OTHER) -> None:
-        """The seconds since the last lap are of these parts, as far as there were so many; what is left is `rest`."""
+        """The seconds since the last lap are of these parts; what is left is `rest`. Where the parts are more, since
+        they began before that lap (a job beside another), each is of it by its share."""
         now = time.perf_counter()
         left, self._last = now - self._last, now
+        named = sum(max(0.0, seconds) for seconds in parts.values())
+        scale = min(1.0, left / named) if named > 0 else 1.0
         for part, seconds in parts.items():
-            taken = min(max(0.0, seconds), left)
+            taken = min(max(0.0, seconds) * scale, left)
             self._add(part, taken)
             left -= taken
         self._add(rest, left)

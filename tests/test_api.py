@@ -65,7 +65,7 @@ def test_answers_come_job_by_job(place: Place) -> None:
     with pytest.MonkeyPatch.context() as patch:
         ask = model._client.infer
         patch.setattr(model._client, "infer", lambda *args: asked.append(args) or ask(*args))  # type: ignore[func-returns-value]
-        answers = model.classify(TEXTS, batch=3)
+        answers = model.classify(TEXTS, batch=3, in_flight=1)
         assert not asked
         assert next(answers).text == TEXTS[0] and next(answers).text == TEXTS[1] and len(asked) == 1
     assert list(model.classify([])) == []

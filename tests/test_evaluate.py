@@ -183,7 +183,7 @@ def test_difference_of_two_outputs() -> None:
 def test_three_modes_agree(shared: str, table: Path, tmp_path: Path) -> None:  # noqa: F811
     """Of 12 texts 9 are asked. What a text costs is its part of its job, as `infer` measures that."""
     answers = tmp_path / "answers.jsonl"
-    what = ("--task", table, "--model", shared, "--limit", 9, "--batch", 8)
+    what = ("--task", table, "--model", shared, "--limit", 9, "--batch", 8, "--in-flight", 1)
     found = evaluate(*what, "--mode", "mpc,fp32,plain", "--answers", answers)
     assert (found["task"], found["model"], found["preset"], found["network"]) == (
         "texts.csv", shared, "ditto", "loopback",

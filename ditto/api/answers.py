@@ -46,8 +46,9 @@ class Layer:
 class Cost:
     """What a job cost, which answered `texts` texts at once: answers of one job have one and the same cost.
 
-    `seconds` is the time that the client waited for the job. Those of `layers` add up to both phases. `stock`: its
-    correlations had been dealt before (`ditto deal`); the seconds offline are then what was still to be done.
+    `seconds` is the time from its question to its answer; those of jobs in flight at once overlap. Those of `layers`
+    add up to both phases. `stock`: its correlations had been dealt before (`ditto deal`); the seconds offline are then
+    what was still to be done.
     """
 
     job: str

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ditto.client.client import Client
+    from ditto.client.flight import Ending
     from ditto.client.sent import Sent
     from ditto.engine.program import Program
     from ditto.models import Description
@@ -26,11 +27,12 @@ def ask(
     on_event: Callable[[dict[str, Any]], None] | None = None,
     on_program: Callable[[Program], None] | None = None,
     sent: Sent | None = None,
+    ending: Ending | None = None,
 ) -> tuple[list[Any], dict[str, Any]]:
     """One answer a text, and the job's report (`InferResult`). Public embeddings are looked up in `tables`.
 
     `guard`: learn whether values left their ranges. `on_program` sees the program before the job begins.
-    `on_event` and `sent` as `Client.run` has them.
+    `on_event`, `sent` and `ending` as `Client.run` has them.
     """
     programs: list[Program] = []
 
@@ -40,5 +42,5 @@ def ask(
             on_program(program)
         return encode_inputs(description, program, batch, tables)
 
-    answer = client.infer(description.name, inputs, *batch.shape, on_event, guard, description, sent)
+    answer = client.infer(description.name, inputs, *batch.shape, on_event, guard, description, sent, ending)
     return decode_outputs(description, programs[-1], answer.outputs, batch), answer.report

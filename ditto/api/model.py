@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from ditto.api import jobs
 from ditto.api.answers import Answer, Classification, Cost
 from ditto.api.generation import Generation
 from ditto.api.reading import chosen, is_score, probabilities
+from ditto.client.flight import IN_FLIGHT, Ending, checked, flown
 from ditto.client.generation import Generated, generate
 from ditto.client.sampling import Sampler
 from ditto.errors import RangeWarning, UsageError
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from ditto.api.public import Public
     from ditto.client.client import Client
     from ditto.models import Description, Dimensions
+    from ditto.models.tokenizer import Batch
 
 BATCH = 8  # texts in one job
 
@@ -64,62 +67,73 @@ class Model:
 
     def ask(
         self, texts: str | Iterable[Text], pairs: Iterable[str] | None = None, *, batch: int = BATCH,
-        range_check: bool = True,
+        range_check: bool = True, in_flight: int = IN_FLIGHT,
     ) -> Iterator[Answer]:  # fmt: skip
         """The answers of any model but one that generates, as they are, job by job as they come.
 
         `texts`: one or several; a pair is a tuple, or its second segment is in `pairs`, which are as many then. `batch`
-        texts are one job: more of them cost less each, and the first answers come later.
+        texts are one job: more of them cost less each, and the first answers come later. `in_flight` jobs are asked at
+        once, 1 to 8: while one waits on the network another computes. No job begins before an answer is wanted; answers
+        come in the order of the texts. An error comes after the answers of the jobs before the one that failed. Jobs
+        under way end then, and when the iterator is closed.
         """
         if self.kind == Kind.text:
             raise UsageError(f"{self.name} generates text: use generate")
         if batch < 1:
             raise UsageError(f"batch {batch}: at least 1")
+        checked(in_flight)
         asked = _paired(texts, pairs)
         pieces = [asked[i : i + batch] for i in range(0, len(asked), batch)]
-        encoded = [self._public.tokenizer.encode(piece, self.max_length) for piece in pieces]
+        encoded = [(piece, self._public.tokenizer.encode(piece, self.max_length)) for piece in pieces]
         tables = self._public.tables() if asked else None
 
+        def one(job: tuple[list[Text], Batch], ending: Ending) -> tuple[list[Any], dict[str, Any]]:
+            return jobs.ask(
+                self._client, self.description, job[1], tables, range_check, None, None, None, ending
+            )  # fmt: skip
+
         def answers() -> Iterator[Answer]:
-            for piece, tokens in zip(pieces, encoded, strict=True):
-                values, report = jobs.ask(self._client, self.description, tokens, tables, range_check)
-                cost = Cost.of(report, len(piece))
-                for text, value in zip(piece, values, strict=True):
-                    yield Answer(text, np.asarray(value, dtype=np.float32), report["in_range"], cost)
+            with contextlib.closing(flown(encoded, one, in_flight)) as landed:
+                for each in landed:
+                    (piece, _), (values, report) = each.job, each.value
+                    cost = Cost.of(report, len(piece))
+                    for text, value in zip(piece, values, strict=True):
+                        yield Answer(text, np.asarray(value, dtype=np.float32), report["in_range"], cost)
 
         return answers()
 
     def classify(
         self, texts: str | Iterable[Text], pairs: Iterable[str] | None = None, *, batch: int = BATCH,
-        range_check: bool = True,
+        range_check: bool = True, in_flight: int = IN_FLIGHT,
     ) -> Iterator[Classification]:  # fmt: skip
         """Of a classifier: the likeliest label of each text, or all that are right, as answers come. Arguments as of
         `ask`."""
         d = self.description.dimensions
         self._expect("classify", self.kind == Kind.labels and not is_score(d))
-        answers = self.ask(texts, pairs, batch=batch, range_check=range_check)
+        answers = self.ask(texts, pairs, batch=batch, range_check=range_check, in_flight=in_flight)
         return (_classified(answer, d) for answer in answers)
 
     def score(
         self, texts: str | Iterable[Text], pairs: Iterable[str] | None = None, *, batch: int = BATCH,
-        range_check: bool = True,
+        range_check: bool = True, in_flight: int = IN_FLIGHT,
     ) -> Numbers:  # fmt: skip
         """Of a model with one output (similarity of a pair, regression): a number for each text, [texts], as the head
         gives it, without a sigmoid. Warns with RangeWarning. Arguments as of `ask`."""
         self._expect("score", self.kind == Kind.labels and len(self.labels) == 1)
-        rows = self._all(self.ask(texts, pairs, batch=batch, range_check=range_check))
+        rows = self._all(self.ask(texts, pairs, batch=batch, range_check=range_check, in_flight=in_flight))
         return np.array([row[0] for row in rows], dtype=np.float32)
 
     def encode(
-        self, texts: str | Iterable[str], *, normalize: bool = False, batch: int = BATCH, range_check: bool = True
-    ) -> Numbers:
+        self, texts: str | Iterable[str], *, normalize: bool = False, batch: int = BATCH, range_check: bool = True,
+        in_flight: int = IN_FLIGHT,
+    ) -> Numbers:  # fmt: skip
         """Of a model that gives vectors: [texts, H] as sentence-transformers gives them, or [H] for one text alone.
 
         Pooling, and Normalize where the checkpoint has it, are the model's; `normalize` makes the length 1 in any case.
         Warns with RangeWarning.
         """
         self._expect("encode", self.kind == Kind.vector)
-        rows = self._all(self.ask(texts, batch=batch, range_check=range_check))
+        rows = self._all(self.ask(texts, batch=batch, range_check=range_check, in_flight=in_flight))
         vectors = np.array(rows, dtype=np.float32).reshape(len(rows), self.description.dimensions.hidden)
         if normalize:
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

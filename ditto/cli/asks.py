@@ -59,9 +59,10 @@ def _many(count: int, what: str) -> str:
 
 
 def enter(
-    asks: Asks, job: Job, values: list[Any], report: dict[str, Any], reference: list[Any] | None,
+    asks: Asks, job: Job, values: list[Any], report: dict[str, Any], seconds: float, reference: list[Any] | None,
     written: AnswerFile | None,
 ) -> None:  # fmt: skip
+    """A job's answers. `seconds`: of the wall, beside those of the jobs before it."""
     from ditto.cli.report import max_abs_error
 
     in_range = report["in_range"]
@@ -75,7 +76,7 @@ def enter(
             asks.worst = max(asks.worst, max_abs_error(values, reference))
             asks.verdicts.append(verdict(kind_of(asks.reader.description), values, reference))
         written.write([_row(asks, job, i, value, report, reference) for i, value in enumerate(values)])
-    asks.run.add([], report, job.width, report["wall_seconds"])
+    asks.run.add([], report, job.width, seconds)
     asks.run.in_range += [in_range] * len(values)
 
 

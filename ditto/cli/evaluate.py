@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -13,6 +13,7 @@ import typer
 from ditto.cli.asked import asking, settings_for
 from ditto.cli.common import ConfigFile, Json, RangeCheck, emit, note, out
 from ditto.cli.evaluate_show import Watcher, show
+from ditto.cli.flying import IN_FLIGHT, InFlight, one_at_a_time
 from ditto.cli.run import network_of
 from ditto.cli.waiting import servers
 from ditto.client import store
@@ -60,6 +61,7 @@ def evaluate(
         Path | None, typer.Option(help="fp32: this checkpoint, in the place of the one that was imported.")
     ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Examples in a job.", show_default="8, or 4 windows")] = None,
+    in_flight: InFlight = IN_FLIGHT,
     context: Annotated[
         int | None, typer.Option(min=1, help="A GPT-2's window, in tokens.", show_default="all positions")
     ] = None,
@@ -114,23 +116,23 @@ def evaluate(
         try:
             asks = _asks(asked, modes, cluster, stack, json) if jobs else {}
             watcher.start()
-            for records in run(subject, asks, jobs):
-                found.add(records)
-                watcher.add(records)
-                if time.monotonic() > deadline:
-                    break
+            with contextlib.closing(run(subject, asks, _until(jobs, deadline), in_flight, one_at_a_time(json))) as done:
+                for records in done:
+                    found.add(records)
+                    watcher.add(records)
         except KeyboardInterrupt:
             raise Interrupted(_stopped(found, rows, answers)) from None
         except DittoError:
             if answers:
                 say(_stopped(found, rows, answers))
             raise
-    done = [found.records[row] for row in rows if row in found.records]
+    records = [found.records[row] for row in rows if row in found.records]
     about = {"task": named, "model": model, "preset": asked.description.preset if asked.description else None}
     document = about | {
         "split": split.value if task in TASKS else None, "examples": subject.size, "chosen": len(rows), "seed": seed,
-        "batch": size, "network": cluster.network if "mpc" in modes else None, "finished": len(done) == len(rows),
-        "results": [about | row for row in summary(subject, done, modes)],
+        "batch": size, "network": cluster.network if "mpc" in modes else None,
+        "in_flight": in_flight if "mpc" in modes else None, "finished": len(records) == len(rows),
+        "results": [about | row for row in summary(subject, records, modes)],
     }  # fmt: skip
     if json:
         emit(document)
@@ -148,6 +150,14 @@ def _modes(text: str) -> list[str]:
     if unknown or not named:
         raise UsageError(f"--mode {text!r}: of {', '.join(MODES)}, with commas between them")
     return [name for name in MODES if name in named]
+
+
+def _until(jobs: Sequence[list[int]], deadline: float) -> Iterator[list[int]]:
+    """One at least; none begins after the deadline."""
+    for number, job in enumerate(jobs):
+        if number and time.monotonic() > deadline:
+            return
+        yield job
 
 
 def _stopped(found: "Answers", rows: list[int], answers: Path | None) -> str:

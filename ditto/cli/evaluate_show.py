@@ -83,6 +83,8 @@ def show(document: dict[str, Any]) -> None:
             out.print(_difference(row))
     out.print()
     out.print(_costs(rows))
+    if (flying := document["in_flight"] or 1) > 1:
+        out.print(f"mpc with {flying} jobs in flight: s is of the whole run, online and offline s of jobs that overlap")
     guarded = [row["out_of_range"] for row in rows if row["out_of_range"]]
     if guarded:
         out.print(f"{guarded[0]:.1%} of the examples were in jobs in which a value left its calibrated range")

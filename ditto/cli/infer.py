@@ -1,9 +1,9 @@
 """`ditto infer`: ask a shared model."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,11 +21,13 @@ from ditto.cli.common import (
     note,
     warn_of_range,
 )
+from ditto.cli.flying import IN_FLIGHT, InFlight, one_at_a_time
 from ditto.cli.infer_show import show, show_written
 from ditto.cli.jobs import BATCH, Job, answer, jobs_of, tokenized
 from ditto.cli.report import CostFiles
 from ditto.cli.run import counting, emulated, network_of, watching
 from ditto.cli.texts import Question, Questions, pair_up, read_questions
+from ditto.client.flight import Ending, flown
 from ditto.errors import DittoError, Interrupted, UsageError
 from ditto.wall import Wall
 
@@ -51,6 +53,7 @@ def infer(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what --out holds already.")] = False,
     truncate: Annotated[bool, typer.Option("--truncate", help="Cut texts that are too long for the model.")] = False,
     batch: Annotated[int, typer.Option("--batch", min=1, max=4096, help="Texts of one job.")] = BATCH,
+    in_flight: InFlight = IN_FLIGHT,
     check: Annotated[bool, typer.Option("--check", help="Compute in plaintext here too, and compare.")] = False,
     range_check: RangeCheck = True,
     strict: Strict = False,
@@ -71,7 +74,7 @@ def infer(
     if not (streams or check or report or trace or config):
         from ditto.cli.infer_served import by_a_server
 
-        if by_a_server(model, asked, truncate, batch, range_check, strict, json, wall):
+        if by_a_server(model, asked, truncate, batch, in_flight, range_check, strict, json, wall):
             return
     from ditto.cli.asked import asking, settings_for
     from ditto.cli.said import Reader
@@ -105,7 +108,7 @@ def infer(
                 note(predict(description, jobs, range_check, emulated(settings)).line())
             wall.lap("planning")
             try:
-                _ask_all(asks, jobs, written, model, quiet=json)
+                _ask_all(asks, jobs, written, model, in_flight, quiet=json)
             except KeyboardInterrupt:
                 raise Interrupted(written.stopped(len(asked.asked)) if written else "interrupted") from None
             except DittoError:
@@ -167,20 +170,26 @@ def _sink(
         yield found
 
 
-def _ask_all(asks: Asks, jobs: Sequence[Job], written: AnswerFile | None, model: str, quiet: bool) -> None:
-    """Job after job, its answers written or kept before the next one begins."""
+def _ask_all(
+    asks: Asks, jobs: Sequence[Job], written: AnswerFile | None, model: str, in_flight: int, quiet: bool
+) -> None:
+    """Each job's answers are written or kept in order, while the next jobs are under way."""
     tables = asks.checkpoint.tensors if asks.checkpoint else None
-    many = len(jobs) > 1
-    shapes = [job.shape for job in jobs]
-    with counting(shapes, quiet) if many else watching(quiet) as watcher:
-        for job in jobs:
-            watcher.job(model)
-            values, report = answer(
-                asks.client, asks.reader.description, job, tables, asks.guard, watcher.event, watcher.program
-            )
-            asks.wall.lap_of(report["parts"], "decoding")
-            reference = asks.checkpoint.reference(job.batch) if asks.check and asks.checkpoint else None
-            if reference is not None:
-                asks.wall.lap("plaintext check")
-            enter(asks, job, values, report, reference, written)
-            asks.wall.lap("writing" if written else "decoding")
+    asks.run.in_flight = min(in_flight, max(1, len(jobs)))
+    with counting([job.shape for job in jobs], quiet) if len(jobs) > 1 else watching(quiet) as watcher:
+
+        def one(at: int, ending: Ending) -> tuple[list[Any], dict[str, Any]]:
+            follow = watcher.begin(at, model)
+            description = asks.reader.description
+            return answer(asks.client, description, jobs[at], tables, asks.guard, follow.event, follow.program, ending)
+
+        with closing(flown(range(len(jobs)), one, in_flight, one_at_a_time(quiet))) as landed:
+            for each in landed:
+                watcher.done(each.job)
+                job, (values, report) = jobs[each.job], each.value
+                asks.wall.lap_of(report["parts"], "decoding")
+                reference = asks.checkpoint.reference(job.batch) if asks.check and asks.checkpoint else None
+                if reference is not None:
+                    asks.wall.lap("plaintext check")
+                enter(asks, job, values, report, each.seconds, reference, written)
+                asks.wall.lap("writing" if written else "decoding")

@@ -11,20 +11,21 @@ from ditto.serve import local
 from ditto.wall import Wall
 
 if TYPE_CHECKING:
-    from ditto.cli.run import Counting, Watcher
+    from ditto.cli.run import Counted, Counting, Watcher
     from ditto.cli.said import Reader
 
 PATH = "/local/infer"
 
 
 def by_a_server(
-    model: str, asked: Questions, truncate: bool, batch: int, range_check: bool, strict: bool, json: bool, wall: Wall
-) -> bool:
+    model: str, asked: Questions, truncate: bool, batch: int, in_flight: int, range_check: bool, strict: bool,
+    json: bool, wall: Wall,
+) -> bool:  # fmt: skip
     """Whether a server runs that can answer for this command; that has been printed then. Raises what it would."""
     rows = [[list(q.text) if isinstance(q.text, tuple) else q.text, q.number, q.place] for q in asked.asked]
     document = {
         "model": model, "asked": rows, "blank": asked.blank, "truncate": truncate, "batch": batch,
-        "range_check": range_check,
+        "range_check": range_check, "in_flight": in_flight,
     }  # fmt: skip
     with ExitStack() as stack:
         shown = _Shown(model, json, stack)
@@ -54,6 +55,7 @@ class _Shown:
         self.said: dict[str, Any] = {}
         self._model, self._quiet, self._stack = model, quiet, stack
         self._watcher: Watcher | Counting | None = None
+        self._follow: dict[int, Watcher | Counted] = {}
 
     def take(self, line: dict[str, Any]) -> None:
         if "note" in line:
@@ -71,9 +73,12 @@ class _Shown:
         elif "summary" in line:
             self.summary, self.said = line["summary"], line
         elif self._watcher is not None:
+            at = line["job"]
             if "layers" in line:
-                self._watcher.program(SimpleNamespace(layers=range(line["layers"])))  # type: ignore[arg-type]
+                self._follow[at].program(SimpleNamespace(layers=range(line["layers"])))  # type: ignore[arg-type]
             elif "event" in line:
-                self._watcher.event(line["event"])
+                self._follow[at].event(line["event"])
+            elif "done" in line:
+                self._watcher.done(at)
             else:
-                self._watcher.job(self._model)
+                self._follow[at] = self._watcher.begin(at, self._model)

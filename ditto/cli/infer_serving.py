@@ -20,6 +20,8 @@ from ditto.cli.run import network_of
 from ditto.cli.said import Reader
 from ditto.cli.serving import asked_by_socket, said_as_it_comes
 from ditto.cli.texts import Question, Questions
+from ditto.client.flight import Ending, checked
+from ditto.engine.program import Program
 from ditto.errors import UsageError
 from ditto.models import Answer, load_checkpoint
 from ditto.serve.state import State
@@ -54,17 +56,23 @@ async def _infer(state: State, document: dict[str, Any], say: Callable[[dict[str
     first = said_first(asked, 0, jobs, rows.cut) if len(jobs) > 1 or rows.cut or asked.blank else ""
     say({"shapes": [list(job.shape) for job in jobs], "first": first})
     tables = checkpoint.tensors if checkpoint else None
-    for job in jobs:
-        say({"job": True})
-        values, report = await state.job(
-            lambda: answer(
-                client, description, job, tables, guard,  # noqa: B023
-                lambda event: say({"event": event}), lambda program: say({"layers": len(program.layers)}),
-            )
-        )  # fmt: skip
+    in_flight = checked(document["in_flight"])
+    asks.run.in_flight = min(in_flight, max(1, len(jobs)))
+
+    def one(at: int, ending: Ending) -> tuple[list[Any], dict[str, Any]]:
+        def follow(event: dict[str, Any]) -> None:
+            say({"job": at, "event": event})
+
+        say({"job": at})
+        layers: Callable[[Program], None] = lambda program: say({"job": at, "layers": len(program.layers)})  # noqa: E731
+        return answer(client, description, jobs[at], tables, guard, follow, layers, ending)
+
+    async for landed in state.flown(range(len(jobs)), one, in_flight):
+        values, report = landed.value
+        say({"job": landed.job, "done": True})
         state.metrics.job(name, report, len(values))
         wall.lap_of(report["parts"], "decoding")
-        enter(asks, job, values, report, None, None)
+        enter(asks, jobs[landed.job], values, report, landed.seconds, None, None)
     summary = summary_of(asks, description, network_of(client._config), kept=True)
     lines = [reader.line(q.text, values) for q, values in zip(questions, summary["output"], strict=True)]
     say({"summary": summary, "lines": lines, "warning": warning_of(asks), "spent": wall.document()["parts"]})

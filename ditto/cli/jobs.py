@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ditto.client.client import Client
+    from ditto.client.flight import Ending
     from ditto.engine.program import Program
     from ditto.models import Description
     from ditto.models.tokenizer import Batch, Text, Tokenizer
@@ -93,8 +94,9 @@ def answer(
     guard: bool,
     on_event: "Callable[[dict[str, Any]], None]",
     on_program: "Callable[[Program], None]",
+    ending: "Ending | None" = None,
 ) -> tuple[list[Any], dict[str, Any]]:
     """The values of each of a job's texts, as nested lists of numbers, and the job's report."""
     from ditto.api.jobs import ask
 
-    return ask(client, description, job.batch, tables, guard, on_event, on_program)
+    return ask(client, description, job.batch, tables, guard, on_event, on_program, None, ending)

@@ -30,7 +30,7 @@ class Prediction:
     def line(self) -> str:
         shown = "the first jobs will tell how long (before them: ditto plan --model NAME --measure, once)"
         if self.seconds is not None:
-            shown = f"about {duration(self.seconds)} by this machine's profile, other load aside"
+            shown = f"about {duration(self.seconds)} by this machine's profile, one job at a time, other load aside"
         return (
             f"predicted: {size(self.held)} held by a server beside the weights, {size(self.sent)} between the parties, "
             f"{size(self.dealt)} from the dealer; {shown}"

@@ -72,6 +72,10 @@ def print_costs(report: dict[str, Any], by_layer: bool = True) -> None:
         table.add_row(one_line(row["name"]), *_cells(row))
     table.add_row("all", *_cells(report), style="bold")
     out.print(table)
+    if (flying := report.get("in_flight", 1)) > 1:
+        out.print(
+            f"{report['wall_seconds']:.2f} s with {flying} jobs in flight: seconds above are each job's, and overlap"
+        )
     if stocked := report.get("stocked_jobs"):
         out.print(f"{stocked} of {report['jobs']} jobs took correlations that were dealt before")
 

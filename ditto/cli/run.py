@@ -1,6 +1,7 @@
 """Jobs from the client's side: encode, run, decode, with progress on the way."""
 
 import math
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -42,6 +43,14 @@ class Watcher:
             self._bar.remove_task(self._task)
         self._task = self._bar.add_task(f"{label}: inputs", total=None) if self._bar else None
 
+    def begin(self, at: int, label: str) -> "Watcher":
+        """The same, as `Counting` has it, of a job that is the only one."""
+        self.job(label)
+        return self
+
+    def done(self, at: int) -> None:
+        """Nothing more to be said."""
+
     def end(self) -> None:
         """The job goes on without progress."""
         if self._bar and self._task is not None:
@@ -75,33 +84,45 @@ def watching(quiet: bool) -> Iterator[Watcher]:
 class Counting:
     """Progress of many jobs, in texts and the time left: a bar on a terminal, a line now and then elsewhere.
 
-    What is left is told by the padded tokens of all texts, which the time of a job follows roughly, and the time that
-    those before took.
+    Several may be under way at once, each followed by what `begin` gives, in any thread. What is left is told by the
+    padded tokens of all texts, which the time of a job follows roughly, and the time that what is done took.
     """
 
     def __init__(self, shapes: Sequence[tuple[int, int]], bar: Progress | None, quiet: bool) -> None:
         self._shapes, self._bar, self._quiet = list(shapes), bar, quiet
         self._total, self._texts = sum(map(math.prod, shapes)), sum(count for count, _ in shapes)
-        self._done, self._job, self._part = 0.0, -1, 0.0
+        self._answered, self._label = 0, ""
+        self._lock = threading.Lock()
+        self._parts: dict[int, float] = {}  # what is done of each job, of its tokens
         self._began = self._line = time.monotonic()
         self._task = bar.add_task("", total=self._total) if bar else None
 
-    def job(self, label: str) -> None:
-        """The next one begins, and the one before is done."""
-        self._done += math.prod(self._shapes[self._job]) if self._job >= 0 else 0
-        self._job, self._part = self._job + 1, 0.0
-        self._say(self._done, label)
+    def begin(self, at: int, label: str) -> "Counted":
+        """Job `at`, perhaps once more."""
+        with self._lock:
+            self._label, self._parts[at] = label, 0.0
+            self._say()
+        return Counted(self, at)
 
-    def program(self, program: "Program") -> None:
-        self._part = math.prod(self._shapes[self._job]) / (2 * len(program.layers))
+    def done(self, at: int) -> None:
+        """Its answers are there."""
+        with self._lock:
+            self._parts[at] = math.prod(self._shapes[at])
+            self._answered += self._shapes[at][0]
+            self._say()
 
-    def event(self, event: dict[str, Any]) -> None:
-        if "phase" in event and self._bar and self._task is not None:
-            self._bar.advance(self._task, self._part)
+    def advance(self, at: int, part: float) -> None:
+        """By this part of the job."""
+        with self._lock:
+            whole = math.prod(self._shapes[at])
+            self._parts[at] = min(self._parts[at] + part * whole, whole)
+            if self._bar and self._task is not None:
+                self._bar.update(self._task, completed=sum(self._parts.values()))
 
-    def _say(self, done: float, label: str) -> None:
-        answered, now = sum(count for count, _ in self._shapes[: self._job]), time.monotonic()
-        said = f"{one_line(label)}: {answered:,} of {self._texts:,} texts"
+    def _say(self) -> None:
+        """The caller holds the lock."""
+        done, now = sum(self._parts.values()), time.monotonic()
+        said = f"{one_line(self._label)}: {self._answered:,} of {self._texts:,} texts"
         if done:
             said += f", about {duration((now - self._began) / done * (self._total - done))} left"
         if self._bar and self._task is not None:
@@ -109,6 +130,22 @@ class Counting:
         elif not self._quiet and now - self._line > LINE_EVERY:
             self._line = now
             note(said)
+
+
+@dataclass
+class Counted:
+    """One of those jobs."""
+
+    counting: Counting
+    at: int
+    steps: int = 0
+
+    def program(self, program: "Program") -> None:
+        self.steps = 2 * len(program.layers)
+
+    def event(self, event: dict[str, Any]) -> None:
+        if "phase" in event and self.steps:
+            self.counting.advance(self.at, 1 / self.steps)
 
 
 @contextmanager
@@ -130,7 +167,8 @@ class Run:
     reference: list[Any] = field(default_factory=list)
     report: dict[str, Any] = field(default_factory=dict)
     seq: int = 0
-    wall_seconds: float = 0
+    wall_seconds: float = 0  # in which any of them was under way
+    in_flight: int = 1  # so many at once
     in_range: list[bool | None] = field(default_factory=list)  # by text; those of one job are marked together
     marks: list[str] = field(default_factory=list)  # layers in which values left their range
 
@@ -191,6 +229,7 @@ def document(run: Run, description: "Description", network: str, *, checked: boo
         | {
             "seconds": run.report["seconds"],
             "wall_seconds": run.wall_seconds,
+            "in_flight": run.in_flight,
             "rounds_timeline": run.report["rounds_timeline"],
         }
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ditto.cli.common import ConfigFile, Json, emit, note, out
+from ditto.cli.flying import IN_FLIGHT, InFlight
 from ditto.client import store
 from ditto.client.home import home
 from ditto.errors import ConfigError, DittoError, RangeWarning, UsageError
@@ -31,6 +32,7 @@ def serve(
         list[str] | None, typer.Option("--allow-host", help="A name besides localhost that leads here; repeatable.")
     ] = None,
     waiting: Annotated[int, typer.Option(min=0, help="Requests that may wait for their turn.")] = 32,
+    in_flight: InFlight = IN_FLIGHT,
     local: Annotated[bool, typer.Option("--local", help="Servers of its own on this machine, gone with it.")] = False,
     model: Annotated[
         list[str] | None, typer.Option("--model", help="With --local: an imported model; repeatable. Default: all.")
@@ -61,7 +63,7 @@ def serve(
     with listening(host, port, home()) as here, _own(threads, json) if local else ditto.connect(config) as cluster:
         if local:
             _bring(cluster, model or [])
-        state = State(cluster, waiting=waiting, strict=strict)
+        state = State(cluster, waiting=waiting, strict=strict, in_flight=in_flight)
         hosts = [host, *(allow_host or [])]
         more = [*infer_serving.ROUTES, *generate_serving.ROUTES]
         app = application(state, key=key, hosts=hosts, neighbour=neighbours.ours, more=more)

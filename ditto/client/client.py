@@ -13,6 +13,7 @@ import grpc
 import torch
 
 from ditto.client import ranges
+from ditto.client.flight import MOST, Ending
 from ditto.client.manager import Manager, calling
 from ditto.client.messages import ask_of, chunks, deal_of, terms_of, whole
 from ditto.client.progress import Progress
@@ -38,7 +39,7 @@ from ditto.names import PARTIES
 from ditto.net.config import ClientConfig
 from ditto.net.pools import Watchdog
 from ditto.net.telemetry import tracing_of
-from ditto.net.tracing import SILENT, Span
+from ditto.net.tracing import Span
 from ditto.net.transport import short
 from ditto.ring import unpack
 from ditto.ring.prg import new_seed
@@ -79,11 +80,14 @@ class Client(Manager):
         longer, and their phases' seconds are those that each takes by itself."""
         super().__init__(config)
         self._in_turns, self._tracing = in_turns, tracing_of(config)
+        # Inputs go out one job after another: of two at once each would take the other's time, and be late.
         self._pool = ThreadPoolExecutor(2)
+        self._fetching = ThreadPoolExecutor(2 * MOST)  # answers do not wait for inputs
         self._watchdog = Watchdog()
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False)
+        for pool in (self._pool, self._fetching):
+            pool.shutdown(wait=False)
         super().close()
         self._tracing.close()
 
@@ -189,11 +193,13 @@ class Client(Manager):
         guard: bool = False,
         meant: Description | None = None,
         sent: Sent | None = None,
+        ending: Ending | None = None,
     ) -> InferResult:
         """Run one job. `inputs` encodes the question for the compiled program; `on_event` follows the layers; with
-        `guard` the report says whether values left their calibrated ranges. `meant` and `sent` as in `run`."""
+        `guard` the report says whether values left their calibrated ranges. `meant`, `sent` and `ending` as in
+        `run`."""
         plan = Plan(batch, seq, guard=guard)
-        return self.run(model, plan, lambda stage, program, before: inputs(program), on_event, meant, sent)
+        return self.run(model, plan, lambda stage, program, before: inputs(program), on_event, meant, sent, ending)
 
     def run(
         self,
@@ -203,6 +209,7 @@ class Client(Manager):
         on_event: Callable[[dict[str, Any]], None] | None = None,
         meant: Description | None = None,
         sent: Sent | None = None,
+        ending: Ending | None = None,
     ) -> InferResult:
         """Run one job stage by stage. `inputs` encodes a stage's question, from the outputs of the stage before (none
         for the first); None ends the job early. The result holds the last outputs; `on_event` follows the layers.
@@ -210,10 +217,13 @@ class Client(Manager):
         The model may be shared again before the job begins. If its description is another one then, the question is
         encoded anew and the job waits anew, RENEWALS times at most; JobMismatch after that, or if the owner is another.
         Whose question was made for one description names it as `meant`: JobMismatch for any other. `sent` notes what
-        each party is sent of the question.
+        each party is sent of the question. Jobs may run in several threads at once; another thread ends this one by
+        `ending`: what is raised then is of no meaning.
         """
+        ending = ending or Ending()
         found, left = self._model(model), RENEWALS
         while True:
+            ending.check()
             if meant is not None and parse(found.description) != meant:
                 raise JobMismatch(f"{model} was shared again, as another version, since it was looked up: ask again")
             about = parse(found.description)
@@ -223,7 +233,7 @@ class Client(Manager):
             )  # fmt: skip
             try:
                 with span:
-                    return self._run(found, plan, inputs, on_event, span, sent)
+                    return self._run(found, plan, inputs, on_event, span, sent, ending)
             except JobMismatch as error:
                 fresh = self._model(model)
                 if error.peer != "coordinator" or fresh.owner != found.owner or not left:
@@ -236,8 +246,9 @@ class Client(Manager):
         plan: Plan,
         inputs: Callable[[int, Program, Outputs], Inputs | None],
         on_event: Callable[[dict[str, Any]], None] | None,
-        span: Span = SILENT,
-        sent: Sent | None = None,
+        span: Span,
+        sent: Sent | None,
+        ending: Ending,
     ) -> InferResult:
         wall = Wall()
         plan = replace(plan, hold_mb=found.hold_mb or plan.hold_mb)  # as the servers are configured
@@ -252,6 +263,7 @@ class Client(Manager):
         wall.lap("connection")
         terms = terms_of(found, plan, program)
         call = self._control.RunJob(ask_of(terms, self._in_turns), **span.carried)
+        ending.on(call.cancel)
         progress = Progress(len(program.layers), plan.stages)
         report, job, marks, parties = Report(), "", list[str](), self._parties
         outputs: Outputs = {}
@@ -270,7 +282,7 @@ class Client(Manager):
                         span.note(job=short(job))
                         with span.child("send inputs", stage=0), self._told(call):
                             parties = self._pair(message.accepted)
-                            self._start(job, terms, 0, program, encoded, sent, parties)
+                            self._start(job, terms, 0, program, encoded, sent, parties, ending)
                         wall.lap("sharing")
                     elif kind == "queued":
                         event["position"] = message.queued.position
@@ -291,7 +303,7 @@ class Client(Manager):
                             asked = inputs(stage + 1, program, outputs)
                             progress.ended = asked is None
                             with span.child("send inputs", stage=stage + 1), self._told(call):
-                                self._start(job, terms, stage + 1, program, asked, sent, parties)
+                                self._start(job, terms, stage + 1, program, asked, sent, parties, ending)
                             wall.lap("sharing")
                     elif kind == "done":
                         wall.lap("coordination")
@@ -366,17 +378,17 @@ class Client(Manager):
 
     def _start(
         self, job: str, terms: party_pb2.JobTerms, stage: int, program: Program, inputs: Inputs | None,
-        sent: Sent | None = None, parties: Parties | None = None,
+        sent: Sent | None = None, parties: Parties | None = None, ending: Ending | None = None,
     ) -> None:  # fmt: skip
         """Bring a stage's inputs, or end the job before it."""
         if inputs is not None:
-            self._upload(job, terms, stage, program, inputs, sent, parties or self._parties)
+            self._upload(job, terms, stage, program, inputs, sent, parties or self._parties, ending or Ending())
         request = control_pb2.StartJobRequest(job=job, stage=stage, end=inputs is None)
         self._control.StartJob(request, timeout=self._within(30))
 
     def _upload(
         self, job: str, terms: party_pb2.JobTerms, stage: int, program: Program, inputs: Inputs, sent: Sent | None,
-        parties: Parties,
+        parties: Parties, ending: Ending,
     ) -> None:  # fmt: skip
         missing = program.inputs.keys() ^ inputs.keys()
         if missing:
@@ -402,7 +414,10 @@ class Client(Manager):
                 messages = requests(party, name, wire)
                 noted = sent.noting(party, messages) if sent is not None else messages
                 with calling(PARTIES[party], running=True):
-                    parties[party].PutInput(noted, timeout=self._within(120))
+                    ending.check()
+                    call = parties[party].PutInput.future(noted, timeout=self._within(120))
+                    ending.on(call.cancel)
+                    call.result()
 
         list(self._pool.map(send, (0, 1)))
 
@@ -415,6 +430,6 @@ class Client(Manager):
 
         outputs = {}
         for name, wire in ((name, answer_type(wire)) for name, wire in program.outputs.items()):
-            first, second = self._pool.map(fetch, (0, 1), (name, name), (wire, wire))
+            first, second = self._fetching.map(fetch, (0, 1), (name, name), (wire, wire))
             outputs[name] = reveal((first, second), wire)
         return outputs

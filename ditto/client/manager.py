@@ -6,6 +6,7 @@ It loads no torch, so that commands for it start at once; `ditto.client.client` 
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
@@ -37,7 +38,7 @@ class Manager:
     """A client that asks and changes what the servers hold, without a tensor. A context manager, or `close` ends it."""
 
     def __init__(self, config: ClientConfig) -> None:
-        self._config = config
+        self._config, self._opening = config, threading.Lock()  # of further channels, by jobs in several threads
         self._channels = {
             role: open_channel(
                 config.peers.of(role), role, config.tls, config.role, config.max_message_mb, config.silence_s
@@ -61,19 +62,25 @@ class Manager:
                 raise IntegrityError(f"the coordinator does not say where worker {worker} is", peer="coordinator")
             address = known[worker] if worker < len(known) else check_address(accepted.addresses[at])
             name = f"{role} at {address}"
-            if name not in self._channels:
-                if len(self._channels) >= MOST_CHANNELS:
-                    raise LimitExceeded("the coordinator names ever other workers", peer="coordinator")
-                config = self._config
-                self._channels[name] = open_channel(
-                    address, role, config.tls, config.role, config.max_message_mb, config.silence_s
-                )
+            with self._opening:
+                channel = self._opened(name, address, role)
             try:
-                connect(self._channels[name], role, self._config.connect_timeout_s)
+                connect(channel, role, self._config.connect_timeout_s)
             except PeerAbsent as error:
                 raise PeerAbsent(f"{error} (worker {worker}, {address})", peer=role) from None
-            stubs.append(party_pb2_grpc.PartyStub(self._channels[name]))
+            stubs.append(party_pb2_grpc.PartyStub(channel))
         return stubs
+
+    def _opened(self, name: str, address: str, role: str) -> grpc.Channel:
+        """The caller holds the lock."""
+        if name not in self._channels:
+            if len(self._channels) >= MOST_CHANNELS:
+                raise LimitExceeded("the coordinator names ever other workers", peer="coordinator")
+            config = self._config
+            self._channels[name] = open_channel(
+                address, role, config.tls, config.role, config.max_message_mb, config.silence_s
+            )
+        return self._channels[name]
 
     def __enter__(self) -> Self:
         return self

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from ditto.client.client import Client
+from ditto.client.flight import Ending
 from ditto.engine.plain import plain_weights, run_plain
 from ditto.engine.program import Program
 from ditto.models import Checkpoint, Description, Plan, compile_stage, decode_outputs, encode_inputs, generator_of
@@ -18,7 +18,13 @@ from ditto.models.tokenizer import Prompts
 
 Tensor = torch.Tensor
 Cost = dict[str, float]  # of a job: its keys are COSTS on shares, `seconds` alone elsewhere
-Ask = Callable[[Texts], tuple[Tensor, Cost]]
+
+
+class Ask(Protocol):
+    """`ending` ends a job on shares from another thread."""
+
+    def __call__(self, batch: Texts, ending: Ending | None = None) -> tuple[Tensor, Cost]: ...
+
 
 MODES = ("fp32", "plain", "mpc")
 # Seconds of the wall, of which online and offline; 10^6 bytes that a party sent (the one that sent more), that the
@@ -31,7 +37,7 @@ def in_floats(checkpoint: Checkpoint) -> Ask:
     """The checkpoint in fp32. Batches give labels [B, L] or vectors [B, H], prompts logits at every position [B, N, V];
     so they do in the other modes."""
 
-    def ask(batch: Texts) -> tuple[Tensor, Cost]:
+    def ask(batch: Texts, ending: Ending | None = None) -> tuple[Tensor, Cost]:
         began = time.perf_counter()
         if isinstance(batch, Prompts):
             t = checkpoint.tensors
@@ -49,7 +55,7 @@ def by_interpreter(description: Description, weights: Tensors, tables: Tensors |
     programs: dict[Plan, Program] = {}
     prepared: dict[str, Any] = {}
 
-    def ask(batch: Texts) -> tuple[Tensor, Cost]:
+    def ask(batch: Texts, ending: Ending | None = None) -> tuple[Tensor, Cost]:
         nonlocal weights
         plan = _plan(batch)
         if plan not in programs:
@@ -69,7 +75,7 @@ def by_interpreter(description: Description, weights: Tensors, tables: Tensors |
 def on_shares(client: Client, description: Description, tables: Tensors | None = None, guard: bool = True) -> Ask:
     """The shared model of that name, a job a batch; with `guard` jobs say whether values left their ranges."""
 
-    def ask(batch: Texts) -> tuple[Tensor, Cost]:
+    def ask(batch: Texts, ending: Ending | None = None) -> tuple[Tensor, Cost]:
         programs: list[Program] = []
 
         def inputs(stage: int, program: Program, before: Tensors) -> Tensors:
@@ -77,7 +83,7 @@ def on_shares(client: Client, description: Description, tables: Tensors | None =
             return encode_inputs(description, program, batch, tables)
 
         began = time.perf_counter()
-        answer = client.run(description.name, _plan(batch, guard), inputs, meant=description)
+        answer = client.run(description.name, _plan(batch, guard), inputs, meant=description, ending=ending)
         found = _decoded(description, programs[-1], answer.outputs, batch)
         cost = {"seconds": time.perf_counter() - began} | _costs(answer.report)
         return found, cost

@@ -3,50 +3,75 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import torch
 
+from ditto.client.flight import Ending, Refused, flown
 from ditto.errors import RangeError
 from ditto.evaluation.modes import COSTS, Ask, Cost
 from ditto.evaluation.records import Record
 from ditto.evaluation.subject import Subject
+from ditto.models.architecture import Texts
 from ditto.train.metrics import LEVEL, RESAMPLES, bootstrap, interval, metric
 
 PERPLEXITY = "perplexity"
+SHARES = "mpc"
 
 
-def run(subject: Subject, asks: Mapping[str, Ask], jobs: Sequence[Sequence[int]]) -> Iterator[list[Record]]:
-    """Every job's records, when it has been through all modes. Differences are those from `reference_of` the modes.
+def run(
+    subject: Subject,
+    asks: Mapping[str, Ask],
+    jobs: Iterable[Sequence[int]],
+    in_flight: int = 1,
+    refused: Refused = lambda error: None,
+) -> Generator[list[Record], None, None]:
+    """Every job's records, in order, when it has been through all modes. Differences are those from `reference_of` the
+    modes. On shares `in_flight` jobs are asked at once; `refused` as `flown` has it. A job's seconds there are those of
+    the wall since the one before it was answered.
 
     Raises RangeError for outputs that are no numbers.
     """
-    for rows in jobs:
-        reference = reference_of(list(asks))
+    on_shares = asks.get(SHARES)
+
+    def first(rows: Sequence[int], ending: Ending) -> tuple[Texts, dict[str, tuple[torch.Tensor, Cost]]]:
         batch = subject.batch(rows)
-        found, costs = {}, {}
-        for mode, ask in asks.items():
-            found[mode], cost = ask(batch)
-            costs[mode] = _part(cost, len(rows))
-            if not bool(found[mode].isfinite().all()):
-                raise RangeError(f"{mode}: the answer to example {rows[0] + 1} or one of its job is no number")
-        outputs = {mode: subject.outputs(result, rows) for mode, result in found.items()}
-        against = {
-            mode: subject.differences(result, found[reference], rows)
-            for mode, result in found.items()
-            if mode != reference
-        }
-        yield [
-            Record(
-                row,
-                subject.label(row),
-                {mode: outputs[mode][i] for mode in asks},
-                costs,
-                {mode: rows_of[i] for mode, rows_of in against.items()},
-            )
-            for i, row in enumerate(rows)
-        ]
+        return batch, {SHARES: on_shares(batch, ending)} if on_shares else {}
+
+    with closing(flown(jobs, first, in_flight if on_shares else 1, refused)) as landed:
+        for each in landed:
+            rows, (batch, known) = each.job, each.value
+            answers = {mode: known[mode] if mode in known else ask(batch) for mode, ask in asks.items()}
+            costs = {mode: cost for mode, (_, cost) in answers.items()}
+            if on_shares:
+                costs[SHARES] |= {"seconds": each.seconds}
+            yield _records(subject, rows, {mode: found for mode, (found, _) in answers.items()}, costs)
+
+
+def _records(
+    subject: Subject, rows: Sequence[int], found: Mapping[str, torch.Tensor], costs: Mapping[str, Cost]
+) -> list[Record]:
+    reference = reference_of(list(found))
+    for mode, result in found.items():
+        if not bool(result.isfinite().all()):
+            raise RangeError(f"{mode}: the answer to example {rows[0] + 1} or one of its job is no number")
+    parts = {mode: _part(cost, len(rows)) for mode, cost in costs.items()}
+    outputs = {mode: subject.outputs(result, rows) for mode, result in found.items()}
+    against = {
+        mode: subject.differences(result, found[reference], rows) for mode, result in found.items() if mode != reference
+    }
+    return [
+        Record(
+            row,
+            subject.label(row),
+            {mode: outputs[mode][i] for mode in found},
+            parts,
+            {mode: rows_of[i] for mode, rows_of in against.items()},
+        )
+        for i, row in enumerate(rows)
+    ]
 
 
 def reference_of(modes: Sequence[str]) -> str:

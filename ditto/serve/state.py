@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ditto.api import jobs
 from ditto.api.threads import whole
+from ditto.client.flight import IN_FLIGHT, Ending, Landed, checked
 from ditto.errors import OutOfRange, UsageError
 from ditto.models.tokenizer import padded, padded_width
+from ditto.serve.flying import flown
 from ditto.serve.metrics import Metrics
 from ditto.serve.turns import Turns
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from ditto.models.tokenizer import Batch
 
 BATCH = 8  # texts of one job
+J = TypeVar("J")
+T = TypeVar("T")
 Follow = Callable[[dict[str, Any]], None]
 
 
@@ -77,9 +81,12 @@ class Totals:
 class State:
     """Made before the server starts, closed by its end. Nothing of a text is kept or logged."""
 
-    def __init__(self, cluster: Cluster, *, jobs: int = 1, waiting: int = 32, strict: bool = False) -> None:
-        """`jobs` run at once: servers compute one client's jobs one after the other. `strict`: an answer whose values
-        left their calibrated range is an error."""
+    def __init__(
+        self, cluster: Cluster, *, jobs: int = 1, waiting: int = 32, strict: bool = False, in_flight: int = IN_FLIGHT
+    ) -> None:
+        """`jobs` have their turn at once, each of another request; of one request's jobs `in_flight` have a turn
+        together. `strict`: an answer whose values left their calibrated range is an error. Raises UsageError."""
+        self.in_flight = checked(in_flight)
         self.cluster = cluster
         self.turns = Turns(jobs, waiting)
         self.metrics = Metrics(self.turns)
@@ -134,18 +141,34 @@ class State:
         """The answers of what `encoded` gave, job by job. Raises Busy, and what the servers say; with `strict`,
         OutOfRange.
 
-        `follow` is called with each event of a job, in the job's thread. Whoever is cancelled waits for the job under
-        way; there is no further one.
+        `follow` is called with each event of a job, in the job's thread. Who is cancelled ends the jobs under way and
+        waits for their end; there is no further one.
         """
-        async with self.turns.place():
-            for batch in batches:
-                yield await self.job(lambda: self._answered(model, batch, follow))  # noqa: B023
 
-    def _answered(self, model: Model, batch: Batch, follow: Follow | None) -> Answered:
-        tables = model._public.tables()
-        values, report = jobs.ask(model._client, model.description, batch, tables, True, follow)
-        self.count(model, report, len(values))
-        return Answered(values, batch.mask.sum(1).tolist(), report)
+        def one(batch: Batch, ending: Ending) -> Answered:
+            tables = model._public.tables()
+            values, report = jobs.ask(
+                model._client, model.description, batch, tables, True, follow, None, None, ending
+            )  # fmt: skip
+            return Answered(values, batch.mask.sum(1).tolist(), report)
+
+        async with self.turns.place():
+            async for landed in self.flown(batches, one):
+                self.count(model, landed.value.report, len(landed.value.values))
+                yield landed.value
+
+    async def flown(
+        self, of_request: Sequence[J], ask: Callable[[J, Ending], T], in_flight: int | None = None
+    ) -> AsyncGenerator[Landed[J, T], None]:
+        """The answers of one request's jobs, in order; `ask` is called in threads. Only within `turns.place`. As many
+        as may be in flight have a turn together, and end before others have theirs."""
+        most = in_flight or self.in_flight
+        for at in range(0, len(of_request), most):
+            some = of_request[at : at + most]
+            async with self.turns.turn(len(some)):
+                found = [landed async for landed in flown(some, ask, most)]
+            for landed in found:
+                yield landed
 
     async def job(self, work: Callable[[], Any], stop: Callable[[], None] = lambda: None) -> Any:
         """Call what runs one job, in a thread, when it is its turn. Only within `turns.place`. Who is cancelled calls

@@ -10,8 +10,8 @@ from ditto.errors import Busy
 
 
 class Turns:
-    """Requests hold a place from their first job to their last, and take turns with each job: first come, first served,
-    so that a request of one job does not wait for all jobs of a long one."""
+    """Requests hold a place from their first job to their last, and take turns with each job, or the few that are in
+    flight at once: first come, first served, so that a request of one job does not wait for all jobs of a long one."""
 
     def __init__(self, jobs: int, waiting: int) -> None:
         """`jobs` at once, and `waiting` more requests than that."""
@@ -34,13 +34,14 @@ class Turns:
             self.held -= 1
 
     @contextlib.asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """For one job."""
+    async def turn(self, jobs: int = 1) -> AsyncIterator[None]:
+        """For one job, or for so many of one request at once."""
         async with self._turns:
             began = asyncio.get_running_loop().time()
-            self.running += 1
+            self.running += jobs
             try:
                 yield
             finally:
-                self.running -= 1
-                self._seconds += 0.2 * (asyncio.get_running_loop().time() - began - self._seconds)
+                self.running -= jobs
+                each = (asyncio.get_running_loop().time() - began) / jobs
+                self._seconds += 0.2 * (each - self._seconds)

@@ -1,0 +1,51 @@
+"""`ditto.client.flight` for an event loop: the same order, the same errors."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import TypeVar
+
+from ditto.api.threads import ended, whole
+from ditto.client.flight import Ending, Landed, Window
+
+J = TypeVar("J")
+T = TypeVar("T")
+
+
+async def flown(jobs: Sequence[J], ask: Callable[[J, Ending], T], in_flight: int) -> AsyncGenerator[Landed[J, T], None]:
+    """The answer of each job, in order: `ask` is called in threads, `in_flight` at once. However it ends, what is under
+    way is told to end then, and its end is awaited."""
+    window: Window[J, T] = Window(jobs, in_flight)
+    flying: dict[asyncio.Future[T], int] = {}
+
+    def begin() -> None:
+        for at, job in window.begin():
+            flying[asyncio.ensure_future(_asked(ask, job))] = at
+
+    try:
+        begin()
+        while not window.over:
+            while window.ready:
+                found = window.give()
+                begin()
+                yield found
+            if flying:
+                done, _ = await asyncio.wait(flying, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    at = flying.pop(task)
+                    if (error := task.exception()) is not None:
+                        window.failed(at, error)
+                    else:
+                        window.answered(at, task.result())
+            begin()
+    finally:
+        for task in flying:
+            task.cancel()
+        for task in flying:
+            await ended(task)
+
+
+async def _asked(ask: Callable[[J, Ending], T], job: J) -> T:
+    ending = Ending()
+    return await whole(lambda: ask(job, ending), ending.end)
