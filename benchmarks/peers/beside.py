@@ -5,8 +5,8 @@
 
 Run by an interpreter that has ditto. ditto runs before, between and after the peers' rows (by default SPU with PUMA's
 recipe and CrypTen's own functions), `--jobs` jobs each time: so whatever else happens on the machine falls on all of
-them. A peer's first run warms up and does not count; all of ditto's do. Its seconds are online and offline, embeddings
-and pooler included, which the peers leave out; bytes are of all senders.
+them. A peer's first run warms up and does not count; all of ditto's do. Its seconds are those of a whole job, with the
+dealer's part, embeddings and pooler, which the peers leave out; bytes are of all senders.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def ditto(a: argparse.Namespace) -> Row:
     argv += ["--ranges", str(a.ranges.absolute())] if a.ranges else []
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     found = json.loads(subprocess.run(argv, check=True, stdout=subprocess.PIPE, env=env, cwd=ROOT).stdout)
-    jobs = [job["online"] + job["offline"] for job in found["repeats"]]
+    jobs = [job["seconds"] for job in found["repeats"]]  # layers are prepared while others run
     return {
         "system": "ditto", "recipe": "ditto", "runs": jobs,
         "rounds": found["online"]["rounds"], "bytes_sent_all_parties": sum(found["online"]["bytes_sent"]),
