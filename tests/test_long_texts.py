@@ -63,18 +63,18 @@ def test_values_near_their_bound(n: int, exponential: str, used: str) -> None:
     assert float((got - want[0, 0]).abs().max()) <= INVERSE * BOUND + LAST * unit  # 0.11; measured: 0.04
 
 
-@pytest.mark.parametrize(("above", "score", "used", "ring"), [(3.9, 3.9, "bits", 32), (10.9, 7.0, "no maximum", 41)])
-def test_a_context_beyond_its_bound_is_marked(above: float, score: float, used: str, ring: int) -> None:
+@pytest.mark.parametrize(("above", "score", "value", "ring"), [(3.9, 3.9, 12.0, 32), (10.9, 7.4, 8.0, 41)])
+def test_a_context_beyond_its_bound_is_marked(above: float, score: float, value: float, ring: int) -> None:
     """On a ring by the bound of the context and not by that of values, whether it is watched whole or by 32 bits of it.
 
     All of 128 values but the first are as large as their bound allows, or as that of the context does. With a maximum
-    E is e^-0.1 for all of these, their sum 115, 1.1 times 128 at most. Without: one is e^-0.2, the others e^-4.1, in
-    all 2.9, 5.5 at most."""
-    bounds = AttentionBounds(BOUND, Scores(20.0, above, 8.0, 20.0), CONTEXT)
-    style = preset_of("ditto").style.chosen(Choices.model_validate({"used": used}))
+    E is e^-0.1 for all of these, their sum 115, 1.1 times 128 at most. Without: one is e^-0.2, the others e^-3.7, in
+    all 3.9, 5.5 at most."""
+    bounds = AttentionBounds(value, Scores(20.0, above, 8.0, 20.0), CONTEXT)
+    style = preset_of("ditto").style.chosen(Choices(used="bits" if score == above else "no maximum"))
     program, shapes, rings = attention(style, bounds, 128)
     assert rings["v"] == ring
-    for most, marked in ((CONTEXT, False), (BOUND, True)):
+    for most, marked in ((CONTEXT, False), (value, True)):
         real = {"q": torch.ones(shapes["q"]), "k": torch.full(shapes["k"], score / SIZE)}
         real["k"][..., 0], real["k"][..., 1] = 0.0, above / SIZE
         inputs = {name: encode(x.double(), rings[name], 8) for name, x in real.items()}

@@ -17,7 +17,7 @@ from ditto.functions.smooth import INDEX_BITS, Part, Zone, harmonics
 ROOM = 0.1  # of a result over what its bound says: the fit's own error
 PRECISE, COARSE = 3.5e-3, 0.02  # tolerances of the fits
 LOST = 0.875  # of a unit of the result's last place, to which a fit is held where that is more
-INDEX_FRAC = 7  # fraction bits of the opened argument, at most: e moves by half of what it is rounded by
+INDEX_FRAC = 7  # fraction bits of the opened argument, at most: e moves by at most 0.63 of its rounding
 STEPS = 0.2  # of the opened argument, to which a wide range's fit is held: e moves by up to half of each
 
 

@@ -64,7 +64,7 @@ class Attention:
 
         1. The circle is that of `own`, by which keys and biases have their type.
         2. Values of a causal attention are as wide as every stage has them, others as E needs.
-        3. E fills the values' ring, its public factor keeping PUBLIC bits.
+        3. E would fill that ring by the bound of values, too, its public factor keeping PUBLIC bits.
         """
         try:
             circle = ScoreType.without_maximum(bounds.scores.above, bounds.scores.below, lowered=stage.later)
@@ -79,7 +79,7 @@ class Attention:
             if LEAST_DIGITS + circle.octaves + whole > self.values:
                 return None
             values = self.values
-        dealt = self.exponential.resolving(circle.octaves).holding(whole)
+        dealt = self.exponential.resolving(circle.octaves).holding(whole_bits(circle.sums(keys)[1] * bounds.qkv))
         if dealt.public_frac < PUBLIC:  # 3
             return None
         return replace(self, values=values, exponential=dealt), circle
