@@ -2,9 +2,10 @@
 
     python -m benchmarks.load_client CONFIGURATION FIRST COUNT
 
-They begin when a line comes on stdin and end when it closes. Each job is a line on stdout: `client`, `began`, `ended`
-(time.monotonic, which all processes of a machine share), `asked` (when the attempt began that was not refused), `busy`
-(how often it was refused, honestly), `outcome` as in asking.py. A client that is told when to try again does so then.
+A line on stdin says how many of them ask from then on (an empty one: all); they end when it closes. Each job is a line
+on stdout: `client`, `began`, `ended` (time.monotonic, which all processes of a machine share), `asked` (when the
+attempt began that was not refused), `busy` (how often it was refused, honestly), `outcome` as in asking.py. A client
+that is told when to try again does so then.
 """
 
 from __future__ import annotations
@@ -38,16 +39,33 @@ class Clients:
     def __init__(self, config: ClientConfig) -> None:
         self._config, self._lock = config, threading.Lock()
         self.ended = threading.Event()
+        self._asking, self._changed = 0, threading.Condition()
 
     def say(self, line: dict[str, Any]) -> None:
         with self._lock:
             sys.stdout.write(json.dumps(line) + "\n")
             sys.stdout.flush()
 
-    def ask_until_ended(self, number: int) -> None:
+    def ask(self, count: int) -> None:
+        """So many of them from now on, the first ones."""
+        with self._changed:
+            self._asking = count
+            self._changed.notify_all()
+
+    def end(self) -> None:
+        self.ended.set()
+        with self._changed:
+            self._changed.notify_all()
+
+    def _may_ask(self, place: int) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self.ended.is_set() or place < self._asking)
+        return not self.ended.is_set()
+
+    def ask_until_ended(self, place: int, number: int) -> None:
         draws = random.Random(number)
         with Client(self._config) as client:
-            while not self.ended.is_set():
+            while self._may_ask(place):
                 self._ask(client, number, draws)
 
     def _ask(self, client: Client, number: int, draws: random.Random) -> None:
@@ -81,12 +99,12 @@ def main() -> None:
     for seed in range(QUESTIONS):
         question(seed)
     clients.say({"ready": True})
-    sys.stdin.readline()
-    threads = [threading.Thread(target=clients.ask_until_ended, args=(first + i,)) for i in range(count)]
+    threads = [threading.Thread(target=clients.ask_until_ended, args=(i, first + i)) for i in range(count)]
     for thread in threads:
         thread.start()
-    sys.stdin.read()
-    clients.ended.set()
+    for line in sys.stdin:
+        clients.ask(int(line.strip() or count))
+    clients.end()
     for thread in threads:
         thread.join()
 

@@ -8,13 +8,18 @@ runs on it is in the figures.
 
 1. `--jobs` clients ask a shape once, all at the same moment; before it one alone does: in turns, `--repeat` times,
    after one job that nobody times. Seconds are from asking to the last answer, each client with connections of its own.
-2. `--clients` of a small model (asking.py) ask one job after another for `--seconds`, on each of `--networks`, with
-   each of `--slots` jobs at once: threads in four processes, an identity each, as in load.py. The first fifth of the
-   time does not count.
+2. `--clients` of a small model (asking.py: a BERT of one layer, hidden size 16, 8 tokens) ask one job after another for
+   `--seconds`, the smallest number of them first, on each of `--networks`, with each of `--slots` jobs at once (1: as
+   before there were several): threads in four processes, an identity each, as in load.py. The first fifth of the time
+   does not count; with many clients it should be a round of them all. A client's p99 is of its own jobs: where these
+   are few, their slowest one. About six minutes on two idle cores, its own starts included:
+
+    python -m benchmarks.overlap --model "" --seconds 4,4,8,30
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import statistics
@@ -87,25 +92,29 @@ def at_once(
 # Load ---------------------------------------------------------------------------------------------
 
 
-def under_load(network: str, slots: int, clients: int, seconds: float) -> dict[str, Any]:
-    """Jobs a second, latencies of all, and the p99 of the clients for which it was the least and the most."""
-    root = Path(tempfile.mkdtemp(prefix="overlap-"))
+def under_load(network: str, slots: int, counts: Sequence[int], seconds: Sequence[float]) -> list[dict[str, Any]]:
+    """A row for each number of clients, which ask for their seconds, one number after the other: jobs a second,
+    latencies of all, and the p99 of the clients for which it was the least and the most."""
+    root, most = Path(tempfile.mkdtemp(prefix="overlap-")), max(counts)
     jobs: list[Job] = []
+    began: list[float] = []
 
     def collect(process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
         jobs.extend(Job(**json.loads(line)) for line in process.stdout)
 
     try:
-        with loaded(root, clients, max(clients, PROCESSES), slots, profile(network)) as (_, processes, _):
+        with loaded(root, most, max(most, PROCESSES), slots, profile(network)) as (_, processes, _):
             readers = [threading.Thread(target=collect, args=(process,)) for process in processes]
-            for reader, process in zip(readers, processes, strict=True):
-                assert process.stdin is not None
+            for reader in readers:
                 reader.start()
-                process.stdin.write("\n")
-                process.stdin.flush()
-            began = time.monotonic()
-            time.sleep(seconds)
+            for count, each in zip(counts, seconds, strict=True):
+                began.append(time.monotonic())
+                for process, share in zip(processes, _shares(count, len(processes)), strict=True):
+                    assert process.stdin is not None
+                    process.stdin.write(f"{share}\n")
+                    process.stdin.flush()
+                time.sleep(each)
             for process in processes:
                 assert process.stdin is not None
                 process.stdin.close()
@@ -113,19 +122,32 @@ def under_load(network: str, slots: int, clients: int, seconds: float) -> dict[s
                 reader.join(300)
     finally:
         shutil.rmtree(root, ignore_errors=True)
-    start, end = began + WARM * seconds, began + seconds
+    return [
+        _row(network, slots, count, jobs, at + WARM * each, at + each)
+        for count, at, each in zip(counts, began, seconds, strict=True)
+    ]
+
+
+def _shares(clients: int, processes: int) -> list[int]:
+    """Of so many clients, each process's."""
+    cuts = [clients * i // processes for i in range(processes + 1)]
+    return [last - first for first, last in itertools.pairwise(cuts)]
+
+
+def _row(network: str, slots: int, clients: int, jobs: Sequence[Job], start: float, end: float) -> dict[str, Any]:
     counted = [job for job in jobs if start <= job.ended <= end]
     by_client = defaultdict[int, list[float]](list)
     for job in counted:
         by_client[job.client].append(job.ended - job.began)
     p99 = sorted(percentiles(of).get("p99", of[0]) for of in by_client.values())
-    served = sorted(len(by_client[number]) for number in range(clients))
+    served = sorted([0] * (clients - len(by_client)) + [len(of) for of in by_client.values()])
     row = {
         "network": network, "jobs_at_once": slots, "clients": clients, "jobs": len(counted),
-        "outcomes": dict(Counter(job.outcome for job in jobs)), "busy": sum(job.busy for job in jobs),
+        "outcomes": dict(Counter(job.outcome for job in counted)), "busy": sum(job.busy for job in counted),
         "jobs_per_second": round(len(counted) / (end - start), 2),
         "latency": percentiles([job.ended - job.began for job in counted]),
-        "p99_per_client": [p99[0], p99[-1]] if p99 else [], "jobs_per_client": [served[0], served[-1]],
+        "p99_per_client": [round(p99[0], 3), round(p99[-1], 3)] if p99 else [],
+        "jobs_per_client": [served[0], served[-1]],
     }  # fmt: skip
     note(f"{network}, {slots} at once, {clients} clients: {row['jobs_per_second']} jobs/s, {row['latency']}")
     return row
@@ -148,15 +170,16 @@ def markdown(document: dict[str, Any]) -> str:
     if rows := document["load"]:
         lines += ["## Under load", ""]
         lines += [
-            "| network | jobs at once | clients | jobs/s | p50 s | p90 s | p99 s | p99 of a client, least, most |"
+            "| network | jobs at once | clients | jobs/s | p50 s | p90 s | p99 s | p99 of a client, least, most "
+            "| jobs of a client, least, most |"
         ]
-        lines += ["|---|---|---|---|---|---|---|---|"]
+        lines += ["|---|---|---|---|---|---|---|---|---|"]
         for row in rows:
             of = " | ".join(f"{row['latency'].get(p, 0):.2f}" for p in ("p50", "p90", "p99"))
             each = ", ".join(f"{seconds:.2f}" for seconds in row["p99_per_client"])
             lines.append(
                 f"| {row['network']} | {row['jobs_at_once']} | {row['clients']} | {row['jobs_per_second']:.2f} "
-                f"| {of} | {each} |"
+                f"| {of} | {each} | {', '.join(map(str, row['jobs_per_client']))} |"
             )
     return "\n".join(lines) + "\n"
 
@@ -203,16 +226,20 @@ def main(
     clients: Annotated[str, typer.Option(help="Of the second part; empty: none.")] = "1,4,16,64",
     networks: Annotated[str, typer.Option(help="Of the second part.")] = "loopback,lan,wan",
     slots: Annotated[str, typer.Option(help="Jobs at once, of the second part.")] = "1,4",
-    seconds: Annotated[float, typer.Option(help="Of each number of clients.")] = 60.0,
+    seconds: Annotated[str, typer.Option(help="Of each number of clients, one or as many.")] = "60",
     out: Path = Path("results"),
 ) -> None:
+    counts, each = _numbers(clients), [float(x) for x in seconds.split(",")]
+    each = each * len(counts) if len(each) == 1 else each
+    if len(each) != len(counts) or counts != sorted(counts):
+        raise typer.BadParameter("--clients in growing numbers, --seconds one or as many")
     document: dict[str, Any] = {"machine": machine(), "load": []}
     out.mkdir(parents=True, exist_ok=True)
     if model:
         document["at_once"] = at_once(model, seq, layers, network, jobs, repeat, ranges)
     for name in networks.split(","):
-        for count in _numbers(clients):
-            document["load"] += [under_load(name, at, count, seconds) for at in _numbers(slots)]
+        for at in _numbers(slots) if counts else ():
+            document["load"] += under_load(name, at, counts, each)
     (out / "results.json").write_text(json.dumps(document, indent=1) + "\n")
     (out / "results.md").write_text(markdown(document))
     if document["load"]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.asking import Question, model
-from ditto.client.client import Client, Inputs
+from ditto.client.client import Client
 from ditto.engine.program import Program, Wire
 from ditto.errors import Busy, DittoError
 from ditto.net.config import ClientConfig
@@ -64,7 +64,7 @@ def unread(client: Client, ended: threading.Event) -> Iterator[None]:
     """Calls for its answer and takes nothing of it."""
     fetch = client._fetch
 
-    def leave(job: str, stage: int, program: Program) -> dict[str, torch.Tensor]:
+    def leave(job: str, stage: int, program: Program, *rest: Any) -> dict[str, torch.Tensor]:
         calls = [
             stub.FetchOutput(party_pb2.FetchOutputRequest(job=job, name=name, stage=stage), timeout=120)
             for stub in client._parties
@@ -87,7 +87,7 @@ def trickle(client: Client, ended: threading.Event) -> Iterator[None]:
     """Sends its shares a few bytes at a time."""
     upload = client._upload
 
-    def slowly(job: str, terms: party_pb2.JobTerms, stage: int, program: Program, inputs: Inputs) -> None:
+    def slowly(job: str, terms: party_pb2.JobTerms, stage: int, program: Program, *rest: Any) -> None:
         name, wire = next(iter(program.inputs.items()))
         client._parties[1].PutInput(drops(job, terms, name, wire, ended), timeout=120)
 
