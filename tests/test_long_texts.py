@@ -32,7 +32,7 @@ def attention(style: Style, bounds: AttentionBounds, n: int) -> tuple[Program, d
     """One head of QUERIES queries and n keys: the program, watched, shapes and rings of its inputs."""
     b = Builder(guards=True)
     b.layer("attention")
-    shapes = {"q": (1, 1, QUERIES, SIZE), "k": (1, 1, SIZE, n), "v": (1, 1, n, SIZE)}
+    shapes: dict[str, Shape] = {"q": (1, 1, QUERIES, SIZE), "k": (1, 1, SIZE, n), "v": (1, 1, n, SIZE)}
     rings = {"q": 24, "k": 24, "v": style.attention(bounds, ENCODER, n)[0].values}
     q, k, v = b.open(*(b.input(name, rings[name], 8, shape, BOUND) for name, shape in shapes.items()))
     residual = b.input("residual", 24, 12, (QUERIES, SIZE), 1.0)
