@@ -206,7 +206,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     for axis in (pace, latency):
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:g}")
-        axis.legend(frameon=False, fontsize=8)
+    latency.legend(frameon=False, fontsize=8)  # of both
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
