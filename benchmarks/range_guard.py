@@ -1,10 +1,11 @@
 """Does the range guard mark every wrong answer, and no right one? A real model, calibrated on twenty bland sentences.
 
-    python benchmarks/range_guard.py DATA_DIR [--like 500] [--mpc 4]
+    python benchmarks/range_guard.py DATA_DIR [--like 500] [--mpc 4] [--only-mine]
 
-DATA_DIR holds stsb/train.csv.gz, whose first twenty different sentences calibrate the model that `ditto demo` uses;
-the next ones are the texts like them, ten in a job. The others are below, by kind, each alone. All go through the plain
-interpreter, in integers as on shares. An answer counts as wrong where its cosine to fp32 is below 0.98, as marked where
+DATA_DIR holds stsb/train.csv.gz, whose first twenty different sentences calibrate all-MiniLM-L6-v2, as `ditto model
+import` does it: with the hard texts that come with ditto, or without them (`--only-mine`). The next ones are the texts
+like them, ten in a job. The others are below, by kind, each alone. All go through the plain interpreter, in integers as
+on shares. An answer counts as wrong where its cosine to fp32 is below 0.98, as marked where
 the guard says so whatever the carries are; `may_be_marked` are those that some carry would mark. `--mpc` asks so many
 of either sort on real processes, too. Prints JSON.
 """
@@ -26,7 +27,8 @@ from ditto.client.client import Client
 from ditto.client.local_cluster import embedded
 from ditto.engine.plain import plain_weights, run_plain
 from ditto.engine.program import GUARD, Step
-from ditto.models import Plan, decode_outputs, encode_inputs, import_model, load_checkpoint
+from ditto.models import Plan, decode_outputs, encode_inputs, encode_weights, load_checkpoint
+from ditto.models.calibration import calibrate, describe_calibrated
 from ditto.models.compiled import program_for
 from ditto.ops import Guard
 
@@ -144,9 +146,11 @@ TEXTS = {
 class Asked:
     """The model in integers and in floats, one text at a time."""
 
-    def __init__(self, calibration: list[str]) -> None:
+    def __init__(self, calibration: list[str], hard: bool) -> None:
         self._checkpoint = load_checkpoint(installed_checkpoint())
-        self.description, self.weights = import_model(self._checkpoint, "guarded", calibration)
+        seen = calibrate(self._checkpoint, calibration, hard)
+        self.description, arranged, _ = describe_calibrated(self._checkpoint, "guarded", seen)
+        self.weights = encode_weights(self.description, arranged.tensors)
         self._text = self.description.text()
         self.tokenizer = self._checkpoint.tokenizer()
         self._ready = plain_weights(program_for(self._text, Plan(1, 16)), self.weights)
@@ -221,9 +225,9 @@ def on_processes(asked: Asked, texts: list[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def measure(data: Path, like: int, mpc: int) -> dict[str, Any]:
+def measure(data: Path, like: int, mpc: int, hard: bool) -> dict[str, Any]:
     known = sentences(data)
-    asked = Asked(known[:CALIBRATION])
+    asked = Asked(known[:CALIBRATION], hard)
     same = known[CALIBRATION : CALIBRATION + like]
     result: dict[str, Any] = {"like the calibration": of_kind(asked, same, size=10)}
     result |= {kind: of_kind(asked, texts) for kind, texts in TEXTS.items()}
@@ -236,9 +240,10 @@ def main(
     data: Path,
     like: Annotated[int, typer.Option(min=1, help="Sentences like those of the calibration.")] = 500,
     mpc: Annotated[int, typer.Option(min=0, help="Texts of each sort on real processes.")] = 0,
+    only_mine: Annotated[bool, typer.Option("--only-mine", help="Calibrate without ditto's hard texts.")] = False,
 ) -> None:
     """Print what `measure` finds, as JSON."""
-    typer.echo(json.dumps(measure(data, like, mpc), indent=1))
+    typer.echo(json.dumps(measure(data, like, mpc, not only_mine), indent=1))
 
 
 if __name__ == "__main__":
