@@ -63,8 +63,10 @@ async def _infer(state: State, document: dict[str, Any], say: Callable[[dict[str
         def follow(event: dict[str, Any]) -> None:
             say({"job": at, "event": event})
 
+        def layers(program: Program) -> None:
+            say({"job": at, "layers": len(program.layers)})
+
         say({"job": at})
-        layers: Callable[[Program], None] = lambda program: say({"job": at, "layers": len(program.layers)})  # noqa: E731
         return answer(client, description, jobs[at], tables, guard, follow, layers, ending)
 
     async for landed in state.flown(range(len(jobs)), one, in_flight):

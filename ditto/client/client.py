@@ -39,7 +39,7 @@ from ditto.names import PARTIES
 from ditto.net.config import ClientConfig
 from ditto.net.pools import Watchdog
 from ditto.net.telemetry import tracing_of
-from ditto.net.tracing import SILENT, Span
+from ditto.net.tracing import Span
 from ditto.net.transport import short
 from ditto.ring import unpack
 from ditto.ring.prg import new_seed
@@ -246,11 +246,11 @@ class Client(Manager):
         plan: Plan,
         inputs: Callable[[int, Program, Outputs], Inputs | None],
         on_event: Callable[[dict[str, Any]], None] | None,
-        span: Span = SILENT,
-        sent: Sent | None = None,
-        ending: Ending | None = None,
+        span: Span,
+        sent: Sent | None,
+        ending: Ending,
     ) -> InferResult:
-        wall, ending = Wall(), ending or Ending()
+        wall = Wall()
         plan = replace(plan, hold_mb=found.hold_mb or plan.hold_mb)  # as the servers are configured
         program = program_for(found.description, plan)
         wall.lap("program")

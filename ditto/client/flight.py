@@ -10,9 +10,12 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from ditto.errors import Busy, ClusterError, Interrupted, UsageError
+
+if TYPE_CHECKING:
+    import asyncio
 
 J = TypeVar("J")
 T = TypeVar("T")
@@ -113,6 +116,13 @@ class Window(Generic[J, T]):
         self._exhausted = found is None
         return found
 
+    def ended(self, at: int, asked: Future[T] | asyncio.Future[T]) -> None:
+        """What was asked for it is done."""
+        if (error := asked.exception()) is not None:
+            self.failed(at, error)
+        else:
+            self.answered(at, asked.result())
+
     def answered(self, at: int, value: T) -> None:
         self._running.discard(at)
         self._answers[at] = value, time.perf_counter()
@@ -186,10 +196,7 @@ def flown(
                     yield found
                 for future in wait(flying, return_when=FIRST_COMPLETED).done:
                     at, _ = flying.pop(future)
-                    if (error := future.exception()) is not None:
-                        window.failed(at, error)
-                    else:
-                        window.answered(at, future.result())
+                    window.ended(at, future)
                 begin()
         finally:
             for _, ending in flying.values():

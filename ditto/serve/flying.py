@@ -33,11 +33,7 @@ async def flown(jobs: Sequence[J], ask: Callable[[J, Ending], T], in_flight: int
             if flying:
                 done, _ = await asyncio.wait(flying, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
-                    at = flying.pop(task)
-                    if (error := task.exception()) is not None:
-                        window.failed(at, error)
-                    else:
-                        window.answered(at, task.result())
+                    window.ended(flying.pop(task), task)
             begin()
     finally:
         for task in flying:
