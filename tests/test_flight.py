@@ -24,6 +24,7 @@ from ditto.client.flight import MOST, REFUSED, Ending, Window, flown
 from ditto.errors import Busy, Interrupted, PeerLost, UsageError
 from ditto.serve import flying
 from ditto.serve.state import State
+from ditto.serve.turns import Turns
 
 # What begins, and what comes ----------------------------------------------------------------------
 
@@ -209,7 +210,7 @@ def test_in_an_event_loop() -> None:
     jobs.let(0, 1, 2)
 
     async def run() -> None:
-        async for each in flying.flown(range(5), jobs.ask, 2):
+        async for each in flying.flown(range(5), jobs.ask, 2, Turns(2, 0).run):
             found.append(each.job)
 
     async def main() -> None:
@@ -281,7 +282,7 @@ def test_two_run_at_once_and_who_leaves_ends_the_other(place: Place) -> None:
 
 
 def test_texts_of_one_request_by_http(place: Place) -> None:
-    """Jobs of one request run beside each other; answers are in the order of the texts."""
+    """Jobs of one request run beside each other, and of several; answers are in the order of the texts."""
     state = State(ditto.connect(place.root / "configs" / "client.yaml"), in_flight=3)
     texts = TEXTS * 4  # three jobs
 
@@ -290,7 +291,15 @@ def test_texts_of_one_request_by_http(place: Place) -> None:
         follow = lambda event: running.append(state.turns.running)  # noqa: E731
         async for answered in state.ask(model, await state.encoded(model, texts), follow):
             found += answered.values
-        assert set(running) == {3} and state.turns.running == state.turns.held == 0
+        assert max(running) == 3 and state.turns.running == state.turns.held == 0
+        running.clear()
+
+        async def request(text: str) -> None:
+            async for _ in state.ask(model, await state.encoded(model, [text]), follow):
+                pass
+
+        await asyncio.gather(*map(request, TEXTS[:2]))
+        assert max(running) == 2, "those of two requests, too"
         await state.close()
         return found
 

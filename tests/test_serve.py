@@ -409,7 +409,7 @@ def test_the_clients_key_error(served: Served, tmp_path: Path, place: Place) -> 
 
 
 def test_busy(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One job, two that wait, and no more; the next is told when to come back."""
+    """Two jobs, two requests that wait, and no more; the next is told when to come back."""
     going, ends = threading.Event(), threading.Event()
     ask = served.state.cluster._client.infer
 
@@ -423,13 +423,14 @@ def test_busy(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     document = {"model": "vectors", "input": "the cat"}
     threads = [
         threading.Thread(target=lambda: answers.append(served.post("/v1/embeddings", document).status_code))
-        for _ in range(3)
+        for _ in range(4)
     ]
     try:
         for thread in threads:
             thread.start()
         assert going.wait(20)
-        _until(lambda: served.state.turns.held == 3)
+        _until(lambda: served.state.turns.held == 4)
+        assert served.state.turns.running == 2
         with pytest.raises(openai.RateLimitError) as caught:
             served.openai.embeddings.create(**document)  # type: ignore[arg-type]
         assert int(caught.value.response.headers["retry-after"]) >= 1 and caught.value.code == "busy"
@@ -439,7 +440,7 @@ def test_busy(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
         ends.set()
         for thread in threads:
             thread.join()
-    assert answers == [200] * 3 and served.state.turns.held == 0
+    assert answers == [200] * 4 and served.state.turns.held == 0
 
 
 def test_who_hangs_up(served: Served, writer: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import ditto
-from ditto.errors import DittoError
+from ditto.errors import Busy, DittoError
 from ditto.serve import body, guard, local, neighbours
 from ditto.serve import place as places
 from ditto.serve.errors import AGAIN, STATUS, failure, status_of
@@ -139,3 +139,94 @@ def test_stops() -> None:
             else:
                 said += found.finish()
             assert said == want, (stops, size)
+
+
+# Turns --------------------------------------------------------------------------------------------
+
+
+class Jobs:
+    """Jobs that last until they are told to end, in the order in which they began."""
+
+    def __init__(self, turns: Turns) -> None:
+        self.turns, self.began = turns, list[str]()
+        self._ends: dict[str, asyncio.Event] = {}
+
+    async def ask(self, name: str, room: int = 9) -> str:
+        """Refused where more than `room` are under way."""
+        self.began.append(name)
+        self._ends[name] = asyncio.Event()
+        if self.turns.running > room:
+            raise Busy("no room")
+        await self._ends[name].wait()
+        return name
+
+    def of(self, name: str, room: int = 9) -> asyncio.Task[str]:
+        return asyncio.ensure_future(self.turns.run(lambda: self.ask(name, room)))
+
+    async def end(self, name: str) -> None:
+        self._ends[name].set()
+        await settled()
+
+
+async def settled() -> None:
+    for _ in range(9):
+        await asyncio.sleep(0)
+
+
+def test_jobs_of_several_requests_run_beside_each_other_in_one_line() -> None:
+    async def run() -> None:
+        jobs = Jobs(Turns(2, 9))
+        a, b, c, d = (jobs.of(name) for name in "abcd")
+        await settled()
+        assert jobs.began == ["a", "b"] and jobs.turns.running == 2
+        c.cancel()  # who leaves the line holds up nobody
+        await jobs.end("b")
+        assert jobs.began == ["a", "b", "d"] and b.result() == "b"
+        await jobs.end("a")
+        await jobs.end("d")
+        assert (a.result(), d.result(), jobs.turns.running) == ("a", "d", 0)
+
+    asyncio.run(run())
+
+
+def test_who_is_refused_beside_another_job_asks_again_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        jobs = Jobs(Turns(3, 9))
+        a, c = jobs.of("a"), jobs.of("c")
+        await settled()
+        b = jobs.of("b", room=1)
+        await settled()
+        assert jobs.began == ["a", "c", "b"] and jobs.turns.running == 2, "b was refused, and waits"
+        late = jobs.of("late")
+        await jobs.end("a")
+        assert jobs.began == ["a", "c", "b"] and a.done(), "c is still under way"
+        await jobs.end("c")
+        assert jobs.began == ["a", "c", "b", "b"] and jobs.turns.running == 1
+        await jobs.end("b")
+        assert b.result() == "b" and jobs.began[-1] == "late" and c.done()
+        more = jobs.of("more")
+        await settled()
+        assert jobs.began[-1] == "late", "one at a time for a minute"
+        await jobs.end("late")
+        await jobs.end("more")
+        assert late.done() and more.done()
+
+        monkeypatch.setattr(jobs.turns, "_alone_until", 0.0)
+        e, f = jobs.of("e"), jobs.of("f")
+        await settled()
+        assert jobs.turns.running == 2, "and then several again"
+        for name, task in (("e", e), ("f", f)):
+            await jobs.end(name)
+            assert task.result() == name
+
+    asyncio.run(run())
+
+
+def test_who_is_refused_alone_is_told_so() -> None:
+    async def run() -> None:
+        jobs = Jobs(Turns(2, 9))
+        with pytest.raises(Busy, match="no room"):
+            await jobs.of("a", room=0)
+        assert jobs.began == ["a"] and jobs.turns.running == 0
+
+    asyncio.run(run())

@@ -57,7 +57,7 @@ async def _infer(state: State, document: dict[str, Any], say: Callable[[dict[str
     say({"shapes": [list(job.shape) for job in jobs], "first": first})
     tables = checkpoint.tensors if checkpoint else None
     in_flight = checked(document["in_flight"])
-    asks.run.in_flight = min(in_flight, max(1, len(jobs)))
+    asks.run.in_flight = min(in_flight, state.in_flight, max(1, len(jobs)))
 
     def one(at: int, ending: Ending) -> tuple[list[Any], dict[str, Any]]:
         def follow(event: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -152,11 +153,11 @@ class _Completion:
         if asked.max_tokens > self._model.max_length:
             raise Refused(f"max_tokens: {self._model.max_length} at most", code="invalid_value", param="max_tokens")
         for prompt in asked.prompt:
-            generation = self._model.generate(
-                prompt, max_new_tokens=asked.max_tokens, temperature=asked.temperature, top_p=asked.top_p,
-                top_k=asked.top_k, seed=asked.seed,
+            begin = partial(
+                self._model.generate, prompt, max_new_tokens=asked.max_tokens, temperature=asked.temperature,
+                top_p=asked.top_p, top_k=asked.top_k, seed=asked.seed,
             )  # fmt: skip
-            self._writings.append(Writing(self._state, self._model, generation, asked.max_tokens, asked.stop))
+            self._writings.append(Writing(self._state, self._model, begin, asked.max_tokens, asked.stop))
         self._prompt_tokens = sum(tokenizer.encode_prompts(asked.prompt, self._model.max_length).lengths)
         self._texts = [""] * len(self._writings)
 

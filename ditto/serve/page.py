@@ -122,7 +122,7 @@ async def _answer(state: State, question: Question, put: Put) -> None:
             [batch] = await state.encoded(model, texts)
             work = lambda: _answered(state, model, texts, batch, put)  # noqa: E731
         async with state.turns.place():
-            if ahead := state.turns.held - 1:
+            if (ahead := state.turns.ahead) > 0:
                 put("waiting", {"ahead": ahead})
             await state.job(work)
     except Interrupted:

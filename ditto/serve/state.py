@@ -82,13 +82,13 @@ class State:
     """Made before the server starts, closed by its end. Nothing of a text is kept or logged."""
 
     def __init__(
-        self, cluster: Cluster, *, jobs: int = 1, waiting: int = 32, strict: bool = False, in_flight: int = IN_FLIGHT
+        self, cluster: Cluster, *, waiting: int = 32, strict: bool = False, in_flight: int = IN_FLIGHT
     ) -> None:
-        """`jobs` have their turn at once, each of another request; of one request's jobs `in_flight` have a turn
-        together. `strict`: an answer whose values left their calibrated range is an error. Raises UsageError."""
+        """`in_flight` jobs run at once, of one request or of several. `strict`: an answer whose values left their
+        calibrated range is an error. Raises UsageError."""
         self.in_flight = checked(in_flight)
         self.cluster = cluster
-        self.turns = Turns(jobs, waiting)
+        self.turns = Turns(self.in_flight, waiting)
         self.metrics = Metrics(self.turns)
         self.strict = strict
         self.started = time.time()
@@ -157,24 +157,17 @@ class State:
                 self.count(model, landed.value.report, len(landed.value.values))
                 yield landed.value
 
-    async def flown(
+    def flown(
         self, of_request: Sequence[J], ask: Callable[[J, Ending], T], in_flight: int | None = None
     ) -> AsyncGenerator[Landed[J, T], None]:
-        """The answers of one request's jobs, in order; `ask` is called in threads. Only within `turns.place`. As many
-        as may be in flight have a turn together, and end before others have theirs."""
-        most = in_flight or self.in_flight
-        for at in range(0, len(of_request), most):
-            some = of_request[at : at + most]
-            async with self.turns.turn(len(some)):
-                found = [landed async for landed in flown(some, ask, most)]
-            for landed in found:
-                yield landed
+        """The answers of one request's jobs, in order; `ask` is called in threads, in the turn of each. Only within
+        `turns.place`. `in_flight`: of this request's, where it asks for other than the daemon's."""
+        return flown(of_request, ask, in_flight or self.in_flight, self.turns.run)
 
     async def job(self, work: Callable[[], Any], stop: Callable[[], None] = lambda: None) -> Any:
         """Call what runs one job, in a thread, when it is its turn. Only within `turns.place`. Who is cancelled calls
         `stop` and waits for its end."""
-        async with self.turns.turn():
-            return await whole(work, stop)
+        return await self.turns.run(lambda: whole(work, stop))
 
     def count(self, model: Model, report: dict[str, Any], texts: int) -> None:
         """A job that is done. Raises OutOfRange where `strict` says so."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ditto.api.threads import whole
+from ditto.client.flight import REFUSED
+from ditto.serve.turns import Turn
 
 if TYPE_CHECKING:
     from ditto.api.answers import Token
@@ -45,8 +47,12 @@ class Writing:
     """One prompt's continuation. `tokens` (the end of the text excluded), `reason` (`stop` or `length`) and `in_range`
     are known when all pieces have been taken."""
 
-    def __init__(self, state: State, model: Model, generation: Generation, most: int, stops: Sequence[str]) -> None:
-        self._state, self._model, self._generation, self._most = state, model, generation, most
+    def __init__(
+        self, state: State, model: Model, begin: Callable[[], Generation], most: int, stops: Sequence[str]
+    ) -> None:
+        """`begin` checks the prompt; no job runs before its first token is taken."""
+        self._state, self._model, self._begin, self._most = state, model, begin, most
+        self._generation = begin()
         self._stops = Stops(stops)
         self.tokens = 0
         self.reason = "stop"
@@ -56,20 +62,28 @@ class Writing:
     async def pieces(self) -> AsyncIterator[str]:
         """Texts, none of them empty. Only within `turns.place`. The job ends after the token under way when these are
         closed, or a stop is found. At the end, with `strict`, raises OutOfRange."""
-        generation, said, stopped = self._generation, 0, False
-        async with self._state.turns.turn():
-            try:
-                while not stopped and (token := await whole(self._next, generation.stop)) is not None:
-                    self.tokens += 1
-                    said += len(token.text)
-                    text, stopped = self._stops.push(token.text)
-                    if text:
-                        yield text
-            finally:
-                await whole(generation.close)
-                if (result := generation._job.result) is not None:  # it neither failed nor was never begun
-                    self.in_range, self.stock = result.report["in_range"], result.report["stock"]
-                    self._state.count(self._model, result.report, 1)
+        turns, said, stopped = self._state.turns, 0, False
+        first: Turn | None = None
+        while True:
+            generation = self._generation
+            async with turns.turn() as turn:
+                try:
+                    while not stopped and (token := await whole(self._next, generation.stop)) is not None:
+                        self.tokens += 1
+                        said += len(token.text)
+                        text, stopped = self._stops.push(token.text)
+                        if text:
+                            yield text
+                    break
+                except REFUSED:  # by a job beside it, as in `Turns.run`
+                    if first is not None or self.tokens or not turns.refused(turn):
+                        raise
+                finally:
+                    await whole(generation.close)
+                    if (result := generation._job.result) is not None:  # it neither failed nor was never begun
+                        self.in_range, self.stock = result.report["in_range"], result.report["stock"]
+                        self._state.count(self._model, result.report, 1)
+            first, self._generation = turn, self._begin()
         if stopped:
             return
         # characters that no token completed
