@@ -17,10 +17,12 @@ from ditto.cli import app
 from ditto.engine.plain import run_plain
 from ditto.engine.plan import Plan
 from ditto.errors import BadDescription, ConfigError
+from ditto.files import read_json
 from ditto.functions.fit import Fitting
 from ditto.models import Description, compile_stage, encode_inputs, encode_weights, parse, random, random_model
-from ditto.models.description import ScoreRange
+from ditto.models.description import ScoreRange, layer_ranges
 from ditto.models.importer import with_choices
+from ditto.models.random import random_checkpoint, scaled_description
 from ditto.models.registry import architecture_of
 from ditto.models.tokenizer import Batch
 from ditto.net.emulation import Network, network
@@ -33,7 +35,7 @@ from ditto.planning.measure import Asked, Shape, fit_processes
 from ditto.planning.planner import PARTS, Objective, Part, plan, value
 from ditto.planning.probes import softmax_error
 from ditto.planning.stopwatch import ROLES, Sample, stopwatch
-from ditto.planning.work import Kind
+from ditto.planning.work import Kind, kind_of
 from ditto.presets.choices import DEFAULT, Choices
 from ditto.ring import signed
 
@@ -44,6 +46,7 @@ MACHINE = Machine(
     cores=2, rates={"Open/8": dict.fromkeys(ROLES, RATE)}, round=3e-4, sent=2e-9, dealt=1e-9, phase=1e-3
 )  # fmt: skip
 WAN = network("wan")
+RANGES = Path(__file__).parents[1] / "benchmarks" / "ranges" / "all-minilm-l6-v2.json"
 FEW = (Part("softmax", {"exponential": ("precise", "narrow"), "used": ("bits", "table")}), *PARTS[1:])
 
 
@@ -178,6 +181,21 @@ def test_every_step_is_timed(model: tuple[Description, Any, Batch]) -> None:
     assert sum(sample.steps for sample in samples) == len(program.steps)
     assert all(sample.seconds["online"] > 0 for sample in samples)
     assert any(sample.seconds["deal"] > 0 for sample in samples)
+
+
+def test_what_a_trained_model_computes_is_timed() -> None:
+    """Every kind of operation that a model with a trained model's ranges has is one of a timed program's: another one
+    would go by some other kind's rate. Kinds follow from ranges, not from sizes."""
+    shapes = Shape(measuring.READS, 64, 16), Shape(measuring.WRITES, 64, 16)
+    timed = {kind for shape in shapes for kind in kinds(measuring.timed(shape), shape.tokens)}
+    real = layer_ranges(read_json(RANGES))
+    for name in ("bert-tiny", "gpt2-tiny"):
+        asked = scaled_description(random_checkpoint(name, len(real)), name, 16, real=real)[0]
+        assert kinds(asked, 16) <= timed
+
+
+def kinds(description: Description, tokens: int) -> set[Kind]:
+    return {kind_of(step.op) for step in compile_stage(description, Plan(1, tokens)).steps}
 
 
 def test_a_profile_is_kept(tmp_path: Path) -> None:
@@ -331,7 +349,7 @@ def test_the_command_measures(
     for name, shapes in (("TIMED", 1), ("ASKED", 2)):
         tiny = tuple(Shape(measuring.READS, 64, 8 * (i + 1)) for i in range(shapes))
         monkeypatch.setattr(measuring, name, tiny)
-    monkeypatch.setattr(measuring, "GENERATING", Shape(measuring.WRITES, 64, 8))
+    monkeypatch.setattr(measuring, "GENERATING", (Shape(measuring.WRITES, 64, 8),))
     for name, value_ in (("PROGRAMS", 1), ("JOBS", 1), ("VOCABULARY", 64)):
         monkeypatch.setattr(measuring, name, value_)
     (tmp_path / "d.json").write_text(model[0].text())

@@ -16,8 +16,8 @@ from ditto.engine.program import Program
 from ditto.models import compile_stage, encode_inputs, random_batch
 from ditto.models.architecture import Tensors
 from ditto.models.checkpoint import Checkpoint
-from ditto.models.description import Description, Dimensions
-from ditto.models.random import SHAPES, random_weights, scaled_model
+from ditto.models.description import Description, Dimensions, LayerRanges, Neurons, NormRange, ScoreRange
+from ditto.models.random import SHAPES, random_weights, scaled_description, scaled_model
 from ditto.models.tokenizer import Batch
 from ditto.net.emulation import network
 from ditto.planning.forecast import Demand, Forecast, demands, forecast, whole
@@ -25,7 +25,7 @@ from ditto.planning.machine import Machine, rates_of, with_processes
 from ditto.planning.stopwatch import Sample, stopwatch
 from ditto.ring.malloc import tune_memory
 
-PROGRAMS = 2  # times that each is timed
+PROGRAMS = 3  # times that each is timed; the quickest counts
 JOBS = 5  # of each model; medians count
 START = {"round": 3e-4, "sent": 1e-9, "dealt": 1e-9, "phase": 2e-3, "start": 1e-2}
 FACTORS = (0.25, 0.5, 0.8, 0.95, 1.05, 1.25, 2.0, 4.0)
@@ -47,20 +47,39 @@ class Shape(NamedTuple):
 READS, WRITES = (SHAPES[name][0] for name in ("bert-tiny", "gpt2-tiny"))  # classes
 TIMED = (Shape(READS, 256, 32), Shape(READS, 256, 128), Shape(READS, 768, 64))
 ASKED = (Shape(READS, 256, 16), Shape(READS, 256, 128), Shape(READS, 768, 128))
-GENERATING = Shape(WRITES, 256, 32)
+GENERATING = (Shape(WRITES, 256, 32), Shape(WRITES, 256, 96))
+
+# Two layers as trained models have them, so that every kind of operation is timed that their programs use: neurons in
+# classes, scores with a maximum and without, roots over many octaves. A kind that is not timed goes by another's rate.
+_NEURONS = tuple(
+    Neurons(count=count, bound=bound) for count, bound in ((704, 6.0), (192, 7.0), (64, 8.0), (32, 10.0), (32, 32.0))
+)
+_NORMS = {
+    "norm1": NormRange(input=16.0, output=40.0, variance=(0.06, 1.0)),
+    "norm2": NormRange(input=300.0, output=16.0, variance=(0.2, 260.0)),
+}
+RANGES = tuple(
+    LayerRanges(
+        qkv=12.0, scores=scores, context=4.5, attention=6.5, activation=32.0, neurons=_NEURONS, ffn=290.0, **_NORMS
+    )
+    for scores in (
+        ScoreRange(size=48.0, above=54.0, below=70.0, spread=78.0),
+        ScoreRange(size=20.0, above=10.5, below=30.0, spread=31.0),
+    )
+)
 
 
-def _checkpoint(shape: Shape, layers: int = 1) -> Checkpoint:
-    generates = shape.architecture == GENERATING.architecture
+def _checkpoint(shape: Shape) -> Checkpoint:
+    generates = shape.architecture == WRITES
     d = Dimensions(
-        hidden=shape.hidden, layers=layers, heads=shape.hidden // 64, inner=4 * shape.hidden, vocabulary=VOCABULARY,
-        positions=512, token_types=0 if generates else 2, embedding=shape.hidden, epsilon=1e-5,
+        hidden=shape.hidden, layers=len(RANGES), heads=shape.hidden // 64, inner=4 * shape.hidden,
+        vocabulary=VOCABULARY, positions=512, token_types=0 if generates else 2, embedding=shape.hidden, epsilon=1e-5,
         activation="tanh gelu" if generates else "gelu",
     )  # fmt: skip
     return random_weights(shape.architecture, d)
 
 
-STEPS = len(TIMED) + 1 + 1 + len(ASKED)  # models by themselves, four servers, models on these
+STEPS = len(TIMED) + len(GENERATING) + 1 + len(ASKED)  # models by themselves, four servers, models on these
 
 
 def measure(say: Say) -> Machine:
@@ -71,12 +90,16 @@ def measure(say: Say) -> Machine:
     return with_processes(machine, fit_processes(machine, reports))
 
 
+def timed(shape: Shape) -> Description:
+    """Of two layers of random weights with RANGES."""
+    return scaled_description(_checkpoint(shape), "timing", shape.tokens, real=RANGES)[0]
+
+
 def _samples(say: Say) -> list[Sample]:
     samples: list[Sample] = []
-    for done, shape in enumerate((*TIMED, GENERATING)):
+    for done, shape in enumerate((*TIMED, *GENERATING)):
         say(f"timing operations: {shape.architecture}, {shape.hidden} wide, {shape.tokens} tokens", done, STEPS)
-        description, *_ = scaled_model(_checkpoint(shape), "timing", shape.tokens)
-        program = compile_stage(description, Plan(1, shape.tokens))
+        program = compile_stage(timed(shape), Plan(1, shape.tokens))
         samples += _quickest([stopwatch(program) for _ in range(PROGRAMS)])
     return samples
 
@@ -112,7 +135,7 @@ def _jobs(say: Say) -> Callable[[Machine], list[Asked]]:
     with embedded(network=network("loopback")) as cluster, Client(cluster.client_config(), in_turns=True) as client:
         for number, shape in enumerate(ASKED):
             say(f"timing jobs: {shape.hidden} wide, {shape.tokens} tokens", STEPS - len(ASKED) + number, STEPS)
-            description, weights, _ = scaled_model(_checkpoint(shape, 2), f"timing-{number}", shape.tokens)
+            description, weights, _ = scaled_model(_checkpoint(shape), f"timing-{number}", shape.tokens, real=RANGES)
             client.share_model(description, weights)
             inputs = partial(_inputs, description, _words(shape.tokens))
             answers = [client.infer(description.name, inputs, 1, shape.tokens) for _ in range(JOBS + 1)]
