@@ -28,6 +28,7 @@ from ditto.models import Plan, load_checkpoint, parse
 from ditto.models.compiled import program_for
 from ditto.models.tokenizer import Text, Tokenizer, padded_width
 from ditto.net.emulation import network
+from ditto.planning.machine import FORMAT
 from ditto.wall import OTHER, Wall
 
 BOUND = {"model": "m", "version": "0" * 16, "input": "1" * 16}
@@ -147,7 +148,10 @@ def test_a_prediction_is_of_all_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert found.held >= max(predict(description, [job], True, lan).held for job in jobs) > 0
     assert found.seconds is None and "--measure" in found.line()
     rate = {role: {"step": 1e-5, "unit": 1e-9} for role in ("deal", "prepare", "online")}
-    (tmp_path / "machine.json").write_text(json.dumps({"format": 2, "cores": 2, "rates": {"Open/8": rate}}))
+    profile = {"format": FORMAT, "cores": 2, "rates": {"Open/8": rate}}
+    (tmp_path / "machine.json").write_text(json.dumps(profile | {"format": FORMAT - 1}))
+    assert predict(description, jobs, True, lan) == found, "a profile of another version is as none"
+    (tmp_path / "machine.json").write_text(json.dumps(profile))
     each = [predict(description, [job], True, lan).seconds or 0.0 for job in jobs]
     assert min(each) > 0 and predict(description, jobs, True, lan).seconds == pytest.approx(sum(each))
     assert "about " in predict(description, jobs, True, lan).line()

@@ -128,13 +128,45 @@ def test_the_dealer_works_while_the_parties_do() -> None:
     """Two cores. While layer 0 is online, 3 s of dealing are done beside 2 x 6 s of the parties: 7.5 s on two cores.
     What is not dealt by then slows both down when they prepare, and all processors are busy to the end."""
     loopback = network("loopback")
-    machine = Machine(cores=2, rates={"x/1": {}}, phase=0.25, start=0.5)
+    machine = Machine(cores=2, rates={"x/1": {}}, phase=0.25)
     got = forecast([Demand(online=6.0), Demand(dealt=1000, deal=3.0, prepare=2.0)], machine, loopback)
-    assert [f.offline for f in got] == [0.75, 2.25]
+    assert [f.offline for f in got] == [0.25, 2.25]
     assert [f.online for f in got] == [7.75, 0.25]
     got = forecast([Demand(online=6.0), Demand(dealt=1000, deal=10.0, prepare=2.0)], machine, loopback)
     assert got[0].online == pytest.approx(6 * 1.5 + 0.25)
     assert got[1].offline == pytest.approx((2 * 2 + 4) / 2 + 0.25)
+
+
+def test_what_is_received_while_the_parties_run_is_no_part_of_the_offline_phase() -> None:
+    """Two cores, 1 s for sending to each party and 1 s for receiving at each. Beside 4 s of dealing that is 8 s of
+    processors. While layer 0 is online, all four threads are at half their speed for 8 s, then the parties work alone:
+    10 s for 2 x 6 + 8. Preparing layer 1 takes what preparing takes."""
+    loopback, machine = network("loopback"), Machine(cores=2, rates={"x/1": {}}, dealt=1e-6)
+    late = Demand(dealt=2_000_000, deal=4.0, prepare=2.0)
+    got = forecast([Demand(online=6.0), late], machine, loopback)
+    assert [(f.offline, f.online) for f in got] == [(0.0, pytest.approx(10.0)), (pytest.approx(2.0), 0.0)]
+    (alone,) = forecast([late], machine, loopback)
+    assert alone.offline == pytest.approx(4 + 2)  # nothing runs beside dealing: two cores do its 8 s in 4
+    (one,) = forecast([late], machine.model_copy(update={"cores": 1}), loopback)
+    assert one.offline == pytest.approx(8 + 2 * 2)
+
+
+def test_sending_may_take_longer_than_dealing() -> None:
+    """On many cores the stream is as fast as its longest thread: 3 s for each end, 1 s of dealing."""
+    machine = Machine(cores=8, rates={"x/1": {}}, dealt=1e-6)
+    (got,) = forecast([Demand(dealt=6_000_000, deal=1.0, prepare=0.5)], machine, network("loopback"))
+    assert got.offline == pytest.approx(3 + 0.5)
+
+
+def test_dealing_begins_before_the_first_layer() -> None:
+    """By `lead`, and by the half round trip of the dealer's first message; another one is the parties' common key. What
+    was dealt by then keeps no processor busy after the job's inputs are there."""
+    slow, machine = Network(name="slow", rtt_ms=400), Machine(cores=8, rates={"x/1": {}}, lead=1.0)
+    first = Demand(deal=3.0, prepare=0.5)
+    assert [f.offline for f in forecast([first], machine, network("loopback"))] == pytest.approx([3 - 1 + 0.5])
+    assert [f.offline for f in forecast([first], machine, slow)] == pytest.approx([0.2 + (3 - 1 - 0.4) + 0.5])
+    one = machine.model_copy(update={"cores": 1})
+    assert overlapping([first], one, network("loopback")) == pytest.approx(3 - 1 + 2 * 0.5)
 
 
 def test_what_a_job_takes_whose_layers_are_prepared_ahead() -> None:
@@ -152,10 +184,12 @@ def test_what_a_job_takes_whose_layers_are_prepared_ahead() -> None:
 
 def test_constants_are_found_again() -> None:
     """From what layers would take by known ones: forecasts by those that were found are as good."""
-    known = {"round": 2e-4, "sent": 4e-9, "dealt": 6e-9, "phase": 3e-3, "start": 4e-2}
+    known = {"round": 2e-4, "sent": 4e-9, "dealt": 6e-9, "phase": 3e-3, "lead": 4e-3}
     jobs = [[Demand(6, n, 5 * n, 0.01, 0.01, 0.02), Demand(28, n, 50 * n, 0.04, 0.02, 0.04)] for n in (10**5, 10**6)]
     took = [forecast(layers, with_processes(MACHINE, known), network("loopback")) for layers in jobs]
-    found = fit_processes(MACHINE, lambda _: [Asked(*job) for job in zip(jobs, took, strict=True)])
+    dealer = [0.05 + 55 * n * known["dealt"] for n in (10**5, 10**6)]
+    found = fit_processes(MACHINE, lambda _: [Asked(*job) for job in zip(jobs, took, dealer, strict=True)])
+    assert found["dealt"] == pytest.approx(known["dealt"])
     for layers, were in zip(jobs, took, strict=True):
         for got, was in zip(forecast(layers, with_processes(MACHINE, found), network("loopback")), were, strict=True):
             assert (got.online, got.offline) == pytest.approx((was.online, was.offline), rel=0.05, abs=1e-3)
@@ -201,7 +235,7 @@ def kinds(description: Description, tokens: int) -> set[Kind]:
 def test_a_profile_is_kept(tmp_path: Path) -> None:
     machines.write(tmp_path / "m.json", MACHINE)
     assert machines.read(tmp_path / "m.json") == MACHINE
-    for text in ("{", "[]", '{"format": 1}', MACHINE.model_dump_json().replace('"format":2', '"format":9')):
+    for text in ("{", "[]", '{"format": 1}', MACHINE.model_dump_json().replace('"format":3', '"format":9')):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(ConfigError):
             machines.read(tmp_path / "bad.json")

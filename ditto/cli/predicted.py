@@ -1,5 +1,6 @@
 """What a file's jobs will take, before the first one begins."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 from ditto.cli.jobs import Job
 from ditto.cli.report import duration
 from ditto.client.home import home
+from ditto.errors import ConfigError
 from ditto.net.emulation import Network
 from ditto.report.pieces import size
 
@@ -38,7 +40,8 @@ class Prediction:
 
 
 def predict(description: "Description", jobs: Sequence[Job], guard: bool, network: Network | None) -> Prediction:
-    """From the cost model alone. `network` is the one that the servers stand on, if known."""
+    """From the cost model alone. `network` is the one that the servers stand on, if known. A profile that cannot be
+    read, such as another version's, is as none: `ditto plan` says what is wrong with it, and asking goes on."""
     from ditto.cli.plan import MACHINE
     from ditto.engine.memory import peak_of
     from ditto.models import Plan
@@ -46,7 +49,10 @@ def predict(description: "Description", jobs: Sequence[Job], guard: bool, networ
     from ditto.planning import forecast, machine
 
     path: Path = home() / MACHINE
-    measured = machine.read(path) if path.exists() and network is not None else None
+    measured: machine.Machine | None = None
+    if path.exists() and network is not None:
+        with contextlib.suppress(ConfigError):
+            measured = machine.read(path)
     sent = dealt = held = 0
     seconds = 0.0
     for (count, length), times in Counter(job.shape for job in jobs).items():

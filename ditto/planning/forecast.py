@@ -7,15 +7,21 @@ offline and online; `ditto.planning.machine`):
 
 - A party waits R rtt / 2 + S 8 / bandwidth online, and is busy C + R round + S sent. A round is one way (rtt / 2),
   since both parties send at once, as in `ditto.report.cost_model`. Openings go in pieces, so it computes while others
-  are under way: HIDDEN of the shorter one of S 8 / bandwidth and C + S sent is not waited for. Offline it is busy
-  P' = P + d dealt; dealing takes D' = D + 2 d dealt: what taking and sending the correlations costs besides.
-- While the parties wait, the dealer has a processor; while they are busy, all three share `cores` alike, until the
-  buffers are full or all is dealt: so long a party is at min(1, cores / 3) of its speed, then at min(1, cores / 2).
+  are under way: HIDDEN of the shorter one of S 8 / bandwidth and C + S sent is not waited for. Offline it is busy P.
+- The stream: the dealer deals for D; beside that it sends d to each party, and each party's reading thread receives d
+  when it comes, in whatever phase the party is then: d dealt at each of these four ends. So what is dealt while the
+  parties run is received while they run, and is no part of a later layer's offline phase. The stream's longest thread
+  takes max(D, d dealt), all of them together `beside` times that, on average over the program.
+- While the parties wait, the stream has all processors; while they are busy, their two threads and those of the stream
+  share `cores` alike, until the buffers are full or all is dealt: so long every thread is at
+  min(1, cores / (2 + beside)) of its speed, then the parties at min(1, cores / 2).
 - What is dealt follows the link to a party at its bandwidth, as far as the party's buffer lets it.
-- Offline a party works on what is there while the rest is dealt and arrives; of the first layer it has nothing
-  (the largest step of embeddings is dealt as a whole, and small pieces are gathered), so there it begins when all has
-  arrived.
-- Each phase of a layer takes `phase` more, the first one `start` besides: the stream's beginning.
+- Offline a party works on what is there while the rest is dealt and arrives; of the first layer it takes nothing
+  before all has arrived (the largest step of embeddings is dealt as a whole, and small pieces are gathered).
+- Dealing begins when a job is opened, and the client shares its inputs only then: the dealer is `lead` seconds ahead
+  when the first layer is prepared, and by half a round trip more, which its first message takes.
+- The first layer's offline phase begins with one message each way, of the parties' common key: rtt / 2.
+- Each phase of a layer takes `phase` more.
 
 Not predicted: client and coordinator, the job's start before that, other load, lost packets.
 """
@@ -96,47 +102,64 @@ def whole(parts: dict[str, Demand]) -> Demand:
 
 def forecast(layers: Sequence[Demand], machine: Machine, network: Network) -> list[Forecast]:
     """Of each layer, by the rules above."""
+    return _forecast(layers, machine, network, _Stream(layers, machine, network))
+
+
+def _forecast(layers: Sequence[Demand], machine: Machine, network: Network, stream: _Stream) -> list[Forecast]:
     found = []
-    stream = _Stream(layers, machine, network)
     for i, layer in enumerate(layers):
-        offline = stream.take(i, layer.prepare + layer.dealt / 2 * machine.dealt)
+        offline = stream.take(i, layer.prepare)
         sending, computing = transfer_seconds(layer.sent, network), layer.online + layer.sent * machine.sent
         waiting = latency_seconds(layer.rounds, network) + sending - HIDDEN * min(sending, computing)
         online = stream.work(waiting, computing + layer.rounds * machine.round)
-        found.append(Forecast(machine.phase + online, machine.phase + offline + (0.0 if i else machine.start)))
+        found.append(Forecast(machine.phase + online, machine.phase + offline))
     return found
 
 
 def overlapping(layers: Sequence[Demand], machine: Machine, network: Network) -> float:
     """From the start to the last opening, when a layer is prepared while the one before it runs, as jobs do it.
 
-    The forecasts above, one beside the other; but never less than what the processors are busy for in all.
+    The forecasts above, one beside the other; but never less than what the processors are busy for in all, without what
+    was dealt before the job's inputs were there.
     """
-    prepared = began = ran = busy = 0.0
-    for layer, found in zip(layers, forecast(layers, machine, network), strict=True):
+    stream = _Stream(layers, machine, network)
+    prepared = began = ran = 0.0
+    busy = -stream.before
+    for layer, found in zip(layers, _forecast(layers, machine, network, stream), strict=True):
         prepared = max(prepared, began) + found.offline
         began = max(prepared, ran)
         ran = began + found.online
         party = layer.prepare + layer.online + layer.rounds * machine.round + layer.sent * machine.sent
-        busy += layer.deal + 2 * (party + layer.dealt * machine.dealt)
+        busy += 2 * party + _stream_work(layer, machine)[1]
     return max(ran, busy / machine.cores)
 
 
+def _stream_work(layer: Demand, machine: Machine) -> tuple[float, float]:
+    """Of dealing, sending and receiving: seconds of the longest thread, and of all of them together."""
+    end = layer.dealt / 2 * machine.dealt
+    return max(layer.deal, end), layer.deal + 4 * end
+
+
 class _Stream:
-    """What is dealt and what has arrived, as a fluid: bytes for each party."""
+    """What is dealt and what has arrived, as a fluid: bytes for each party. Dealing is timed by the longest thread."""
 
     def __init__(self, layers: Sequence[Demand], machine: Machine, network: Network) -> None:
         self._ends = list(itertools.accumulate(layer.dealt / 2 for layer in layers))
-        self._left = [layer.deal + layer.dealt * machine.dealt for layer in layers]  # seconds of dealing
-        self._byte = transfer_seconds(1_000_000, network) / 1e6
-        self._alone, self._shared = (min(1.0, machine.cores / busy) for busy in (2, 3))
+        works = [_stream_work(layer, machine) for layer in layers]
+        self._left = [longest for longest, _ in works]  # seconds of dealing
+        self._beside = sum(every for _, every in works) / (sum(self._left) or 1.0) or 1.0
+        self._byte, self._latency = transfer_seconds(1_000_000, network) / 1e6, latency_seconds(1, network)
+        busy = self._beside, 2.0, 2 + self._beside
+        self._idle, self._alone, self._shared = (min(1.0, machine.cores / threads) for threads in busy)
         self._cores = machine.cores
         self._layer = 0  # that is being dealt
         self._dealt = self._arrived = self._taken = 0.0
+        self.before = self._beside * self._deal((machine.lead + self._latency) * self._idle)  # the first layer's phase
+        self._arrive(machine.lead)
 
     def work(self, waiting: float, busy: float) -> float:
         """Seconds in which the parties are busy and wait for each other so long."""
-        able = waiting + busy
+        able = waiting * self._idle + busy
         part = self._deal(able) / able if able else 0.0
         seconds = waiting + busy * (part / self._shared + (1 - part) / self._alone)
         self._arrive(seconds)
@@ -145,21 +168,23 @@ class _Stream:
     def take(self, layer: int, busy: float) -> float:
         """Seconds that the parties need to have a layer's correlations and to prepare them."""
         end, self._taken = self._ends[layer], self._ends[layer]
-        dealing = sum(self._left[self._layer : layer + 1])
         if layer == 0:
-            return self._fetch(end, dealing) + self.work(0.0, busy)
+            key = self.work(self._latency, 0.0)
+            return key + self._fetch(end, layer) + self.work(0.0, busy)
+        dealing = sum(self._left[self._layer : layer + 1])
         if dealing > busy:
-            seconds = max(dealing, (2 * busy + dealing) / self._cores)
+            seconds = max(dealing, (2 * busy + self._beside * dealing) / self._cores)
             self._deal(dealing)
             self._arrive(seconds)
         else:
             seconds = self.work(0.0, busy)
-        return seconds + self._fetch(end, sum(self._left[self._layer : layer + 1]))
+        return seconds + self._fetch(end, layer)
 
-    def _fetch(self, end: float, dealing: float) -> float:
+    def _fetch(self, end: float, layer: int) -> float:
         """Until all of a layer is there, parties idle."""
-        seconds = max(dealing, (end - self._arrived) * self._byte)
-        self._deal(seconds)
+        dealing = sum(self._left[self._layer : layer + 1])
+        seconds = max(dealing / self._idle, (end - self._arrived) * self._byte)
+        self._deal(seconds * self._idle)
         self._arrive(seconds)
         return seconds
 

@@ -15,7 +15,7 @@ from ditto.errors import ConfigError
 from ditto.planning.stopwatch import ROLES, Sample
 from ditto.planning.work import Kind, Work
 
-FORMAT = 2
+FORMAT = 3
 CLOCK = 20e-6  # seconds: shorter samples than this say nothing about a rate, whatever their relative error
 Seconds = Annotated[float, Field(ge=0, le=1e6)]
 
@@ -33,8 +33,9 @@ class Rate(_Stored):
 
 class Machine(_Stored):
     """`rates` by kind and role (see `ditto.planning.work`), of one thread. What the processes add: seconds for each
-    `round`, for each byte that a party `sent` online, for each byte that it was `dealt`, for each `phase` of a layer,
-    and to `start` the dealer's stream. `cores` are shared by all five processes."""
+    `round`, for each byte that a party `sent` online, at each end for each byte that it was `dealt`, and for each
+    `phase` of a layer. `lead`: seconds from the opening of a job, when dealing begins, until the client has brought its
+    inputs and the first layer is prepared. `cores` are shared by all five processes."""
 
     format: int = FORMAT
     cores: Annotated[int, Field(ge=1, le=4096)]
@@ -43,7 +44,7 @@ class Machine(_Stored):
     sent: Seconds = 0.0
     dealt: Seconds = 0.0
     phase: Seconds = 0.0
-    start: Seconds = 0.0
+    lead: Seconds = 0.0
 
     def seconds(self, work: Work, role: str) -> float:
         """Processor time of some steps in one role."""

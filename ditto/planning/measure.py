@@ -9,6 +9,8 @@ from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
 
+import psutil
+
 from ditto.client.client import Client
 from ditto.client.local_cluster import embedded
 from ditto.engine.plan import Plan
@@ -27,7 +29,7 @@ from ditto.ring.malloc import tune_memory
 
 PROGRAMS = 3  # times that each is timed; the quickest counts
 JOBS = 5  # of each model; medians count
-START = {"round": 3e-4, "sent": 1e-9, "dealt": 1e-9, "phase": 2e-3, "start": 1e-2}
+START = {"round": 3e-4, "sent": 1e-9, "phase": 2e-3, "lead": 1e-2}
 FACTORS = (0.25, 0.5, 0.8, 0.95, 1.05, 1.25, 2.0, 4.0)
 SWEEPS = 60
 FLOOR = 0.005  # seconds that are added to both sides of a ratio: shorter phases of a layer say little
@@ -100,11 +102,11 @@ def _samples(say: Say) -> list[Sample]:
     for done, shape in enumerate((*TIMED, *GENERATING)):
         say(f"timing operations: {shape.architecture}, {shape.hidden} wide, {shape.tokens} tokens", done, STEPS)
         program = compile_stage(timed(shape), Plan(1, shape.tokens))
-        samples += _quickest([stopwatch(program) for _ in range(PROGRAMS)])
+        samples += quickest([stopwatch(program) for _ in range(PROGRAMS)])
     return samples
 
 
-def _quickest(runs: Sequence[list[Sample]]) -> list[Sample]:
+def quickest(runs: Sequence[list[Sample]]) -> list[Sample]:
     """Of several runs of one program, by kind and role."""
     return [
         same[0]._replace(seconds={role: min(s.seconds[role] for s in same) for role in same[0].seconds})
@@ -122,32 +124,42 @@ def _inputs(description: Description, batch: Batch, program: Program) -> Tensors
 
 
 class Asked(NamedTuple):
-    """A job that was run: its layers' demands, and what they took."""
+    """A job that was run: its layers' demands, what they took, and seconds that the dealer's processor was busy."""
 
     layers: list[Demand]
     took: list[Forecast]
+    dealer: float
 
 
 def _jobs(say: Say) -> Callable[[Machine], list[Asked]]:
     """On loopback, medians of JOBS of each model."""
-    runs: list[tuple[Description, Shape, list[Forecast]]] = []
+    runs: list[tuple[Description, Shape, list[Forecast], float]] = []
     say("starting four servers", STEPS - len(ASKED) - 1, STEPS)
     with embedded(network=network("loopback")) as cluster, Client(cluster.client_config(), in_turns=True) as client:
+        dealer = psutil.Process(next(process.pid for process in cluster.status() if process.role == "dealer"))
         for number, shape in enumerate(ASKED):
             say(f"timing jobs: {shape.hidden} wide, {shape.tokens} tokens", STEPS - len(ASKED) + number, STEPS)
             description, weights, _ = scaled_model(_checkpoint(shape), f"timing-{number}", shape.tokens, real=RANGES)
             client.share_model(description, weights)
             inputs = partial(_inputs, description, _words(shape.tokens))
-            answers = [client.infer(description.name, inputs, 1, shape.tokens) for _ in range(JOBS + 1)]
-            runs.append((description, shape, _medians([answer.report for answer in answers[1:]])))  # the first warms up
+            client.infer(description.name, inputs, 1, shape.tokens)  # warms up
+            before = busy(dealer)
+            reports = [client.infer(description.name, inputs, 1, shape.tokens).report for _ in range(JOBS)]
+            runs.append((description, shape, _medians(reports), (busy(dealer) - before) / JOBS))
 
     def asked(machine: Machine) -> list[Asked]:
         return [
-            Asked([whole(p) for p in demands(compile_stage(d, Plan(1, shape.tokens)), machine)], took)
-            for d, shape, took in runs
+            Asked([whole(p) for p in demands(compile_stage(d, Plan(1, shape.tokens)), machine)], took, dealer)
+            for d, shape, took, dealer in runs
         ]
 
     return asked
+
+
+def busy(process: psutil.Process) -> float:
+    """Seconds of processor time so far."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 def _medians(reports: Sequence[dict[str, Any]]) -> list[Forecast]:
@@ -157,12 +169,22 @@ def _medians(reports: Sequence[dict[str, Any]]) -> list[Forecast]:
 
 
 def fit_processes(machine: Machine, asked: Callable[[Machine], list[Asked]]) -> Mapping[str, float]:
-    """What the processes add, so that forecasts come nearest to what the layers took: squared logarithms of their
-    ratios, since relative errors would rather have forecasts too low; by a search over one constant at a time."""
+    """What the processes add.
+
+    1. A byte that is dealt: the dealer's processor time beyond its operations, over the bytes that it sent. Receiving
+       one counts the same.
+    2. The others so that forecasts come nearest to what the layers took: squared logarithms of their ratios, since
+       relative errors would rather have forecasts too low; by a search over one constant at a time.
+    """
     jobs, loopback = asked(machine), network("loopback")
+    # 1
+    sums = [sum(job.layers, Demand()) for job in jobs]
+    beyond = sum(job.dealer - done.deal for job, done in zip(jobs, sums, strict=True))
+    dealt = {"dealt": max(0.0, beyond / sum(done.dealt for done in sums))}
+    # 2
 
     def error(constants: Mapping[str, float]) -> float:
-        tried = with_processes(machine, constants)
+        tried = with_processes(machine, {**dealt, **constants})
         left = 0.0
         for job in jobs:
             for took, got in zip(job.took, forecast(job.layers, tried, loopback), strict=True):
@@ -181,4 +203,4 @@ def fit_processes(machine: Machine, asked: Callable[[Machine], list[Asked]]) -> 
                     best, least = tried, found
         if least > before * (1 - 1e-4):
             break
-    return best
+    return {**dealt, **best}
