@@ -25,7 +25,7 @@ from ditto.models.compiled import program_for
 from ditto.models.registry import architecture_of
 from ditto.models.tokenizer import Batch, Prompts
 from ditto.net.config import Limits
-from ditto.ops import Open
+from ditto.ops import Exponential, Harmonic, InverseLines, Matmul, Open, base
 from ditto.presets import preset_of
 from ditto.service.limits import admit_job
 
@@ -151,6 +151,38 @@ def test_a_party_holds_what_was_estimated(hold: int, monkeypatch: pytest.MonkeyP
     run_mpc(program, encode_inputs(description, program, texts()), weights)
     estimate = peak_of(program).party
     assert estimate / 5 <= max(counted) <= estimate
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_party_expands_its_own_shares_when_they_are_read(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were no share too small to wait: between the phases a party holds less by what it expands for operations that
+    open nothing, at most by all that it expands; and the answer is what the program says."""
+    description, weights, _ = random_model("bert", 1, SEQ, preset)
+    held: dict[tuple[int, int, int], int] = {}
+    real = PartyJob.prepare
+
+    def prepare(self: PartyJob, layer: int) -> None:
+        real(self, layer)
+        steps = [i for i, step in enumerate(self.program.steps) if step.layer == layer]
+        found = {s.data_ptr(): s.nbytes() for i in steps for s in storage(self._prepared.get(i, {}))}
+        held[waits, self.party, layer] = sum(found.values())
+
+    monkeypatch.setattr(PartyJob, "prepare", prepare)
+    for waits in (1, 1 << 40):
+        monkeypatch.setattr(base, "WAITS", waits)
+        program = compiled(description, Plan(TEXTS, SEQ), 1 << 40)
+        inputs = encode_inputs(description, program, texts())
+        want = run_plain(program, inputs, weights)["hidden"]
+        gap = (run_mpc(program, inputs, weights).outputs["hidden"] - want)[texts().mask.reshape(-1).bool()]
+        assert gap.abs().max() <= preset_of(preset).ulp
+    for party in (0, 1):
+        assert sum(held[1, party, layer] for layer in range(2)) < sum(held[1 << 40, party, layer] for layer in range(2))
+        for layer in range(len(program.layers)):
+            steps = [(i, step.op) for i, step in enumerate(program.steps) if step.layer == layer]
+            own = [op for i, op in steps if program.seeded[i] == party]
+            less = held[1 << 40, party, layer] - held[1, party, layer]
+            tables = sum(op.held for op in own if isinstance(op, Harmonic | Exponential | InverseLines | Matmul))
+            assert tables <= less <= sum(op.held for op in own if op.opens() == ())
 
 
 def test_the_estimate_follows_the_bound_not_the_job(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Callable
+
 import pytest
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -12,6 +15,7 @@ from ditto.ring import batched_product, carrier, pack, packed, shift_right, sign
 from ditto.ring.digits import digits_of, half, matrix_of, subtract
 from ditto.ring.fixedpoint import decode, encode
 from ditto.ring.kernels import COLUMNS, FEW, RingMatrix, carrier_class, kernel_of
+from ditto.ring.packing import AT_ONCE
 from ditto.ring.prg import BLOCK, Prg, derive, new_seed
 
 RINGS = (8, 16, 24, 32, 40, 48, 56, 64)
@@ -40,10 +44,17 @@ def random_ring(shape: tuple[int, ...], bits: int, seed: int) -> torch.Tensor:
     return x.to(carrier(bits))
 
 
+@pytest.mark.parametrize("at_once", [8, 24, AT_ONCE])
 @given(st.integers(1, 64), st.lists(st.integers(-(2**63), 2**63 - 1), max_size=40))
-def test_pack_roundtrip(bits: int, values: list[int]) -> None:
-    """The bytes are those of the layout that is stated, by Python's integers: nothing of a carrier's other bits, nor of
-    memory that nobody wrote."""
+def test_pack_roundtrip(at_once: int, bits: int, values: list[int]) -> None:
+    """The bytes are those of the layout that is stated, by Python's integers, however many elements are taken at once:
+    nothing of a carrier's other bits, nor of memory that nobody wrote."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ditto.ring.packing.AT_ONCE", at_once)
+        _roundtrip(bits, values)
+
+
+def _roundtrip(bits: int, values: list[int]) -> None:
     x = torch.tensor(values, dtype=torch.int64).to(carrier(bits))
     data, n, whole = pack(x, bits), len(values), bits // 8
     assert len(data) == wire_bytes(bits, n) == -(-bits * n // 8)
@@ -54,6 +65,24 @@ def test_pack_roundtrip(bits: int, values: list[int]) -> None:
     for given_back in (data, bytearray(data)):
         back = unsigned(unpack(given_back, bits, (n,)), bits)
         assert [v % 2**bits for v in back.tolist()] == elements
+
+
+@pytest.mark.parametrize("bits", [4, 20, 41])
+def test_packing_takes_little_beside_what_it_returns(bits: int) -> None:
+    """However large the tensor, what is in between is at most four arrays of 8 bytes for each element taken at once."""
+    x = random_ring((32 * AT_ONCE,), bits, 2)
+    data = packed(x, bits)
+    # tracemalloc sees numpy's memory; the tensor that `unpack` returns is torch's
+    works: list[tuple[Callable[[], object], int]]
+    works = [(lambda: packed(x, bits), len(data)), (lambda: unpack(data, bits, x.shape), 0)]
+    for work, returned in works:
+        tracemalloc.start()
+        try:
+            found = work()
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert found is not None and peak - returned <= 4 * 8 * AT_ONCE
 
 
 @pytest.mark.parametrize("bits", [8, 24, 32, 39, 64])

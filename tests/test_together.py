@@ -14,6 +14,7 @@ import pytest
 
 from ditto.client import together
 from ditto.client.local_cluster import Cluster, _free_ports, embedded
+from ditto.client.together import env_of
 from ditto.errors import ClusterError
 from ditto.names import SERVERS
 from tests.test_cluster import servers_of, sleeping, state_of
@@ -48,8 +49,7 @@ def forked(go: bytes, *names: str, cwd: Path) -> tuple[int, str]:
     stays until all servers said what they are."""
     words = [word for name in names for word in ("parties.party", name, str(cwd / f"{name}.log"))]
     command = [sys.executable, "-c", FORKS, str(cwd), *words]
-    environment = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")  # as `Together` has it
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=environment) as done:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=env_of(1)) as done:
         assert done.stdin is not None and done.stdout is not None
         done.stdin.write(go)
         if not go:
@@ -58,6 +58,16 @@ def forked(go: bytes, *names: str, cwd: Path) -> tuple[int, str]:
         if "serving" in names:
             done.stdin.close()
         return done.wait(60), said
+
+
+def test_what_a_server_is_started_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread count for all libraries, and the last word on malloc's free chunks, beside what the user says."""
+    for said, want in (("", ""), ("glibc.malloc.hugetlb=1", "glibc.malloc.hugetlb=1:")):
+        monkeypatch.setenv("GLIBC_TUNABLES", said)
+        found = env_of(2)
+        assert found["OMP_NUM_THREADS"] == found["MKL_NUM_THREADS"] == "2"
+        assert found["GLIBC_TUNABLES"] == want + "glibc.malloc.tcache_count=0"
+        assert found["PATH"] == os.environ["PATH"]
 
 
 def test_a_fork_has_everything_of_its_own(tmp_path: Path) -> None:

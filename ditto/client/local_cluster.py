@@ -7,7 +7,6 @@ once (`ditto.client.together`), and known as any others.
 """
 
 import contextlib
-import os
 import re
 import secrets
 import socket
@@ -24,7 +23,7 @@ import yaml
 from ditto import files
 from ditto.client import pids
 from ditto.client.home import home as home
-from ditto.client.together import CONFIGS, LOGS, MODULES, Place, Together, command, names, role_of, starting
+from ditto.client.together import CONFIGS, LOGS, MODULES, Place, Together, command, env_of, names, role_of, starting
 from ditto.client.workers import FURTHER_PORT, configurations
 from ditto.errors import CertificateError, ClusterError, ConfigError, DittoError
 from ditto.names import PARTIES, ROLES
@@ -306,13 +305,11 @@ class Cluster:
             raise ClusterError(f"the servers could not be started; {self._log_tail('together')}")
 
     def _start(self, role: str) -> psutil.Process:
-        threads = self._threads(role)
-        # The server's own thread count decides; OpenMP would otherwise take every core for each process.
-        environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        own = env_of(self._threads(role))
         with (self.logs / f"{role}.log").open("ab") as log:
             child = subprocess.Popen(
                 self._command(role),
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=own,
             )  # fmt: skip
         return psutil.Process(child.pid)
 

@@ -44,6 +44,16 @@ def command(role: str, config: Path) -> list[str]:
     return [sys.executable, "-m", MODULES[role_of(role)[0]], str(config.resolve())]
 
 
+def env_of(threads: int | str) -> dict[str, str]:
+    """Of a server's process: its own thread count, for OpenMP would take every core for each, and no free chunks that
+    malloc keeps for single threads: they lie between large tensors, which then grow the heap where there was room."""
+    tunables = [*filter(None, [os.environ.get("GLIBC_TUNABLES")]), "glibc.malloc.tcache_count=0"]
+    threads = str(threads)
+    return os.environ | {
+        "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "GLIBC_TUNABLES": ":".join(tunables),
+    }  # fmt: skip
+
+
 class Together:
     """The process that forks the servers: it starts at once, and forks when told.
 
@@ -52,8 +62,8 @@ class Together:
     """
 
     def __init__(self, root: Path, threads: int, workers: int = 1) -> None:
-        """Of the cluster in `root`, whose configurations need not be there yet. `threads`: of each server; OpenMP would
-        otherwise take every core for each process. `workers`: of each party."""
+        """Of the cluster in `root`, whose configurations need not be there yet. `threads`: of each server, `workers` of
+        each party."""
         self.pids: dict[str, int] = {}  # by role, of what was forked
         logs = root / LOGS
         logs.mkdir(exist_ok=True)
@@ -61,12 +71,11 @@ class Together:
         self._roles = {words[-1]: role for role, words in commands.items()}
         self._said = b""
         words = [word for role, its in commands.items() for word in (*its[-2:], str(logs / f"{role}.log"))]
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         with (logs / "together.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", MODULE, str(root), *words],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True, env=environment,
-                bufsize=0,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True,
+                env=env_of(threads), bufsize=0,
             )  # fmt: skip
 
     def __enter__(self) -> Self:

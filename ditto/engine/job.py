@@ -123,7 +123,7 @@ class _PartyContext:
 
     def enter(self, index: int, label: str, seeded: bool = False) -> None:
         """`seeded`: this party expands what is dealt from its seed."""
-        self._index, self._label, self._seeded = index, label, seeded
+        self._index, self._label, self.seeded = index, label, seeded
         self._prg: Prg | None = None
         self.received = 0
 
@@ -131,7 +131,7 @@ class _PartyContext:
         self.openings.finish()  # so that events have one order, whenever messages arrive
         return self._draw()
 
-    def _fresh(self) -> Prg:
+    def fresh(self) -> Prg:
         if self._seed is None:
             raise ReuseError(f"{self._job}/{self._index}: correlations belong to the offline phase")
         if self._prg is None:  # most steps need no randomness, and a key costs more than they do
@@ -139,11 +139,11 @@ class _PartyContext:
         return self._prg
 
     def mask(self, of: Shared) -> Tensor:
-        return self._fresh().ring(of.shape, of.bits)
+        return self.fresh().ring(of.shape, of.bits)
 
     def dealt(self, of: Shared) -> Tensor:
-        prg = self._fresh()
-        if self._seeded:
+        prg = self.fresh()
+        if self.seeded:
             return prg.ring(of.shape, of.bits)
         nbytes = of.nbytes
         self.received += nbytes
@@ -221,6 +221,7 @@ class PartyJob:
         self._values: dict[str, Any] = {}
         self._masks: dict[str, Tensor] = {}
         self._prepared: dict[int, Correlations] = {}
+        self._waiting: dict[int, Prg] = {}  # what correlations will be expanded from, of steps that are prepared
         self._masks_free = program.frees(program.kept.values())
         self._values_free = program.frees([*program.outputs.values(), *program.kept.values()])
         self._layers: list[list[tuple[int, Step]]] = [[] for _ in program.layers]
@@ -264,7 +265,11 @@ class PartyJob:
             if _prepares(type(step.op)):  # type: ignore[arg-type]
                 context.enter(self._first + index, step.label, self.program.seeded[index] == self.party)
                 masks = [self._mask_of(name) for name in step.inputs]
-                k = self._prepared[index] = step.op.prepare(context, *masks)
+                if step.op.waits and context.seeded:
+                    self._waiting[index] = context.fresh()
+                    k: Correlations = {}
+                else:
+                    k = self._prepared[index] = step.op.prepare(context, *masks)
                 outputs = step.op.prepared_masks(k, *masks)
                 self._masks.update((n, m) for n, m in zip(step.outputs, outputs, strict=False) if m is not None)
                 seconds = time.perf_counter() - start
@@ -305,6 +310,7 @@ class PartyJob:
             start, waited = time.perf_counter(), openings.waiting
             context.enter(self._first + index, step.label)
             openings.meanwhile = partial(self._expand, index)
+            self._expand_dealt(index)
             inputs = [self._input(name) for name in step.inputs]
             outputs = step.op.online(context, self._prepared.pop(index, {}), *inputs)
             self._values.update(zip(step.outputs, outputs, strict=True))
@@ -343,15 +349,24 @@ class PartyJob:
             openings.finish()
 
     def _expand(self, index: int) -> None:
-        """While an opening is under way: expand shares of weights that the steps up to the next one multiply by, if all
-        of them are small enough to be held at once."""
+        """While an opening is under way: expand what was dealt to the steps up to the next one, and shares of weights
+        that they multiply by, if all of these are small enough to be held at once."""
         layer = self._layers[self.program.steps[index].layer]
-        steps = self.program.steps[index + 1 : self._openers[index] or layer[-1][0] + 1]
+        end = self._openers[index] or layer[-1][0] + 1
+        steps = self.program.steps[index + 1 : end]
         names = [name for step in steps for name in step.inputs if name in self.program.weights]
         found = {name: weight for name in names if isinstance(weight := self._weights[name], WeightShare)}
         shares = {name: w.share for name, w in found.items() if isinstance(w.share, ExpandedShare)}
         if sum(share.nbytes for share in shares.values()) <= EXPANDED:
             self._ahead |= {name: WeightShare(share.expanded(), found[name].masked) for name, share in shares.items()}
+        for following in range(index + 1, end):
+            self._expand_dealt(following)
+
+    def _expand_dealt(self, index: int) -> None:
+        """This party's shares for a step, if it expands them from its seed and has not yet."""
+        if (prg := self._waiting.pop(index, None)) is not None:
+            types = self.program.steps[index].op.dealt()
+            self._prepared[index] = {name: prg.ring(of.shape, of.bits) for name, of in types.items()}
 
     def outputs(self) -> dict[str, Tensor]:
         """This party's shares of the outputs, for the client alone: shared anew, an opened one by its mask."""

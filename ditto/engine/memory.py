@@ -26,7 +26,7 @@ class Peak(NamedTuple):
 
 
 def held_by_layer(program: Program) -> list[int]:
-    """Bytes of correlations that a party holds of each entry of `layers`, once it is prepared."""
+    """Bytes of correlations that a party holds of each entry of `layers` at most, once it is prepared."""
     held = [0] * len(program.layers)
     for step in program.steps:
         held[step.layer] += step.op.held
@@ -52,6 +52,7 @@ def peak_of(program: Program, at_once: bool = False, hold: int = 0, after: int =
     other stages, what is on its way from the dealer, and a share of a weight that is expanded; and the correlations of
     the part that is prepared while one runs, if both fit into `hold` bytes. With `at_once` all parts are prepared
     before the first runs. `after` is what the next stage holds, which is prepared while the last part runs.
+    That a party expands some correlations itself, and only when they are read (`Op.waits`), is not counted.
 
     The dealer: the masks of opened wires that a later step reads, DEALING times what a step takes, and what is queued.
     """

@@ -84,6 +84,9 @@ class Cost:
         return Cost(self.rounds + other.rounds, self.online + other.online, self.dealer + other.dealer)
 
 
+WAITS = 256 << 10  # bytes of dealt shares: smaller ones are expanded offline, by both parties
+
+
 class Dealer(Protocol):
     """What a dealer's operation may ask for."""
 
@@ -201,6 +204,14 @@ class Op:
         for name, of in self._dealt.items():
             k[name] = p.dealt(of)
         return k
+
+    @cached_property
+    def waits(self) -> bool:
+        """Is all that it takes offline read by `online` alone, and large? Whoever expands it from a seed may wait until
+        then."""
+        kind = type(self)
+        alone = not self._masks and kind.prepare is Op.prepare and kind.output_masks is Op.output_masks
+        return alone and self.held >= WAITS
 
     @final
     def prepared_masks(self, k: Correlations, *masks: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -21,6 +21,7 @@ Tensor = torch.Tensor
 Octets = npt.NDArray[np.uint8]
 Bytes = bytes | bytearray | memoryview
 _NATIVE = (1, 2, 4, 8)
+AT_ONCE = 1 << 16  # elements that are taken apart or put together at once, eights: what is in between stays in cache
 
 
 def wire_bytes(bits: int, n: int) -> int:
@@ -40,12 +41,13 @@ def packed(x: Tensor, bits: int) -> memoryview:
         return values.view(np.uint8).data.toreadonly()
     size, low = wire_bytes(bits, n), n * whole
     out = np.empty(low + (-(-n // 8) * rest) + 8, dtype=np.uint8)  # room for what is cut off again
-    if whole:
-        _write(values, out, whole)
-    if rest:
-        high = np.zeros(-(-n // 8) * 8, dtype=np.uint8)
-        np.bitwise_and(values >> (8 * whole), (1 << rest) - 1, out=high[:n], casting="unsafe")
-        _write(_gather(high, rest), out[low:], rest)
+    for first in range(0, n if whole else 0, AT_ONCE):
+        _write(values[first : first + AT_ONCE], out[first * whole :], whole)
+    for first in range(0, n if rest else 0, AT_ONCE):  # after all low bytes: the last value spills over
+        some = values[first : first + AT_ONCE]
+        high = np.zeros(-(-len(some) // 8) * 8, dtype=np.uint8)
+        np.bitwise_and(some >> (8 * whole), (1 << rest) - 1, out=high[: len(some)], casting="unsafe")
+        _write(_gather(high, rest), out[low + first // 8 * rest :], rest)
     return out[:size].data.toreadonly()
 
 
@@ -71,20 +73,29 @@ def unpack(data: Bytes, bits: int, shape: tuple[int, ...]) -> Tensor:
         return torch.frombuffer(data, dtype=dtype).reshape(shape)
     out = torch.empty(n, dtype=dtype)
     values = out.numpy()
-    if whole:
-        _read(octets[: n * whole], values, whole)
-    if rest:
-        words = np.empty(-(-n // 8), dtype=np.uint64)
-        high = np.zeros(len(words) * rest, dtype=np.uint8)
-        high[: len(octets) - n * whole] = octets[n * whole :]
-        _read(high, words, rest)
-        spread = _scatter(words, rest)[:n].astype(values.dtype)
+    for first in range(0, n, AT_ONCE):
+        some = values[first : first + AT_ONCE]
         if whole:
-            values &= values.dtype.type((1 << (8 * whole)) - 1)  # below: a sign, or bytes of the next element
-            values |= spread << (8 * whole)
-        else:
-            values[...] = spread
+            _read(octets[first * whole : (first + len(some)) * whole], some, whole)
+        if rest:
+            begin = n * whole + first // 8 * rest
+            _add_high(octets[begin : begin + wire_bytes(rest, len(some))], some, whole, rest)
     return out.reshape(shape)
+
+
+def _add_high(octets: Octets, values: npt.NDArray[Any], whole: int, rest: int) -> None:
+    """Put the `rest` high bits of each element above its `whole` low bytes."""
+    words = np.empty(-(-len(values) // 8), dtype=np.uint64)
+    padded = np.zeros(len(words) * rest, dtype=np.uint8)
+    padded[: len(octets)] = octets
+    _read(padded, words, rest)
+    spread = _scatter(words, rest)[: len(values)].astype(values.dtype)
+    if whole:
+        values &= values.dtype.type((1 << (8 * whole)) - 1)  # below: a sign, or bytes of the next element
+        spread <<= 8 * whole
+        values |= spread
+    else:
+        values[...] = spread
 
 
 def added(data: Bytes, bits: int, share: Tensor, out: Tensor, words: bool = False) -> None:
