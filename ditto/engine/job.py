@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 from typing import Any, Protocol
@@ -178,6 +178,19 @@ def _openers(program: Program) -> list[int | None]:
     return found[::-1]
 
 
+def _offers(program: Program, openers: Sequence[int | None]) -> list[int | None]:
+    """For each step the opening of which something can be sent after it: the next one of its layer, if the step gave
+    what is opened there, or is the first one since the opening before."""
+    found: list[int | None] = []
+    before: int | None = None
+    for step, opener in zip(program.steps, openers, strict=True):
+        opens = opener is not None and isinstance(program.steps[opener].op, Open | Together)
+        gave = opener is not None and not set(program.steps[opener].inputs).isdisjoint(step.outputs)
+        found.append(opener if opens and (opener != before or gave) else None)
+        before = opener
+    return found
+
+
 @dataclass
 class Carried:
     """What the stages of a job leave to later ones, by name: one party's values, and the masks of opened ones.
@@ -227,6 +240,7 @@ class PartyJob:
         for index, step in enumerate(program.steps):
             self._layers[step.layer].append((index, step))
         self._openers = _openers(program)
+        self._offers = _offers(program, self._openers)
         self._ahead: dict[str, WeightShare] = {}  # expanded for the steps to come
         self._next = {"prepare": 0, "run": 0}
         self.ended = 0  # layers that have run
@@ -300,15 +314,19 @@ class PartyJob:
         times = LayerTimes(prepared - self._origin, offline_seconds, began - self._origin)
         self.ledger.times[layer] = times
         context = _PartyContext(self.party, self.job, None, self._source, self._channel, self._draw)
-        openings = context.openings
-        for index, step in self._layers[layer]:
+        openings, steps = context.openings, self._layers[layer]
+        for index, step in steps:
             start, waited = time.perf_counter(), openings.waiting
             context.enter(self._first + index, step.label)
             openings.meanwhile = partial(self._expand, index)
             inputs = [self._input(name) for name in step.inputs]
             outputs = step.op.online(context, self._prepared.pop(index, {}), *inputs)
             self._values.update(zip(step.outputs, outputs, strict=True))
-            self._offer(openings, index)
+            if (opener := self._offers[index]) is not None:
+                opening, k = self.program.steps[opener], self._prepared.get(opener, {})
+                openings.offer(self._first + opener, opening, k, self._values)
+            elif index == steps[-1][0]:
+                openings.finish()
             for name in self._values_free[index]:
                 self._values.pop(name, None)
             self.ledger.add(
@@ -332,15 +350,6 @@ class PartyJob:
         if name not in self.program.weights:
             return self._values[name]
         return self._ahead.pop(name, None) or self._weights[name]
-
-    def _offer(self, openings: Openings, index: int) -> None:
-        """After a step: send what the next opening of its layer has by now; after the last step wait for all."""
-        opener = self._openers[index]
-        if opener is not None and isinstance(self.program.steps[opener].op, Open | Together):
-            step = self.program.steps[opener]
-            openings.offer(self._first + opener, step, self._prepared.get(opener, {}), self._values)
-        elif index == self._layers[self.program.steps[index].layer][-1][0]:
-            openings.finish()
 
     def _expand(self, index: int) -> None:
         """While an opening is under way: expand shares of weights that the steps up to the next one multiply by, if all
