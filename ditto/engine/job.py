@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from typing import Any, Protocol
 
 import torch
@@ -44,19 +44,23 @@ class _DealerContext:
     def __init__(self, seeds: tuple[bytes, bytes], job: str, index: int, seeded: int) -> None:
         self._of = seeds, job, index
         self._seeded = seeded
+        self._prgs: list[Prg | None] = [None, None]
         self.corrections: list[memoryview] = []
 
-    @cached_property
-    def _prgs(self) -> list[Prg]:
-        seeds, job, index = self._of  # most steps need no randomness, and a key costs more than they do
-        return [step_prg(seed, job, index) for seed in seeds]
+    def _prg(self, party: int) -> Prg:
+        """A party's stream of this step: most steps need none or one, and a key costs more than they do."""
+        found = self._prgs[party]
+        if found is None:
+            seeds, job, index = self._of
+            found = self._prgs[party] = step_prg(seeds[party], job, index)
+        return found
 
     def mask(self, of: Shared) -> Tensor:
-        first, second = (prg.ring(of.shape, of.bits) for prg in self._prgs)
+        first, second = (self._prg(party).ring(of.shape, of.bits) for party in (0, 1))
         return first.bitwise_xor_(second) if of.packed else first.add_(second)
 
     def share(self, x: Tensor, of: Shared) -> None:
-        share, x = self._prgs[self._seeded].ring(of.shape, of.bits), cast(x, of.bits)
+        share, x = self._prg(self._seeded).ring(of.shape, of.bits), cast(x, of.bits)
         rest = torch.bitwise_xor(x, share, out=share) if of.packed else torch.sub(x, share, out=share)
         self.corrections.append(packed(rest, of.bits))
 
