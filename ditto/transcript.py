@@ -37,8 +37,8 @@ class Transcript:
 
     def add(self, kind: Kind, label: str, digests: bytes) -> None:
         """Go on with a message: its label, and the digests of its pieces in order."""
-        for part in (label.encode(), digests):
-            self._hashes[kind].update(len(part).to_bytes(4, "big") + part)
+        name = label.encode()
+        self._hashes[kind].update(len(name).to_bytes(4, "big") + name + len(digests).to_bytes(4, "big") + digests)
 
     def value(self, kind: Kind) -> bytes:
         """16 bytes: the hash over all messages of a kind so far."""

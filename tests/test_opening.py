@@ -17,7 +17,7 @@ from engine import Session, both
 
 from ditto.engine import channel as channels
 from ditto.engine.channel import MemoryChannel
-from ditto.engine.opening import PIECE, SMALL, Kind, Opening, cut
+from ditto.engine.opening import PIECE, SMALL, Kind, Opening, cut, layout
 from ditto.engine.plain import run_plain
 from ditto.engine.program import Builder, Program
 from ditto.engine.weights import ExpandedShare
@@ -60,7 +60,7 @@ def test_what_is_opened_is_the_sum(seed: int) -> None:
     opened: list[dict[int, torch.Tensor]] = [{}, {}]
 
     def work(party: int) -> None:
-        opening = Opening(ends[party], 3, "all", kinds)
+        opening = Opening(ends[party], 3, "all", layout(tuple(kinds)))
         for share in shares[party]:
             opening.give(share)
         opened[party] = {number: opening.value(number) for number in order}
@@ -133,7 +133,7 @@ def test_an_opened_wire_holds_nothing_else() -> None:
     ends = MemoryChannel.pair()
 
     def work(party: int) -> None:
-        opening = Opening(ends[party], 0, "one", [Kind((8,), 32), Kind((8,), 32)])
+        opening = Opening(ends[party], 0, "one", layout((Kind((8,), 32), Kind((8,), 32))))
         for _ in range(2):
             opening.give(torch.ones(8, dtype=torch.int32))
         first = Arriving(partial(opening.value, 0), torch.zeros(8))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from typing import Any, Protocol
 
 import torch
@@ -44,19 +44,23 @@ class _DealerContext:
     def __init__(self, seeds: tuple[bytes, bytes], job: str, index: int, seeded: int) -> None:
         self._of = seeds, job, index
         self._seeded = seeded
+        self._prgs: list[Prg | None] = [None, None]
         self.corrections: list[memoryview] = []
 
-    @cached_property
-    def _prgs(self) -> list[Prg]:
-        seeds, job, index = self._of  # most steps need no randomness, and a key costs more than they do
-        return [step_prg(seed, job, index) for seed in seeds]
+    def _prg(self, party: int) -> Prg:
+        """A party's stream of this step: most steps need none or one, and a key costs more than they do."""
+        found = self._prgs[party]
+        if found is None:
+            seeds, job, index = self._of
+            found = self._prgs[party] = step_prg(seeds[party], job, index)
+        return found
 
     def mask(self, of: Shared) -> Tensor:
-        first, second = (prg.ring(of.shape, of.bits) for prg in self._prgs)
+        first, second = (self._prg(party).ring(of.shape, of.bits) for party in (0, 1))
         return first.bitwise_xor_(second) if of.packed else first.add_(second)
 
     def share(self, x: Tensor, of: Shared) -> None:
-        share, x = self._prgs[self._seeded].ring(of.shape, of.bits), cast(x, of.bits)
+        share, x = self._prg(self._seeded).ring(of.shape, of.bits), cast(x, of.bits)
         rest = torch.bitwise_xor(x, share, out=share) if of.packed else torch.sub(x, share, out=share)
         self.corrections.append(packed(rest, of.bits))
 
@@ -178,6 +182,19 @@ def _openers(program: Program) -> list[int | None]:
     return found[::-1]
 
 
+def _offers(program: Program, openers: Sequence[int | None]) -> list[int | None]:
+    """For each step the opening of which something can be sent after it: the next one of its layer, if the step gave
+    what is opened there, or is the first one since the opening before."""
+    found: list[int | None] = []
+    before: int | None = None
+    for step, opener in zip(program.steps, openers, strict=True):
+        opens = opener is not None and isinstance(program.steps[opener].op, Open | Together)
+        gave = opener is not None and not set(program.steps[opener].inputs).isdisjoint(step.outputs)
+        found.append(opener if opens and (opener != before or gave) else None)
+        before = opener
+    return found
+
+
 @dataclass
 class Carried:
     """What the stages of a job leave to later ones, by name: one party's values, and the masks of opened ones.
@@ -228,6 +245,7 @@ class PartyJob:
         for index, step in enumerate(program.steps):
             self._layers[step.layer].append((index, step))
         self._openers = _openers(program)
+        self._offers = _offers(program, self._openers)
         self._ahead: dict[str, WeightShare] = {}  # expanded for the steps to come
         self._next = {"prepare": 0, "run": 0}
         self.ended = 0  # layers that have run
@@ -305,8 +323,8 @@ class PartyJob:
         times = LayerTimes(prepared - self._origin, offline_seconds, began - self._origin)
         self.ledger.times[layer] = times
         context = _PartyContext(self.party, self.job, None, self._source, self._channel, self._draw)
-        openings = context.openings
-        for index, step in self._layers[layer]:
+        openings, steps = context.openings, self._layers[layer]
+        for index, step in steps:
             start, waited = time.perf_counter(), openings.waiting
             context.enter(self._first + index, step.label)
             openings.meanwhile = partial(self._expand, index)
@@ -314,7 +332,11 @@ class PartyJob:
             inputs = [self._input(name) for name in step.inputs]
             outputs = step.op.online(context, self._prepared.pop(index, {}), *inputs)
             self._values.update(zip(step.outputs, outputs, strict=True))
-            self._offer(openings, index)
+            if (opener := self._offers[index]) is not None:
+                opening, k = self.program.steps[opener], self._prepared.get(opener, {})
+                openings.offer(self._first + opener, opening, k, self._values)
+            elif index == steps[-1][0]:
+                openings.finish()
             for name in self._values_free[index]:
                 self._values.pop(name, None)
             self.ledger.add(
@@ -338,15 +360,6 @@ class PartyJob:
         if name not in self.program.weights:
             return self._values[name]
         return self._ahead.pop(name, None) or self._weights[name]
-
-    def _offer(self, openings: Openings, index: int) -> None:
-        """After a step: send what the next opening of its layer has by now; after the last step wait for all."""
-        opener = self._openers[index]
-        if opener is not None and isinstance(self.program.steps[opener].op, Open | Together):
-            step = self.program.steps[opener]
-            openings.offer(self._first + opener, step, self._prepared.get(opener, {}), self._values)
-        elif index == self._layers[self.program.steps[index].layer][-1][0]:
-            openings.finish()
 
     def _expand(self, index: int) -> None:
         """While an opening is under way: expand what was dealt to the steps up to the next one, and shares of weights

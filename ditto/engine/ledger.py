@@ -94,8 +94,14 @@ class Ledger:
         bytes_sent: int = 0,
         bytes_from_dealer: int = 0,
     ) -> None:
-        row = self._rows[phase].setdefault((layer, operation), Row(phase=phase, layer=layer, operation=operation))
-        row.include(Spent(seconds, waiting, rounds, bytes_sent, bytes_from_dealer))
+        row = self._rows[phase].get((layer, operation))
+        if row is None:
+            row = self._rows[phase][layer, operation] = Row(phase=phase, layer=layer, operation=operation)
+        row.seconds += seconds
+        row.waiting += waiting
+        row.rounds += rounds
+        row.bytes_sent += bytes_sent
+        row.bytes_from_dealer += bytes_from_dealer
 
     def rows(self, phase: Phase, layer: int) -> list[Row]:
         """The operations of one phase of one layer, in the order in which they came."""

@@ -15,7 +15,7 @@ import torch
 
 from ditto.engine.channel import Channel, Stream
 from ditto.engine.program import Step
-from ditto.ops.base import Arriving, Correlations, Opened, Shape, packed_bytes
+from ditto.ops.base import Arriving, Correlations, Op, Opened, Shape, packed_bytes
 from ditto.ring import carrier, packed, wire_bytes
 from ditto.ring.packing import added
 
@@ -45,7 +45,29 @@ class Part(NamedTuple):
     nbytes: int
 
 
-@lru_cache(maxsize=1024)
+class Layout(NamedTuple):
+    """What follows from a message's types alone."""
+
+    kinds: tuple[Kind, ...]
+    pieces: tuple[tuple[Part, ...], ...]
+    sizes: tuple[int, ...]  # bytes of each piece
+    text: str  # the kinds, as labels have them
+
+
+@lru_cache(maxsize=4096)  # a model's openings come again with every job
+def layout(kinds: tuple[Kind, ...]) -> Layout:
+    pieces = cut(kinds)
+    sizes = tuple(sum(part.nbytes for part in piece) for piece in pieces)
+    return Layout(kinds, pieces, sizes, "+".join(map(str, kinds)))
+
+
+@lru_cache(maxsize=4096)
+def _first_round(op: Op) -> Layout:
+    """Of what an operation opens first: packed bits go before numbers."""
+    kinds = [Kind(of.shape, of.bits, of.packed) for of in op.opens()[0].values()]
+    return layout(tuple(sorted(kinds, key=lambda kind: not kind.words)))
+
+
 def cut(kinds: tuple[Kind, ...]) -> tuple[tuple[Part, ...], ...]:
     """A message's pieces: a large tensor is several, of eights of elements, which take as many bytes as in one piece;
     small ones next to each other are one."""
@@ -68,13 +90,12 @@ def cut(kinds: tuple[Kind, ...]) -> tuple[tuple[Part, ...], ...]:
 
 
 class Opening:
-    """One round. Tensors are given in the order of `kinds`, and read in any order once all are given."""
+    """One round. Tensors are given in the order of the layout, and read in any order once all are given."""
 
-    def __init__(self, channel: Channel, step: int, name: str, kinds: Sequence[Kind]) -> None:
-        self._kinds, self._pieces = tuple(kinds), cut(tuple(kinds))
+    def __init__(self, channel: Channel, step: int, name: str, of: Layout) -> None:
+        self._kinds, self._pieces, self._sizes, text = of
         self.name = name
-        self._label = f"{step}/{name} {'+'.join(map(str, kinds))}"  # binds the types: others of the peer's are an error
-        self._sizes = [sum(part.nbytes for part in piece) for piece in self._pieces]
+        self._label = f"{step}/{name} {text}"  # binds the types: others of the peer's are an error
         self.nbytes = sum(self._sizes)
         self._channel = channel
         self._stream: Stream | None = None
@@ -106,7 +127,7 @@ class Opening:
         self.start = time.perf_counter()
 
     def _packed(self, piece: Sequence[Part]) -> bytes | memoryview:
-        parts = [packed(self._shares[p.tensor][p.first : p.last], self._kinds[p.tensor].bits) for p in piece]
+        parts = [packed(_of(self._shares[p.tensor], p), self._kinds[p.tensor].bits) for p in piece]
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def value(self, number: int) -> Tensor:
@@ -128,15 +149,21 @@ class Opening:
         data = memoryview(self._stream.take())
         self.waiting += time.perf_counter() - began
         at = 0
-        for number, first, last, nbytes in self._pieces[self._taken]:
+        for part in self._pieces[self._taken]:
+            number, nbytes = part.tensor, part.nbytes
             kind, share = self._kinds[number], self._shares[number]
-            if not first:
+            if not part.first:
                 self._opened[number] = torch.empty_like(share)
-            added(data[at : at + nbytes], kind.bits, share[first:last], self._opened[number][first:last], kind.words)
+            added(data[at : at + nbytes], kind.bits, _of(share, part), _of(self._opened[number], part), kind.words)
             at += nbytes
-            if last == len(share):
+            if part.last == share.shape[0]:
                 self._shares[number] = torch.empty(0)  # nobody needs it any more
         self._taken += 1
+
+
+def _of(whole: Tensor, part: Part) -> Tensor:
+    """A part's elements; of most messages it is all."""
+    return whole if part.last - part.first == whole.shape[0] else whole[part.first : part.last]
 
 
 class Openings:
@@ -163,7 +190,7 @@ class Openings:
         count = len(words)
         if self._next is None:
             kinds = [*(Kind(tuple(w.shape), 64, True) for w in words), *_kinds(shares, bits)]
-            self._next = Opening(self._channel, *step, kinds)
+            self._next = Opening(self._channel, *step, layout(tuple(kinds)))
         opening, self._next = self._next, None
         self.finish()
         for number in range(opening.given, count + len(shares)):
@@ -184,9 +211,7 @@ class Openings:
         names = [*step.inputs[len(masks) :], *step.inputs[: len(masks)]]  # packed bits go first
         while (given := self._next.given if self._next else 0) < len(names) - 1 and names[given] in values:
             if self._next is None:
-                kinds = [Kind(of.shape, of.bits, of.packed) for of in step.op.opens()[0].values()]
-                kinds.sort(key=lambda kind: not kind.words)
-                self._next = Opening(self._channel, index, step.label, kinds)
+                self._next = Opening(self._channel, index, step.label, _first_round(step.op))
             value = values[names[given]]
             self._next.give(value.words if given < count else value + masks[given - count])
 

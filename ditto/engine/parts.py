@@ -91,6 +91,7 @@ def cut(program: Program, hold: int) -> Program:
             number = numbers[name] = numbers.get(name, 0) + 1
             names.append(name if number == 1 else f"{name}{PART}{number}")
         filled += size
-        steps.append(replace(step, layer=len(names) - 1))
+        place = len(names) - 1
+        steps.append(step if step.layer == place else replace(step, layer=place))
     check_count(len(names))
     return replace(program, layers=names, steps=steps)

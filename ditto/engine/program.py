@@ -309,15 +309,16 @@ class Builder:
         for ring, frac, shape, bound in outputs:
             self._count += 1
             wires.append(Wire(f"w{self._count}", ring, frac, tuple(shape), bound))
+        sizes = self.program.sizes
         for wire in wires:
             self.fits(wire, 1)
-            self.program.sizes[wire.name] = carrier_bytes(wire.shape, wire.ring)
+            sizes[wire.name] = carrier_bytes(wire.shape, wire.ring)
             self.program.wires[wire.name] = wire
         if isinstance(op, Matmul | MatmulWeight) and any(wire.ring < op.bits for wire in inputs):
             raise RangeError(f"{self.place}: a product on {op.bits} bits of what is opened on fewer")
         layer = len(self.program.layers) - 1
         names = tuple(w.name for w in inputs), tuple(w.name for w in wires)
-        touched = sum(carrier_bytes(w.shape, w.ring) for w in (*inputs, *wires))
+        touched = sum([carrier_bytes(w.shape, w.ring) for w in inputs]) + sum([sizes[name] for name in names[1]])
         self.program.steps.append(Step(op, *names, layer, self._label, touched))
         return wires
 

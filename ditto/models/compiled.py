@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from functools import lru_cache
 
 from ditto.engine.parts import cut
@@ -13,11 +15,34 @@ from ditto.models.registry import architecture_of
 from ditto.models.registry import generates as generates_by_name
 
 FEW = 8  # tokens: weights do not depend on the input's size
+STEPS = 1 << 16  # of the programs that are kept, in all: some 70 MB, the last 30 tokens of GPT-2's base shape
+
+Asked = tuple[str, Plan, int]
+_kept: OrderedDict[Asked, Program] = OrderedDict()  # the one that was asked for last comes last
+_lock = threading.Lock()
 
 
-@lru_cache(maxsize=8)
 def program_for(description: str, plan: Plan, stage: int = 0) -> Program:
-    """The program of a model for one plan and stage. Raises BadDescription for a description that compiles to none."""
+    """The program of a model for one plan and stage. Raises BadDescription for a description that compiles to none.
+
+    Those that were asked for last are kept, as many as have STEPS together: a job that generates has one for each
+    token, which the next job of its plan asks for again.
+    """
+    asked = description, plan, stage
+    with _lock:
+        program = _kept.get(asked)
+        if program is not None:
+            _kept.move_to_end(asked)
+            return program
+    program = _compiled(description, plan, stage)
+    with _lock:
+        _kept[asked] = program
+        while len(_kept) > 1 and sum(len(kept.steps) for kept in _kept.values()) > STEPS:
+            _kept.popitem(last=False)
+    return program
+
+
+def _compiled(description: str, plan: Plan, stage: int) -> Program:
     found = parse(description)
     try:
         return cut(architecture_of(found.architecture).compile(found, plan, stage), plan.hold)

@@ -94,6 +94,8 @@ def _last(encoded: bytes, tag: int) -> tuple[int, int]:
 
 def _read(encoded: bytes, at: int) -> tuple[int, int]:
     """A varint, and where the next thing begins; beyond the end there are zeros."""
+    if at < len(encoded) and encoded[at] < 128:  # most of them are a byte
+        return encoded[at], at + 1
     n = 0
     for place in range(_LONGEST):
         byte = encoded[at + place] if at + place < len(encoded) else 0

@@ -19,11 +19,19 @@ def field_size(value: int, length: int = 0) -> int:
     return 1 + (value.bit_length() + 6) // 7 + length if value else 0
 
 
+_DIGEST = field_size(DIGEST, DIGEST)
+
+
 def around_frame(frame: party_pb2.Frame | Frame, offset: int, size: int) -> int:
     """Framing of one piece of `size` bytes at `offset`; the other fields are those of `frame`."""
-    texts = (len(text.encode()) for text in (frame.job, frame.label, frame.abort))
-    fields = sum(field_size(n, n) for n in texts) + field_size(size) + field_size(DIGEST, DIGEST)
-    return fields + sum(field_size(n) for n in (frame.sequence, offset, frame.total)) + PREFIX
+    around = PREFIX + field_size(size) + _DIGEST
+    for text in (frame.job, frame.label, frame.abort):
+        if text:
+            n = len(text.encode())
+            around += field_size(n, n)
+    for number in (frame.sequence, offset, frame.total):
+        around += field_size(number)
+    return around
 
 
 def around_dealt(reply: Dealt) -> int:

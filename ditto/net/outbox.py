@@ -60,21 +60,28 @@ class Outbox:
             self._changed.wait_for(lambda: bool(self._jobs) or self._closed)
             if not self._jobs:
                 return None
-            at = leaves()
-            ready = (job for job, waiting in self._jobs.items() if waiting[0].queued <= at)
-            job = next(ready, None) or min(self._jobs, key=lambda job: self._jobs[job][0].queued)
-            waiting = self._jobs.pop(job)
-            message, head = waiting[0], Head()
-            start = message.sent * CHUNK
-            head.CopyFrom(message.head)
-            head.offset += start
-            item = message.queued, head, message.payload[start : start + CHUNK], self._digest(message)
+            waiting = self._jobs.pop(self._turn(leaves))
+            message = waiting[0]
+            if len(message.payload) <= CHUNK:
+                item = message.queued, message.head, message.payload, message.digests
+            else:
+                start, head = message.sent * CHUNK, Head()
+                head.CopyFrom(message.head)
+                head.offset += start
+                item = message.queued, head, message.payload[start : start + CHUNK], self._digest(message)
             message.sent += 1
             if message.sent * CHUNK >= len(message.payload):
                 waiting.popleft()
             if waiting:
-                self._jobs[job] = waiting  # behind the others
+                self._jobs[item[1].job] = waiting  # behind the others
             return item
+
+    def _turn(self, leaves: Callable[[], float]) -> str:
+        if len(self._jobs) == 1:
+            return next(iter(self._jobs))
+        at = leaves()
+        ready = (job for job, waiting in self._jobs.items() if waiting[0].queued <= at)
+        return next(ready, None) or min(self._jobs, key=lambda job: self._jobs[job][0].queued)
 
     @staticmethod
     def _digest(message: _Waiting) -> bytes:

@@ -27,7 +27,7 @@ from ditto.errors import (
     PeerLost,
     VersionMismatch,
 )
-from ditto.net.bulk import Data, Frame
+from ditto.net.bulk import Bulk, Data, Frame
 from ditto.net.emulation import Link, Network
 from ditto.net.framing import around_frame, frame_digest
 from ditto.net.link_channel import LinkChannel, Mailbox, Message
@@ -48,6 +48,8 @@ def _offsets(payload: Data) -> range:
 
 def _digests(frame: Head, payload: Data) -> bytes:
     """Of a message's frames, or of those of a piece that begins at `frame.offset`, one after another."""
+    if len(payload) <= CHUNK:
+        return frame_digest(frame, frame.offset, payload)
     whole, start = memoryview(payload), frame.offset
     return b"".join(frame_digest(frame, start + at, whole[at : at + CHUNK]) for at in _offsets(payload))
 
@@ -68,7 +70,7 @@ def _frames(out: Outbox, link: Link, metrics: LinkMetrics) -> Iterator[Frame]:
         metrics.sent(len(data), around)
         link.hold(queued, len(data) + around)
         head.digest = digest
-        yield Frame(head, data)
+        yield Bulk(head, data)
 
 
 class PeerLink:
@@ -185,58 +187,59 @@ class PeerLink:
     # Frames -------------------------------------------------------------------------------------
 
     def _receive(self, frame: Frame, out: Outbox) -> None:
-        size = len(frame.data)
-        around = around_frame(frame, frame.offset, size)
+        data, digest = frame.data, frame.digest
+        job, label, sequence, offset, total = frame.job, frame.label, frame.sequence, frame.offset, frame.total
+        size, around = len(data), around_frame(frame, offset, len(data))
         self.metrics.received(size, around)
-        intact = frame.digest == frame_digest(frame, frame.offset, frame.data)  # before others have to wait for it
+        intact = digest == frame_digest(frame, offset, data)  # before others have to wait for it
         with self.changed:
             if self._out is not out:
                 return
-            box = self._boxes.get(frame.job)
+            box = self._boxes.get(job)
             if not intact:
-                what = f"{frame.label!r}, round {frame.sequence}"
+                what = f"{label!r}, round {sequence}"
                 error = IntegrityError(f"{what}: what arrived is not what {self.peer} sent", peer=self.peer)
                 if box is None:  # perhaps another job's: only the link's end reaches it
                     raise error
                 box.error = box.error or error
                 self.changed.notify_all()
                 return
-            if frame.job in self._closed:
+            if job in self._closed:
                 return
             if box is None:
                 if sum(not b.opened for b in self._boxes.values()) >= MAX_EARLY:
                     del self._boxes[next(j for j, b in self._boxes.items() if not b.opened)]
-                box = self._boxes[frame.job] = Mailbox()
+                box = self._boxes[job] = Mailbox()
             if frame.abort:
                 box.error = box.error or ClusterError(f"{self.peer} ended the job: {frame.abort}", peer=self.peer)
                 self.changed.notify_all()
                 return
-            rest = frame.total - box.received
+            rest = total - box.received
             # pieces come in order, of one label and length, none empty but an empty message's, none beyond the end
             fits = size <= rest and (size or not rest)
             message = box.messages[box.round] if box.received else None
-            fits = fits and (message is None or (frame.label, frame.total) == (message.label, message.total))
-            if frame.total > MAX_PAYLOAD or (frame.sequence, frame.offset) != (box.round, box.received) or not fits:
-                what = f"{frame.label!r}, round {frame.sequence}"
+            fits = fits and (message is None or (label, total) == (message.label, message.total))
+            if total > MAX_PAYLOAD or (sequence, offset) != (box.round, box.received) or not fits:
+                what = f"{label!r}, round {sequence}"
                 due = f"round {box.round} from byte {box.received} was to come"
                 box.error = box.error or IntegrityError(
-                    f"{what}, from byte {frame.offset}: {due} from {self.peer}", peer=self.peer
+                    f"{what}, from byte {offset}: {due} from {self.peer}", peer=self.peer
                 )
                 self.changed.notify_all()
                 return
             if message is None:
-                message = Message(frame.label, frame.total, time.monotonic(), first=size)
+                message = Message(label, total, time.monotonic(), first=size)
                 box.messages[box.round] = message
-            message.pieces.append(frame.data)
-            message.digests += frame.digest
+            message.pieces.append(data)
+            message.digests += digest
             message.received += size
             box.received += size
             box.payload += size
             box.framing += around
-            if box.received >= frame.total:
-                if frame.total >= LARGE:
+            if box.received >= total:
+                if total >= LARGE:
                     seconds = time.monotonic() - message.began
-                    self._rates.append((frame.total - message.first) / max(seconds, 1e-6))
+                    self._rates.append((total - message.first) / max(seconds, 1e-6))
                 box.received, box.round = 0, box.round + 1
             self.changed.notify_all()
 
@@ -249,7 +252,7 @@ class PeerLink:
         if out is None:
             raise PeerLost(f"{self.peer} was lost during the job", peer=self.peer)
         frame = Head(job=job, sequence=sequence, label=label, total=size if total is None else total, offset=offset)
-        extra = sum(around_frame(frame, offset + at, min(CHUNK, size - at)) for at in _offsets(payload))
+        extra = sum([around_frame(frame, offset + at, min(CHUNK, size - at)) for at in _offsets(payload)])
         queued, digests = time.monotonic(), _digests(frame, payload)
         out.put((queued, frame, payload, digests))
         return extra, digests

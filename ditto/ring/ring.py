@@ -23,15 +23,18 @@ __all__ = [
 ]
 
 
+_CARRIERS = {  # looked up several times for every small operation
+    bits: torch.int8 if bits <= 8 else torch.int16 if bits <= 16 else torch.int32 if bits <= 32 else torch.int64
+    for bits in range(1, 65)
+}
+
+
 def carrier(bits: int) -> torch.dtype:
     """Return the torch dtype that carries Z_2^bits. Raises ValueError outside 1..64."""
-    if not 1 <= bits <= 64:
-        raise ValueError(f"ring of {bits} bits: must be 1 to 64")
-    if bits <= 8:
-        return torch.int8
-    if bits <= 16:
-        return torch.int16
-    return torch.int32 if bits <= 32 else torch.int64
+    try:
+        return _CARRIERS[bits]
+    except KeyError:
+        raise ValueError(f"ring of {bits} bits: must be 1 to 64") from None
 
 
 def carrier_bytes(shape: tuple[int, ...], bits: int) -> int:
@@ -41,7 +44,8 @@ def carrier_bytes(shape: tuple[int, ...], bits: int) -> int:
 
 def cast(x: Tensor, bits: int) -> Tensor:
     """Reduce integers of any carrier into the carrier of Z_2^bits (low bits kept)."""
-    return x.to(carrier(bits))
+    dtype = carrier(bits)
+    return x if x.dtype == dtype else x.to(dtype)  # torch takes longer to find that there is nothing to do
 
 
 def unsigned(x: Tensor, bits: int) -> Tensor:
