@@ -75,7 +75,7 @@ def inverse(
 
     2 rounds; 1 where one table of at most 2^single entries covers the range. The smallest result has DIGITS bits;
     it is on the ring that this needs, or on `ring`, if that is larger.
-    Relative error of a line at most 1 / (16 FIRST^2), for the root 3 / 8 of that; v is rounded twice to
+    Relative error of a line at most 1 / (8 FIRST^2), for the root 3 / 8 of that; v is rounded twice to
     1 / (FIRST 2^LOW), by the truncation and by the carry, and y by 1.5 2^-DIGITS.
     1. Open v, cut to LOW bits within the finest bucket, and what goes alongside: one round.
     2. Each table gives [Y] by the line of v's bucket: local. For one table that is all.

@@ -81,7 +81,7 @@ class InverseLines(Op):
     So the dealer knows, for each M, where the bucket lies, and its line: y = A(s) + B(s) (w - s), and w - s = c.
     1. The dealer shares A(2^low i - r) and B(2^low i - r) for each of 2^n values i of M.
     2. [y] = [A]_M + c [B]_M. No round beyond the opening.
-    Relative error: 2^(2 low) / (16 w^2), for the root 3 / 8 of this, and that of B rounded; w is one more where bits
+    Relative error: 2^(2 low) / (8 w^2), for the root 3 / 8 of this, and that of B rounded; w is one more where bits
     below the window carry. (One-time truth tables, Ishai et al. 2013, of affine functions.)
     """
 
