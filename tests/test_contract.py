@@ -66,7 +66,7 @@ from ditto.ops import (
     Windows,
     Zones,
 )
-from ditto.ops.base import Shared, Types
+from ditto.ops.base import Given, Shared, Types
 from ditto.ops.guard import KEY
 from ditto.ring import cast, pack, signed, unpack, unsigned
 from ditto.ring.prg import new_seed
@@ -341,7 +341,8 @@ DEALING = [case for case in CASES if case.op.dealt()]
 
 @pytest.mark.parametrize("case", DEALING, ids=lambda c: c.name)
 def test_what_is_dealt_is_declared(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names, shapes and rings, at the dealer and at both parties, whose shares make up what the dealer shared."""
+    """Names, shapes and rings, at the dealer and at both parties, whose shares make up what the dealer shared, or who
+    have what it gave."""
     values: list[torch.Tensor] = []
     shares: dict[int, list[torch.Tensor]] = {0: [], 1: []}
     types: dict[str | int, list[Shared]] = {"dealer": [], 0: [], 1: []}
@@ -365,10 +366,12 @@ def test_what_is_dealt_is_declared(case: Case, monkeypatch: pytest.MonkeyPatch) 
     assert types == {"dealer": declared, 0: declared, 1: declared}
     for x, first, second, of in zip(values, *shares.values(), declared, strict=True):
         assert tuple(x.shape) == tuple(first.shape) == tuple(second.shape) == of.shape
-        assert torch.equal(signed(first ^ second if of.packed else first + second, of.bits), signed(x, of.bits))
+        whole = first ^ second if of.packed else first + second
+        for found in (first, second) if isinstance(of, Given) else (whole,):
+            assert torch.equal(signed(found, of.bits), signed(x, of.bits))
     for step in program.steps:
-        opened = [name for names in step.op.opens() for name in names]
-        assert len({*opened, *step.op.dealt()}) == len(opened) + len(step.op.dealt())
+        names = [*(name for names in step.op.opens() for name in names), *step.op.drawn(), *step.op.dealt()]
+        assert len({*names}) == len(names)
 
 
 @pytest.mark.parametrize(
@@ -379,23 +382,22 @@ def test_what_is_dealt_is_declared(case: Case, monkeypatch: pytest.MonkeyPatch) 
 def test_every_dealt_byte_is_needed(case: Case, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a byte less of one tensor the result is wrong: no ring is declared wider than the operation needs."""
 
-    class Less(Shared):
-        """The type with that byte less."""
-
     class LessOp(type(case.op)):  # type: ignore[misc]
         def dealt(self) -> Types:
             of = super().dealt()[name]
-            return {**super().dealt(), name: Less(of.shape, (of.bits - 1) // 8 * 8)}
+            return {**super().dealt(), name: less[type(of)](of.shape, (of.bits - 1) // 8 * 8)}
 
     class PartyContext(job._PartyContext):
         def dealt(self, of: Shared) -> torch.Tensor:
-            x = super().dealt(of)  # if Less, so that two shares add up to more than the smaller ring
-            return cast(unsigned(x, of.bits), of.bits + 8) if isinstance(of, Less) else x
+            x = super().dealt(of)  # if less, so that two shares add up to more than the smaller ring
+            return cast(unsigned(x, of.bits), of.bits + 8) if type(of) in less.values() else x
+
+    less: dict[type[Shared], type[Shared]] = {kind: type("Less", (kind,), {}) for kind in (Shared, Given)}
 
     monkeypatch.setattr(job, "_PartyContext", PartyContext)
-    less = replace(case, op=LessOp(*(getattr(case.op, f.name) for f in fields(case.op))))  # type: ignore[arg-type]
+    shorter = replace(case, op=LessOp(*(getattr(case.op, f.name) for f in fields(case.op))))  # type: ignore[arg-type]
     # not every run shows it: public bits may be zero wherever it counts
-    assert any(compute(less, seed)[2] > case.op.ulp() for seed in range(8))
+    assert any(compute(shorter, seed)[2] > case.op.ulp() for seed in range(8))
 
 
 class _Otherwise(Square):

@@ -18,7 +18,7 @@ from ditto.engine.sharing import common_key, rerandomised
 from ditto.engine.weights import EXPANDED, DealerWeights, ExpandedShare, PartyWeights
 from ditto.errors import BadShare, ReuseError
 from ditto.ops import Masked, Op, Open, Together, WeightShare
-from ditto.ops.base import Correlations, Opened, Shared
+from ditto.ops.base import Correlations, Given, Opened, Shared
 from ditto.ring import cast, packed, unpack
 from ditto.ring.prg import Prg, derive, new_seed
 from ditto.transcript import digest
@@ -44,7 +44,7 @@ class _DealerContext:
     def __init__(self, seeds: tuple[bytes, bytes], job: str, index: int, seeded: int) -> None:
         self._of = seeds, job, index
         self._seeded = seeded
-        self.corrections: list[memoryview] = []
+        self.corrections: list[tuple[int, memoryview]] = []  # by party
 
     @cached_property
     def _prgs(self) -> list[Prg]:
@@ -55,10 +55,17 @@ class _DealerContext:
         first, second = (prg.ring(of.shape, of.bits) for prg in self._prgs)
         return first.bitwise_xor_(second) if of.packed else first.add_(second)
 
+    def drawn(self, of: Shared) -> Tensor:
+        return torch.stack([prg.ring(of.shape, of.bits) for prg in self._prgs])
+
     def share(self, x: Tensor, of: Shared) -> None:
+        if isinstance(of, Given):
+            whole = packed(x, of.bits)
+            self.corrections += [(0, whole), (1, whole)]
+            return
         share, x = self._prgs[self._seeded].ring(of.shape, of.bits), cast(x, of.bits)
         rest = torch.bitwise_xor(x, share, out=share) if of.packed else torch.sub(x, share, out=share)
-        self.corrections.append(packed(rest, of.bits))
+        self.corrections.append((1 - self._seeded, packed(rest, of.bits)))
 
 
 class DealerJob:
@@ -97,8 +104,7 @@ class DealerJob:
             masks.update((n, m) for n, m in zip(step.outputs, outputs, strict=False) if m is not None)
             for name in done:
                 masks.pop(name, None)
-            for correction in context.corrections:
-                yield 1 - seeded, correction
+            yield from context.corrections
         self._carried.update((n, masks[w.name]) for n, w in self._program.kept.items() if w.name in masks)
 
 
@@ -143,7 +149,7 @@ class _PartyContext:
 
     def dealt(self, of: Shared) -> Tensor:
         prg = self._fresh()
-        if self._seeded:
+        if self._seeded and not isinstance(of, Given):
             return prg.ring(of.shape, of.bits)
         nbytes = of.nbytes
         self.received += nbytes
