@@ -34,6 +34,7 @@ from ditto.ops import (
     Harmonic,
     HighBits,
     InverseLines,
+    InverseTree,
     IsZero,
     Join,
     LessRow,
@@ -195,6 +196,15 @@ CASES = [
     *(Case(HighBits(b, t, 6), [(b, S, full(b))], 6, S) for b, t in ((16, 10), (40, 34), (49, 20), (64, 58), (12, 3))),
     Case(InverseLines(S, 16, 3, 6, 4, 20, False, 24, 440), [(16, S, full(16) // 8)], 20, S, low=7 << 9),
     Case(InverseLines(S, 24, 0, 3, 5, 40, True, 30, 8), [(24, S, 255)], 40, S, low=8),
+    *(
+        Case(InverseTree(S, b, low, n, out, root, scale, 7 << low), [(b, S, limit)], out, S, low=7 << low)
+        for b, low, n, out, root, scale, limit in (
+            (24, 6, 13, 33, True, 35, 2**19 - 2**6),
+            (40, 6, 30, 46, True, 46, 2**36 - 2**6),
+            (10, 6, 4, 20, False, 26, 2**9),
+            (64, 3, 9, 64, True, 50, 2**12 - 2**3),
+        )
+    ),
     Case(Zones(S, 24, 9, 8, (0, 15, 60, 255, 256)), [(24, S, full(24))], 64, (4, *S)),
     Case(Zones((3, 50), 6, 0, 6, (0, 1, 17, 64)), [(6, (3, 50), full(6))], 64, (3, 3, 50)),
     *(
