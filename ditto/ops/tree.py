@@ -17,6 +17,7 @@ from ditto.ring.dpf import Blocks, Generator, correct, generate, rooted, shares
 
 TOP = 4  # the first depth at which nodes have values
 _BLOCK = np.dtype("V16")  # moved as a whole
+CHUNK = 512  # numbers at a time: some 20 kB each
 EXACT = 52  # the most bits of w: floats hold it
 SPLIT = 1 << (TOP - 1)  # nodes with smaller indices go on to the next depth: all others are intervals narrow enough
 
@@ -25,21 +26,20 @@ SPLIT = 1 << (TOP - 1)  # nodes with smaller indices go on to the next depth: al
 @dataclass(frozen=True)
 class InverseTree(Op):
     """Opened x in Z_2^l -> [2^scale / w], or with `root` [2^scale / sqrt(w)], on Z_2^out, by lines; w is x's low
-    n + low bits, first <= w < 2^(n + low) - 2^low, n >= TOP,
-    n + low <= EXACT.
+    n + low bits, first <= w < 2^(n + low) - 2^low, n >= TOP, n + low <= EXACT.
 
     r's prefixes are the path to a leaf of a binary tree, n deep. At depth d, with s = low + n - d bits left, a node R
-    stands for an index i = floor(m / 2^s) - R, and for the w in (e - 2^s, e], e = 2^s i + (m mod 2^s), which m alone
-    gives: w = e - (r mod 2^s) if R is on the path.
+    stands for an index i = floor(m / 2^s) - R mod 2^d and, with e = 2^s i + (m mod 2^s), for the w in (e - 2^s, e]:
+    if R is on the path, w = e - (r mod 2^s). m alone gives i and e.
     1. The dealer gives both parties corrections of a point function at r (`ditto.ring.dpf`), and each has its root from
-       its own seed. Its values at depth d are 1 and q = r mod 2^s, rounded to 2^(s - low).
-    2. From the root on, nodes with i < 8 are split; those with more, from depth 4 on, and all of depth n, are ends:
+       its own seed. Values at depth d >= TOP: 1, and q = r mod 2^s in units of 2^(s - low), rounded.
+    2. From the root on, nodes with i < SPLIT are split. Those with more, of depth TOP on, and all of depth n, are ends:
        their intervals are disjoint and cover all w, those above the last depth with relative widths of at most 1/7.
-       [1] and [q] of a path that does not pass an end are 0.
-    3. [y] = sum over the ends of A [1] + B [q], with the public line A + B q of its interval: local. No round.
-    16 n - 34 nodes for each number below the root, 8 n - 16 of them ends: 24 n - 50 blocks of AES.
-    Relative error as that of `InverseLines`: at most 1 / (8 7^2), for the root 3 / 8 of this, that of q rounded, half a
-    part in first, for the root a quarter, and that of A and B rounded, 2^(low - 1) + 1/2 units.
+    3. [y] = sum over the ends of A [1] + B [q], with the public line A + B q of its interval, since [1] and [q] are
+       shares of 0 at all ends but that on the path: local. No round.
+    For each number 16 n - 34 nodes below the root, 8 n - 16 of them ends: 24 n - 50 blocks of AES.
+    Relative error (`relative`, for first >= 7 2^low): of a chord 1 / (8 7^2), for the root 3 / 8 of that; of q half a
+    part in 7 2^low, for the root a quarter. And of A and B, rounded, 2^(low - 1) + 1/2 units (`rounding`).
     (Boyle, Gilboa, Ishai 2016; values at inner nodes: Boneh et al. 2021; splines by function secret sharing: Boyle et
     al., Eurocrypt 2021.)
     """
@@ -99,14 +99,18 @@ class InverseTree(Op):
         return {"salt": salt, **kept}
 
     def online(self, p: Party, k: Correlations, *x: Any) -> tuple[Any, ...]:
-        m = self._window(x[0].value)
-        generator, roots = _generator(k["salt"]), rooted(k["roots"][:-1].numpy().view(np.uint64), p.party)
-        nodes, indices, depths = self._ends(generator, roots, k["blocks"].numpy().view(np.uint64), m.numpy())  # 2
-        corrections = k["values"].to(torch.int64).numpy()[depths - TOP]
-        found = torch.from_numpy(shares(generator, nodes, corrections, p.party))
-        a, b = self._lines(m, torch.from_numpy(indices), torch.from_numpy(self.low + self.n - depths)[:, None])
-        y = (found[..., 0] * a + found[..., 1] * b).sum(0)  # 3
-        return (y.to(carrier(self.out)).reshape(self.shape),)
+        m, generator = self._window(x[0].value), _generator(k["salt"])
+        roots = rooted(k["roots"].numpy().view(np.uint64), p.party)
+        blocks, values = k["blocks"].numpy().view(np.uint64), k["values"].to(torch.int64).numpy()
+        y = torch.empty(self._count, dtype=carrier(self.out))
+        for start in range(0, self._count, CHUNK):
+            at = slice(start, min(start + CHUNK, self._count))
+            nodes, indices, depths = self._ends(generator, roots[at], blocks[:, at], m[at].numpy())  # 2
+            found = torch.from_numpy(shares(generator, nodes, values[depths - TOP, at], p.party))
+            left = torch.from_numpy(self.low + self.n - depths)[:, None]
+            a, b = self._lines(m[at], torch.from_numpy(indices), left)
+            y[at] = (found[..., 0] * a + found[..., 1] * b).sum(0)  # 3
+        return (y.reshape(self.shape),)
 
     def _ends(
         self, generator: Generator, roots: Blocks, corrections: Blocks, m: npt.NDArray[np.int64]

@@ -119,7 +119,7 @@ class OneOpening:
     @property
     def single(self) -> int | None:
         """The most index bits of one table for a LayerNorm's 1 / sqrt(v), or BY_TREE."""
-        return SINGLE[self.choices.deviation or "large"]
+        return SINGLE[self.choices.deviation or "tree"]
 
     def table(self, bound: float, stream: Stream | None = None) -> FixedPoint:
         """A stream's: the smallest ring whose fraction bits resolve the least deviation to 2^-RESOLVED."""
