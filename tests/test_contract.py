@@ -34,6 +34,7 @@ from ditto.ops import (
     Harmonic,
     HighBits,
     InverseLines,
+    InverseTree,
     IsZero,
     Join,
     LessRow,
@@ -66,7 +67,7 @@ from ditto.ops import (
     Windows,
     Zones,
 )
-from ditto.ops.base import Shared, Types
+from ditto.ops.base import Given, Shared, Types
 from ditto.ops.guard import KEY
 from ditto.ring import cast, pack, signed, unpack, unsigned
 from ditto.ring.prg import new_seed
@@ -195,6 +196,15 @@ CASES = [
     *(Case(HighBits(b, t, 6), [(b, S, full(b))], 6, S) for b, t in ((16, 10), (40, 34), (49, 20), (64, 58), (12, 3))),
     Case(InverseLines(S, 16, 3, 6, 4, 20, False, 24, 440), [(16, S, full(16) // 8)], 20, S, low=7 << 9),
     Case(InverseLines(S, 24, 0, 3, 5, 40, True, 30, 8), [(24, S, 255)], 40, S, low=8),
+    *(
+        Case(InverseTree(S, b, low, n, out, root, scale, 7 << low), [(b, S, limit)], out, S, low=7 << low)
+        for b, low, n, out, root, scale, limit in (
+            (24, 6, 13, 33, True, 35, 2**19 - 2**6),
+            (40, 6, 30, 46, True, 46, 2**36 - 2**6),
+            (10, 6, 4, 20, False, 26, 2**9),
+            (64, 3, 9, 64, True, 50, 2**12 - 2**3),
+        )
+    ),
     Case(Zones(S, 24, 9, 8, (0, 15, 60, 255, 256)), [(24, S, full(24))], 64, (4, *S)),
     Case(Zones((3, 50), 6, 0, 6, (0, 1, 17, 64)), [(6, (3, 50), full(6))], 64, (3, 3, 50)),
     *(
@@ -341,7 +351,8 @@ DEALING = [case for case in CASES if case.op.dealt()]
 
 @pytest.mark.parametrize("case", DEALING, ids=lambda c: c.name)
 def test_what_is_dealt_is_declared(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names, shapes and rings, at the dealer and at both parties, whose shares make up what the dealer shared."""
+    """Names, shapes and rings, at the dealer and at both parties, whose shares make up what the dealer shared, or who
+    have what it gave."""
     values: list[torch.Tensor] = []
     shares: dict[int, list[torch.Tensor]] = {0: [], 1: []}
     types: dict[str | int, list[Shared]] = {"dealer": [], 0: [], 1: []}
@@ -365,10 +376,12 @@ def test_what_is_dealt_is_declared(case: Case, monkeypatch: pytest.MonkeyPatch) 
     assert types == {"dealer": declared, 0: declared, 1: declared}
     for x, first, second, of in zip(values, *shares.values(), declared, strict=True):
         assert tuple(x.shape) == tuple(first.shape) == tuple(second.shape) == of.shape
-        assert torch.equal(signed(first ^ second if of.packed else first + second, of.bits), signed(x, of.bits))
+        whole = first ^ second if of.packed else first + second
+        for found in (first, second) if isinstance(of, Given) else (whole,):
+            assert torch.equal(signed(found, of.bits), signed(x, of.bits))
     for step in program.steps:
-        opened = [name for names in step.op.opens() for name in names]
-        assert len({*opened, *step.op.dealt()}) == len(opened) + len(step.op.dealt())
+        names = [*(name for names in step.op.opens() for name in names), *step.op.drawn(), *step.op.dealt()]
+        assert len({*names}) == len(names)
 
 
 @pytest.mark.parametrize(
@@ -379,23 +392,22 @@ def test_what_is_dealt_is_declared(case: Case, monkeypatch: pytest.MonkeyPatch) 
 def test_every_dealt_byte_is_needed(case: Case, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a byte less of one tensor the result is wrong: no ring is declared wider than the operation needs."""
 
-    class Less(Shared):
-        """The type with that byte less."""
-
     class LessOp(type(case.op)):  # type: ignore[misc]
         def dealt(self) -> Types:
             of = super().dealt()[name]
-            return {**super().dealt(), name: Less(of.shape, (of.bits - 1) // 8 * 8)}
+            return {**super().dealt(), name: less[type(of)](of.shape, (of.bits - 1) // 8 * 8)}
 
     class PartyContext(job._PartyContext):
         def dealt(self, of: Shared) -> torch.Tensor:
-            x = super().dealt(of)  # if Less, so that two shares add up to more than the smaller ring
-            return cast(unsigned(x, of.bits), of.bits + 8) if isinstance(of, Less) else x
+            x = super().dealt(of)  # if less, so that two shares add up to more than the smaller ring
+            return cast(unsigned(x, of.bits), of.bits + 8) if type(of) in less.values() else x
+
+    less: dict[type[Shared], type[Shared]] = {kind: type("Less", (kind,), {}) for kind in (Shared, Given)}
 
     monkeypatch.setattr(job, "_PartyContext", PartyContext)
-    less = replace(case, op=LessOp(*(getattr(case.op, f.name) for f in fields(case.op))))  # type: ignore[arg-type]
+    shorter = replace(case, op=LessOp(*(getattr(case.op, f.name) for f in fields(case.op))))  # type: ignore[arg-type]
     # not every run shows it: public bits may be zero wherever it counts
-    assert any(compute(less, seed)[2] > case.op.ulp() for seed in range(8))
+    assert any(compute(shorter, seed)[2] > case.op.ulp() for seed in range(8))
 
 
 class _Otherwise(Square):

@@ -20,7 +20,7 @@ from ditto.models import Plan, compile_stage, encode_inputs, generator_of, rando
 from ditto.models.tokenizer import Batch, Prompts
 from ditto.ops import Sketch, guard, sketch
 from ditto.presets import PRESETS
-from ditto.ring import carrier
+from ditto.ring import carrier, dpf
 from ditto.ring.prg import Prg, derive, new_seed
 
 Tensor = torch.Tensor
@@ -70,7 +70,7 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> Keys:
         begin(self, key)
 
     monkeypatch.setattr(Prg, "__init__", init)
-    for module in (job, sharing, weights, guard, sketch):
+    for module in (job, sharing, weights, guard, sketch, dpf):
         monkeypatch.setattr(module, "derive", seen.derive)
     return seen
 

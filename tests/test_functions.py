@@ -22,6 +22,7 @@ from ditto.functions.fit import Fitting
 from ditto.functions.gelu import TYPES, GeluType, even_part, gelu, gelu_even, gelu_zones
 from ditto.functions.inverse import inverse
 from ditto.functions.layernorm import (
+    BY_TREE,
     FEWEST_BYTES,
     FEWEST_ROUNDS,
     deviation_scale,
@@ -356,9 +357,12 @@ def test_layernorm_with_outlier_channels(width: int, part: int) -> None:
         (5, 9, 3),
         (5, FEWEST_BYTES, 4),
         (12, FEWEST_BYTES, 4),
+        (1, BY_TREE, 3),
+        (12, BY_TREE, 3),
+        (17, BY_TREE, 3),
     ],
 )
-def test_standardise_by_a_table_or_several(octaves: int, single: int, rounds: int) -> None:
+def test_standardise_by_a_table_or_several(octaves: int, single: int | None, rounds: int) -> None:
     generator = torch.Generator().manual_seed(6)
     x = torch.randn((40, 384), generator=generator, dtype=torch.float64)
     x = (x - x.mean(1, keepdim=True)) * torch.logspace(-octaves / 4, octaves / 4, 40, 2.0, dtype=torch.float64)[:, None]

@@ -341,7 +341,7 @@ def test_choices_run_under_mpc(model: tuple[Description, dict[str, torch.Tensor]
     """What was chosen computes what the plain interpreter does, on shares."""
     description, tensors, batch = model
     every = Choices(exponential="narrow", used="bits", deviation="large", activation="as one", product="straight")
-    chosen = with_choices(in_two_windows(description), (every, Choices(used="two windows")))
+    chosen = with_choices(in_two_windows(description), (every, Choices(used="two windows", deviation="tree")))
     weights, program = encode_weights(chosen, tensors), compile_stage(chosen, JOB)
     assert program.fingerprint != compile_stage(description, JOB).fingerprint
     inputs = encode_inputs(chosen, program, batch)

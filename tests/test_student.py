@@ -18,7 +18,18 @@ from ditto.models.importer import encode_weights
 from ditto.models.ranges import silent
 from ditto.models.registry import architecture_of
 from ditto.models.tokenizer import Batch, Prompts
-from ditto.ops import REGISTRY, Exponential, Harmonic, HighBits, InverseLines, Mux, MuxAll, Op, TruncateReduce
+from ditto.ops import (
+    REGISTRY,
+    Exponential,
+    Harmonic,
+    HighBits,
+    InverseLines,
+    InverseTree,
+    Mux,
+    MuxAll,
+    Op,
+    TruncateReduce,
+)
 from ditto.presets import PRESETS
 from ditto.ring import signed
 from ditto.ring.fixedpoint import decode
@@ -26,7 +37,7 @@ from ditto.ring.kernels import float_product
 from ditto.train.language_student import LanguageStudent
 from ditto.train.student import Student
 
-KNOWN_SLOPES = (Harmonic, Exponential, InverseLines)  # whose `smooth` takes its value from `plain`
+KNOWN_SLOPES = (Harmonic, Exponential, InverseLines, InverseTree)  # whose `smooth` takes its value from `plain`
 SEQ = 8
 
 
@@ -75,8 +86,9 @@ def test_plain_rounds_the_smooth_function(case: Case) -> None:
         (Exponential((256,), 16, 8, 10, -3, 0, 56, 10, 19), -1400, 8),
         (InverseLines((256,), 20, 3, 6, 8, 24, False, 24, 448), 448 << 3, 64),
         (InverseLines((256,), 20, 2, 6, 8, 24, True, 24, 448), 448 << 2, 64),
+        (InverseTree((256,), 20, 6, 10, 24, True, 24, 448), 448, 64),
     ],
-    ids=["harmonic", "exponential", "inverse", "root"],
+    ids=["harmonic", "exponential", "inverse", "root", "tree"],
 )
 def test_slopes_add_up_to_differences(op: Op, start: int, unit: int) -> None:
     """The trapezoid sum of slopes from the first point on is how far the function has gone: within a hundredth of its

@@ -14,7 +14,7 @@ from uniform import chi_square, chi_square_limit, deviation_limit
 
 from ditto.engine import job
 from ditto.engine.job import _PartyContext
-from ditto.ops.base import Opened, Shared
+from ditto.ops.base import Given, Opened, Shared
 
 Tensor = torch.Tensor
 
@@ -70,7 +70,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, take: Callable[[str, Tensor, int], No
 
     def dealt(self: _PartyContext, of: Shared) -> Tensor:
         result = dealing(self, of)
-        if not self._seeded:
+        if not self._seeded or isinstance(of, Given):
             add(f"dealt to party{self.party}", result, of.bits)
         return result
 

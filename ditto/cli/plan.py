@@ -27,12 +27,15 @@ MACHINE = "machine.json"  # in $DITTO_HOME
 WORDS = {  # for a choice, in the table
     "exponential": "{} exponentials",
     "used": "{}",
-    "deviation": "{} tables",
+    "deviation": "{}",
     "activation": "{}",
     "gelu": "{} type",
     "product": "result {}",
 }
-USED = {"bits": "buckets by bits", "table": "buckets by table"}
+NAMED = {
+    "used": {"bits": "buckets by bits", "table": "buckets by table"},
+    "deviation": {**{size: f"{size} tables" for size in ("large", "medium", "small")}, "tree": "tree of keys"},
+}
 OBJECTIVES = ("latency", "bytes", "offline")
 For = Annotated[str, typer.Option("--for", help="What is to be least: latency (both phases), bytes or offline.")]
 Tolerance = Annotated[
@@ -221,4 +224,4 @@ def _show(result: "Planned", summary: dict[str, Any]) -> None:
 def _named(option: dict[str, Any]) -> str:
     if option["own"]:
         return "the preset's"
-    return ", ".join(WORDS[k].format(USED.get(v, v)) for k, v in option["choice"].items())
+    return ", ".join(WORDS[k].format(NAMED.get(k, {}).get(v, v)) for k, v in option["choice"].items())

@@ -18,7 +18,7 @@ from ditto.engine.sharing import common_key, rerandomised
 from ditto.engine.weights import EXPANDED, DealerWeights, ExpandedShare, PartyWeights
 from ditto.errors import BadShare, ReuseError
 from ditto.ops import Masked, Op, Open, Together, WeightShare
-from ditto.ops.base import Correlations, Opened, Shared
+from ditto.ops.base import Correlations, Given, Opened, Shared
 from ditto.ring import cast, packed, unpack
 from ditto.ring.prg import Prg, derive, new_seed
 from ditto.transcript import digest
@@ -45,7 +45,7 @@ class _DealerContext:
         self._of = seeds, job, index
         self._seeded = seeded
         self._prgs: list[Prg | None] = [None, None]
-        self.corrections: list[memoryview] = []
+        self.corrections: list[tuple[int, memoryview]] = []  # by party
 
     def _prg(self, party: int) -> Prg:
         """A party's stream of this step: most steps need none or one, and a key costs more than they do."""
@@ -59,10 +59,17 @@ class _DealerContext:
         first, second = (self._prg(party).ring(of.shape, of.bits) for party in (0, 1))
         return first.bitwise_xor_(second) if of.packed else first.add_(second)
 
+    def drawn(self, of: Shared) -> Tensor:
+        return torch.stack([self._prg(party).ring(of.shape, of.bits) for party in (0, 1)])
+
     def share(self, x: Tensor, of: Shared) -> None:
+        if isinstance(of, Given):
+            whole = packed(x, of.bits)
+            self.corrections += [(0, whole), (1, whole)]
+            return
         share, x = self._prg(self._seeded).ring(of.shape, of.bits), cast(x, of.bits)
         rest = torch.bitwise_xor(x, share, out=share) if of.packed else torch.sub(x, share, out=share)
-        self.corrections.append(packed(rest, of.bits))
+        self.corrections.append((1 - self._seeded, packed(rest, of.bits)))
 
 
 class DealerJob:
@@ -101,8 +108,7 @@ class DealerJob:
             masks.update((n, m) for n, m in zip(step.outputs, outputs, strict=False) if m is not None)
             for name in done:
                 masks.pop(name, None)
-            for correction in context.corrections:
-                yield 1 - seeded, correction
+            yield from context.corrections
         self._carried.update((n, masks[w.name]) for n, w in self._program.kept.items() if w.name in masks)
 
 
@@ -147,7 +153,7 @@ class _PartyContext:
 
     def dealt(self, of: Shared) -> Tensor:
         prg = self.fresh()
-        if self.seeded:
+        if self.seeded and not isinstance(of, Given):
             return prg.ring(of.shape, of.bits)
         nbytes = of.nbytes
         self.received += nbytes

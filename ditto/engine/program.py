@@ -133,7 +133,8 @@ class Program:
             party = int(carried[1] > carried[0])
             parties.append(party)
             if type(step.op).dealt is not Op.dealt:  # of all others the cost takes longer than the rest of this
-                carried[1 - party] += step.op.cost().dealer
+                carried[party] += step.op.received(seeded=True)
+                carried[1 - party] += step.op.received(seeded=False)
         return tuple(parties)
 
     def frees(self, keep: Iterable[Wire]) -> list[list[str]]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from ditto.engine.program import Builder, Wire
 from ditto.errors import RangeError
 from ditto.functions.fixed import mux, truncate_to
-from ditto.ops import InverseLines, MuxAll, Zones
+from ditto.ops import InverseLines, InverseTree, MuxAll, Op, Zones
+from ditto.ops.tree import EXACT, TOP
 from ditto.ring.exact import ceil_log2, floor_log2
 
 LOW = 6  # bits of v within a bucket
@@ -25,24 +26,29 @@ BELOW = 0.96875  # of lo: what the errors of v and of a line leave of it
 
 @dataclass(frozen=True)
 class _Layout:
-    """v on (ring, frac) as integers, and the tables that cover it: `count` of 2^n entries, coarsest first."""
+    """v on (ring, frac) as integers, and the tables that cover it: `count` of 2^n entries, coarsest first; or in the
+    place of one table a tree of that depth."""
 
     ring: int
     frac: int
     n: int
     count: int
+    tree: bool
 
     @classmethod
-    def of(cls, lo: float, hi: float, single: int, root: bool) -> _Layout:
-        """For lo <= v <= hi: one table if it has at most 2^single entries, else several of 2^JOINED."""
+    def of(cls, lo: float, hi: float, single: int | None, root: bool) -> _Layout:
+        """For lo <= v <= hi: one table if it has at most 2^single entries, else several of 2^JOINED. None: a tree."""
         frac = ceil_log2((FIRST << LOW) / lo)
         frac += root and frac % 2  # so that the root's scale is a power of two
         largest = math.ldexp(hi, frac) + 3  # a truncation and a carry may each add one
+        if single is None:
+            n = next(n for n in range(TOP, 64) if largest < (1 << (n + LOW)) - (1 << LOW))  # its last bucket is unused
+            return cls(LOW + n + SPARE, frac, n, 1, True)
         n = next(n for n in range(1, 64) if largest <= 1 << (n + LOW))
         count = 1
         if n > single:
             n, count = JOINED, next(k for k in range(1, 64) if largest <= 1 << (JOINED + LOW + STEP * (k - 1)))
-        return cls(LOW + n + STEP * (count - 1) + SPARE, frac, n, count)
+        return cls(LOW + n + STEP * (count - 1) + SPARE, frac, n, count, False)
 
     def shift(self, table: int) -> int:
         return STEP * (self.count - 1 - table)
@@ -68,17 +74,18 @@ class Part:
 
 
 def inverse(
-    b: Builder, v: Wire, lo: float, hi: float, *, root: bool, single: int = 0, ring: int = 0,
+    b: Builder, v: Wire, lo: float, hi: float, *, root: bool, single: int | None = 0, ring: int = 0,
     alongside: tuple[Wire, ...] = (),
 ) -> tuple[Wire, list[Wire]]:  # fmt: skip
     """[v^-1], or with `root` [v^-1/2], for lo <= v <= hi, one number a row; and the wires `alongside`, opened.
 
-    2 rounds; 1 where one table of at most 2^single entries covers the range. The smallest result has DIGITS bits;
-    it is on the ring that this needs, or on `ring`, if that is larger.
-    Relative error of a line at most 1 / (16 FIRST^2), for the root 3 / 8 of that; v is rounded twice to
-    1 / (FIRST 2^LOW), by the truncation and by the carry, and y by 1.5 2^-DIGITS.
+    2 rounds; 1 where one table of at most 2^single entries covers the range, or where single is None: by a tree of keys
+    (`InverseTree`). The smallest result has DIGITS bits; it is on the ring that this needs, or on `ring`, if that is
+    larger.
+    Relative error of a line at most 1 / (8 FIRST^2), for the root 3 / 8 of that; v is rounded twice to
+    1 / (FIRST 2^LOW), by the truncation and by the carry (in a tree, by its q to half of that), and y by 1.5 2^-DIGITS.
     1. Open v, cut to LOW bits within the finest bucket, and what goes alongside: one round.
-    2. Each table gives [Y] by the line of v's bucket: local. For one table that is all.
+    2. Each table gives [Y] by the line of v's bucket: local. For one table, or a tree, that is all.
     3. Open the Y and, from v's zones, the bits of which table answers, which is where all of its own are 1. One round.
     4. [y] = sum a Y, a the product of a table's bits.
     """
@@ -111,6 +118,8 @@ def _by_tables(
     v = truncate_to(b, v, layout.frac, layout.ring)
     if v.ring < layout.ring - SPARE:
         raise RangeError(f"{b.place}: from {lo:.3g} to {hi:.3g} takes {layout.ring - SPARE} bits; there are {v.ring}")
+    if layout.tree and layout.ring - SPARE > EXACT:
+        raise RangeError(f"{b.place}: from {lo:.3g} to {hi:.3g} takes {layout.ring - SPARE} bits; a tree has {EXACT}")
     v, *others = b.open(v, *alongside)
     b.watch(v, 0.0, hi)  # beyond, an index has gone round
     # 2
@@ -144,7 +153,9 @@ def _look_up(b: Builder, v: Wire, root: bool, layout: _Layout, table: int, frac:
     shift = layout.shift(table)
     frac, ring, unit = frac + LOW, ring + LOW, layout.frac - shift  # fraction bits of a window of v
     scale = frac + (unit if not root else unit // 2)
-    op = InverseLines(v.shape, v.ring, shift, LOW, layout.n, ring, root, scale, FIRST << LOW)
+    op: Op = InverseLines(v.shape, v.ring, shift, LOW, layout.n, ring, root, scale, FIRST << LOW)
+    if layout.tree:
+        op = InverseTree(v.shape, v.ring, LOW, layout.n, ring, root, scale, FIRST << LOW)
     (y,) = b.emit(op, [v], [(ring, frac, v.shape, 0.0)])  # outside of its zones it is no number
     return b.truncate(y, LOW, ring - LOW)
 

@@ -18,6 +18,7 @@ SPARE = 1  # bits of a residual sum's ring beyond its bound
 MEAN_EXTRA = 4  # fraction bits of a row's mean beyond the row's own
 MEAN_WEIGHT_FRAC = 18  # of gamma / H, where the mean's bound leaves room
 FEWEST_BYTES, BALANCED, FEWEST_ROUNDS = 0, 10, 13  # the most index bits of one table of lines for 1 / sqrt(v)
+BY_TREE = None  # in the place of tables
 DEVIATION_RING = 26  # of 1 / sqrt(v) at least: what a wider ring adds to tables is less than its product with x saves
 DEVIATION_FRAC = 12  # fraction bits of an opened 1 / sqrt(v) at least, where it has them
 SQUARE_RINGS = (40, 48, 56, 64)
@@ -78,7 +79,7 @@ def _opened_digits(hi: float) -> int:
 
 
 def _inverse_deviation(
-    b: Builder, c: Wire, means: list[Wire], limits: tuple[float, float], eps: float, single: int
+    b: Builder, c: Wire, means: list[Wire], limits: tuple[float, float], eps: float, single: int | None
 ) -> Wire:
     """c by `widen`, and its mean if it has one -> [y], with as many fraction bits as its products need."""
     v = _scaled_variance(b, c, means[0] if means else None, limits, eps)
@@ -93,14 +94,14 @@ def standardise(
     limits: tuple[float, float],
     eps: float,
     ring: int,
-    single: int = BALANCED,
+    single: int | None = BALANCED,
     mean: Wire | None = None,
 ) -> Wire:
     """[x] (l, f), shape [rows, H], and [mean] (l', f'), [rows, 1] -> [(x - mean) / sqrt(var + eps) / s] on (`ring`, 8).
 
     s = deviation_scale(H). Without `mean` it is 0. gamma and beta belong to what follows. limits: range of var, from
     calibration. 3 rounds where one table of 2^single entries at most, 3 index bits more than its octaves, covers them,
-    else 4. Error: that of y, relative, and at most 2 ulp.
+    or BY_TREE, else 4. Error: that of y, relative, and at most 2 ulp.
     1. Open x, and mean beside it; what extends x is dealt once for both products.
     2. v = (sum x^2 - H mean^2) / 2^k, k = log2 H rounded: local. y = 1/sqrt(v) by `inverse`.
     3. Open y; its products with x and mean extend all three; truncate.
@@ -130,7 +131,7 @@ def standardised_linear(
     limits: tuple[float, float],
     eps: float,
     ring: int,
-    single: int,
+    single: int | None,
     name: str,
     columns: int,
     bound: float,

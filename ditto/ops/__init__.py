@@ -17,14 +17,15 @@ from ditto.ops.separable import Exponential, Harmonic
 from ditto.ops.sketch import LessRow, NonZero, Sketch
 from ditto.ops.table import Combine, Lookup, OneHot
 from ditto.ops.together import Begin, Together
+from ditto.ops.tree import InverseTree
 from ditto.ops.truncate import TruncateReduce
 from ditto.ops.wide import SumOfSquares, Widen, WideProduct, WideSquare
 
 __all__ = [
     "Add", "AddStarts", "Affine", "Begin", "BitRounds", "Combine", "Compare", "Cost", "Differences", "Exponential",
-    "Extend", "B2A", "CausalMask", "Guard", "Harmonic", "HighBits", "InverseLines", "IsZero", "Join", "LessRow",
-    "Lookup", "Losses", "Masked", "Matmul", "MatmulWeight", "NonZero", "OneHot", "Op", "Open", "Product", "Product3",
-    "REGISTRY", "Random", "RelativePositions", "RightHand", "Mux", "MuxAll", "Sketch", "Square", "SuffixSum", "Sum",
-    "SumOfSquares", "Together", "Triangle", "TruncateReduce", "Untriangle", "View", "WeightShare", "Widen",
-    "WideProduct", "WideSquare", "Windows", "Zones",
+    "Extend", "B2A", "CausalMask", "Guard", "Harmonic", "HighBits", "InverseLines", "InverseTree", "IsZero", "Join",
+    "LessRow", "Lookup", "Losses", "Masked", "Matmul", "MatmulWeight", "NonZero", "OneHot", "Op", "Open", "Product",
+    "Product3", "REGISTRY", "Random", "RelativePositions", "RightHand", "Mux", "MuxAll", "Sketch", "Square",
+    "SuffixSum", "Sum", "SumOfSquares", "Together", "Triangle", "TruncateReduce", "Untriangle", "View", "WeightShare",
+    "Widen", "WideProduct", "WideSquare", "Windows", "Zones",
 ]  # fmt: skip

@@ -60,6 +60,18 @@ class Shared:
     def nbytes(self) -> int:
         return packed_bytes(self.shape, self.bits)
 
+    def received(self, seeded: bool) -> int:
+        """Bytes that the dealer sends a party, which expands its share from a seed or does not."""
+        return 0 if seeded else self.nbytes
+
+
+@dataclass(frozen=True)
+class Given(Shared):
+    """Type of what both parties get as it is: the part of their keys that is the same."""
+
+    def received(self, seeded: bool) -> int:
+        return self.nbytes
+
 
 def shared_bits(*shape: int) -> Shared:
     """Type of packed bits: `shape` counts words of 64, as `ditto.ring.bits.planes` makes them."""
@@ -93,8 +105,11 @@ class Dealer(Protocol):
     def mask(self, of: Shared) -> Tensor:
         """Return the sum (of packed bits: the exclusive or) of both parties' masks: expanded from seeds, no bytes."""
 
+    def drawn(self, of: Shared) -> Tensor:
+        """Return what the parties draw, each from its seed: [2, *shape], no bytes."""
+
     def share(self, x: Tensor, of: Shared) -> None:
-        """Share x: one party expands its share from its seed, the other receives the rest."""
+        """Share x: one party expands its share from its seed, the other receives the rest. What is `Given` both do."""
 
 
 class Party(Protocol):
@@ -103,10 +118,10 @@ class Party(Protocol):
     party: int
 
     def mask(self, of: Shared) -> Tensor:
-        """Return this party's share of the next mask."""
+        """Return this party's share of the next mask, or what else it draws next from its seed."""
 
     def dealt(self, of: Shared) -> Tensor:
-        """Return this party's share of the dealer's next tensor."""
+        """Return this party's share of the dealer's next tensor, or that tensor where it is `Given`."""
 
     def open(self, shares: list[Tensor], masks: list[Tensor], bits: list[int], words: list[Tensor]) -> Opened:
         """One round: send these shares under these masks, and packed bits as they are. The sums are waited for when
@@ -122,8 +137,8 @@ class Party(Protocol):
 class Op:
     """Base of all operations. Outputs and inputs are tuples; an opened wire is a `Masked`.
 
-    Masks come from seeds in the order of `opens`, then dealt shares in the order of `dealt`: at the dealer as at the
-    parties, since `deal` and `prepare` both follow the declarations.
+    Masks come from seeds in the order of `opens`, then what else is `drawn`, then dealt shares in the order of `dealt`:
+    at the dealer as at the parties, since `deal` and `prepare` both follow the declarations.
     """
 
     def plain(self, *x: Tensor) -> tuple[Tensor, ...]:
@@ -141,12 +156,17 @@ class Op:
         """What the operation opens itself, round by round: each under a fresh mask, of this name and type."""
         return ()
 
+    def drawn(self) -> Types:
+        """What each party draws from its seed for itself, and the dealer for both: roots of keys."""
+        return {}
+
     def dealt(self) -> Types:
-        """What the dealer shares."""
+        """What the dealer shares, or gives both parties as it is."""
         return {}
 
     def correlate(self, *masks: Tensor) -> Correlations:
-        """At the dealer: what `dealt` names, from the masks of the inputs and then those of `opens`."""
+        """At the dealer: what `dealt` names, from the masks of the inputs, then those of `opens`, then what is `drawn`,
+        each [2, *shape]."""
         return {}
 
     def output_masks(self, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -175,6 +195,10 @@ class Op:
         return {name: of for opened in self.opens() for name, of in opened.items()}
 
     @cached_property
+    def _drawn(self) -> Types:
+        return self.drawn()
+
+    @cached_property
     def _dealt(self) -> Types:
         return self.dealt()
 
@@ -188,7 +212,7 @@ class Op:
         if self._dealt:
             if any(mask is None for mask in masks):
                 raise TypeError(f"{type(self).__name__} reads opened wires only")
-            values = self.correlate(*masks, *own)
+            values = self.correlate(*masks, *own, *(d.drawn(of) for of in self._drawn.values()))
             if values.keys() != self._dealt.keys():
                 raise TypeError(f"{type(self).__name__} deals {[*values]}, declared {[*self._dealt]}")
             for name, of in self._dealt.items():
@@ -200,18 +224,19 @@ class Op:
 
     def prepare(self, p: Party, *masks: Any) -> Correlations:
         """A party's offline part: take masks and dealt shares."""
-        k = {name: p.mask(of) for name, of in self._masks.items()}
+        k = {name: p.mask(of) for name, of in (self._masks | self._drawn).items()}
         for name, of in self._dealt.items():
             k[name] = p.dealt(of)
         return k
 
     @cached_property
     def waits(self) -> bool:
-        """Is all that it takes offline read by `online` alone, and large? Whoever expands it from a seed may wait until
-        then."""
+        """Is all that it takes offline shares, read by `online` alone, and large? Whoever expands them from a seed may
+        wait until then."""
         kind = type(self)
         alone = not self._masks and kind.prepare is Op.prepare and kind.output_masks is Op.output_masks
-        return alone and self.held >= WAITS
+        shares = not self._drawn and not any(isinstance(of, Given) for of in self._dealt.values())
+        return alone and shares and self.held >= WAITS
 
     @final
     def prepared_masks(self, k: Correlations, *masks: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -220,17 +245,22 @@ class Op:
 
     @property
     def held(self) -> int:
-        """Bytes that a party holds between its offline and its online part: masks and dealt shares, in carriers."""
+        """Bytes that a party holds between its phases: masks, what is drawn and dealt shares, in carriers."""
         if type(self).opens is Op.opens and type(self).dealt is Op.dealt:  # most of a program's steps
             return 0
-        kinds = (*self._masks.values(), *self._dealt.values())
+        kinds = (*self._masks.values(), *self._drawn.values(), *self._dealt.values())
         return sum(carrier_bytes(of.shape, of.bits) for of in kinds)
 
     @final
     def cost(self) -> Cost:
         opens = self.opens()
         online = sum(of.nbytes for opened in opens for of in opened.values())
-        return Cost(len(opens), online, sum(of.nbytes for of in self._dealt.values()))
+        return Cost(len(opens), online, self.received(False) + self.received(True))
+
+    @final
+    def received(self, seeded: bool) -> int:
+        """Bytes that a party takes from the dealer: `seeded`, where it expands its shares from its seed."""
+        return sum(of.received(seeded) for of in self._dealt.values())
 
 
 class BitRounds(Op):

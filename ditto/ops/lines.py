@@ -41,28 +41,31 @@ def window(x: Tensor, bits: int, shift: int, size: int) -> Tensor:
     return (unsigned(x, bits).reshape(-1) >> shift) & ((1 << size) - 1)
 
 
-def _inverse(x: Tensor, root: bool) -> Tensor:
+def inverse(x: Tensor, root: bool) -> Tensor:
     """1 / x or 1 / sqrt(x): quotients and roots alone, which all processors round alike."""
     return 1 / x.sqrt() if root else 1 / x
 
 
-def _columns(starts: Tensor, op: InverseLines) -> tuple[Tensor, Tensor]:
-    """y at the start and slope of the line for x from each start on, for 2^low steps.
+def chord(a: Tensor, b: Tensor, root: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Slope and constant of the chord from a to b, and by what factor its relative error is as large in the middle as
+    at both ends."""
+    at_a, at_b = inverse(a, root), inverse(b, root)
+    slope = (at_b - at_a) / (b - a)
+    constant = at_a - slope * a
+    worst = constant / (slope * (-3 if root else -2))  # where (constant + slope x) / y(x), 1 at a and b, is largest
+    return slope, constant, 2 / (1 + (constant + slope * worst) / inverse(worst, root))
 
-    The chord, lowered so that its relative error is as large in the middle as at both ends.
-    """
+
+def _columns(starts: Tensor, op: InverseLines) -> tuple[Tensor, Tensor]:
+    """y at the start and slope of the line for x from each start on, for 2^low steps."""
     a = starts.to(torch.float64)
     b = (a + (1 << op.low)).clamp(op.first + 1, 1 << (op.low + op.n))
     a = a.clamp(min=op.first)
-    at_a, at_b = _inverse(a, op.root), _inverse(b, op.root)
-    slope = (at_b - at_a) / (b - a)
-    constant = at_a - slope * a
-    worst = constant / (slope * (-3 if op.root else -2))  # where (constant + slope x) / y(x), 1 at a and b, is largest
-    lowered = 2 / (1 + (constant + slope * worst) / _inverse(worst, op.root)) * 2.0**op.scale
+    slope, constant, lowered = chord(a, b, op.root)
     below = starts + (1 << op.low) <= op.first
     slope = torch.where(below, 0.0, slope)
-    intercept = torch.where(below, at_a, constant + slope * starts)
-    intercept, slope = (torch.floor(z * lowered + 0.5).to(torch.int64) for z in (intercept, slope))
+    intercept = torch.where(below, inverse(a, op.root), constant + slope * starts)
+    intercept, slope = (torch.floor(z * (lowered * 2.0**op.scale) + 0.5).to(torch.int64) for z in (intercept, slope))
     return intercept.to(carrier(op.out)), slope.to(carrier(op.out))
 
 
@@ -81,7 +84,7 @@ class InverseLines(Op):
     So the dealer knows, for each M, where the bucket lies, and its line: y = A(s) + B(s) (w - s), and w - s = c.
     1. The dealer shares A(2^low i - r) and B(2^low i - r) for each of 2^n values i of M.
     2. [y] = [A]_M + c [B]_M. No round beyond the opening.
-    Relative error: 2^(2 low) / (16 w^2), for the root 3 / 8 of this, and that of B rounded; w is one more where bits
+    Relative error: 2^(2 low) / (8 w^2), for the root 3 / 8 of this, and that of B rounded; w is one more where bits
     below the window carry. (One-time truth tables, Ishai et al. 2013, of affine functions.)
     """
 

@@ -67,15 +67,23 @@ def lossy_step(op: Op, read: list[Any], generator: torch.Generator) -> tuple[Ten
     if type(op).ulp is not Op.ulp and not op.opens():  # how large it is takes long to tell
         masks = [torch.randint(-MASKS, MASKS, x.shape, generator=generator) for x in read]
         opened = [Masked(x + mask, mask) for x, mask in zip(read, masks, strict=True)]
-        outputs = op.online(_Alone(), op.correlate(*masks), *opened)
+        drawn = {
+            name: torch.randint(-MASKS, MASKS, (2, *of.shape), generator=generator) for name, of in op.drawn().items()
+        }
+        k = op.correlate(*masks, *drawn.values())
+        outputs = op.online(_Alone(0), {**k, **{name: both[0] for name, both in drawn.items()}}, *opened)
+        if drawn:  # keys: what the other one has by its own adds up with it
+            others = op.online(_Alone(1), {**k, **{name: both[1] for name, both in drawn.items()}}, *opened)
+            outputs = tuple(x + y for x, y in zip(outputs, others, strict=True))
         return tuple(signed(y, ring_of(op)) for y in outputs)
     return op.plain(*read)
 
 
 class _Alone:
-    """A party that holds every share whole, and what it asks nobody for."""
+    """A party that holds every share whole, or a key beside the other one's, and what it asks nobody for."""
 
-    party = 0
+    def __init__(self, party: int) -> None:
+        self.party = party
 
     def __getattr__(self, name: str) -> Any:
         raise TypeError(f"an operation that opens nothing asked for {name}")

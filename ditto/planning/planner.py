@@ -48,7 +48,7 @@ class Part:
 
 PARTS = (
     Part("softmax", {"exponential": ("precise", "narrow"), "used": ("bits", "table", "no maximum", "two windows")}),
-    Part("layernorm", {"deviation": ("medium", "small", "large")}),
+    Part("layernorm", {"deviation": ("medium", "small", "large", "tree")}),
     Part(
         "gelu",
         {

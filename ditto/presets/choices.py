@@ -19,8 +19,9 @@ class Choices(BaseModel):
     a fourth of the bytes and one more round; or not at all, since a bound stands for the maximum: two rounds fewer
     than tables, where scores and the number of keys allow it ("no maximum"), and with more bits where scores rise too
     far for that ("two windows"). Where they do not, it is as if nothing were chosen.
-    `deviation`: of LayerNorm's 1 / sqrt(v) (`ditto.functions.inverse`): from one table of lines where that has at most
-    2^13 entries (large), 2^10 (medium), or from small ones, which take one more round.
+    `deviation`: of LayerNorm's 1 / sqrt(v) (`ditto.functions.inverse`): by a tree of keys, in one round whatever the
+    range is, for hardly any bytes (`ditto.ops.tree`); or from one table of lines where that has at most 2^13 entries
+    (large) or 2^10 (medium), else, and with small, from several, which take one more round.
     `activation`: of neurons by the range of each, or by that of the widest.
     `gelu`: of its result 8, 7 or 6 fraction bits, from harmonics on 24, 20 or 16 bits, its fits held to about such a
     unit (`ditto.functions.gelu.TYPES`).
@@ -33,7 +34,7 @@ class Choices(BaseModel):
 
     exponential: Literal["precise", "narrow"] | None = None
     used: Literal["bits", "table", "no maximum", "two windows"] | None = None
-    deviation: Literal["large", "medium", "small"] | None = None
+    deviation: Literal["large", "medium", "small", "tree"] | None = None
     activation: Literal["by neuron", "as one"] | None = None
     gelu: Literal["precise", "narrow", "coarse"] | None = None
     product: Literal["extended", "straight"] | None = None

@@ -15,6 +15,7 @@ from ditto.functions.fixed import FixedPoint, minus, multiply, truncate_to
 from ditto.functions.gelu import FITTED, TYPES, GeluType, gelu, gelu_even, gelu_zones
 from ditto.functions.layernorm import (
     BALANCED,
+    BY_TREE,
     FEWEST_BYTES,
     FEWEST_ROUNDS,
     RESIDUAL,
@@ -65,7 +66,7 @@ FOLDED, FOLDED_QKV = 32, 48  # of what a LayerNorm gives to its projection; 48 s
 STREAMS = (FixedPoint(24, 12), FixedPoint(32, 16))  # of a stream: the largest number of fraction bits in each ring
 TANH_FRAC = 12
 HALF_SPARE = 2  # fraction bits of the matrix of x/2 beyond the second one's, where what it reads has the ring for them
-SINGLE = {"large": FEWEST_ROUNDS, "medium": BALANCED, "small": FEWEST_BYTES}
+SINGLE = {"large": FEWEST_ROUNDS, "medium": BALANCED, "small": FEWEST_BYTES, "tree": BY_TREE}
 
 
 def _excess(circle: ScoreType) -> int:
@@ -116,9 +117,9 @@ class OneOpening:
         return TYPES[self.choices.gelu or "precise"]
 
     @property
-    def single(self) -> int:
-        """The most index bits of one table for a LayerNorm's 1 / sqrt(v)."""
-        return SINGLE[self.choices.deviation or "large"]
+    def single(self) -> int | None:
+        """The most index bits of one table for a LayerNorm's 1 / sqrt(v), or BY_TREE."""
+        return SINGLE[self.choices.deviation or "tree"]
 
     def table(self, bound: float, stream: Stream | None = None) -> FixedPoint:
         """A stream's: the smallest ring whose fraction bits resolve the least deviation to 2^-RESOLVED."""

@@ -125,10 +125,9 @@ def dealt_to(description: str, plan: Plan, party: int) -> int:
     """Bytes of correlations that the dealer sends one party for all stages of a job."""
     programs = (program_for(description, plan, stage) for stage in range(plan.stages))
     return sum(
-        step.op.cost().dealer
+        step.op.received(seeded == party)
         for program in programs
         for step, seeded in zip(program.steps, program.seeded, strict=True)
-        if seeded != party
     )
 
 
