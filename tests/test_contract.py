@@ -352,29 +352,31 @@ DEALING = [case for case in CASES if case.op.dealt()]
 @pytest.mark.parametrize("case", DEALING, ids=lambda c: c.name)
 def test_what_is_dealt_is_declared(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names, shapes and rings, at the dealer and at both parties, whose shares make up what the dealer shared, or who
-    have what it gave."""
+    have what it gave. A party expands some of its own only when they are read: here they are in the steps' order."""
     values: list[torch.Tensor] = []
-    shares: dict[int, list[torch.Tensor]] = {0: [], 1: []}
-    types: dict[str | int, list[Shared]] = {"dealer": [], 0: [], 1: []}
+    types: list[Shared] = []
+    taken: dict[int, list[tuple[int, Shared, torch.Tensor]]] = {0: [], 1: []}
 
     class DealerContext(job._DealerContext):
         def share(self, x: torch.Tensor, of: Shared) -> None:
-            types["dealer"].append(of)
+            types.append(of)
             values.append(x.clone())
             super().share(x, of)
 
     class PartyContext(job._PartyContext):
         def dealt(self, of: Shared) -> torch.Tensor:
-            types[self.party].append(of)
-            shares[self.party].append(super().dealt(of).clone())
-            return shares[self.party][-1]
+            x = super().dealt(of)
+            taken[self.party].append((self._index, of, x.clone()))
+            return x
 
     monkeypatch.setattr(job, "_DealerContext", DealerContext)
     monkeypatch.setattr(job, "_PartyContext", PartyContext)
     program, _, _ = compute(case, 0)
     declared = [of for step in program.steps for of in step.op.dealt().values()]
-    assert types == {"dealer": declared, 0: declared, 1: declared}
-    for x, first, second, of in zip(values, *shares.values(), declared, strict=True):
+    both = [sorted(of_party, key=lambda found: found[0]) for of_party in taken.values()]
+    assert [types, *([of for _, of, _ in of_party] for of_party in both)] == [declared] * 3
+    shares = ([x for *_, x in of_party] for of_party in both)
+    for x, first, second, of in zip(values, *shares, declared, strict=True):
         assert tuple(x.shape) == tuple(first.shape) == tuple(second.shape) == of.shape
         whole = first ^ second if of.packed else first + second
         for found in (first, second) if isinstance(of, Given) else (whole,):

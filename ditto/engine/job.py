@@ -141,7 +141,7 @@ class _PartyContext:
         self.openings.finish()  # so that events have one order, whenever messages arrive
         return self._draw()
 
-    def fresh(self) -> Prg:
+    def _fresh(self) -> Prg:
         if self._seed is None:
             raise ReuseError(f"{self._job}/{self._index}: correlations belong to the offline phase")
         if self._prg is None:  # most steps need no randomness, and a key costs more than they do
@@ -149,10 +149,10 @@ class _PartyContext:
         return self._prg
 
     def mask(self, of: Shared) -> Tensor:
-        return self.fresh().ring(of.shape, of.bits)
+        return self._fresh().ring(of.shape, of.bits)
 
     def dealt(self, of: Shared) -> Tensor:
-        prg = self.fresh()
+        prg = self._fresh()
         if self.seeded and not isinstance(of, Given):
             return prg.ring(of.shape, of.bits)
         nbytes = of.nbytes
@@ -244,7 +244,7 @@ class PartyJob:
         self._values: dict[str, Any] = {}
         self._masks: dict[str, Tensor] = {}
         self._prepared: dict[int, Correlations] = {}
-        self._waiting: dict[int, Prg] = {}  # what correlations will be expanded from, of steps that are prepared
+        self._waiting: dict[int, _PartyContext] = {}  # of steps whose shares this party expands when they are read
         self._masks_free = program.frees(program.kept.values())
         self._values_free = program.frees([*program.outputs.values(), *program.kept.values()])
         self._layers: list[list[tuple[int, Step]]] = [[] for _ in program.layers]
@@ -283,15 +283,16 @@ class PartyJob:
                 self._channel, self.party, self.job, self._draw, self._carried.terms
             )
             self._masks.update((n, self._carried.masks[n]) for n in self.program.carried if n in self._carried.masks)
-        context = _PartyContext(self.party, self.job, self._seed, self._source, self._channel, self._draw)
+        context = self._offline_context()
         for index, step in self._layers[layer]:
             start = time.perf_counter()
             if _prepares(type(step.op)):  # type: ignore[arg-type]
-                context.enter(self._first + index, step.label, self.program.seeded[index] == self.party)
+                what = self._first + index, step.label, self.program.seeded[index] == self.party
+                context.enter(*what)
                 masks = [self._mask_of(name) for name in step.inputs]
                 if step.op.waits and context.seeded:
-                    self._waiting[index] = context.fresh()
-                    k: Correlations = {}
+                    self._waiting[index], k = self._offline_context(), dict[str, Tensor]()
+                    self._waiting[index].enter(*what)
                 else:
                     k = self._prepared[index] = step.op.prepare(context, *masks)
                 outputs = step.op.prepared_masks(k, *masks)
@@ -304,6 +305,9 @@ class PartyJob:
             kept = self.program.kept.items()
             self._carried.masks.update((n, self._masks[w.name]) for n, w in kept if w.name in self._masks)
         self._offline[layer] = began, time.perf_counter() - began
+
+    def _offline_context(self) -> _PartyContext:
+        return _PartyContext(self.party, self.job, self._seed, self._source, self._channel, self._draw)
 
     def _mask_of(self, name: str) -> Any:
         if name in self.program.weights:
@@ -383,9 +387,8 @@ class PartyJob:
 
     def _expand_dealt(self, index: int) -> None:
         """This party's shares for a step, if it expands them from its seed and has not yet."""
-        if (prg := self._waiting.pop(index, None)) is not None:
-            types = self.program.steps[index].op.dealt()
-            self._prepared[index] = {name: prg.ring(of.shape, of.bits) for name, of in types.items()}
+        if (context := self._waiting.pop(index, None)) is not None:
+            self._prepared[index] = self.program.steps[index].op.prepare(context)
 
     def outputs(self) -> dict[str, Tensor]:
         """This party's shares of the outputs, for the client alone: shared anew, an opened one by its mask."""
