@@ -21,6 +21,7 @@ from ditto.models.calibrated import NAME, load_calibrated
 from ditto.models.ranges import Seen, silent
 from ditto.models.tokenizer import Tokenizer
 from ditto.presets import preset_of
+from ditto.presets.choices import Choices
 from ditto.train.distill import Distiller, Settings
 from ditto.train.encoder_subject import EncoderSubject, functions_of
 from ditto.train.penalty import KNOBS, Prices, Watched, penalty
@@ -166,14 +167,19 @@ def test_what_is_watched_is_what_calibration_sees(teacher: Checkpoint) -> None:
 
 
 def test_ranges_move_and_the_program_costs_less(teacher: Checkpoint, student: Path) -> None:
-    """The counted bytes, too, of the program that the import makes of it."""
+    """The counted bytes, too, of the program that the import makes of it: with LayerNorm's tables, whose bytes go by
+    the octaves of the variance, as the penalty moves them. (Trees of keys hardly do.)"""
     before, _, prices = distiller(teacher).calibrate()
     assert prices is not None and prices.neuron_prices.min() > 0
     after, _ = import_calibrated(load_checkpoint(student), "small")
     wide, narrow = (d.ranges.layers[0].activation for d in (before, after))
     assert narrow < 0.95 * wide
-    costs = [compile_stage(d, Plan(1, SEQ)).cost().dealer for d in (before, after)]
+    tables = (Choices(deviation="large"),)
+    by_tables = [d.model_copy(update={"choices": tables}) for d in (before, after)]
+    costs = [compile_stage(d, Plan(1, SEQ)).cost().dealer for d in by_tables]
     assert costs[1] < 0.7 * costs[0]
+    trees = [compile_stage(d, Plan(1, SEQ)).cost().dealer for d in (before, after)]
+    assert trees[1] < trees[0] < costs[0]
 
 
 def test_strength_follows_what_is_predicted(teacher: Checkpoint) -> None:

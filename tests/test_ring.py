@@ -145,6 +145,15 @@ def test_product(kernel: str, bits: int, m: int, k: int, n: int, seed: int) -> N
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("bits", RINGS)
+@pytest.mark.parametrize("n", [1, 2, 35])
+def test_product_of_single_numbers(kernel: str, bits: int, n: int) -> None:
+    """One digit is a matrix of one row, of which a library may take either stride."""
+    a, b = random_ring((3, 1), bits, 1), random_ring((1, n), bits, 2)
+    assert remainders(RingMatrix(b, bits, kernel).product(a), bits) == by_python(a, b, bits)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("bits", RINGS)
 @pytest.mark.parametrize(("m", "k"), [(1, 300), (FEW, 9000), (FEW + 1, 20)])
 def test_product_with_the_whole_matrix(kernel: str, bits: int, m: int, k: int) -> None:
     a, b = random_ring((m, k), bits, 5), random_ring((k, 7), bits, 6)

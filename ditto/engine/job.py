@@ -133,7 +133,7 @@ class _PartyContext:
 
     def enter(self, index: int, label: str, seeded: bool = False) -> None:
         """`seeded`: this party expands what is dealt from its seed."""
-        self._index, self._label, self.seeded = index, label, seeded
+        self._index, self._label, self._seeded = index, label, seeded
         self._prg: Prg | None = None
         self.received = 0
 
@@ -153,7 +153,7 @@ class _PartyContext:
 
     def dealt(self, of: Shared) -> Tensor:
         prg = self._fresh()
-        if self.seeded and not isinstance(of, Given):
+        if self._seeded and not isinstance(of, Given):
             return prg.ring(of.shape, of.bits)
         nbytes = of.nbytes
         self.received += nbytes
@@ -290,7 +290,7 @@ class PartyJob:
                 what = self._first + index, step.label, self.program.seeded[index] == self.party
                 context.enter(*what)
                 masks = [self._mask_of(name) for name in step.inputs]
-                if step.op.waits and context.seeded:
+                if step.op.waits and what[2]:
                     self._waiting[index], k = self._offline_context(), dict[str, Tensor]()
                     self._waiting[index].enter(*what)
                 else:

@@ -67,7 +67,11 @@ class Digits:
 
     def product(self, x: Tensor, w: Tensor) -> Tensor:
         """x w of digits in `dtype`, as integers: int32 of int8, else int64."""
-        return torch._int_mm(x, w) if self.dtype == torch.int8 else torch.matmul(x, w).to(torch.int64)
+        if self.dtype != torch.int8:
+            return torch.matmul(x, w).to(torch.int64)
+        if x.shape[1] == 1:  # torch reads the strides of a single row wrongly, on processors with VNNI alone
+            return x.to(torch.int32) * w.to(torch.int32)
+        return torch._int_mm(x, w)
 
 
 def _digits(kernel: str, bits: int) -> Digits:
