@@ -46,6 +46,13 @@ def inverse(x: Tensor, root: bool) -> Tensor:
     return 1 / x.sqrt() if root else 1 / x
 
 
+def falling(x: Tensor, y: Tensor, w: Tensor, power: float, first: int) -> Tensor:
+    """y with the slope -power y / w for x; w below `first` is no number, and has none."""
+    slope = -power * y / w.clamp(min=first).reshape(y.shape)
+    inside = (w >= first).reshape(y.shape)
+    return tangent(x, y.to(x.dtype), (slope * inside).to(x.dtype))
+
+
 def chord(a: Tensor, b: Tensor, root: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Slope and constant of the chord from a to b, and by what factor its relative error is as large in the middle as
     at both ends."""
@@ -116,10 +123,8 @@ class InverseLines(Op):
 
     def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
         w, (y,) = self._window(x[0].detach().to(torch.int64)), self.plain(x[0].detach().to(torch.int64))
-        inside = w >= self.first  # elsewhere it is no number, and a bit keeps it out
-        power = 0.5 if self.root else 1.0
-        slope = -power * 2.0**-self.shift * y / w.clamp(min=self.first).reshape(self.shape)
-        return (tangent(x[0], y.to(x[0].dtype), (slope * inside.reshape(self.shape)).to(x[0].dtype)),)
+        power = 0.5 if self.root else 1.0  # a step of x is 2^-shift of one of w
+        return (falling(x[0], y, w, power * 2.0**-self.shift, self.first),)
 
     def dealt(self) -> Types:
         table = Shared((math.prod(self.shape), 1 << self.n), self.out)

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ditto.ops.base import Correlations, Given, Op, Party, Shape, Shared, Tensor, Types, register, tangent
-from ditto.ops.lines import chord, inverse, window
+from ditto.ops.base import Correlations, Given, Op, Party, Shape, Shared, Tensor, Types, register
+from ditto.ops.lines import chord, falling, inverse, window
 from ditto.ring import carrier, cast, signed
 from ditto.ring.dpf import Blocks, Generator, correct, generate, rooted, shares
 
@@ -71,9 +71,7 @@ class InverseTree(Op):
 
     def smooth(self, *x: Tensor) -> tuple[Tensor | None, ...]:
         w, (y,) = self._window(x[0].detach().to(torch.int64)), self.plain(x[0].detach().to(torch.int64))
-        slope = -self._power * y / w.clamp(min=self.first).reshape(self.shape)
-        inside = (w >= self.first).reshape(self.shape)  # below, it is no number
-        return (tangent(x[0], y.to(x[0].dtype), (slope * inside).to(x[0].dtype)),)
+        return (falling(x[0], y, w, self._power, self.first),)
 
     def drawn(self) -> Types:
         return {"roots": Shared((self._count + 1, 2), 64, packed=True)}  # one more for the salt

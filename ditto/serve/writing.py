@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from ditto.api.threads import whole
 from ditto.client.flight import REFUSED
-from ditto.serve.turns import Turn
 
 if TYPE_CHECKING:
     from ditto.api.answers import Token
@@ -63,8 +62,7 @@ class Writing:
         """Texts, none of them empty. Only within `turns.place`. The job ends after the token under way when these are
         closed, or a stop is found. At the end, with `strict`, raises OutOfRange."""
         turns, said, stopped = self._state.turns, 0, False
-        first: Turn | None = None
-        while True:
+        for again in (False, True):
             generation = self._generation
             async with turns.turn() as turn:
                 try:
@@ -76,14 +74,14 @@ class Writing:
                             yield text
                     break
                 except REFUSED:  # by a job beside it, as in `Turns.run`
-                    if first is not None or self.tokens or not turns.refused(turn):
+                    if again or self.tokens or not turns.refused(turn):
                         raise
                 finally:
                     await whole(generation.close)
                     if (result := generation._job.result) is not None:  # it neither failed nor was never begun
                         self.in_range, self.stock = result.report["in_range"], result.report["stock"]
                         self._state.count(self._model, result.report, 1)
-            first, self._generation = turn, self._begin()
+            self._generation = self._begin()
         if stopped:
             return
         # characters that no token completed
